@@ -1,0 +1,97 @@
+//! The host's own configuration: `/etc/gitopsd/gitopsd.toml` and `conf.d/*.toml` beside it. Never from git.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::types::{HostName, Policy, SafeUrl};
+
+/// All of it, validated, with defaults filled in.
+#[derive(Debug, Clone)]
+pub struct AgentConfig {
+    /// What survives a reboot.
+    pub state_dir: PathBuf,
+    /// What does not.
+    pub run_dir: PathBuf,
+    /// Names the bridge, the nft table and the cgroup, so that several agents can share a machine.
+    pub instance: String,
+    /// Where the truth is.
+    pub repo: RepoConfig,
+    /// Who this host is.
+    pub host: HostIdentity,
+    /// How containers run.
+    pub engine: EngineConfig,
+    /// How to talk to each registry, by its `host[:port]`.
+    pub registries: BTreeMap<String, RegistryConfig>,
+    /// What the repo may ask for.
+    pub policy: Policy,
+    /// Where results go.
+    pub report: ReportConfig,
+}
+
+/// `[repo]`
+#[derive(Debug, Clone)]
+pub struct RepoConfig {
+    /// https, ssh, a local path or file://.
+    pub url: SafeUrl,
+    /// The branch that is followed.
+    pub branch: String,
+    /// Folder of the repo that holds `gitopsd.toml`; `.` = its root.
+    pub path: String,
+    /// From one look to the next; each host adds its own splay.
+    pub poll: Duration,
+    /// The repository must call itself this, where it is set.
+    pub repo_id: Option<String>,
+    /// Private key for ssh.
+    pub ssh_key: Option<PathBuf>,
+    /// Host keys for ssh; default: root's and the system's.
+    pub known_hosts: Option<PathBuf>,
+    /// For https (and ssh, default `git`).
+    pub username: Option<String>,
+    /// For https.
+    pub password_file: Option<PathBuf>,
+    /// For https: a bearer of the password's place, as forges hand them out.
+    pub token_file: Option<PathBuf>,
+    /// Authorities to trust for https, instead of the system's.
+    pub ca_file: Option<PathBuf>,
+}
+
+/// `[host]`
+#[derive(Debug, Clone)]
+pub struct HostIdentity {
+    /// Default: the host's name.
+    pub name: HostName,
+    /// `key=value` each.
+    pub labels: Vec<String>,
+}
+
+/// `[engine]`
+#[derive(Debug, Clone)]
+pub struct EngineConfig {
+    /// First address of the subnet and its prefix length: containers and service addresses.
+    pub subnet: (std::net::Ipv4Addr, u8),
+}
+
+/// `[registry."host:port"]`
+#[derive(Debug, Clone, Default)]
+pub struct RegistryConfig {
+    /// Talk http.
+    pub plain_http: bool,
+    /// Authorities to trust, beside the system's.
+    pub ca_file: Option<PathBuf>,
+    /// Addresses to try first, in order: `http://10.0.0.5:5000`.
+    pub mirrors: Vec<SafeUrl>,
+    /// For basic authentication.
+    pub username: Option<String>,
+    /// For basic authentication.
+    pub password_file: Option<PathBuf>,
+}
+
+/// `[report]`
+#[derive(Debug, Clone)]
+pub struct ReportConfig {
+    /// Whether receipts are pushed to the repo's remote as git notes.
+    pub push: bool,
+    /// Where to, if not to `repo.url`.
+    pub remote: Option<SafeUrl>,
+}

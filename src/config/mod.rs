@@ -1,0 +1,3 @@
+//! Text into types: the config repo's files, and the host's own configuration.
+
+pub mod agent;

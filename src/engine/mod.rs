@@ -1,0 +1,225 @@
+//! Running containers and pointing traffic at them.
+//!
+//! Two narrow traits: [`Engine`] runs containers, [`Traffic`] decides which generation of a service new connections
+//! reach. Both are blocking (call them off the async threads), idempotent (asked twice, the second time does nothing)
+//! and name every kernel object by [`InstanceId`], so that a crash at any moment leaves only things that can be found
+//! and named again. They decide nothing: `reconcile` does.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::types::{
+    CommitId, Digest, Generation, InstanceId, PinnedImage, PortMapping, Reason, Refusal, ServiceName,
+    ServiceSpec, Timestamp,
+};
+
+/// An image whose layers are unpacked, verified and durable on this host.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LocalImage {
+    /// Digest of its manifest.
+    pub digest: Digest,
+    /// Directories of its layers, lowest first.
+    pub layers: Vec<PathBuf>,
+    /// What its configuration says about running it.
+    pub config: ImageConfig,
+}
+
+/// The part of an image's configuration that running it needs.
+///
+/// Source: OCI image-spec, config.md.
+#[derive(Debug, Clone, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct ImageConfig {
+    /// `NAME=value` each.
+    pub env: Vec<String>,
+    /// Program and first arguments.
+    pub entrypoint: Vec<String>,
+    /// Further arguments, or the program where there is no entrypoint.
+    pub cmd: Vec<String>,
+    /// `user[:group]`, names or numbers; empty = root.
+    pub user: String,
+    /// Absolute path; empty = `/`.
+    pub working_dir: String,
+    /// Name or number; empty = SIGTERM.
+    pub stop_signal: String,
+}
+
+/// All that is needed to start one generation of one service.
+#[derive(Debug, Clone)]
+pub struct ContainerRequest {
+    /// Names everything that is made.
+    pub id: InstanceId,
+    /// What the repo declares.
+    pub spec: ServiceSpec<PinnedImage>,
+    /// What to run, on this host's disk.
+    pub image: LocalImage,
+    /// Its own address inside the instance's subnet.
+    pub address: Ipv4Addr,
+    /// The services it can reach by name: one line each in its `/etc/hosts`.
+    pub hosts: BTreeMap<ServiceName, Ipv4Addr>,
+    /// The commit it comes from, for its log lines.
+    pub commit: CommitId,
+    /// Runs this instead of the service's command, as a one-shot; `None` = the service itself.
+    pub one_shot: Option<Vec<String>>,
+}
+
+/// One container as it was found.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ObservedContainer {
+    /// Whose it is.
+    pub id: InstanceId,
+    /// Its own address, where one was given.
+    pub address: Option<Ipv4Addr>,
+    /// What it does.
+    pub state: ContainerState,
+}
+
+/// What a container does.
+#[derive(Debug, Clone, PartialEq)]
+pub enum ContainerState {
+    /// Its first process runs: proven by pid, start time and boot id together.
+    Running {
+        /// In the host's pid namespace.
+        pid: i32,
+        /// When that process was started.
+        started_at: Timestamp,
+    },
+    /// Its first process has ended; its writable layer is still there.
+    Exited(Exit),
+    /// Something under its name exists, and no process: a start that was cut short, or debris of a removal.
+    Remains,
+}
+
+/// How a process ended. `code` and `signal` are both `None` when nobody saw it end.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Exit {
+    /// Exit code, if it ended by itself.
+    pub code: Option<i32>,
+    /// Signal number, if one ended it.
+    pub signal: Option<i32>,
+    /// Whether the kernel killed something in it for memory.
+    pub oom_killed: bool,
+    /// When.
+    pub at: Timestamp,
+}
+
+impl std::fmt::Display for Exit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match (self.code, self.signal) {
+            _ if self.oom_killed => f.write_str("was killed for want of memory"),
+            (Some(code), _) => write!(f, "exited with code {code}"),
+            (None, Some(signal)) => write!(f, "was ended by signal {signal}"),
+            (None, None) => f.write_str("ended, and nobody saw how"),
+        }
+    }
+}
+
+/// What a command inside a container did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExecOutput {
+    /// Its exit code; 128 + n for signal n; `None` when the time ran out.
+    pub code: Option<i32>,
+    /// The last 4 KiB of what it wrote to stdout and stderr.
+    pub output: String,
+}
+
+/// Why an effect on containers or traffic failed.
+#[derive(Debug, thiserror::Error)]
+#[error("{what}")]
+pub struct EngineError {
+    /// The stable code.
+    pub reason: Reason,
+    /// What was being done, to which noun.
+    pub what: String,
+    /// The cause.
+    #[source]
+    pub source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+impl EngineError {
+    /// An error with a cause.
+    pub fn new(
+        reason: Reason,
+        what: impl Into<String>,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Self {
+        Self { reason, what: what.into(), source: Some(source.into()) }
+    }
+
+    /// An error that is its own cause.
+    pub fn plain(reason: Reason, what: impl Into<String>) -> Self {
+        Self { reason, what: what.into(), source: None }
+    }
+
+    /// The whole chain on one line, for receipts and status.
+    pub fn to_refusal(&self) -> Refusal {
+        let mut message = self.what.clone();
+        let mut cause = std::error::Error::source(self);
+        while let Some(error) = cause {
+            message.push_str(": ");
+            message.push_str(&error.to_string());
+            cause = error.source();
+        }
+        Refusal::new(self.reason, message)
+    }
+}
+
+/// Runs containers.
+pub trait Engine: Send + Sync {
+    /// Everything that exists under this instance's name, running or not, in no order.
+    fn observe(&self) -> Result<Vec<ObservedContainer>, EngineError>;
+
+    /// Starts a container; returns once its first process runs. One that runs already is left alone.
+    fn start(&self, request: &ContainerRequest) -> Result<(), EngineError>;
+
+    /// Ends a container: its stop signal, then SIGKILL after `grace`. Keeps what it wrote.
+    fn stop(&self, id: &InstanceId, grace: Duration) -> Result<(), EngineError>;
+
+    /// Takes away all that exists under this name (processes, cgroup, namespaces, interfaces, mounts, files) except
+    /// named volumes and logs. A running container is killed.
+    fn remove(&self, id: &InstanceId) -> Result<(), EngineError>;
+
+    /// Runs a command inside a running container and waits for it.
+    fn exec(&self, id: &InstanceId, command: &[String], timeout: Duration)
+    -> Result<ExecOutput, EngineError>;
+
+    /// The last `lines` lines that the container wrote.
+    fn log_tail(&self, id: &InstanceId, lines: usize) -> Vec<String>;
+}
+
+/// Where new connections to a service go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Route {
+    /// The service.
+    pub service: ServiceName,
+    /// Its stable address: any port of it leads to the same port of the container.
+    pub service_address: Ipv4Addr,
+    /// The generation that gets new connections.
+    pub generation: Generation,
+    /// That generation's own address.
+    pub address: Ipv4Addr,
+    /// Ports of the host that lead into it.
+    pub ports: Vec<PortMapping>,
+}
+
+/// Decides which generation new connections reach. The kernel holds the truth: a dead agent changes nothing.
+pub trait Traffic: Send + Sync {
+    /// The routes that the kernel has now, by service.
+    fn observe(&self) -> Result<BTreeMap<ServiceName, Route>, EngineError>;
+
+    /// Sends new connections to `route.generation`, in one transaction; established ones stay where they are.
+    fn point(&self, route: &Route) -> Result<(), EngineError>;
+
+    /// Takes a service's route away.
+    fn withdraw(&self, service: &ServiceName) -> Result<(), EngineError>;
+
+    /// How many sockets of the container are neither listening nor in TIME-WAIT.
+    fn connections(&self, id: &InstanceId) -> Result<usize, EngineError>;
+
+    /// Ends the container's established connections, so that clients come back and reach the current route.
+    fn reset_connections(&self, id: &InstanceId) -> Result<(), EngineError>;
+
+    /// The process that holds a port of the host which `ports` would publish, if any, as one line for people.
+    fn port_conflict(&self, ports: &[PortMapping]) -> Result<Option<String>, EngineError>;
+}

@@ -1,0 +1,1 @@
+//! The config repo: fetched, believed, read, and written back to as notes.

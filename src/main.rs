@@ -1,0 +1,3 @@
+//! The `gitopsd` program: see `cli`.
+
+fn main() {}

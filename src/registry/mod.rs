@@ -1,0 +1,1 @@
+//! Images: from a registry to verified, durable layers on disk.

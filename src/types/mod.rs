@@ -1,0 +1,57 @@
+//! The nouns: what every other module speaks in.
+//!
+//! No I/O, no clock, no async, no logging in here (`tests/tidy.rs` enforces it). A value of one of these types has
+//! passed its validator: there is one per type, and both [`std::str::FromStr`] and serde go through it.
+
+mod commit;
+mod image;
+mod names;
+mod policy;
+mod quantity;
+mod reason;
+mod service;
+mod url;
+
+pub use commit::{CommitId, CommitInfo};
+pub use image::{Digest, ImageRef, PinnedImage, RegistryRef};
+pub use names::{Color, Generation, HostName, InstanceId, ServiceName};
+pub use policy::Policy;
+pub use quantity::{ByteSize, format_duration, parse_duration};
+pub use reason::{Reason, Refusal};
+pub use service::{
+    Deploy, HealthCheck, PortMapping, Probe, Protocol, ServiceSpec, Strategy, VolumeMount, VolumeSource,
+};
+pub use url::SafeUrl;
+
+/// A point in time. Always a parameter: only `agent::clock` may ask what time it is.
+pub use jiff::Timestamp;
+
+/// Why a text is not a value of one of these types.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Invalid(String);
+
+impl Invalid {
+    /// Makes the error from a message that names the offending text.
+    pub fn new(message: impl Into<String>) -> Self {
+        Self(message.into())
+    }
+}
+
+/// Implements serde for a newtype through its `FromStr` and `Display`, so that no path skips the validator.
+macro_rules! serde_through_str {
+    ($type:ty) => {
+        impl serde::Serialize for $type {
+            fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+                s.collect_str(self)
+            }
+        }
+        impl<'de> serde::Deserialize<'de> for $type {
+            fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+                let text = <std::borrow::Cow<'de, str>>::deserialize(d)?;
+                text.parse().map_err(serde::de::Error::custom)
+            }
+        }
+    };
+}
+use serde_through_str;

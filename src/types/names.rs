@@ -1,0 +1,188 @@
+//! Names of services and hosts, and the number that tells two generations of a service apart.
+
+use std::fmt;
+use std::str::FromStr;
+
+use super::{Invalid, serde_through_str};
+
+/// Longest name: it has to fit a file name, a cgroup and a DNS label (RFC 1035 section 2.3.4).
+const MAX_NAME: usize = 63;
+
+/// Lower-case letters, digits, `-` and `_`, beginning with a letter or a digit. No dot: `InstanceId` needs it.
+fn validate(kind: &str, text: &str, extra: &[char]) -> Result<String, Invalid> {
+    let first_ok = text.starts_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit());
+    let rest_ok = text
+        .chars()
+        .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '_' || extra.contains(&c));
+    if text.is_empty() || text.len() > MAX_NAME || !first_ok || !rest_ok {
+        return Err(Invalid::new(format!(
+            "`{text}` is not a {kind} name: it takes 1 to {MAX_NAME} of a-z, 0-9, - and _, beginning with a letter or a digit"
+        )));
+    }
+    Ok(text.to_owned())
+}
+
+/// The name of a service: the stem of its file in `services/`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ServiceName(String);
+
+impl FromStr for ServiceName {
+    type Err = Invalid;
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        validate("service", text, &[]).map(Self)
+    }
+}
+
+impl fmt::Display for ServiceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+impl ServiceName {
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+serde_through_str!(ServiceName);
+
+/// The name a host goes by in the config repo and in receipts; dots are fine, as in a fully qualified name.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct HostName(String);
+
+impl FromStr for HostName {
+    type Err = Invalid;
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        let name = validate("host", text, &['.'])?;
+        // The name becomes the last part of refs/notes/gitopsd/<host>: git refuses these (git-check-ref-format(1)).
+        if name.contains("..") || name.ends_with('.') || name.ends_with(".lock") {
+            return Err(Invalid::new(format!(
+                "`{text}` is not a host name: no `..`, no `.` or `.lock` at the end"
+            )));
+        }
+        Ok(Self(name))
+    }
+}
+
+impl fmt::Display for HostName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+impl HostName {
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+serde_through_str!(HostName);
+
+/// The number of a service's spec on this host: 1, 2, 3 … A number is never used twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(transparent)]
+pub struct Generation(pub u64);
+
+/// How a generation is shown: two neighbours never share a colour.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Color {
+    /// Odd generations.
+    Blue,
+    /// Even generations.
+    Green,
+}
+
+impl Generation {
+    /// The number that comes after this one.
+    pub fn next(self) -> Self {
+        Self(self.0 + 1)
+    }
+
+    /// Blue for odd numbers, green for even ones.
+    pub fn color(self) -> Color {
+        if self.0 % 2 == 1 { Color::Blue } else { Color::Green }
+    }
+}
+
+impl fmt::Display for Generation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Display for Color {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Blue => "blue",
+            Self::Green => "green",
+        })
+    }
+}
+
+/// One generation of one service: the name of every kernel object and directory made for it, as `shop.7`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct InstanceId {
+    /// The service.
+    pub service: ServiceName,
+    /// Which of its generations.
+    pub generation: Generation,
+}
+
+impl InstanceId {
+    /// Names generation `generation` of `service`.
+    pub fn new(service: &ServiceName, generation: Generation) -> Self {
+        Self { service: service.clone(), generation }
+    }
+}
+
+impl fmt::Display for InstanceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.service, self.generation)
+    }
+}
+
+impl FromStr for InstanceId {
+    type Err = Invalid;
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        let parse = || {
+            let (service, number) = text.rsplit_once('.')?;
+            // One spelling a number: `shop.07` must not name the same thing as `shop.7`.
+            let generation = number.parse::<u64>().ok().filter(|n| n.to_string() == number)?;
+            Some(Self { service: service.parse().ok()?, generation: Generation(generation) })
+        };
+        parse()
+            .ok_or_else(|| Invalid::new(format!("`{text}` is not an instance: expected SERVICE.GENERATION")))
+    }
+}
+serde_through_str!(InstanceId);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn service_names_are_strict() {
+        for good in ["shop", "shop-2", "0x", "a_b"] {
+            assert!(good.parse::<ServiceName>().is_ok(), "{good}");
+        }
+        for bad in ["", "Shop", "-a", "a.b", "a/b", "..", "a b", &"x".repeat(64)] {
+            assert!(bad.parse::<ServiceName>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn instances_have_one_spelling() {
+        let id: InstanceId = "shop.7".parse().unwrap();
+        assert_eq!(id.to_string(), "shop.7");
+        for bad in ["shop", "shop.07", "shop.", ".7", "shop.-1", "shop.7.8x"] {
+            assert!(bad.parse::<InstanceId>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn neighbours_differ_in_colour() {
+        assert_eq!(Generation(7).color(), Color::Blue);
+        assert_eq!(Generation(8).color(), Color::Green);
+    }
+}
