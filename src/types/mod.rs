@@ -9,6 +9,7 @@ mod names;
 mod policy;
 mod quantity;
 mod reason;
+mod runtime;
 mod service;
 mod url;
 
@@ -18,8 +19,10 @@ pub use names::{Color, Generation, HostName, InstanceId, ServiceName};
 pub use policy::Policy;
 pub use quantity::{ByteSize, format_duration, parse_duration};
 pub use reason::{Reason, Refusal};
+pub use runtime::{ContainerState, Exit, ObservedContainer, Route};
 pub use service::{
-    Deploy, HealthCheck, PortMapping, Probe, Protocol, ServiceSpec, Strategy, VolumeMount, VolumeSource,
+    Declared, Deploy, HealthCheck, PortMapping, Probe, Protocol, ServiceSpec, Strategy, VolumeMount,
+    VolumeSource,
 };
 pub use url::SafeUrl;
 

@@ -2,7 +2,7 @@
 
 /// The host's own rules, from `[policy]` of its configuration, never from git. The effective grant is the request
 /// within the policy.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Policy {
     /// Globs over `registry/repository`; empty = every registry.
     pub registries: Vec<String>,
@@ -12,12 +12,6 @@ pub struct Policy {
     pub max_removals: Option<u32>,
     /// Whether an image has to be named with its digest.
     pub require_digest: bool,
-}
-
-impl Default for Policy {
-    fn default() -> Self {
-        Self { registries: Vec::new(), host_mounts: Vec::new(), max_removals: None, require_digest: false }
-    }
 }
 
 impl Policy {
