@@ -3,6 +3,8 @@
 pub mod types;
 
 pub mod config;
+pub mod reconcile;
+
 pub mod engine;
 pub mod git;
 pub mod registry;

@@ -1,0 +1,40 @@
+//! Brakes across services: what one commit may not do at once.
+
+use std::collections::BTreeMap;
+
+use super::record::ServiceRecord;
+use super::world::Desired;
+use crate::types::{Policy, Reason, Refusal, ServiceName};
+
+/// Why no service may be removed at this commit; `None` when those it no longer names may go.
+pub fn removal_refusal(
+    desired: &Desired,
+    records: &BTreeMap<ServiceName, ServiceRecord>,
+    policy: &Policy,
+) -> Option<Refusal> {
+    let begun = |record: &ServiceRecord| record.removing.is_some();
+    let leaving = records
+        .iter()
+        .filter(|(name, record)| !begun(record) && !desired.services.contains_key(name))
+        .count();
+    if leaving == 0 {
+        return None;
+    }
+    if desired.declared_in_repo == 0 {
+        return Some(Refusal::new(
+            Reason::ConfigEmpty,
+            format!("commit {} declares no service at all, so none is removed", desired.commit.id.short()),
+        ));
+    }
+    let allowed = policy.removals_allowed(records.len());
+    (leaving > allowed).then(|| {
+        Refusal::new(
+            Reason::TooManyRemovals,
+            format!(
+                "commit {} would take {leaving} of {} services off this host, and policy.max_removals allows {allowed}",
+                desired.commit.id.short(),
+                records.len(),
+            ),
+        )
+    })
+}

@@ -1,0 +1,68 @@
+//! The pure core: what is wanted and what is, in; at most one step a service, out.
+//!
+//! **The law.** Here it is decided, and nothing is done; in `agent::execute` it is done, and nothing is decided. No
+//! I/O, no clock, no async, no logging below this folder: time and the world are arguments (`tests/tidy.rs` enforces
+//! it). [`plan`] cannot fail: trouble of one service is that service's answer, never the others'.
+//!
+//! Reading order: [`record`] (what is remembered), [`world`] (what is told), [`step`] (what is answered), [`next`] (the
+//! decision), [`rolling`] (the same for a candidate under way), [`transition`] (what a step does to the memory).
+
+pub mod health;
+pub mod limits;
+pub mod next;
+pub mod preview;
+pub mod receipt;
+pub mod record;
+pub mod repair;
+pub mod replace;
+pub mod rolling;
+pub mod step;
+pub mod transition;
+pub(crate) mod view;
+pub mod world;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::types::{Policy, ServiceName, Timestamp};
+use record::ServiceRecord;
+use step::{Next, Plan};
+use view::View;
+use world::{Desired, Observed};
+
+/// Decides what every service does next.
+///
+/// `desired` is `None` as long as no revision was ever admitted: then what runs is kept running and nothing else.
+pub fn plan(
+    desired: Option<&Desired>,
+    observed: &Observed,
+    records: &BTreeMap<ServiceName, ServiceRecord>,
+    policy: &Policy,
+    now: Timestamp,
+) -> Plan {
+    let removal_refusal = desired.and_then(|desired| limits::removal_refusal(desired, records, policy));
+    let strays = observed.containers.keys().map(|id| &id.service).chain(observed.routes.keys());
+    let strays = strays.chain(observed.frozen.keys());
+    let names = records.keys().chain(desired.iter().flat_map(|d| d.services.keys())).chain(strays);
+    let mut services = BTreeMap::new();
+    for name in names {
+        if services.contains_key(name) {
+            continue;
+        }
+        let view = View { name, desired, record: records.get(name), records, observed, now };
+        services.insert(name.clone(), next::decide(&view, removal_refusal.as_ref()));
+    }
+    let wake_at = services
+        .values()
+        .filter_map(|planned| match &planned.next {
+            Next::Wait { until, .. } | Next::Held { until, .. } => *until,
+            Next::Do(_) | Next::Settled => None,
+        })
+        .min();
+    Plan { services, wake_at }
+}
+
+/// `at` plus `by`, held at the end of time rather than overflowing.
+pub fn later(at: Timestamp, by: Duration) -> Timestamp {
+    at.checked_add(by).unwrap_or(Timestamp::MAX)
+}

@@ -1,0 +1,168 @@
+//! The decision for one service.
+
+use super::record::{Cause, ServiceRecord, Spec};
+use super::replace::needs_new_generation;
+use super::step::{Next, Planned, Situation, Step};
+use super::view::View;
+use super::world::DesiredService;
+use super::{later, repair, rolling};
+use crate::types::{CommitInfo, Reason, Refusal};
+use std::time::Duration;
+
+/// After the switch, before the first look at the old generation's sockets: connections whose first packet is still
+/// on its way are not counted yet.
+pub const GRACE: Duration = Duration::from_secs(2);
+
+/// From one look at a retiring generation's sockets to the next.
+pub const IDLE_POLL: Duration = Duration::from_millis(250);
+
+/// This many looks in a row without a connection, and it is idle.
+pub const IDLE_POLLS: u32 = 2;
+
+/// Decides for one service. `removal_refusal` is the word of `limits` on removals at this commit.
+pub(super) fn decide(view: &View<'_>, removal_refusal: Option<&Refusal>) -> Planned {
+    if let Some(refusal) = view.observed.frozen.get(view.name) {
+        return Planned { situation: Situation::OnHold, next: held(refusal.clone()) };
+    }
+    if let Some(busy) = view.busy() {
+        let situation = view.record.map_or(Situation::Absent, situation);
+        return Planned { situation, next: wait(busy.what.clone()) };
+    }
+    if let Some(step) = stray(view) {
+        return Planned { situation: Situation::Drifted, next: Next::Do(step) };
+    }
+    let Some(record) = view.record else {
+        let next = match view.wanted() {
+            Some(wanted) => want(view, None, wanted),
+            None if view.route().is_some() => Next::Do(Step::Withdraw),
+            None => Next::Settled,
+        };
+        return Planned { situation: Situation::Absent, next };
+    };
+    if let Some(removing) = &record.removing {
+        return Planned {
+            situation: Situation::Orphaned,
+            next: Next::Do(Step::Remove(removing.commit.clone().into())),
+        };
+    }
+    if let Some(rollout) = &record.rollout {
+        return Planned { situation: situation(record), next: rolling::next(view, record, rollout) };
+    }
+    if let (Some(desired), None) = (view.desired, view.wanted()) {
+        let next = match removal_refusal {
+            // What may not be removed is still kept running.
+            Some(refusal) => repair::next(view, record).unwrap_or_else(|| held(refusal.clone())),
+            None => Next::Do(Step::Remove(desired.commit.clone().into())),
+        };
+        return Planned { situation: Situation::Orphaned, next };
+    }
+    if let Some(next) = repair::next(view, record) {
+        return Planned { situation: Situation::Drifted, next };
+    }
+    if let Some(next) = retire(view, record) {
+        return Planned { situation: Situation::Retiring, next };
+    }
+    if let Some(hold) = &record.hold {
+        let moved = hold
+            .while_commit
+            .as_ref()
+            .is_some_and(|commit| view.desired.is_some_and(|desired| desired.commit.id != *commit));
+        let over = hold.until.is_some_and(|until| view.now >= until);
+        let next = if moved || over {
+            Next::Do(Step::Release)
+        } else {
+            let message = format!("held by {}: {}", hold.by, hold.reason);
+            let reason = if hold.while_commit.is_some() { Reason::OperatorRollback } else { Reason::Held };
+            Next::Held { refusal: Refusal::new(reason, message), until: hold.until }
+        };
+        return Planned { situation: Situation::OnHold, next };
+    }
+    let next = match view.wanted() {
+        Some(wanted) => want(view, Some(record), wanted),
+        None => Next::Settled,
+    };
+    let situation = match &next {
+        Next::Settled => Situation::Current,
+        Next::Held { .. } if record.failure.is_some() => Situation::Quarantined,
+        _ => Situation::Outdated,
+    };
+    Planned { situation, next }
+}
+
+fn situation(record: &ServiceRecord) -> Situation {
+    match (&record.rollout, &record.removing, &record.retiring) {
+        (_, Some(_), _) => Situation::Orphaned,
+        (Some(rollout), ..) => Situation::Rolling(rollout.phase),
+        (None, None, Some(_)) => Situation::Retiring,
+        (None, None, None) => Situation::Current,
+    }
+}
+
+/// A container that no record names is debris of a crash or of somebody's hand.
+fn stray(view: &View<'_>) -> Option<Step> {
+    let known = |generation| view.record.is_some_and(|record| record.live(generation).is_some());
+    view.observed
+        .containers_of(view.name)
+        .map(|(generation, _)| generation)
+        .find(|g| !known(*g))
+        .map(Step::Sweep)
+}
+
+/// Nothing is under way: compares what runs with what the repo wants.
+fn want(view: &View<'_>, record: Option<&ServiceRecord>, wanted: &DesiredService) -> Next {
+    let spec = match wanted {
+        DesiredService::Run(spec) => spec,
+        DesiredService::Resolving => return wait("looking its tag up".to_owned()),
+        DesiredService::Refused { refusal, retry_at } => {
+            return Next::Held { refusal: refusal.clone(), until: *retry_at };
+        }
+    };
+    let Some(commit) = view.desired.map(|desired| &desired.commit) else { return Next::Settled };
+    let Some(record) = record else { return begin(None, spec, commit) };
+    if let Some(incumbent) = &record.incumbent
+        && needs_new_generation(&incumbent.spec, spec).is_none()
+    {
+        return if incumbent.spec == **spec { Next::Settled } else { Next::Do(Step::Amend(spec.clone())) };
+    }
+    match &record.failure {
+        // One attempt a commit: the same one would fail the same way.
+        Some(failure) if failure.commit.id == commit.id => held(failure.refusal.clone()),
+        _ => begin(Some(record), spec, commit),
+    }
+}
+
+fn begin(record: Option<&ServiceRecord>, spec: &Spec, commit: &CommitInfo) -> Next {
+    let generation = record.map_or(crate::types::Generation(0), |record| record.last_generation).next();
+    Next::Do(Step::Begin {
+        generation,
+        spec: Box::new(spec.clone()),
+        commit: Box::new(commit.clone()),
+        cause: Cause::Commit,
+    })
+}
+
+/// The former incumbent goes once its connections have ended, or `drain` is over.
+fn retire(view: &View<'_>, record: &ServiceRecord) -> Option<Next> {
+    let retiring = record.retiring.as_ref()?;
+    let generation = retiring.old.generation;
+    // The incumbent's spec rules: it is the one that was just deployed.
+    let drain = record.incumbent.as_ref().map_or(Duration::ZERO, |incumbent| incumbent.spec.deploy.drain);
+    let over = later(retiring.since, drain);
+    let grace = later(retiring.since, GRACE.min(drain));
+    let id = crate::types::InstanceId::new(view.name, generation);
+    let idle = view.observed.idle_polls.get(&id).copied().unwrap_or(0) >= IDLE_POLLS;
+    if !view.runs(generation) || view.now >= over || (view.now >= grace && idle) {
+        return Some(Next::Do(Step::Retire(generation)));
+    }
+    let look = if view.now < grace { grace } else { later(view.now, IDLE_POLL) };
+    let why = format!("generation {generation} is draining");
+    Some(Next::Wait { until: Some(look.min(over)), why })
+}
+
+pub(super) fn wait(why: String) -> Next {
+    Next::Wait { until: None, why }
+}
+
+pub(super) fn held(refusal: Refusal) -> Next {
+    Next::Held { refusal, until: None }
+}

@@ -1,0 +1,109 @@
+//! What would change: the whole way, not only the next step. For `gitopsd plan`.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use super::record::ServiceRecord;
+use super::replace::replacement_reason;
+use crate::types::{Declared, ImageRef, Refusal, ServiceName, Strategy};
+
+/// What a revision would do to one service.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Change {
+    /// Nothing.
+    Keep {
+        /// What runs.
+        image: ImageRef,
+    },
+    /// It runs for the first time.
+    Create {
+        /// What will run.
+        image: ImageRef,
+    },
+    /// A new generation takes over.
+    Replace {
+        /// What runs.
+        from: ImageRef,
+        /// What will run.
+        to: ImageRef,
+        /// The key whose change makes it necessary.
+        because: &'static str,
+        /// How.
+        strategy: Strategy,
+    },
+    /// New settings, the same container.
+    Amend {
+        /// What runs.
+        image: ImageRef,
+    },
+    /// It goes.
+    Remove {
+        /// What runs.
+        image: Option<ImageRef>,
+    },
+    /// It stays as it is, because.
+    Refuse(Refusal),
+}
+
+impl Change {
+    /// Whether the host would not stay as it is.
+    pub fn is_change(&self) -> bool {
+        !matches!(self, Self::Keep { .. } | Self::Refuse(_))
+    }
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Keep { image } => write!(f, "keep     {image}"),
+            Self::Create { image } => write!(f, "create   {image}"),
+            Self::Replace { from, to, because, strategy } if from == to => {
+                write!(f, "replace  {to}, for a change of {because} ({strategy})")
+            }
+            Self::Replace { from, to, because, strategy } => {
+                write!(f, "replace  {from} by {to}, for a change of {because} ({strategy})")
+            }
+            Self::Amend { image } => write!(f, "amend    {image}: new settings, the same container"),
+            Self::Remove { image: Some(image) } => write!(f, "remove   {image}"),
+            Self::Remove { image: None } => f.write_str("remove"),
+            Self::Refuse(refusal) => write!(f, "refuse   {refusal}"),
+        }
+    }
+}
+
+/// Compares what is declared with what the records say runs. Tags are compared as written: looking them up is the
+/// agent's work, and needs the registry.
+pub fn preview(
+    declared: &BTreeMap<ServiceName, Result<Declared, Refusal>>,
+    records: &BTreeMap<ServiceName, ServiceRecord>,
+) -> BTreeMap<ServiceName, Change> {
+    let mut changes = BTreeMap::new();
+    for (name, wanted) in declared {
+        let incumbent = records.get(name).and_then(|record| record.incumbent.as_ref());
+        let change = match (wanted, incumbent) {
+            (Err(refusal), _) => Change::Refuse(refusal.clone()),
+            (Ok(spec), None) => Change::Create { image: spec.image.clone() },
+            (Ok(spec), Some(incumbent)) => {
+                let running = incumbent.spec.clone();
+                let image = running.image.reference.clone();
+                let running = running.with_image(image.clone());
+                match replacement_reason(&running, spec) {
+                    Some(because) => Change::Replace {
+                        from: image,
+                        to: spec.image.clone(),
+                        because,
+                        strategy: spec.strategy(),
+                    },
+                    None if running == *spec => Change::Keep { image },
+                    None => Change::Amend { image },
+                }
+            }
+        };
+        changes.insert(name.clone(), change);
+    }
+    for (name, record) in records.iter().filter(|(name, _)| !declared.contains_key(*name)) {
+        let image = record.incumbent.as_ref().map(|incumbent| incumbent.spec.image.reference.clone());
+        changes.insert(name.clone(), Change::Remove { image });
+    }
+    changes
+}

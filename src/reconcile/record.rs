@@ -1,0 +1,221 @@
+//! What the journal remembers of a service: what was intended, what came of it. One durable file a service.
+
+use std::net::Ipv4Addr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::types::{CommitInfo, Generation, PinnedImage, Refusal, ServiceSpec, Timestamp};
+
+/// A spec as it runs on hosts: its image is pinned.
+pub type Spec = ServiceSpec<PinnedImage>;
+
+/// The whole memory of one service on this host.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ServiceRecord {
+    /// Its stable address; given once, kept for life.
+    pub service_address: Ipv4Addr,
+    /// The highest generation ever begun; 0 before the first. Never goes down, so that no name is used twice.
+    pub last_generation: Generation,
+    /// The generation that has traffic.
+    pub incumbent: Option<Deployed>,
+    /// The good one before it: what `rollback` goes back to.
+    pub previous: Option<Deployed>,
+    /// The candidate under way.
+    pub rollout: Option<Rollout>,
+    /// The former incumbent on its way out.
+    pub retiring: Option<Retiring>,
+    /// Why the last candidate did not make it. Blocks another try until the commit changes or an operator asks.
+    pub failure: Option<Failure>,
+    /// An operator's word to stay put.
+    pub hold: Option<Hold>,
+    /// The repo no longer wants it, and its removal has begun.
+    pub removing: Option<Removing>,
+}
+
+impl ServiceRecord {
+    /// A service that has never run.
+    pub fn new(service_address: Ipv4Addr) -> Self {
+        Self {
+            service_address,
+            last_generation: Generation(0),
+            incumbent: None,
+            previous: None,
+            rollout: None,
+            retiring: None,
+            failure: None,
+            hold: None,
+            removing: None,
+        }
+    }
+
+    /// The generations that may have a container: everything else under this service's name is debris.
+    pub fn live_generations(&self) -> impl Iterator<Item = &Deployed> {
+        let candidate = self.rollout.as_ref().map(|rollout| &rollout.to);
+        let retiring = self.retiring.as_ref().map(|retiring| &retiring.old);
+        self.incumbent.iter().chain(candidate).chain(retiring)
+    }
+
+    /// The record of one generation, if it may have a container.
+    pub fn live(&self, generation: Generation) -> Option<&Deployed> {
+        self.live_generations().find(|deployed| deployed.generation == generation)
+    }
+}
+
+/// One generation and where it came from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Deployed {
+    /// Its number.
+    pub generation: Generation,
+    /// Its own address inside the instance's subnet.
+    pub address: Ipv4Addr,
+    /// What it runs.
+    pub spec: Spec,
+    /// The commit that asked for it.
+    pub commit: CommitInfo,
+    /// When it got traffic; when it was begun, until then.
+    pub since: Timestamp,
+    /// Starts after the first, in a row: see [`super::repair`].
+    pub restarts: u32,
+    /// The last start after the first.
+    pub restarted_at: Option<Timestamp>,
+}
+
+/// A candidate under way. At most one a service.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rollout {
+    /// The candidate.
+    pub to: Deployed,
+    /// Who asked for it.
+    pub cause: Cause,
+    /// How far it has come.
+    pub phase: Phase,
+    /// When it was begun.
+    pub started_at: Timestamp,
+    /// When the phase was entered.
+    pub phase_since: Timestamp,
+    /// When the candidate's container was first started.
+    pub candidate_started_at: Option<Timestamp>,
+    /// When traffic went over.
+    pub switched_at: Option<Timestamp>,
+    /// Seconds from the candidate's start to healthy.
+    pub healthy_seconds: Option<f64>,
+    /// What the pull cost.
+    pub pull: PullCost,
+    /// Attempts at an effect that may be tried again, and the last one's refusal.
+    pub attempts: u32,
+    /// Not before this is it tried again.
+    pub retry_at: Option<Timestamp>,
+    /// While trying again: why it did not work. In [`Phase::Abandoning`]: why it is given up.
+    pub trouble: Option<Refusal>,
+}
+
+/// What a pull has cost.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PullCost {
+    /// Over the network.
+    pub bytes: u64,
+    /// Wall time.
+    pub seconds: f64,
+}
+
+/// Who asked for a generation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Cause {
+    /// The config repo.
+    Commit,
+    /// `gitopsd rollback`.
+    Rollback,
+}
+
+/// How far a candidate has come. Each variant says what a crash in it means: the next round simply goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Phase {
+    /// Its image is being made local. Crash: pulled again, from the layers that are there.
+    Pulling,
+    /// `deploy.pre` runs. Crash: it runs again.
+    Preparing,
+    /// `recreate` only: the incumbent is being stopped. Crash: stopped again.
+    Yielding,
+    /// Its container is being started. Crash: the container is found running, or started.
+    Starting,
+    /// It runs and is asked whether it works. Crash: asked again, from the start.
+    Proving,
+    /// It was judged healthy and traffic is about to go over. Crash: the kernel's rule says whether it did.
+    Switching,
+    /// It has traffic; the incumbent is kept, ready to take it back. Crash: goes on.
+    Baking,
+    /// It is given up: traffic goes back, its container away. Crash: goes on.
+    Abandoning,
+}
+
+impl Phase {
+    /// The word in status and messages.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Pulling => "pulling",
+            Self::Preparing => "preparing",
+            Self::Yielding => "yielding",
+            Self::Starting => "starting",
+            Self::Proving => "proving",
+            Self::Switching => "switching",
+            Self::Baking => "baking",
+            Self::Abandoning => "abandoning",
+        }
+    }
+}
+
+/// The former incumbent, without new connections, until its old ones have ended.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Retiring {
+    /// What is to go.
+    pub old: Deployed,
+    /// When it lost its traffic.
+    pub since: Timestamp,
+}
+
+/// A candidate that did not make it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Failure {
+    /// The commit that is not tried again by itself.
+    pub commit: CommitInfo,
+    /// The generation that failed.
+    pub generation: Generation,
+    /// Why.
+    pub refusal: Refusal,
+    /// When.
+    pub at: Timestamp,
+}
+
+/// An operator's word that a service stays as it is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Hold {
+    /// In the operator's words.
+    pub reason: String,
+    /// Who said it.
+    pub by: String,
+    /// When.
+    pub since: Timestamp,
+    /// It ends by itself then.
+    pub until: Option<Timestamp>,
+    /// It ends by itself once the branch is no longer at this commit.
+    pub while_commit: Option<crate::types::CommitId>,
+}
+
+/// A removal that has begun.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Removing {
+    /// The commit that no longer names the service.
+    pub commit: CommitInfo,
+    /// When it began.
+    pub since: Timestamp,
+}

@@ -1,0 +1,52 @@
+//! Keeping the incumbent as it should be: running, with its route.
+
+use std::time::Duration;
+
+use super::later;
+use super::record::{Deployed, Phase, ServiceRecord};
+use super::step::{Next, Step};
+use super::view::View;
+use crate::types::Timestamp;
+
+/// First pause before a container that ended is started again; doubled for each further start in a row.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+
+/// Longest pause between two starts.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
+/// A container that ran this long has recovered: its next end begins a new row.
+pub const RECOVERED_AFTER: Duration = Duration::from_secs(600);
+
+/// What the incumbent needs; `None` = nothing.
+pub(super) fn next(view: &View<'_>, record: &ServiceRecord) -> Option<Next> {
+    let incumbent = record.incumbent.as_ref()?;
+    if view.runs(incumbent.generation) {
+        let traffic_elsewhere =
+            record.rollout.as_ref().is_some_and(|rollout| rollout.phase >= Phase::Switching);
+        let right = view.route() == Some(&view.route_for(record, incumbent));
+        return (!right && !traffic_elsewhere).then_some(Next::Do(Step::Route(incumbent.generation)));
+    }
+    if !view.has_image(incumbent) {
+        return Some(match record.rollout {
+            // A candidate is on its way, and one pull at a time is enough.
+            Some(_) => return None,
+            None => Next::Do(Step::Pull(incumbent.generation)),
+        });
+    }
+    let due = restart_at(incumbent);
+    Some(if view.now >= due {
+        Next::Do(Step::Start(incumbent.generation))
+    } else {
+        Next::Wait {
+            until: Some(due),
+            why: format!("generation {} ended; it is started again", incumbent.generation),
+        }
+    })
+}
+
+/// When an incumbent that is not running may be started.
+fn restart_at(incumbent: &Deployed) -> Timestamp {
+    let Some(last) = incumbent.restarted_at else { return Timestamp::MIN };
+    let doublings = incumbent.restarts.saturating_sub(1).min(16);
+    later(last, FIRST_PAUSE.saturating_mul(1 << doublings).min(LONGEST_PAUSE))
+}

@@ -1,0 +1,214 @@
+//! The decision for a service with a candidate under way.
+
+use super::health::Verdict;
+use super::next::{held, wait};
+use super::record::{Cause, Phase, Rollout, ServiceRecord};
+use super::replace::needs_new_generation;
+use super::step::{Next, Step};
+use super::view::View;
+use super::world::DesiredService;
+use super::{later, repair};
+use crate::types::{ContainerState, Reason, Refusal, Strategy};
+
+/// What a rollout does next.
+pub(super) fn next(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next {
+    // Until traffic has gone over, nobody but the incumbent serves: it comes first. Under `recreate` it is down on
+    // purpose once it has yielded.
+    let incumbent_serves = match rollout.phase {
+        Phase::Pulling | Phase::Preparing => true,
+        Phase::Starting | Phase::Proving | Phase::Switching => strategy(rollout) == Strategy::BlueGreen,
+        Phase::Yielding | Phase::Baking | Phase::Abandoning => false,
+    };
+    let switched = rollout.phase == Phase::Switching && routed(view, record, rollout);
+    if incumbent_serves && !switched {
+        // A restart that has to wait must not hold the candidate up: it may be the cure.
+        if let Some(next @ Next::Do(_)) = repair::next(view, record) {
+            return next;
+        }
+    }
+    if rollout.phase < Phase::Switching
+        && let Some(refusal) = superseded(view, rollout)
+    {
+        return Next::Do(Step::Fail(refusal));
+    }
+    let generation = rollout.to.generation;
+    match rollout.phase {
+        Phase::Pulling => pulling(view, record, rollout),
+        Phase::Preparing => Next::Do(Step::Prepare(generation)),
+        Phase::Yielding => match &record.incumbent {
+            Some(incumbent) if view.runs(incumbent.generation) => Next::Do(Step::Stop(incumbent.generation)),
+            _ => Next::Do(Step::Advance(Phase::Starting)),
+        },
+        Phase::Starting => starting(view, rollout),
+        Phase::Proving | Phase::Switching => proving(view, record, rollout),
+        Phase::Baking => baking(view, record, rollout),
+        Phase::Abandoning => abandoning(view, record, rollout),
+    }
+}
+
+fn strategy(rollout: &Rollout) -> Strategy {
+    rollout.to.spec.strategy()
+}
+
+/// Whether new connections go to the candidate.
+fn routed(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> bool {
+    view.route() == Some(&view.route_for(record, &rollout.to))
+}
+
+/// Why a candidate that has no traffic yet is given up for what a newer commit wants.
+fn superseded(view: &View<'_>, rollout: &Rollout) -> Option<Refusal> {
+    let desired = view.desired?;
+    if rollout.cause == Cause::Rollback || desired.commit.id == rollout.to.commit.id {
+        return None;
+    }
+    let newer = match desired.services.get(view.name) {
+        Some(DesiredService::Run(spec)) => needs_new_generation(&rollout.to.spec, spec).is_some(),
+        // Refused or unknown yet: what is under way was fine, and goes on.
+        Some(_) => false,
+        None => true,
+    };
+    newer.then(|| {
+        let message = format!("commit {} came before it was switched to", desired.commit.id.short());
+        Refusal::new(Reason::Superseded, message)
+    })
+}
+
+fn pulling(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next {
+    if view.has_image(&rollout.to) {
+        return Next::Do(Step::Advance(after_pull(record, rollout)));
+    }
+    match (rollout.retry_at, &rollout.trouble) {
+        (Some(at), Some(trouble)) if view.now < at => {
+            Next::Held { refusal: trouble.clone(), until: Some(at) }
+        }
+        _ => Next::Do(Step::Pull(rollout.to.generation)),
+    }
+}
+
+/// The phase that comes once the image is local.
+pub(super) fn after_pull(record: &ServiceRecord, rollout: &Rollout) -> Phase {
+    if rollout.to.spec.deploy.pre.is_empty() { after_prepare(record, rollout) } else { Phase::Preparing }
+}
+
+/// The phase that comes once the image is local and `deploy.pre` has run.
+pub(super) fn after_prepare(record: &ServiceRecord, rollout: &Rollout) -> Phase {
+    match (strategy(rollout), &record.incumbent) {
+        (Strategy::Recreate, Some(_)) => Phase::Yielding,
+        _ => Phase::Starting,
+    }
+}
+
+fn starting(view: &View<'_>, rollout: &Rollout) -> Next {
+    let generation = rollout.to.generation;
+    match view.container(generation) {
+        Some(ContainerState::Running { .. }) => Next::Do(Step::Advance(Phase::Proving)),
+        Some(ContainerState::Exited(exit)) => {
+            Next::Do(Step::Fail(Refusal::new(Reason::Exited, format!("generation {generation} {exit}"))))
+        }
+        Some(ContainerState::Remains) => Next::Do(Step::Start(generation)),
+        None => match view.missing_dependency(&rollout.to) {
+            Some(name) => {
+                held(Refusal::new(Reason::Dependency, format!("{name}, which it depends on, is not running")))
+            }
+            None => Next::Do(Step::Start(generation)),
+        },
+    }
+}
+
+fn proving(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next {
+    let generation = rollout.to.generation;
+    // The kernel's word: the switch happened, though nobody was left to write it down.
+    if rollout.phase == Phase::Switching && routed(view, record, rollout) && view.runs(generation) {
+        return Next::Do(Step::Advance(Phase::Baking));
+    }
+    match view.container(generation) {
+        Some(ContainerState::Running { .. }) => {}
+        Some(ContainerState::Exited(exit)) => {
+            let message = format!("generation {generation} {exit} before it was healthy");
+            return Next::Do(Step::Fail(Refusal::new(Reason::Exited, message)));
+        }
+        // Gone with a reboot: what is left is a start.
+        Some(ContainerState::Remains) | None => return Next::Do(Step::Advance(Phase::Starting)),
+    }
+    match view.verdict(&rollout.to) {
+        Some(Verdict::Healthy) => Next::Do(Step::Switch(generation)),
+        Some(Verdict::Unhealthy(why)) => {
+            let message = format!("generation {generation} failed its health check: {why}");
+            Next::Do(Step::Fail(Refusal::new(Reason::Unhealthy, message)))
+        }
+        Some(Verdict::Undecided { why }) => {
+            let timeout = rollout.to.spec.deploy.timeout;
+            let deadline = later(rollout.candidate_started_at.unwrap_or(rollout.phase_since), timeout);
+            if view.now >= deadline {
+                let limit = crate::types::format_duration(timeout);
+                let message = format!("generation {generation} was not healthy within {limit}: {why}");
+                return Next::Do(Step::Fail(Refusal::new(Reason::DeployTimeout, message)));
+            }
+            // Without probes time alone decides, after the second that a process has to run.
+            let until = match (view.container(generation), rollout.to.spec.healthcheck.is_none()) {
+                (Some(ContainerState::Running { started_at, .. }), true) => {
+                    let steady = super::health::EffectiveCheck::of(&rollout.to.spec).steady;
+                    Some(later(*started_at, steady)).filter(|at| *at > view.now).unwrap_or(deadline)
+                }
+                _ => deadline,
+            };
+            Next::Wait { until: Some(until.min(deadline)), why }
+        }
+        None => wait("not probed yet".to_owned()),
+    }
+}
+
+fn baking(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next {
+    let generation = rollout.to.generation;
+    let sick = match view.container(generation) {
+        Some(ContainerState::Running { .. }) => match view.verdict(&rollout.to) {
+            Some(Verdict::Unhealthy(why)) => {
+                Some((Reason::Unhealthy, format!("generation {generation} failed its health check: {why}")))
+            }
+            _ => None,
+        },
+        Some(ContainerState::Exited(exit)) => {
+            Some((Reason::Exited, format!("generation {generation} {exit}")))
+        }
+        // Gone with a reboot: the candidate is started and proved anew while the incumbent serves.
+        Some(ContainerState::Remains) | None => return Next::Do(Step::Advance(Phase::Starting)),
+    };
+    if let (Some((reason, message)), Some(_)) = (sick, &record.incumbent) {
+        return Next::Do(Step::Fail(Refusal::new(reason, format!("{message} after the switch"))));
+    }
+    let bake_over = later(rollout.switched_at.unwrap_or(rollout.phase_since), rollout.to.spec.deploy.bake);
+    // With nothing to go back to there is nothing to keep ready.
+    if record.incumbent.is_none() || view.now >= bake_over {
+        return Next::Do(Step::Promote(generation));
+    }
+    if !routed(view, record, rollout) {
+        return Next::Do(Step::Route(generation));
+    }
+    Next::Wait { until: Some(bake_over), why: format!("generation {generation} has traffic and is watched") }
+}
+
+fn abandoning(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next {
+    let generation = rollout.to.generation;
+    match &record.incumbent {
+        Some(incumbent) => {
+            let right = view.route() == Some(&view.route_for(record, incumbent));
+            if view.runs(incumbent.generation) {
+                if !right {
+                    return Next::Do(Step::Return { to: Some(incumbent.generation), from: generation });
+                }
+            } else if let Some(next @ Next::Do(_)) = repair::next(view, record) {
+                // It has to run before the candidate may go.
+                return next;
+            } else if routed(view, record, rollout) && view.runs(generation) {
+                // A sick candidate with traffic is better than none, until the incumbent can be started.
+                return repair::next(view, record).unwrap_or_else(|| wait("the old generation".to_owned()));
+            }
+        }
+        None if view.route().is_some() => return Next::Do(Step::Return { to: None, from: generation }),
+        None => {}
+    }
+    if view.container(generation).is_some() {
+        return Next::Do(Step::Discard(generation));
+    }
+    Next::Do(Step::Conclude)
+}

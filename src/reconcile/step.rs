@@ -1,0 +1,228 @@
+//! What the core answers: at most one step a service.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use super::record::{Cause, Phase, Spec};
+use crate::types::{CommitInfo, Generation, Refusal, ServiceName, Timestamp};
+
+/// One effect. Each names the generation it is about; none leaves a choice to whoever carries it out.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Step {
+    /// Write down a new candidate: its number, its address, its spec.
+    Begin {
+        /// Its number.
+        generation: Generation,
+        /// What it is to run.
+        spec: Box<Spec>,
+        /// The commit that asks for it.
+        commit: Box<CommitInfo>,
+        /// Who asks.
+        cause: Cause,
+    },
+    /// Make the image of a generation local.
+    Pull(Generation),
+    /// Run the candidate's `deploy.pre` to its end.
+    Prepare(Generation),
+    /// Stop a container, keeping what it wrote: the incumbent that yields under `recreate`.
+    Stop(Generation),
+    /// Start the container of a generation: the candidate, or an incumbent that is not running.
+    Start(Generation),
+    /// Write down that the candidate has come further; the world already shows it.
+    Advance(Phase),
+    /// Send new connections to the candidate.
+    Switch(Generation),
+    /// Make the candidate the incumbent.
+    Promote(Generation),
+    /// Give the candidate up.
+    Fail(Refusal),
+    /// Send new connections back to the incumbent, and end the candidate's.
+    Return {
+        /// The incumbent; `None` = take the route away.
+        to: Option<Generation>,
+        /// The candidate.
+        from: Generation,
+    },
+    /// Stop and take away a candidate that was given up.
+    Discard(Generation),
+    /// Write down the end of a rollout that was given up.
+    Conclude,
+    /// Stop and take away the former incumbent.
+    Retire(Generation),
+    /// Take a new spec over that needs no new container.
+    Amend(Box<Spec>),
+    /// Put the route of a generation right.
+    Route(Generation),
+    /// Take away a container that no record names.
+    Sweep(Generation),
+    /// Take away a route that no record names.
+    Withdraw,
+    /// Take the service off this host.
+    Remove(Box<CommitInfo>),
+    /// End a hold whose time is up.
+    Release,
+}
+
+impl Step {
+    /// Its name, as failpoints and messages spell it.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Begin { .. } => "begin",
+            Self::Pull(_) => "pull",
+            Self::Prepare(_) => "prepare",
+            Self::Stop(_) => "stop",
+            Self::Start(_) => "start",
+            Self::Advance(_) => "advance",
+            Self::Switch(_) => "switch",
+            Self::Promote(_) => "promote",
+            Self::Fail(_) => "fail",
+            Self::Return { .. } => "return",
+            Self::Discard(_) => "discard",
+            Self::Conclude => "conclude",
+            Self::Retire(_) => "retire",
+            Self::Amend(_) => "amend",
+            Self::Route(_) => "route",
+            Self::Sweep(_) => "sweep",
+            Self::Withdraw => "withdraw",
+            Self::Remove(_) => "remove",
+            Self::Release => "release",
+        }
+    }
+
+    /// Every word of [`Step::word`], for the test that kills the agent around each of them.
+    pub const WORDS: &[&str] = &[
+        "begin", "pull", "prepare", "stop", "start", "advance", "switch", "promote", "fail", "return",
+        "discard", "conclude", "retire", "amend", "route", "sweep", "withdraw", "remove", "release",
+    ];
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let word = self.word();
+        match self {
+            Self::Begin { generation, spec, .. } => write!(f, "{word} {generation} {}", spec.image.reference),
+            Self::Pull(g)
+            | Self::Prepare(g)
+            | Self::Stop(g)
+            | Self::Start(g)
+            | Self::Switch(g)
+            | Self::Promote(g)
+            | Self::Discard(g)
+            | Self::Retire(g)
+            | Self::Route(g)
+            | Self::Sweep(g) => write!(f, "{word} {g}"),
+            Self::Advance(phase) => write!(f, "{word} to {}", phase.word()),
+            Self::Fail(refusal) => write!(f, "{word}: {refusal}"),
+            Self::Return { to: Some(to), from } => write!(f, "{word} {from} -> {to}"),
+            Self::Return { to: None, from } => write!(f, "{word} {from} -> nothing"),
+            Self::Conclude | Self::Withdraw | Self::Amend(_) | Self::Remove(_) | Self::Release => {
+                f.write_str(word)
+            }
+        }
+    }
+}
+
+/// What a service does next.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Next {
+    /// It is as the repo wants it.
+    Settled,
+    /// Do this one thing.
+    Do(Step),
+    /// Look again then, or when something happens.
+    Wait {
+        /// `None`: only an event can change it.
+        until: Option<Timestamp>,
+        /// What is waited for.
+        why: String,
+    },
+    /// It is not as the repo wants it, and stays so until a person, a commit or `until` changes that.
+    Held {
+        /// Why.
+        refusal: Refusal,
+        /// When that changes by itself.
+        until: Option<Timestamp>,
+    },
+}
+
+impl fmt::Display for Next {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Settled => f.write_str("settled"),
+            Self::Do(step) => write!(f, "do {step}"),
+            Self::Wait { why, .. } => write!(f, "wait: {why}"),
+            Self::Held { refusal, .. } => write!(f, "held: {refusal}"),
+        }
+    }
+}
+
+/// What is the case for a service, in a word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Situation {
+    /// Never run here, and not about to.
+    Absent,
+    /// Runs what the repo wants.
+    Current,
+    /// Runs what the repo wants, but the host does not show it as it should: a dead container, a lost rule.
+    Drifted,
+    /// The repo wants something else than what runs.
+    Outdated,
+    /// The repo no longer wants it.
+    Orphaned,
+    /// A candidate is under way.
+    Rolling(Phase),
+    /// The former incumbent is on its way out.
+    Retiring,
+    /// The last candidate failed, and its commit is not tried again.
+    Quarantined,
+    /// An operator holds it.
+    OnHold,
+}
+
+/// One service's part of a plan.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Planned {
+    /// What is the case.
+    pub situation: Situation,
+    /// What comes next.
+    pub next: Next,
+}
+
+/// What a round does. Made once, never changed.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Plan {
+    /// At most one step a service.
+    pub services: BTreeMap<ServiceName, Planned>,
+    /// The earliest time at which the answer can differ without an event.
+    pub wake_at: Option<Timestamp>,
+}
+
+impl Plan {
+    /// Whether nothing is left to do: every service settled.
+    pub fn in_sync(&self) -> bool {
+        self.services.values().all(|planned| planned.next == Next::Settled)
+    }
+
+    /// Whether nothing is under way: every service settled or held.
+    pub fn at_rest(&self) -> bool {
+        self.services.values().all(|planned| matches!(planned.next, Next::Settled | Next::Held { .. }))
+    }
+
+    /// The steps, by service.
+    pub fn steps(&self) -> impl Iterator<Item = (&ServiceName, &Step)> {
+        self.services.iter().filter_map(|(name, planned)| match &planned.next {
+            Next::Do(step) => Some((name, step)),
+            _ => None,
+        })
+    }
+}
+
+impl fmt::Display for Plan {
+    /// One line a service: what the golden files of `tests/plan` hold.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (name, planned) in &self.services {
+            writeln!(f, "{name}: {}", planned.next)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,340 @@
+//! What a step does to a service's record: before the effect ([`intend`]) and after it ([`conclude`]). Pure, so that
+//! the agent and the model host of the property tests remember alike.
+
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use super::later;
+use super::receipt::{ReceiptResult, Side, Transition};
+use super::record::{Cause, Deployed, Failure, Phase, PullCost, Removing, Retiring, Rollout, ServiceRecord};
+use super::repair::RECOVERED_AFTER;
+use super::rolling::{after_prepare, after_pull};
+use super::step::Step;
+use crate::types::{Generation, Reason, Refusal, ServiceName, Timestamp};
+
+/// First pause before a pull that may be tried again; doubled for each further one.
+const FIRST_RETRY: Duration = Duration::from_secs(2);
+
+/// Longest pause between two pulls of the same candidate.
+const LONGEST_RETRY: Duration = Duration::from_secs(300);
+
+/// What came of an effect.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Outcome {
+    /// It is done.
+    Done,
+    /// It is done: a pull, and this is what it cost.
+    Pulled(PullCost),
+    /// It did not work now, and may later.
+    Retry(Refusal),
+    /// It will not work.
+    Failed(Refusal),
+}
+
+/// What is remembered after a step, and the receipt that it earns.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Applied {
+    /// The record; `None` = the service is forgotten.
+    pub record: Option<ServiceRecord>,
+    /// To be durable before the record is.
+    pub receipt: Option<Transition>,
+}
+
+/// The addresses a new generation is given.
+#[derive(Debug, Clone, Copy)]
+pub struct Addresses {
+    /// The service's own, where it has none yet.
+    pub service: Ipv4Addr,
+    /// The generation's.
+    pub generation: Ipv4Addr,
+}
+
+/// The record that has to be durable before the effect of `step` begins. Equal to `record` for most steps, because
+/// the record names the generation and the phase already.
+pub fn intend(record: &ServiceRecord, step: &Step, now: Timestamp) -> ServiceRecord {
+    let mut record = record.clone();
+    match step {
+        Step::Switch(_) => enter(&mut record, Phase::Switching, now),
+        Step::Start(generation) => match (&mut record.incumbent, &mut record.rollout) {
+            (Some(incumbent), _) if incumbent.generation == *generation => count_restart(incumbent, now),
+            (_, Some(rollout)) if rollout.to.generation == *generation => {
+                rollout.candidate_started_at.get_or_insert(now);
+            }
+            _ => {}
+        },
+        Step::Remove(commit) => {
+            record.removing.get_or_insert(Removing { commit: (**commit).clone(), since: now });
+        }
+        _ => {}
+    }
+    record
+}
+
+/// A new record with a candidate under way.
+pub fn begin(
+    record: Option<&ServiceRecord>,
+    step: &Step,
+    addresses: Addresses,
+    now: Timestamp,
+) -> Option<ServiceRecord> {
+    let Step::Begin { generation, spec, commit, cause } = step else { return None };
+    let mut record = record.cloned().unwrap_or_else(|| ServiceRecord::new(addresses.service));
+    record.last_generation = record.last_generation.max(*generation);
+    record.failure = None;
+    record.rollout = Some(Rollout {
+        to: Deployed {
+            generation: *generation,
+            address: addresses.generation,
+            spec: (**spec).clone(),
+            commit: (**commit).clone(),
+            since: now,
+            restarts: 0,
+            restarted_at: None,
+        },
+        cause: *cause,
+        phase: Phase::Pulling,
+        started_at: now,
+        phase_since: now,
+        candidate_started_at: None,
+        switched_at: None,
+        healthy_seconds: None,
+        pull: PullCost::default(),
+        attempts: 0,
+        retry_at: None,
+        trouble: None,
+    });
+    Some(record)
+}
+
+/// The record after the effect of `step` has ended with `outcome`.
+pub fn conclude(
+    name: &ServiceName,
+    record: &ServiceRecord,
+    step: &Step,
+    outcome: &Outcome,
+    now: Timestamp,
+) -> Applied {
+    let mut record = record.clone();
+    let mut receipt = None;
+    if let Outcome::Failed(refusal) | Outcome::Retry(refusal) = outcome {
+        let retry = matches!(outcome, Outcome::Retry(_));
+        trouble(&mut record, step, refusal, retry, now);
+        return Applied { record: Some(record), receipt: None };
+    }
+    match step {
+        Step::Pull(_) => {
+            if let (Some(rollout), Outcome::Pulled(cost)) = (&mut record.rollout, outcome) {
+                rollout.pull.bytes = rollout.pull.bytes.saturating_add(cost.bytes);
+                rollout.pull.seconds += cost.seconds;
+            }
+            advance_after_pull(&mut record, now);
+        }
+        Step::Prepare(_) => {
+            let next = record.rollout.as_ref().map(|rollout| after_prepare(&record, rollout));
+            if let Some(next) = next {
+                enter(&mut record, next, now);
+            }
+        }
+        Step::Start(generation) => {
+            if record.rollout.as_ref().is_some_and(|rollout| rollout.to.generation == *generation) {
+                enter(&mut record, Phase::Proving, now);
+            } else if let Some(incumbent) = &record.incumbent {
+                receipt = restarted(name, incumbent, now);
+            }
+        }
+        Step::Advance(Phase::Baking) | Step::Switch(_) => switched(&mut record, now),
+        Step::Advance(phase) => enter(&mut record, *phase, now),
+        Step::Promote(_) => receipt = promote(name, &mut record, now),
+        Step::Fail(refusal) => {
+            if let Some(rollout) = &mut record.rollout {
+                rollout.trouble = Some(refusal.clone());
+            }
+            enter(&mut record, Phase::Abandoning, now);
+        }
+        Step::Conclude => receipt = give_up(name, &mut record, now),
+        Step::Retire(_) => record.retiring = None,
+        Step::Amend(spec) => {
+            if let Some(incumbent) = &mut record.incumbent {
+                incumbent.spec = (**spec).clone();
+            }
+        }
+        Step::Release => record.hold = None,
+        Step::Remove(_) => {
+            receipt = record.removing.as_ref().map(|removing| removed(name, &record, removing, now));
+            return Applied { record: None, receipt };
+        }
+        Step::Begin { .. }
+        | Step::Stop(_)
+        | Step::Return { .. }
+        | Step::Discard(_)
+        | Step::Route(_)
+        | Step::Sweep(_)
+        | Step::Withdraw => {}
+    }
+    Applied { record: Some(record), receipt }
+}
+
+fn enter(record: &mut ServiceRecord, phase: Phase, now: Timestamp) {
+    if let Some(rollout) = &mut record.rollout {
+        if rollout.phase != phase {
+            rollout.phase = phase;
+            rollout.phase_since = now;
+            // What was waited for in the former phase is over; what it is given up for is not.
+            rollout.retry_at = None;
+            if phase != Phase::Abandoning {
+                rollout.trouble = None;
+            }
+        }
+        if phase == Phase::Starting {
+            rollout.candidate_started_at = None;
+        }
+    }
+}
+
+fn advance_after_pull(record: &mut ServiceRecord, now: Timestamp) {
+    let Some(rollout) = record.rollout.as_ref().filter(|rollout| rollout.phase == Phase::Pulling) else {
+        return;
+    };
+    let next = after_pull(record, rollout);
+    enter(record, next, now);
+}
+
+/// An effect did not work: a candidate is given up, or tried again later; what already serves is only tried again.
+fn trouble(record: &mut ServiceRecord, step: &Step, refusal: &Refusal, retry: bool, now: Timestamp) {
+    let Some(rollout) = &mut record.rollout else { return };
+    let about_candidate = match step {
+        Step::Pull(g) | Step::Start(g) | Step::Prepare(g) | Step::Switch(g) => *g == rollout.to.generation,
+        _ => false,
+    };
+    if !about_candidate {
+        return;
+    }
+    rollout.trouble = Some(refusal.clone());
+    if retry {
+        let pause = FIRST_RETRY.saturating_mul(1 << rollout.attempts.min(16)).min(LONGEST_RETRY);
+        rollout.attempts = rollout.attempts.saturating_add(1);
+        rollout.retry_at = Some(later(now, pause));
+    } else {
+        enter(record, Phase::Abandoning, now);
+    }
+}
+
+fn count_restart(incumbent: &mut Deployed, now: Timestamp) {
+    let last = incumbent.restarted_at.unwrap_or(incumbent.since);
+    let recovered = now >= later(last, RECOVERED_AFTER);
+    incumbent.restarts = if recovered { 1 } else { incumbent.restarts.saturating_add(1) };
+    incumbent.restarted_at = Some(now);
+}
+
+/// One receipt for a row of restarts: a container that crashes every minute must not fill the audit trail.
+fn restarted(name: &ServiceName, incumbent: &Deployed, now: Timestamp) -> Option<Transition> {
+    (incumbent.restarts == 1).then(|| Transition {
+        service: name.clone(),
+        commit: incumbent.commit.id.clone(),
+        from: Some(Side::of(incumbent)),
+        to: Some(Side::of(incumbent)),
+        result: ReceiptResult::Restarted,
+        reason: Some(Reason::Exited),
+        message: format!("generation {} was not running and was started again", incumbent.generation),
+        started_at: incumbent.restarted_at.unwrap_or(now),
+        finished_at: now,
+        pulled_bytes: 0,
+        pull_seconds: 0.0,
+        healthy_seconds: None,
+        switched_at: None,
+    })
+}
+
+fn switched(record: &mut ServiceRecord, now: Timestamp) {
+    enter(record, Phase::Baking, now);
+    if let Some(rollout) = &mut record.rollout {
+        rollout.switched_at.get_or_insert(now);
+        if rollout.healthy_seconds.is_none() {
+            rollout.healthy_seconds = rollout
+                .candidate_started_at
+                .map(|start| Duration::try_from(now.duration_since(start)).unwrap_or_default().as_secs_f64());
+        }
+    }
+}
+
+fn promote(name: &ServiceName, record: &mut ServiceRecord, now: Timestamp) -> Option<Transition> {
+    let rollout = record.rollout.take()?;
+    let old = record.incumbent.take();
+    let result = match rollout.cause {
+        Cause::Commit => ReceiptResult::Deployed,
+        Cause::Rollback => ReceiptResult::RolledBack,
+    };
+    let mut receipt = Transition::of_rollout(name, old.as_ref(), &rollout, result, now);
+    if rollout.cause == Cause::Rollback {
+        receipt.reason = Some(Reason::OperatorRollback);
+    }
+    let since = rollout.switched_at.unwrap_or(now);
+    record.incumbent = Some(Deployed { since, ..rollout.to });
+    record.retiring = old.clone().map(|old| Retiring { old, since });
+    record.previous = old;
+    record.failure = None;
+    Some(receipt)
+}
+
+fn give_up(name: &ServiceName, record: &mut ServiceRecord, now: Timestamp) -> Option<Transition> {
+    let rollout = record.rollout.take()?;
+    let result = match rollout.switched_at {
+        Some(_) => ReceiptResult::RolledBack,
+        None => ReceiptResult::Failed,
+    };
+    let receipt = Transition::of_rollout(name, record.incumbent.as_ref(), &rollout, result, now);
+    let refusal = rollout
+        .trouble
+        .unwrap_or_else(|| Refusal::new(Reason::Internal, "a rollout was given up without a reason"));
+    if !matches!(refusal.reason, Reason::Superseded | Reason::OperatorRollback) {
+        record.failure =
+            Some(Failure { commit: rollout.to.commit, generation: rollout.to.generation, refusal, at: now });
+    }
+    Some(receipt)
+}
+
+fn removed(name: &ServiceName, record: &ServiceRecord, removing: &Removing, now: Timestamp) -> Transition {
+    Transition {
+        service: name.clone(),
+        commit: removing.commit.id.clone(),
+        from: record.incumbent.as_ref().map(Side::of),
+        to: None,
+        result: ReceiptResult::Removed,
+        reason: None,
+        message: format!("the repo no longer declares {name} for this host"),
+        started_at: removing.since,
+        finished_at: now,
+        pulled_bytes: 0,
+        pull_seconds: 0.0,
+        healthy_seconds: None,
+        switched_at: None,
+    }
+}
+
+/// What `gitopsd rollback` makes of a record: the step to take, or why there is nothing to go back to.
+pub fn rollback(record: &ServiceRecord) -> Result<Step, Refusal> {
+    if let Some(rollout) = &record.rollout {
+        let message = format!("generation {} was given up by an operator", rollout.to.generation);
+        return match rollout.phase {
+            Phase::Abandoning => {
+                Err(Refusal::new(Reason::OperatorRollback, "it is being rolled back already"))
+            }
+            _ => Ok(Step::Fail(Refusal::new(Reason::OperatorRollback, message))),
+        };
+    }
+    let Some(previous) = &record.previous else {
+        return Err(Refusal::new(Reason::OperatorRollback, "there is no previous generation to go back to"));
+    };
+    if record.retiring.is_some() {
+        return Err(Refusal::new(
+            Reason::OperatorRollback,
+            "the previous generation is still draining; try again shortly",
+        ));
+    }
+    Ok(Step::Begin {
+        generation: Generation(record.last_generation.0.saturating_add(1)),
+        spec: Box::new(previous.spec.clone()),
+        commit: Box::new(previous.commit.clone()),
+        cause: Cause::Rollback,
+    })
+}

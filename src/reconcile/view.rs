@@ -1,0 +1,87 @@
+//! One service as the core sees it.
+
+use std::collections::BTreeMap;
+
+use super::health::{EffectiveCheck, Verdict, judge};
+use super::record::{Deployed, ServiceRecord};
+use super::world::{Busy, Desired, DesiredService, Observed};
+use crate::types::{ContainerState, Generation, InstanceId, Route, ServiceName, Timestamp};
+
+/// What there is to know of one service, and the little that it needs of the others.
+pub(super) struct View<'a> {
+    pub name: &'a ServiceName,
+    pub desired: Option<&'a Desired>,
+    pub record: Option<&'a ServiceRecord>,
+    pub records: &'a BTreeMap<ServiceName, ServiceRecord>,
+    pub observed: &'a Observed,
+    pub now: Timestamp,
+}
+
+impl<'a> View<'a> {
+    /// What the repo wants of it; `None` = it is not wanted, or nothing is known yet.
+    pub fn wanted(&self) -> Option<&'a DesiredService> {
+        self.desired.and_then(|desired| desired.services.get(self.name))
+    }
+
+    /// The long effect under way for it.
+    pub fn busy(&self) -> Option<&'a Busy> {
+        self.observed.busy.get(self.name)
+    }
+
+    /// What the kernel does with new connections to it.
+    pub fn route(&self) -> Option<&'a Route> {
+        self.observed.routes.get(self.name)
+    }
+
+    /// What its container of `generation` does; `None` = there is nothing of that name.
+    pub fn container(&self, generation: Generation) -> Option<&'a ContainerState> {
+        self.observed.containers.get(&InstanceId::new(self.name, generation))
+    }
+
+    /// Whether the container of `generation` runs.
+    pub fn runs(&self, generation: Generation) -> bool {
+        matches!(self.container(generation), Some(ContainerState::Running { .. }))
+    }
+
+    /// Whether the image of `deployed` is complete on this host.
+    pub fn has_image(&self, deployed: &Deployed) -> bool {
+        self.observed.images.contains(&deployed.spec.image.digest)
+    }
+
+    /// The verdict on a container that runs; one that does not run has none.
+    pub fn verdict(&self, deployed: &Deployed) -> Option<Verdict> {
+        let Some(ContainerState::Running { started_at, .. }) = self.container(deployed.generation) else {
+            return None;
+        };
+        let id = InstanceId::new(self.name, deployed.generation);
+        let check = EffectiveCheck::of(&deployed.spec);
+        Some(judge(&check, self.observed.health.get(&id), *started_at, self.now))
+    }
+
+    /// The route that `deployed` should have.
+    pub fn route_for(&self, record: &ServiceRecord, deployed: &Deployed) -> Route {
+        route_for(self.name, record, deployed)
+    }
+
+    /// The first service of `depends_on` that has no running incumbent.
+    pub fn missing_dependency(&self, deployed: &'a Deployed) -> Option<&'a ServiceName> {
+        deployed.spec.depends_on.iter().find(|name| {
+            let incumbent = self.records.get(*name).and_then(|record| record.incumbent.as_ref());
+            !incumbent.is_some_and(|incumbent| {
+                let id = InstanceId::new(name, incumbent.generation);
+                matches!(self.observed.containers.get(&id), Some(ContainerState::Running { .. }))
+            })
+        })
+    }
+}
+
+/// The route by which `deployed` gets the service's traffic.
+pub(crate) fn route_for(name: &ServiceName, record: &ServiceRecord, deployed: &Deployed) -> Route {
+    Route {
+        service: name.clone(),
+        service_address: record.service_address,
+        generation: deployed.generation,
+        address: deployed.address,
+        ports: deployed.spec.ports.clone(),
+    }
+}
