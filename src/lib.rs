@@ -4,6 +4,7 @@ pub mod types;
 
 pub mod config;
 pub mod reconcile;
+pub mod state;
 
 pub mod engine;
 pub mod git;

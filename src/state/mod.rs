@@ -1,0 +1,133 @@
+//! What survives a power cut: plain files, no database. A damaged file costs one service, and a person can read them.
+//!
+//! ```text
+//! <state_dir>/
+//!   FORMAT                        version of all this; a newer one is left alone
+//!   lock                          held by the one agent that may write here
+//!   reserve                       space given back when the disk is full, so that state can still be written
+//!   trust.json                    the newest commit ever admitted
+//!   desired.json                  what that commit wants of this host, its tags resolved
+//!   services/<service>.json       what the journal remembers of a service; `.previous.json` is the one before
+//!   receipts/<id>.json            what happened, the newest thousand
+//!   outbox/<id>.json              receipts that are not in git yet
+//! ```
+//! `store/`, `containers/`, `volumes/` and `logs/` beside them belong to `registry` and `engine`, `git/` to `git`.
+
+pub mod addresses;
+pub mod atomic;
+pub mod boot;
+pub mod desired;
+pub mod journal;
+pub mod lock;
+pub mod receipts;
+pub mod trust;
+
+use std::path::{Path, PathBuf};
+
+use crate::types::{Reason, Refusal};
+
+/// The version of the layout that this agent reads and writes.
+pub const FORMAT: u32 = 1;
+
+/// Why state could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// The file system said no.
+    #[error("{what} {}", path.display())]
+    Io {
+        /// What was being done.
+        what: &'static str,
+        /// To which file.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The content is not what this agent writes.
+    #[error("{} is damaged: {why}", path.display())]
+    Damaged {
+        /// Which file.
+        path: PathBuf,
+        /// In which way.
+        why: String,
+    },
+    /// Written by a newer agent: not touched.
+    #[error("{} is of format {found}, and this agent knows formats up to {FORMAT}", path.display())]
+    Newer {
+        /// Which file.
+        path: PathBuf,
+        /// Its format.
+        found: u32,
+    },
+    /// Another agent has it.
+    #[error("{} is held by another agent{}", path.display(), holder.map(|pid| format!(" with pid {pid}")).unwrap_or_default())]
+    Locked {
+        /// The lock file.
+        path: PathBuf,
+        /// Who, if it can be told.
+        holder: Option<u32>,
+    },
+}
+
+impl StateError {
+    /// An I/O error on a path.
+    pub fn io(what: &'static str, path: &Path, source: std::io::Error) -> Self {
+        Self::Io { what, path: path.to_owned(), source }
+    }
+
+    /// The stable code.
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::Io { source, .. } if atomic::is_full(source) => Reason::DiskSpace,
+            Self::Io { .. } => Reason::StorageIo,
+            Self::Damaged { .. } | Self::Newer { .. } | Self::Locked { .. } => Reason::StateInvalid,
+        }
+    }
+
+    /// The whole chain on one line.
+    pub fn to_refusal(&self) -> Refusal {
+        let message = match self {
+            Self::Io { source, .. } => format!("{self}: {source}"),
+            _ => self.to_string(),
+        };
+        Refusal::new(self.reason(), message)
+    }
+}
+
+/// The state directory, held: only its holder may write below it.
+#[derive(Debug)]
+pub struct StateDir {
+    root: PathBuf,
+    _lock: lock::HostLock,
+}
+
+impl StateDir {
+    /// Takes the directory, making it (mode 0700) when it is not there.
+    pub fn open(root: &Path) -> Result<Self, StateError> {
+        atomic::make_dir(root)?;
+        let lock = lock::HostLock::take(&root.join("lock"))?;
+        let format = root.join("FORMAT");
+        match std::fs::read_to_string(&format) {
+            Ok(text) => match text.trim().parse::<u32>() {
+                Ok(found) if found > FORMAT => return Err(StateError::Newer { path: format, found }),
+                Ok(_) => {}
+                // A torn FORMAT of a first start: what lies beside it has checksums of its own.
+                Err(_) => atomic::write_plain(&format, format!("{FORMAT}\n").as_bytes())?,
+            },
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                atomic::write_plain(&format, format!("{FORMAT}\n").as_bytes())?;
+            }
+            Err(error) => return Err(StateError::io("reading", &format, error)),
+        }
+        for folder in ["services", "receipts", "outbox"] {
+            atomic::make_dir(&root.join(folder))?;
+        }
+        atomic::refill_reserve(root);
+        Ok(Self { root: root.to_owned(), _lock: lock })
+    }
+
+    /// Where it is.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+}
