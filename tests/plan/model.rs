@@ -45,7 +45,8 @@ pub struct Container {
 /// A long effect under way.
 #[derive(Debug, Clone)]
 pub struct Effect {
-    step: Step,
+    /// `None`: a pause after an effect that did not work.
+    step: Option<Step>,
     since: Timestamp,
     ends_at: Timestamp,
 }
@@ -74,6 +75,7 @@ pub struct Host {
     pub busy: BTreeMap<ServiceName, Effect>,
     pub idle_polls: BTreeMap<InstanceId, u32>,
     polled_at: Option<Timestamp>,
+    agent_since: Timestamp,
     pub agent_up: bool,
     // The world outside.
     pub registry_up: bool,
@@ -108,6 +110,7 @@ impl Host {
             busy: BTreeMap::new(),
             idle_polls: BTreeMap::new(),
             polled_at: None,
+            agent_since: began,
             agent_up: true,
             registry_up: true,
             traffic_works: true,
@@ -137,7 +140,10 @@ impl Host {
     /// What the agent would see now.
     pub fn observe(&self) -> Observed {
         let busy = self.busy.iter().map(|(name, effect)| {
-            let what = format!("{} under way", effect.step);
+            let what = match &effect.step {
+                Some(step) => format!("{step} under way"),
+                None => "pausing after an effect that did not work".to_owned(),
+            };
             (name.clone(), Busy { what, since: effect.since })
         });
         let broken = |name: &ServiceName| {
@@ -244,7 +250,8 @@ impl Host {
             {
                 let at = match self.health.get(&id).filter(|history| history.started_at == started_at) {
                     Some(history) => history.next_probe_at(&check),
-                    None => self.now,
+                    // A probe takes its time: the agent plans at least once before its first answer.
+                    None => later(started_at.max(self.agent_since), Duration::from_millis(5)),
                 };
                 due.push((id, check, at));
             }
@@ -283,7 +290,9 @@ impl Host {
             .collect();
         for (name, step) in ended {
             self.busy.remove(&name);
-            if self.finish(&name, &step).is_err() {
+            if let Some(step) = step
+                && self.finish(&name, &step).is_err()
+            {
                 return;
             }
         }
@@ -330,12 +339,19 @@ impl Host {
         self.busy.clear();
         self.idle_polls.clear();
         self.shown.clear();
+        self.agent_since = self.now;
         if crash == Crash::Reboot {
             self.routes.clear();
             for container in self.containers.values_mut() {
                 container.state = ContainerState::Remains;
             }
         }
+    }
+
+    /// The agent comes back.
+    pub fn agent_starts(&mut self) {
+        self.agent_up = true;
+        self.agent_since = self.now;
     }
 
     /// The generation that has a service's traffic.

@@ -23,6 +23,7 @@
 //! freeze web           its record cannot be read            thaw web
 //! max-removals N       the host's policy
 //! expect web IMAGE     it runs that, has traffic, and nothing is under way
+//! expect serving web IMAGE   the same, whatever is under way
 //! expect web none      it is not on this host
 //! expect in-sync       every service is settled             expect held web REASON
 //! ```
@@ -147,7 +148,7 @@ fn expect(host: &Host, words: &[&str]) -> Result<(), String> {
                 && !host.routes.contains_key(&service)
                 && !host.containers.keys().any(|id| id.service == service)
         }
-        [service, tag] => {
+        ["serving", service, tag] | [service, tag] => {
             let service = name(service);
             let record = host.records.get(&service).ok_or("it has no record")?;
             let incumbent = record.incumbent.as_ref().ok_or("it has no incumbent")?;
@@ -159,7 +160,7 @@ fn expect(host: &Host, words: &[&str]) -> Result<(), String> {
             let routed = host.routes.get(&service).is_some_and(|route| route.generation == id.generation);
             let idle = record.rollout.is_none() && record.retiring.is_none();
             let right = incumbent.spec.image.reference.to_string() == reference(tag);
-            runs && routed && idle && right
+            runs && routed && (idle || words[0] == "serving") && right
         }
         _ => return Err("no such expectation".to_owned()),
     };
@@ -177,7 +178,7 @@ fn obey(host: &mut Host, line: &str) -> Result<(), String> {
             host.crash(Crash::Kill);
             host.agent_up = false;
         }
-        ["agent", "up"] => host.agent_up = true,
+        ["agent", "up"] => host.agent_starts(),
         ["run", "until", "settled"] => {
             if !host.run_to_rest(HOUR) {
                 return Err("it did not settle within an hour".to_owned());

@@ -8,9 +8,7 @@ use gitopsd::reconcile::receipt::Transition;
 use gitopsd::reconcile::record::{Deployed, PullCost, ServiceRecord};
 use gitopsd::reconcile::step::Step;
 use gitopsd::reconcile::transition::{self, Addresses, Outcome};
-use gitopsd::types::{
-    ContainerState, Exit, Generation, InstanceId, Reason, Refusal, Route, ServiceName,
-};
+use gitopsd::types::{ContainerState, Exit, Generation, InstanceId, Reason, Refusal, Route, ServiceName};
 
 use super::{Container, Effect, Host};
 
@@ -20,6 +18,9 @@ pub struct Crashed;
 
 /// What the model's `deploy.pre` takes.
 const PRE: Duration = Duration::from_millis(500);
+
+/// What the agent waits after an effect that the record does not pace.
+const PAUSE: Duration = Duration::from_secs(2);
 
 impl Host {
     /// A moment at which the world can be looked at, and the agent can die.
@@ -83,7 +84,7 @@ impl Host {
         if let Some(length) = length {
             self.point()?;
             let ends_at = later(self.now, length);
-            self.busy.insert(name.clone(), Effect { step: step.clone(), since: self.now, ends_at });
+            self.busy.insert(name.clone(), Effect { step: Some(step.clone()), since: self.now, ends_at });
             return Ok(());
         }
         self.finish(name, step)
@@ -95,6 +96,13 @@ impl Host {
         let outcome = self.effect(name, step);
         self.point()?;
         let Some(record) = self.records.get(name).cloned() else { return Ok(()) };
+        // The record paces what concerns a candidate and a start of the incumbent. Anything else is for the agent to
+        // pace, or it would try a rule that cannot be set thousands of times a second.
+        let failed = matches!(outcome, Outcome::Retry(_) | Outcome::Failed(_));
+        if failed && matches!(step, Step::Route(_) | Step::Return { .. } | Step::Withdraw | Step::Remove(_)) {
+            let ends_at = later(self.now, PAUSE);
+            self.busy.insert(name.clone(), Effect { step: None, since: self.now, ends_at });
+        }
         let applied = transition::conclude(name, &record, step, &outcome, self.now);
         if let Some(receipt) = applied.receipt {
             self.point()?;
@@ -113,8 +121,7 @@ impl Host {
         };
         let (from, to) = (side(&receipt.from), side(&receipt.to));
         let reason = receipt.reason.map_or(String::new(), |reason| format!(" ({reason})"));
-        let line =
-            format!("receipt: {} {from} -> {to}{reason}: {}", receipt.result.word(), receipt.message);
+        let line = format!("receipt: {} {from} -> {to}{reason}: {}", receipt.result.word(), receipt.message);
         self.say(name, &line);
         self.audit_receipt(&receipt);
         self.receipts.insert(receipt.id(), receipt);
@@ -189,7 +196,10 @@ impl Host {
             return Outcome::Retry(Refusal::new(Reason::RegistryUnreachable, message));
         }
         if !self.behaviour_of_spec(&deployed.spec).intact {
-            return Outcome::Failed(Refusal::new(Reason::DigestMismatch, format!("{tag}: a layer is broken")));
+            return Outcome::Failed(Refusal::new(
+                Reason::DigestMismatch,
+                format!("{tag}: a layer is broken"),
+            ));
         }
         self.images.insert(deployed.spec.image.digest);
         Outcome::Pulled(PullCost { bytes: 1000, seconds: 1.0 })

@@ -148,9 +148,10 @@ impl Host {
             self.demand(once, "a rollout ends once", name);
         }
         let lost = matches!(receipt.result, ReceiptResult::Failed | ReceiptResult::RolledBack);
-        let given_up = self.records.get(name).is_some_and(|record| {
-            record.rollout.as_ref().is_some_and(|rollout| rollout.trouble.is_some())
-        });
+        let given_up = self
+            .records
+            .get(name)
+            .is_some_and(|record| record.rollout.as_ref().is_some_and(|rollout| rollout.trouble.is_some()));
         if let (true, true, Some(from)) = (lost, given_up, &receipt.from) {
             let id = InstanceId::new(name, from.generation);
             let steady =
@@ -205,15 +206,13 @@ impl Host {
             self.demand(record.removing.is_none(), "after any crash the host converges (removing)", name);
         }
         for id in self.containers.keys() {
-            let known = self
-                .incumbent(&id.service)
-                .is_some_and(|incumbent| incumbent.generation == id.generation);
+            let known =
+                self.incumbent(&id.service).is_some_and(|incumbent| incumbent.generation == id.generation);
             self.demand(known, &format!("nothing is left over ({id})"), &id.service);
         }
         for (name, route) in &self.routes {
-            let right = self
-                .incumbent(name)
-                .is_some_and(|incumbent| incumbent.generation == route.generation);
+            let right =
+                self.incumbent(name).is_some_and(|incumbent| incumbent.generation == route.generation);
             self.demand(right, "traffic goes to the incumbent", name);
         }
     }

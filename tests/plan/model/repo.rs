@@ -5,9 +5,7 @@ use std::time::Duration;
 
 use gitopsd::reconcile::later;
 use gitopsd::reconcile::world::{Desired, DesiredService};
-use gitopsd::types::{
-    CommitInfo, Declared, ImageRef, PinnedImage, Reason, Refusal, ServiceName, Timestamp,
-};
+use gitopsd::types::{CommitInfo, Declared, ImageRef, PinnedImage, Reason, Refusal, ServiceName, Timestamp};
 
 use super::Host;
 
