@@ -196,6 +196,12 @@ fn abandoning(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Nex
                 if !right {
                     return Next::Do(Step::Return { to: Some(incumbent.generation), from: generation });
                 }
+            } else if strategy(rollout) == Strategy::Recreate
+                && view.container(generation).is_some()
+                && view.has_image(incumbent)
+            {
+                // Two at once would write to the same files: here the candidate has to go first.
+                return Next::Do(Step::Discard(generation));
             } else if let Some(next @ Next::Do(_)) = repair::next(view, record) {
                 // It has to run before the candidate may go.
                 return next;
