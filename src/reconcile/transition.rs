@@ -122,13 +122,7 @@ pub fn conclude(
         return Applied { record: Some(record), receipt: None };
     }
     match step {
-        Step::Pull(_) => {
-            if let (Some(rollout), Outcome::Pulled(cost)) = (&mut record.rollout, outcome) {
-                rollout.pull.bytes = rollout.pull.bytes.saturating_add(cost.bytes);
-                rollout.pull.seconds += cost.seconds;
-            }
-            advance_after_pull(&mut record, now);
-        }
+        Step::Pull(generation) => pulled(&mut record, *generation, outcome, now),
         Step::Prepare(_) => {
             let next = record.rollout.as_ref().map(|rollout| after_prepare(&record, rollout));
             if let Some(next) = next {
@@ -176,6 +170,10 @@ pub fn conclude(
 
 fn enter(record: &mut ServiceRecord, phase: Phase, now: Timestamp) {
     if let Some(rollout) = &mut record.rollout {
+        // What was given up stays so: a long effect may end after an operator gave its candidate up.
+        if rollout.phase == Phase::Abandoning {
+            return;
+        }
         if rollout.phase != phase {
             rollout.phase = phase;
             rollout.phase_since = now;
@@ -191,12 +189,23 @@ fn enter(record: &mut ServiceRecord, phase: Phase, now: Timestamp) {
     }
 }
 
-fn advance_after_pull(record: &mut ServiceRecord, now: Timestamp) {
-    let Some(rollout) = record.rollout.as_ref().filter(|rollout| rollout.phase == Phase::Pulling) else {
+fn pulled(record: &mut ServiceRecord, generation: Generation, outcome: &Outcome, now: Timestamp) {
+    // A pull for the incumbent says nothing about a candidate that was begun meanwhile.
+    let Some(rollout) = record.rollout.as_mut().filter(|rollout| rollout.to.generation == generation) else {
         return;
     };
-    let next = after_pull(record, rollout);
-    enter(record, next, now);
+    if let Outcome::Pulled(cost) = outcome {
+        rollout.pull.bytes = rollout.pull.bytes.saturating_add(cost.bytes);
+        rollout.pull.seconds += cost.seconds;
+    }
+    let next = record
+        .rollout
+        .as_ref()
+        .filter(|rollout| rollout.phase == Phase::Pulling)
+        .map(|rollout| after_pull(record, rollout));
+    if let Some(next) = next {
+        enter(record, next, now);
+    }
 }
 
 /// An effect did not work: a candidate is given up, or tried again later; what already serves is only tried again.
@@ -206,7 +215,8 @@ fn trouble(record: &mut ServiceRecord, step: &Step, refusal: &Refusal, retry: bo
         Step::Pull(g) | Step::Start(g) | Step::Prepare(g) | Step::Switch(g) => *g == rollout.to.generation,
         _ => false,
     };
-    if !about_candidate {
+    // Once it is given up, the reason for that is the one that counts.
+    if !about_candidate || rollout.phase == Phase::Abandoning {
         return;
     }
     rollout.trouble = Some(refusal.clone());
