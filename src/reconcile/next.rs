@@ -56,9 +56,11 @@ pub(super) fn decide(view: &View<'_>, removal_refusal: Option<&Refusal>) -> Plan
         };
         return Planned { situation: Situation::Orphaned, next };
     }
-    if let Some(next) = repair::next(view, record) {
-        return Planned { situation: Situation::Drifted, next };
-    }
+    // A repair that has to wait must not hold up a newer version: it may be the cure.
+    let waiting = match repair::next(view, record) {
+        Some(next @ Next::Do(_)) => return Planned { situation: Situation::Drifted, next },
+        waiting => waiting,
+    };
     if let Some(next) = retire(view, record) {
         return Planned { situation: Situation::Retiring, next };
     }
@@ -70,6 +72,8 @@ pub(super) fn decide(view: &View<'_>, removal_refusal: Option<&Refusal>) -> Plan
         let over = hold.until.is_some_and(|until| view.now >= until);
         let next = if moved || over {
             Next::Do(Step::Release)
+        } else if let Some(next) = waiting {
+            return Planned { situation: Situation::Drifted, next };
         } else {
             let message = format!("held by {}: {}", hold.by, hold.reason);
             let reason = if hold.while_commit.is_some() { Reason::OperatorRollback } else { Reason::Held };
@@ -81,6 +85,9 @@ pub(super) fn decide(view: &View<'_>, removal_refusal: Option<&Refusal>) -> Plan
         Some(wanted) => want(view, Some(record), wanted),
         None => Next::Settled,
     };
+    if let (Some(next), false) = (waiting, matches!(next, Next::Do(_))) {
+        return Planned { situation: Situation::Drifted, next };
+    }
     let situation = match &next {
         Next::Settled => Situation::Current,
         Next::Held { .. } if record.failure.is_some() => Situation::Quarantined,

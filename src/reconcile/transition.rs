@@ -55,13 +55,17 @@ pub fn intend(record: &ServiceRecord, step: &Step, now: Timestamp) -> ServiceRec
     let mut record = record.clone();
     match step {
         Step::Switch(_) => enter(&mut record, Phase::Switching, now),
-        Step::Start(generation) => match (&mut record.incumbent, &mut record.rollout) {
-            (Some(incumbent), _) if incumbent.generation == *generation => count_restart(incumbent, now),
-            (_, Some(rollout)) if rollout.to.generation == *generation => {
-                rollout.candidate_started_at.get_or_insert(now);
+        Step::Start(generation) | Step::Pull(generation) => {
+            match (&mut record.incumbent, &mut record.rollout) {
+                (Some(incumbent), _) if incumbent.generation == *generation => count_restart(incumbent, now),
+                (_, Some(rollout))
+                    if rollout.to.generation == *generation && matches!(step, Step::Start(_)) =>
+                {
+                    rollout.candidate_started_at.get_or_insert(now);
+                }
+                _ => {}
             }
-            _ => {}
-        },
+        }
         Step::Remove(commit) => {
             record.removing.get_or_insert(Removing { commit: (**commit).clone(), since: now });
         }
@@ -190,6 +194,10 @@ fn enter(record: &mut ServiceRecord, phase: Phase, now: Timestamp) {
 }
 
 fn pulled(record: &mut ServiceRecord, generation: Generation, outcome: &Outcome, now: Timestamp) {
+    if let Some(incumbent) = record.incumbent.as_mut().filter(|it| it.generation == generation) {
+        // The tries were about the image: its start is a new row.
+        (incumbent.restarts, incumbent.restarted_at) = (0, None);
+    }
     // A pull for the incumbent says nothing about a candidate that was begun meanwhile.
     let Some(rollout) = record.rollout.as_mut().filter(|rollout| rollout.to.generation == generation) else {
         return;
