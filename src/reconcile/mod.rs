@@ -66,3 +66,9 @@ pub fn plan(
 pub fn later(at: Timestamp, by: Duration) -> Timestamp {
     at.checked_add(by).unwrap_or(Timestamp::MAX)
 }
+
+/// Whether `at` still lies ahead of `now`. A time further ahead than any pause is left over from a wrong clock, and
+/// nobody waits for it: otherwise one boot in the year 2038 would keep a service down until then.
+pub(crate) fn pending(now: Timestamp, at: Timestamp, longest: Duration) -> bool {
+    now < at && at <= later(now, longest)
+}

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use super::later;
 use super::record::{Deployed, Phase, ServiceRecord};
 use super::step::{Next, Step};
 use super::view::View;
+use super::{later, pending};
 use crate::types::Timestamp;
 
 /// First pause before a container that ended is started again; doubled for each further start in a row.
@@ -33,14 +33,14 @@ pub(super) fn next(view: &View<'_>, record: &ServiceRecord) -> Option<Next> {
     }
     let due = restart_at(incumbent);
     let generation = incumbent.generation;
-    Some(match (view.now >= due, local) {
-        (true, true) => Next::Do(Step::Start(generation)),
-        (true, false) => Next::Do(Step::Pull(generation)),
-        (false, true) => Next::Wait {
+    Some(match (pending(view.now, due, LONGEST_PAUSE), local) {
+        (false, true) => Next::Do(Step::Start(generation)),
+        (false, false) => Next::Do(Step::Pull(generation)),
+        (true, true) => Next::Wait {
             until: Some(due),
             why: format!("generation {generation} ended; it is started again"),
         },
-        (false, false) => Next::Wait {
+        (true, false) => Next::Wait {
             until: Some(due),
             why: format!("generation {generation} ended, and its image is not local; it is pulled again"),
         },

@@ -5,9 +5,10 @@ use super::next::{held, wait};
 use super::record::{Cause, Phase, Rollout, ServiceRecord};
 use super::replace::needs_new_generation;
 use super::step::{Next, Step};
+use super::transition::LONGEST_RETRY;
 use super::view::View;
 use super::world::DesiredService;
-use super::{later, repair};
+use super::{later, pending, repair};
 use crate::types::{ContainerState, Reason, Refusal, Strategy};
 
 /// What a rollout does next.
@@ -34,7 +35,7 @@ pub(super) fn next(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -
     let generation = rollout.to.generation;
     match rollout.phase {
         Phase::Pulling => pulling(view, record, rollout),
-        Phase::Preparing => Next::Do(Step::Prepare(generation)),
+        Phase::Preparing => paused(view, rollout).unwrap_or(Next::Do(Step::Prepare(generation))),
         Phase::Yielding => match &record.incumbent {
             Some(incumbent) if view.runs(incumbent.generation) => Next::Do(Step::Stop(incumbent.generation)),
             _ => Next::Do(Step::Advance(Phase::Starting)),
@@ -77,12 +78,14 @@ fn pulling(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next {
     if view.has_image(&rollout.to) {
         return Next::Do(Step::Advance(after_pull(record, rollout)));
     }
-    match (rollout.retry_at, &rollout.trouble) {
-        (Some(at), Some(trouble)) if view.now < at => {
-            Next::Held { refusal: trouble.clone(), until: Some(at) }
-        }
-        _ => Next::Do(Step::Pull(rollout.to.generation)),
-    }
+    paused(view, rollout).unwrap_or(Next::Do(Step::Pull(rollout.to.generation)))
+}
+
+/// The pause after an effect that may be tried again.
+fn paused(view: &View<'_>, rollout: &Rollout) -> Option<Next> {
+    let at = rollout.retry_at.filter(|at| pending(view.now, *at, LONGEST_RETRY))?;
+    let trouble = rollout.trouble.clone()?;
+    Some(Next::Held { refusal: trouble, until: Some(at) })
 }
 
 /// The phase that comes once the image is local.
@@ -98,20 +101,22 @@ pub(super) fn after_prepare(record: &ServiceRecord, rollout: &Rollout) -> Phase 
     }
 }
 
+/// Why it may not start yet.
+fn dependency(view: &View<'_>, rollout: &Rollout) -> Option<Next> {
+    let name = view.missing_dependency(&rollout.to)?;
+    Some(held(Refusal::new(Reason::Dependency, format!("{name}, which it depends on, is not running"))))
+}
+
 fn starting(view: &View<'_>, rollout: &Rollout) -> Next {
     let generation = rollout.to.generation;
+    let start = || paused(view, rollout).unwrap_or(Next::Do(Step::Start(generation)));
     match view.container(generation) {
         Some(ContainerState::Running { .. }) => Next::Do(Step::Advance(Phase::Proving)),
         Some(ContainerState::Exited(exit)) => {
             Next::Do(Step::Fail(Refusal::new(Reason::Exited, format!("generation {generation} {exit}"))))
         }
-        Some(ContainerState::Remains) => Next::Do(Step::Start(generation)),
-        None => match view.missing_dependency(&rollout.to) {
-            Some(name) => {
-                held(Refusal::new(Reason::Dependency, format!("{name}, which it depends on, is not running")))
-            }
-            None => Next::Do(Step::Start(generation)),
-        },
+        Some(ContainerState::Remains) => start(),
+        None => dependency(view, rollout).unwrap_or_else(start),
     }
 }
 
@@ -131,7 +136,7 @@ fn proving(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next {
         Some(ContainerState::Remains) | None => return Next::Do(Step::Advance(Phase::Starting)),
     }
     match view.verdict(&rollout.to) {
-        Some(Verdict::Healthy) => Next::Do(Step::Switch(generation)),
+        Some(Verdict::Healthy) => paused(view, rollout).unwrap_or(Next::Do(Step::Switch(generation))),
         Some(Verdict::Unhealthy(why)) => {
             let message = format!("generation {generation} failed its health check: {why}");
             Next::Do(Step::Fail(Refusal::new(Reason::Unhealthy, message)))

@@ -12,11 +12,11 @@ use super::rolling::{after_prepare, after_pull};
 use super::step::Step;
 use crate::types::{Generation, Reason, Refusal, ServiceName, Timestamp};
 
-/// First pause before a pull that may be tried again; doubled for each further one.
+/// First pause before an effect that may be tried again; doubled for each further one.
 const FIRST_RETRY: Duration = Duration::from_secs(2);
 
-/// Longest pause between two pulls of the same candidate.
-const LONGEST_RETRY: Duration = Duration::from_secs(300);
+/// Longest pause between two tries of an effect of the same candidate.
+pub(super) const LONGEST_RETRY: Duration = Duration::from_secs(300);
 
 /// What came of an effect.
 #[derive(Debug, Clone, PartialEq)]

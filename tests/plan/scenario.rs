@@ -21,6 +21,7 @@
 //! hold web [2h]        resume web        rollback web       what an operator says
 //! kill web             somebody kills its container         lose-route web     lose-images     debris web.9
 //! freeze web           its record cannot be read            thaw web
+//! clock +1h            the clock jumps, also -1h
 //! max-removals N       the host's policy
 //! expect web IMAGE     it runs that, has traffic, and nothing is under way
 //! expect serving web IMAGE   the same, whatever is under way
@@ -32,6 +33,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::time::Duration;
 
+use gitopsd::reconcile::later;
 use gitopsd::reconcile::step::Next;
 use gitopsd::types::{
     ContainerState, Declared, HealthCheck, InstanceId, PortMapping, Probe, Protocol, ServiceName,
@@ -223,6 +225,11 @@ fn obey(host: &mut Host, line: &str) -> Result<(), String> {
         }
         ["thaw", service] => {
             host.frozen.remove(&name(service));
+        }
+        ["clock", step] => {
+            let by = parse_duration(&step[1..]).map_err(|error| error.to_string())?;
+            host.now =
+                if step.starts_with('-') { host.now.checked_sub(by).unwrap() } else { later(host.now, by) };
         }
         ["max-removals", n] => host.policy.max_removals = Some(n.parse().unwrap()),
         ["expect", rest @ ..] => return expect(host, rest),
