@@ -37,10 +37,13 @@ pub(super) fn next(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -
         Phase::Pulling => pulling(view, record, rollout),
         Phase::Preparing => paused(view, rollout).unwrap_or(Next::Do(Step::Prepare(generation))),
         Phase::Yielding => match &record.incumbent {
-            Some(incumbent) if view.runs(incumbent.generation) => Next::Do(Step::Stop(incumbent.generation)),
+            // Asked while the incumbent still runs: it is not stopped for a successor that has to wait.
+            Some(incumbent) if view.runs(incumbent.generation) => {
+                dependency(view, rollout).unwrap_or(Next::Do(Step::Stop(incumbent.generation)))
+            }
             _ => Next::Do(Step::Advance(Phase::Starting)),
         },
-        Phase::Starting => starting(view, rollout),
+        Phase::Starting => starting(view, record, rollout),
         Phase::Proving | Phase::Switching => proving(view, record, rollout),
         Phase::Baking => baking(view, record, rollout),
         Phase::Abandoning => abandoning(view, record, rollout),
@@ -107,7 +110,7 @@ fn dependency(view: &View<'_>, rollout: &Rollout) -> Option<Next> {
     Some(held(Refusal::new(Reason::Dependency, format!("{name}, which it depends on, is not running"))))
 }
 
-fn starting(view: &View<'_>, rollout: &Rollout) -> Next {
+fn starting(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next {
     let generation = rollout.to.generation;
     let start = || paused(view, rollout).unwrap_or(Next::Do(Step::Start(generation)));
     match view.container(generation) {
@@ -116,6 +119,8 @@ fn starting(view: &View<'_>, rollout: &Rollout) -> Next {
             Next::Do(Step::Fail(Refusal::new(Reason::Exited, format!("generation {generation} {exit}"))))
         }
         Some(ContainerState::Remains) => start(),
+        // The incumbent has yielded: nothing serves, and waiting would not help.
+        None if strategy(rollout) == Strategy::Recreate && record.incumbent.is_some() => start(),
         None => dependency(view, rollout).unwrap_or_else(start),
     }
 }
