@@ -46,7 +46,8 @@ pub(super) fn decide(view: &View<'_>, removal_refusal: Option<&Refusal>) -> Plan
         };
     }
     if let Some(rollout) = &record.rollout {
-        return Planned { situation: situation(record), next: rolling::next(view, record, rollout) };
+        let next = rolling::next(view, record, rollout, removal_refusal);
+        return Planned { situation: situation(record), next };
     }
     if let (Some(desired), None) = (view.desired, view.wanted()) {
         let next = match removal_refusal {

@@ -12,7 +12,12 @@ use super::{later, pending, repair};
 use crate::types::{ContainerState, Reason, Refusal, Strategy};
 
 /// What a rollout does next.
-pub(super) fn next(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next {
+pub(super) fn next(
+    view: &View<'_>,
+    record: &ServiceRecord,
+    rollout: &Rollout,
+    removal_refusal: Option<&Refusal>,
+) -> Next {
     // Until traffic has gone over, nobody but the incumbent serves: it comes first. Under `recreate` it is down on
     // purpose once it has yielded.
     let incumbent_serves = match rollout.phase {
@@ -28,7 +33,7 @@ pub(super) fn next(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -
         }
     }
     if rollout.phase < Phase::Switching
-        && let Some(refusal) = superseded(view, rollout)
+        && let Some(refusal) = superseded(view, rollout, removal_refusal)
     {
         return Next::Do(Step::Fail(refusal));
     }
@@ -60,7 +65,7 @@ fn routed(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> bool {
 }
 
 /// Why a candidate that has no traffic yet is given up for what a newer commit wants.
-fn superseded(view: &View<'_>, rollout: &Rollout) -> Option<Refusal> {
+fn superseded(view: &View<'_>, rollout: &Rollout, removal_refusal: Option<&Refusal>) -> Option<Refusal> {
     let desired = view.desired?;
     if rollout.cause == Cause::Rollback || desired.commit.id == rollout.to.commit.id {
         return None;
@@ -69,7 +74,8 @@ fn superseded(view: &View<'_>, rollout: &Rollout) -> Option<Refusal> {
         Some(DesiredService::Run(spec)) => needs_new_generation(&rollout.to.spec, spec).is_some(),
         // Refused or unknown yet: what is under way was fine, and goes on.
         Some(_) => false,
-        None => true,
+        // A commit whose removals are refused changes nothing.
+        None => removal_refusal.is_none(),
     };
     newer.then(|| {
         let message = format!("commit {} came before it was switched to", desired.commit.id.short());
