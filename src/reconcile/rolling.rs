@@ -155,6 +155,10 @@ fn proving(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next {
         Some(Verdict::Undecided { why }) => {
             let timeout = rollout.to.spec.deploy.timeout;
             let deadline = later(rollout.candidate_started_at.unwrap_or(rollout.phase_since), timeout);
+            // A new agent has no history: it asks once before it judges, however late it is.
+            if view.now >= deadline && !view.is_asked(&rollout.to) {
+                return wait(why);
+            }
             if view.now >= deadline {
                 let limit = crate::types::format_duration(timeout);
                 let message = format!("generation {generation} was not healthy within {limit}: {why}");
