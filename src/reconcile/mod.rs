@@ -40,7 +40,8 @@ pub fn plan(
     policy: &Policy,
     now: Timestamp,
 ) -> Plan {
-    let removal_refusal = desired.and_then(|desired| limits::removal_refusal(desired, records, policy));
+    let removal_refusal =
+        desired.and_then(|desired| limits::removal_refusal(desired, records, observed.frozen.len(), policy));
     let strays = observed.containers.keys().map(|id| &id.service).chain(observed.routes.keys());
     let strays = strays.chain(observed.frozen.keys());
     let names = records.keys().chain(desired.iter().flat_map(|d| d.services.keys())).chain(strays);

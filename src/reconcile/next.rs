@@ -49,6 +49,10 @@ pub(super) fn decide(view: &View<'_>, removal_refusal: Option<&Refusal>) -> Plan
         let next = rolling::next(view, record, rollout, removal_refusal);
         return Planned { situation: situation(record), next };
     }
+    if record.is_absent() && view.wanted().is_none() {
+        let next = if view.route().is_some() { Next::Do(Step::Withdraw) } else { Next::Settled };
+        return Planned { situation: Situation::Absent, next };
+    }
     if let (Some(desired), None) = (view.desired, view.wanted()) {
         let next = match removal_refusal {
             // What may not be removed is still kept running.

@@ -34,7 +34,7 @@ pub enum Outcome {
 /// What is remembered after a step, and the receipt that it earns.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Applied {
-    /// The record; `None` = the service is forgotten.
+    /// The record; `None` = there was none. One that [`ServiceRecord::is_absent`] is kept for its numbers.
     pub record: Option<ServiceRecord>,
     /// To be durable before the record is.
     pub receipt: Option<Transition>,
@@ -159,7 +159,7 @@ pub fn conclude(
         Step::Release => record.hold = None,
         Step::Remove(_) => {
             receipt = record.removing.as_ref().map(|removing| removed(name, &record, removing, now));
-            return Applied { record: None, receipt };
+            record = record.removed();
         }
         Step::Begin { .. }
         | Step::Stop(_)

@@ -46,7 +46,7 @@ impl Host {
         }
         let number = self.repo.commits;
         let commit = CommitInfo {
-            id: format!("{number:040x}").parse().unwrap(),
+            id: format!("{number:010x}{:030}", 0).parse().unwrap(),
             subject: format!("commit {number}"),
             author: "Ada <ada@example.org>".to_owned(),
             committed_at: self.began,
