@@ -55,8 +55,10 @@ pub(super) fn decide(view: &View<'_>, removal_refusal: Option<&Refusal>) -> Plan
     }
     if let (Some(desired), None) = (view.desired, view.wanted()) {
         let next = match removal_refusal {
-            // What may not be removed is still kept running.
-            Some(refusal) => repair::next(view, record).unwrap_or_else(|| held(refusal.clone())),
+            // What may not be removed is still kept as it should be.
+            Some(refusal) => repair::next(view, record)
+                .or_else(|| retire(view, record))
+                .unwrap_or_else(|| held(refusal.clone())),
             None => Next::Do(Step::Remove(desired.commit.clone().into())),
         };
         return Planned { situation: Situation::Orphaned, next };
