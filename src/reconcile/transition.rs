@@ -10,7 +10,7 @@ use super::record::{Cause, Deployed, Failure, Phase, PullCost, Removing, Retirin
 use super::repair::RECOVERED_AFTER;
 use super::rolling::{after_prepare, after_pull};
 use super::step::Step;
-use crate::types::{Generation, Reason, Refusal, ServiceName, Timestamp};
+use crate::types::{Generation, Reason, Refusal, ServiceName, Strategy, Timestamp};
 
 /// First pause before an effect that may be tried again; doubled for each further one.
 const FIRST_RETRY: Duration = Duration::from_secs(2);
@@ -136,7 +136,7 @@ pub fn conclude(
         Step::Start(generation) => {
             if record.rollout.as_ref().is_some_and(|rollout| rollout.to.generation == *generation) {
                 enter(&mut record, Phase::Proving, now);
-            } else if let Some(incumbent) = &record.incumbent {
+            } else if let Some(incumbent) = record.incumbent.as_ref().filter(|_| !yielded(&record)) {
                 receipt = restarted(name, incumbent, now);
             }
         }
@@ -161,8 +161,13 @@ pub fn conclude(
             receipt = record.removing.as_ref().map(|removing| removed(name, &record, removing, now));
             record = record.removed();
         }
+        Step::Stop(generation) => {
+            if let Some(incumbent) = record.incumbent.as_mut().filter(|it| it.generation == *generation) {
+                // It was asked to stop, which is not the end of a row of crashes: it may be wanted back at once.
+                (incumbent.restarts, incumbent.restarted_at) = (0, None);
+            }
+        }
         Step::Begin { .. }
-        | Step::Stop(_)
         | Step::Return { .. }
         | Step::Discard(_)
         | Step::Route(_)
@@ -244,6 +249,11 @@ fn count_restart(incumbent: &mut Deployed, now: Timestamp) {
     incumbent.restarted_at = Some(now);
 }
 
+/// Whether the incumbent was stopped on purpose: its start is a part of the rollout that is given up.
+fn yielded(record: &ServiceRecord) -> bool {
+    record.rollout.as_ref().is_some_and(|rollout| rollout.to.spec.strategy() == Strategy::Recreate)
+}
+
 /// One receipt for a row of restarts: a container that crashes every minute must not fill the audit trail.
 fn restarted(name: &ServiceName, incumbent: &Deployed, now: Timestamp) -> Option<Transition> {
     (incumbent.restarts == 1).then(|| Transition {
@@ -266,7 +276,8 @@ fn restarted(name: &ServiceName, incumbent: &Deployed, now: Timestamp) -> Option
 fn switched(record: &mut ServiceRecord, now: Timestamp) {
     enter(record, Phase::Baking, now);
     if let Some(rollout) = &mut record.rollout {
-        rollout.switched_at.get_or_insert(now);
+        // The latest one: after a reboot it is proved, switched to and watched anew.
+        rollout.switched_at = Some(now);
         if rollout.healthy_seconds.is_none() {
             rollout.healthy_seconds = rollout
                 .candidate_started_at
