@@ -38,6 +38,14 @@ pub(super) fn next(
         return Next::Do(Step::Fail(refusal));
     }
     let generation = rollout.to.generation;
+    let to_start = matches!(rollout.phase, Phase::Preparing | Phase::Starting);
+    if to_start
+        && view.container(generation).is_none_or(|it| *it == ContainerState::Remains)
+        && !view.has_image(&rollout.to)
+    {
+        // Thrown away meanwhile, by a check of the disk or a hand.
+        return Next::Do(Step::Advance(Phase::Pulling));
+    }
     match rollout.phase {
         Phase::Pulling => pulling(view, record, rollout),
         Phase::Preparing => paused(view, rollout).unwrap_or(Next::Do(Step::Prepare(generation))),

@@ -66,10 +66,14 @@ impl Host {
         self.now = later(self.now, Duration::from_millis(1));
         let record = self.records.get(name).cloned();
         if let Step::Begin { generation, .. } = step {
-            self.audit_begin(name, step);
             let addresses = self.addresses(*generation);
             let record = transition::begin(record.as_ref(), step, addresses, self.now);
-            return self.write(name, record);
+            let written = self.write(name, record.clone());
+            // What never reached the disk was never begun.
+            if self.records.get(name) == record.as_ref() {
+                self.audit_begin(name, step);
+            }
+            return written;
         }
         if let Some(record) = &record {
             self.write(name, Some(transition::intend(record, step, self.now)))?;
