@@ -335,6 +335,7 @@ impl Host {
             Crash::Kill => "the agent is killed",
             Crash::Reboot => "the host reboots",
         });
+        self.audit.crashes += 1;
         self.health.clear();
         self.busy.clear();
         self.idle_polls.clear();

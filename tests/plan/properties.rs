@@ -19,7 +19,13 @@ use super::scenario::{declared, image};
 /// 256 cases, or `PROPTEST_CASES`; what once failed is kept under `proptest-regressions` and tried first.
 pub fn config() -> Config {
     let seeds = concat!(env!("CARGO_MANIFEST_DIR"), "/proptest-regressions/plan.txt");
-    Config { failure_persistence: Some(Box::new(FileFailurePersistence::Direct(seeds))), ..Config::default() }
+    let config = Config::default();
+    Config {
+        failure_persistence: Some(Box::new(FileFailurePersistence::Direct(seeds))),
+        // Some histories do not lead to where a property begins.
+        max_global_rejects: config.cases * 50,
+        ..config
+    }
 }
 
 /// One thing that happens to a host.

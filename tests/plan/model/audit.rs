@@ -25,7 +25,9 @@ pub struct Audit {
     /// What each number was used for.
     specs: BTreeMap<InstanceId, Spec>,
     /// The rollouts whose end has a receipt.
-    ended: BTreeMap<InstanceId, String>,
+    ended: BTreeMap<InstanceId, (String, u32)>,
+    /// How often the agent was killed.
+    pub crashes: u32,
 }
 
 fn running(state: &ContainerState) -> bool {
@@ -143,8 +145,11 @@ impl Host {
         let rollout_over = !matches!(receipt.result, ReceiptResult::Restarted | ReceiptResult::Removed);
         if let (true, Some(to)) = (rollout_over, &receipt.to) {
             let id = InstanceId::new(name, to.generation);
-            let first = self.audit.ended.entry(id).or_insert_with(|| receipt.id());
-            let once = *first == receipt.id();
+            let now = (receipt.id(), self.audit.crashes);
+            let first = self.audit.ended.entry(id).or_insert(now.clone());
+            // The first one is written and its record is not, then comes a power cut: the second one may differ.
+            let once = first.0 == now.0 || first.1 < now.1;
+            *first = now;
             self.demand(once, "a rollout ends once", name);
         }
         let lost = matches!(receipt.result, ReceiptResult::Failed | ReceiptResult::RolledBack);
@@ -159,7 +164,9 @@ impl Host {
             let up = self.containers.get(&id).is_some_and(|container| running(&container.state));
             let served = self.routes.get(name).is_some_and(|route| route.generation == from.generation);
             let local = self.images.contains(&from.digest);
-            let serves = !steady || !local || (up && served);
+            // A start that a crash cut short is tried again after its pause.
+            let pausing = !up && self.incumbent(name).is_some_and(|incumbent| incumbent.restarts > 0);
+            let serves = !steady || !local || pausing || (up && served);
             self.demand(serves, "a failed deploy leaves the old version serving", name);
         }
     }

@@ -22,7 +22,10 @@ impl Host {
             while_commit: None,
         };
         if let Some(record) = self.records.get_mut(name) {
-            record.hold = Some(hold);
+            // In the place of a rollback's hold it says when the commit may be tried again.
+            if record.hold.replace(hold).is_some_and(|before| before.while_commit.is_some()) {
+                *self.audit.asks.entry(name.clone()).or_default() += 1;
+            }
         }
     }
 
