@@ -302,7 +302,8 @@ proptest! {
     /// Promise 6, for a commit that takes more away than the host allows.
     #[test]
     fn a_removal_beyond_the_limit_removes_nothing(events in history(), first in 0..3usize) {
-        let mut host = lived(&events);
+        let all = SERVICES.map(|service| Event::Run(service, "img:9".to_owned()));
+        let mut host = lived(&[&all[..], &[Event::RunSeconds(60)], &events[..]].concat());
         calm(&mut host);
         host.run(Duration::from_secs(1800));
         host.policy.max_removals = Some(1);
@@ -310,12 +311,12 @@ proptest! {
         let leaving = |host: &Host| {
             host.records
                 .iter()
-                .filter(|(name, record)| name.as_str() != left && !record.is_absent())
+                .filter(|(name, record)| name.as_str() != left && record.incumbent.is_some())
                 .map(|(name, _)| name.clone())
                 .collect::<Vec<_>>()
         };
         prop_assume!(leaving(&host).len() == 2);
-        prop_assume!(leaving(&host).iter().all(|name| host.records[name].removing.is_none()));
+        prop_assume!(leaving(&host).iter().all(|name| host.records[name].rollout.is_none()));
         host.repo.declared.retain(|name, _| name.as_str() == left);
         host.repo.declared.entry(name(left)).or_insert(Ok(declared("img:9")));
         host.commit();
