@@ -63,11 +63,7 @@ fn ends_a_word(text: &str) -> bool {
 /// A character, not a lifetime.
 fn is_char(text: &str) -> bool {
     let mut chars = text.chars().skip(1);
-    match (chars.next(), chars.next()) {
-        (Some('\\'), _) => true,
-        (Some(_), Some('\'')) => true,
-        _ => false,
-    }
+    matches!((chars.next(), chars.next()), (Some('\\'), _) | (Some(_), Some('\'')))
 }
 
 fn quoted(text: &str, quote: char) -> usize {
