@@ -38,7 +38,7 @@ pub(super) fn next(
         return Next::Do(Step::Fail(refusal));
     }
     let generation = rollout.to.generation;
-    let to_start = matches!(rollout.phase, Phase::Preparing | Phase::Starting);
+    let to_start = matches!(rollout.phase, Phase::Preparing | Phase::Yielding | Phase::Starting);
     if to_start
         && view.container(generation).is_none_or(|it| *it == ContainerState::Remains)
         && !view.has_image(&rollout.to)

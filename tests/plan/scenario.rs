@@ -18,6 +18,7 @@
 //! run until PHASE web  goes on until the candidate is in that phase, at most an hour
 //! kill agent           SIGKILL, and at once a new one       reboot     power cut
 //! crash after N        the agent is killed N points of a step later
+//! reboot after N       the same for the power
 //! hold web [2h]        resume web        rollback web       what an operator says
 //! kill web             somebody kills its container         lose-route web     lose-images     debris web.9
 //! freeze web           its record cannot be read            thaw web
@@ -26,6 +27,7 @@
 //! expect web IMAGE     it runs that, has traffic, and nothing is under way
 //! expect serving web IMAGE   the same, whatever is under way
 //! expect web none      it is not on this host
+//! expect receipts N    so many are written
 //! expect in-sync       every service is settled             expect held web REASON
 //! ```
 
@@ -140,6 +142,7 @@ fn expect(host: &Host, words: &[&str]) -> Result<(), String> {
     let plan = host.plan();
     let holds = match words {
         ["in-sync"] => plan.in_sync(),
+        ["receipts", n] => host.receipts.len().to_string() == *n,
         ["held", service, reason] => match &plan.services[&name(service)].next {
             Next::Held { refusal, .. } => refusal.reason.code() == *reason,
             _ => false,
@@ -205,6 +208,7 @@ fn obey(host: &mut Host, line: &str) -> Result<(), String> {
         ["kill", "agent"] => host.crash(Crash::Kill),
         ["reboot"] => host.crash(Crash::Reboot),
         ["crash", "after", points] => host.crash_in = Some((points.parse().unwrap(), Crash::Kill)),
+        ["reboot", "after", points] => host.crash_in = Some((points.parse().unwrap(), Crash::Reboot)),
         ["hold", service] => host.hold(&name(service), None),
         ["hold", service, time] => host.hold(&name(service), Some(parse_duration(time).unwrap())),
         ["resume", service] => host.resume(&name(service)),

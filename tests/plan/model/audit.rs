@@ -66,9 +66,12 @@ impl Host {
                 .filter(|(_, c)| running(&c.state))
                 .filter_map(|(id, _)| self.audit.specs.get(id))
                 .collect();
-            if let [a, b] = live.as_slice() {
-                let shared = shares_a_volume(a, b) && a.deploy.strategy != Some(Strategy::BlueGreen);
-                self.demand(!shared, "two generations never write to one volume at once", name);
+            // In the order of their numbers: what is newer says how it wants to follow.
+            if let [.., older, newer] = live.as_slice() {
+                let alone = newer.strategy() == Strategy::Recreate;
+                let shared =
+                    shares_a_volume(older, newer) && newer.deploy.strategy != Some(Strategy::BlueGreen);
+                self.demand(!alone && !shared, "under recreate there are never two at once", name);
             }
         }
     }
