@@ -75,7 +75,8 @@ impl ProbeHistory {
             check.interval.min(Duration::from_millis(250))
         } else {
             let age = Duration::try_from(last.duration_since(self.started_at)).unwrap_or_default();
-            (age / 8).clamp(FIRST_PAUSE, check.interval)
+            // Not `clamp`: an interval below the first pause would make it panic.
+            (age / 8).min(check.interval).max(FIRST_PAUSE)
         };
         later(*last, pause)
     }

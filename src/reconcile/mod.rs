@@ -40,7 +40,8 @@ pub fn plan(
     policy: &Policy,
     now: Timestamp,
 ) -> Plan {
-    let removal_refusal = desired.and_then(|desired| limits::removal_refusal(desired, records, policy));
+    let removal_refusal =
+        desired.and_then(|desired| limits::removal_refusal(desired, records, observed.frozen.len(), policy));
     let strays = observed.containers.keys().map(|id| &id.service).chain(observed.routes.keys());
     let strays = strays.chain(observed.frozen.keys());
     let names = records.keys().chain(desired.iter().flat_map(|d| d.services.keys())).chain(strays);
@@ -65,4 +66,10 @@ pub fn plan(
 /// `at` plus `by`, held at the end of time rather than overflowing.
 pub fn later(at: Timestamp, by: Duration) -> Timestamp {
     at.checked_add(by).unwrap_or(Timestamp::MAX)
+}
+
+/// Whether `at` still lies ahead of `now`. A time further ahead than any pause is left over from a wrong clock, and
+/// nobody waits for it: otherwise one boot in the year 2038 would keep a service down until then.
+pub(crate) fn pending(now: Timestamp, at: Timestamp, longest: Duration) -> bool {
+    now < at && at <= later(now, longest)
 }

@@ -46,19 +46,28 @@ pub(super) fn decide(view: &View<'_>, removal_refusal: Option<&Refusal>) -> Plan
         };
     }
     if let Some(rollout) = &record.rollout {
-        return Planned { situation: situation(record), next: rolling::next(view, record, rollout) };
+        let next = rolling::next(view, record, rollout, removal_refusal);
+        return Planned { situation: situation(record), next };
+    }
+    if record.is_absent() && view.wanted().is_none() {
+        let next = if view.route().is_some() { Next::Do(Step::Withdraw) } else { Next::Settled };
+        return Planned { situation: Situation::Absent, next };
     }
     if let (Some(desired), None) = (view.desired, view.wanted()) {
         let next = match removal_refusal {
-            // What may not be removed is still kept running.
-            Some(refusal) => repair::next(view, record).unwrap_or_else(|| held(refusal.clone())),
+            // What may not be removed is still kept as it should be.
+            Some(refusal) => repair::next(view, record)
+                .or_else(|| retire(view, record))
+                .unwrap_or_else(|| held(refusal.clone())),
             None => Next::Do(Step::Remove(desired.commit.clone().into())),
         };
         return Planned { situation: Situation::Orphaned, next };
     }
-    if let Some(next) = repair::next(view, record) {
-        return Planned { situation: Situation::Drifted, next };
-    }
+    // A repair that has to wait must not hold up a newer version: it may be the cure.
+    let waiting = match repair::next(view, record) {
+        Some(next @ Next::Do(_)) => return Planned { situation: Situation::Drifted, next },
+        waiting => waiting,
+    };
     if let Some(next) = retire(view, record) {
         return Planned { situation: Situation::Retiring, next };
     }
@@ -70,6 +79,8 @@ pub(super) fn decide(view: &View<'_>, removal_refusal: Option<&Refusal>) -> Plan
         let over = hold.until.is_some_and(|until| view.now >= until);
         let next = if moved || over {
             Next::Do(Step::Release)
+        } else if let Some(next) = waiting {
+            return Planned { situation: Situation::Drifted, next };
         } else {
             let message = format!("held by {}: {}", hold.by, hold.reason);
             let reason = if hold.while_commit.is_some() { Reason::OperatorRollback } else { Reason::Held };
@@ -81,6 +92,9 @@ pub(super) fn decide(view: &View<'_>, removal_refusal: Option<&Refusal>) -> Plan
         Some(wanted) => want(view, Some(record), wanted),
         None => Next::Settled,
     };
+    if let (Some(next), false) = (waiting, matches!(next, Next::Do(_))) {
+        return Planned { situation: Situation::Drifted, next };
+    }
     let situation = match &next {
         Next::Settled => Situation::Current,
         Next::Held { .. } if record.failure.is_some() => Situation::Quarantined,

@@ -101,7 +101,10 @@ pub fn preview(
         };
         changes.insert(name.clone(), change);
     }
-    for (name, record) in records.iter().filter(|(name, _)| !declared.contains_key(*name)) {
+    let gone = |(name, record): &(&ServiceName, &ServiceRecord)| {
+        !declared.contains_key(*name) && !record.is_absent()
+    };
+    for (name, record) in records.iter().filter(gone) {
         let image = record.incumbent.as_ref().map(|incumbent| incumbent.spec.image.reference.clone());
         changes.insert(name.clone(), Change::Remove { image });
     }

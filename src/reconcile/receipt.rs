@@ -90,10 +90,13 @@ pub struct Transition {
 }
 
 impl Transition {
-    /// A name that is the same when the transition is written down a second time, after a crash in between.
+    /// A name that is the same when the transition is written down a second time, after a crash in between. The result
+    /// is a part of it: a generation whose `deployed` was written, and its record was not, can fail after the reboot,
+    /// and neither receipt may hide the other.
     pub fn id(&self) -> String {
         let generation = self.to.as_ref().or(self.from.as_ref()).map_or(0, |side| side.generation.0);
-        format!("{}.{generation}-{:x}", self.service, self.started_at.as_microsecond())
+        let began = self.started_at.as_microsecond();
+        format!("{}.{generation}-{began:x}-{}", self.service, self.result.word())
     }
 
     /// The end of a rollout.

@@ -49,6 +49,17 @@ impl ServiceRecord {
         }
     }
 
+    /// What is remembered of a service that was taken off this host: its address and its last number, so that neither
+    /// is given to anything else if it comes back.
+    pub fn removed(&self) -> Self {
+        Self { last_generation: self.last_generation, ..Self::new(self.service_address) }
+    }
+
+    /// Whether there is nothing of it on this host, nor about to be: it was removed, or never begun.
+    pub fn is_absent(&self) -> bool {
+        self.live_generations().next().is_none() && self.removing.is_none()
+    }
+
     /// The generations that may have a container: everything else under this service's name is debris.
     pub fn live_generations(&self) -> impl Iterator<Item = &Deployed> {
         let candidate = self.rollout.as_ref().map(|rollout| &rollout.to);

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use super::later;
 use super::record::{Deployed, Phase, ServiceRecord};
 use super::step::{Next, Step};
 use super::view::View;
+use super::{later, pending};
 use crate::types::Timestamp;
 
 /// First pause before a container that ended is started again; doubled for each further start in a row.
@@ -26,25 +26,28 @@ pub(super) fn next(view: &View<'_>, record: &ServiceRecord) -> Option<Next> {
         let right = view.route() == Some(&view.route_for(record, incumbent));
         return (!right && !traffic_elsewhere).then_some(Next::Do(Step::Route(incumbent.generation)));
     }
-    if !view.has_image(incumbent) {
-        return Some(match record.rollout {
-            // A candidate is on its way, and one pull at a time is enough.
-            Some(_) => return None,
-            None => Next::Do(Step::Pull(incumbent.generation)),
-        });
+    let local = view.has_image(incumbent);
+    // A candidate is on its way, and one pull at a time is enough; once it is given up, nothing else brings cure.
+    if !local && record.rollout.as_ref().is_some_and(|rollout| rollout.phase != Phase::Abandoning) {
+        return None;
     }
     let due = restart_at(incumbent);
-    Some(if view.now >= due {
-        Next::Do(Step::Start(incumbent.generation))
-    } else {
-        Next::Wait {
+    let generation = incumbent.generation;
+    Some(match (pending(view.now, due, LONGEST_PAUSE), local) {
+        (false, true) => Next::Do(Step::Start(generation)),
+        (false, false) => Next::Do(Step::Pull(generation)),
+        (true, true) => Next::Wait {
             until: Some(due),
-            why: format!("generation {} ended; it is started again", incumbent.generation),
-        }
+            why: format!("generation {generation} ended; it is started again"),
+        },
+        (true, false) => Next::Wait {
+            until: Some(due),
+            why: format!("generation {generation} ended, and its image is not local; it is pulled again"),
+        },
     })
 }
 
-/// When an incumbent that is not running may be started.
+/// When an incumbent that is not running may be started, or its lost image pulled: both count as tries.
 fn restart_at(incumbent: &Deployed) -> Timestamp {
     let Some(last) = incumbent.restarted_at else { return Timestamp::MIN };
     let doublings = incumbent.restarts.saturating_sub(1).min(16);

@@ -5,13 +5,19 @@ use super::next::{held, wait};
 use super::record::{Cause, Phase, Rollout, ServiceRecord};
 use super::replace::needs_new_generation;
 use super::step::{Next, Step};
+use super::transition::LONGEST_RETRY;
 use super::view::View;
 use super::world::DesiredService;
-use super::{later, repair};
+use super::{later, pending, repair};
 use crate::types::{ContainerState, Reason, Refusal, Strategy};
 
 /// What a rollout does next.
-pub(super) fn next(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next {
+pub(super) fn next(
+    view: &View<'_>,
+    record: &ServiceRecord,
+    rollout: &Rollout,
+    removal_refusal: Option<&Refusal>,
+) -> Next {
     // Until traffic has gone over, nobody but the incumbent serves: it comes first. Under `recreate` it is down on
     // purpose once it has yielded.
     let incumbent_serves = match rollout.phase {
@@ -27,19 +33,30 @@ pub(super) fn next(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -
         }
     }
     if rollout.phase < Phase::Switching
-        && let Some(refusal) = superseded(view, rollout)
+        && let Some(refusal) = superseded(view, rollout, removal_refusal)
     {
         return Next::Do(Step::Fail(refusal));
     }
     let generation = rollout.to.generation;
+    let to_start = matches!(rollout.phase, Phase::Preparing | Phase::Yielding | Phase::Starting);
+    if to_start
+        && view.container(generation).is_none_or(|it| *it == ContainerState::Remains)
+        && !view.has_image(&rollout.to)
+    {
+        // Thrown away meanwhile, by a check of the disk or a hand.
+        return Next::Do(Step::Advance(Phase::Pulling));
+    }
     match rollout.phase {
         Phase::Pulling => pulling(view, record, rollout),
-        Phase::Preparing => Next::Do(Step::Prepare(generation)),
+        Phase::Preparing => paused(view, rollout).unwrap_or(Next::Do(Step::Prepare(generation))),
         Phase::Yielding => match &record.incumbent {
-            Some(incumbent) if view.runs(incumbent.generation) => Next::Do(Step::Stop(incumbent.generation)),
+            // Asked while the incumbent still runs: it is not stopped for a successor that has to wait.
+            Some(incumbent) if view.runs(incumbent.generation) => {
+                dependency(view, rollout).unwrap_or(Next::Do(Step::Stop(incumbent.generation)))
+            }
             _ => Next::Do(Step::Advance(Phase::Starting)),
         },
-        Phase::Starting => starting(view, rollout),
+        Phase::Starting => starting(view, record, rollout),
         Phase::Proving | Phase::Switching => proving(view, record, rollout),
         Phase::Baking => baking(view, record, rollout),
         Phase::Abandoning => abandoning(view, record, rollout),
@@ -56,7 +73,7 @@ fn routed(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> bool {
 }
 
 /// Why a candidate that has no traffic yet is given up for what a newer commit wants.
-fn superseded(view: &View<'_>, rollout: &Rollout) -> Option<Refusal> {
+fn superseded(view: &View<'_>, rollout: &Rollout, removal_refusal: Option<&Refusal>) -> Option<Refusal> {
     let desired = view.desired?;
     if rollout.cause == Cause::Rollback || desired.commit.id == rollout.to.commit.id {
         return None;
@@ -65,7 +82,8 @@ fn superseded(view: &View<'_>, rollout: &Rollout) -> Option<Refusal> {
         Some(DesiredService::Run(spec)) => needs_new_generation(&rollout.to.spec, spec).is_some(),
         // Refused or unknown yet: what is under way was fine, and goes on.
         Some(_) => false,
-        None => true,
+        // A commit whose removals are refused changes nothing.
+        None => removal_refusal.is_none(),
     };
     newer.then(|| {
         let message = format!("commit {} came before it was switched to", desired.commit.id.short());
@@ -77,12 +95,14 @@ fn pulling(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next {
     if view.has_image(&rollout.to) {
         return Next::Do(Step::Advance(after_pull(record, rollout)));
     }
-    match (rollout.retry_at, &rollout.trouble) {
-        (Some(at), Some(trouble)) if view.now < at => {
-            Next::Held { refusal: trouble.clone(), until: Some(at) }
-        }
-        _ => Next::Do(Step::Pull(rollout.to.generation)),
-    }
+    paused(view, rollout).unwrap_or(Next::Do(Step::Pull(rollout.to.generation)))
+}
+
+/// The pause after an effect that may be tried again.
+fn paused(view: &View<'_>, rollout: &Rollout) -> Option<Next> {
+    let at = rollout.retry_at.filter(|at| pending(view.now, *at, LONGEST_RETRY))?;
+    let trouble = rollout.trouble.clone()?;
+    Some(Next::Held { refusal: trouble, until: Some(at) })
 }
 
 /// The phase that comes once the image is local.
@@ -98,20 +118,24 @@ pub(super) fn after_prepare(record: &ServiceRecord, rollout: &Rollout) -> Phase 
     }
 }
 
-fn starting(view: &View<'_>, rollout: &Rollout) -> Next {
+/// Why it may not start yet.
+fn dependency(view: &View<'_>, rollout: &Rollout) -> Option<Next> {
+    let name = view.missing_dependency(&rollout.to)?;
+    Some(held(Refusal::new(Reason::Dependency, format!("{name}, which it depends on, is not running"))))
+}
+
+fn starting(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next {
     let generation = rollout.to.generation;
+    let start = || paused(view, rollout).unwrap_or(Next::Do(Step::Start(generation)));
     match view.container(generation) {
         Some(ContainerState::Running { .. }) => Next::Do(Step::Advance(Phase::Proving)),
         Some(ContainerState::Exited(exit)) => {
             Next::Do(Step::Fail(Refusal::new(Reason::Exited, format!("generation {generation} {exit}"))))
         }
-        Some(ContainerState::Remains) => Next::Do(Step::Start(generation)),
-        None => match view.missing_dependency(&rollout.to) {
-            Some(name) => {
-                held(Refusal::new(Reason::Dependency, format!("{name}, which it depends on, is not running")))
-            }
-            None => Next::Do(Step::Start(generation)),
-        },
+        Some(ContainerState::Remains) => start(),
+        // The incumbent has yielded: nothing serves, and waiting would not help.
+        None if strategy(rollout) == Strategy::Recreate && record.incumbent.is_some() => start(),
+        None => dependency(view, rollout).unwrap_or_else(start),
     }
 }
 
@@ -131,7 +155,7 @@ fn proving(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next {
         Some(ContainerState::Remains) | None => return Next::Do(Step::Advance(Phase::Starting)),
     }
     match view.verdict(&rollout.to) {
-        Some(Verdict::Healthy) => Next::Do(Step::Switch(generation)),
+        Some(Verdict::Healthy) => paused(view, rollout).unwrap_or(Next::Do(Step::Switch(generation))),
         Some(Verdict::Unhealthy(why)) => {
             let message = format!("generation {generation} failed its health check: {why}");
             Next::Do(Step::Fail(Refusal::new(Reason::Unhealthy, message)))
@@ -139,6 +163,10 @@ fn proving(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next {
         Some(Verdict::Undecided { why }) => {
             let timeout = rollout.to.spec.deploy.timeout;
             let deadline = later(rollout.candidate_started_at.unwrap_or(rollout.phase_since), timeout);
+            // A new agent has no history: it asks once before it judges, however late it is.
+            if view.now >= deadline && !view.is_asked(&rollout.to) {
+                return wait(why);
+            }
             if view.now >= deadline {
                 let limit = crate::types::format_duration(timeout);
                 let message = format!("generation {generation} was not healthy within {limit}: {why}");
@@ -196,6 +224,12 @@ fn abandoning(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Nex
                 if !right {
                     return Next::Do(Step::Return { to: Some(incumbent.generation), from: generation });
                 }
+            } else if strategy(rollout) == Strategy::Recreate
+                && view.container(generation).is_some()
+                && view.has_image(incumbent)
+            {
+                // Two at once would write to the same files: here the candidate has to go first.
+                return Next::Do(Step::Discard(generation));
             } else if let Some(next @ Next::Do(_)) = repair::next(view, record) {
                 // It has to run before the candidate may go.
                 return next;

@@ -10,13 +10,13 @@ use super::record::{Cause, Deployed, Failure, Phase, PullCost, Removing, Retirin
 use super::repair::RECOVERED_AFTER;
 use super::rolling::{after_prepare, after_pull};
 use super::step::Step;
-use crate::types::{Generation, Reason, Refusal, ServiceName, Timestamp};
+use crate::types::{Generation, Reason, Refusal, ServiceName, Strategy, Timestamp};
 
-/// First pause before a pull that may be tried again; doubled for each further one.
+/// First pause before an effect that may be tried again; doubled for each further one.
 const FIRST_RETRY: Duration = Duration::from_secs(2);
 
-/// Longest pause between two pulls of the same candidate.
-const LONGEST_RETRY: Duration = Duration::from_secs(300);
+/// Longest pause between two tries of an effect of the same candidate.
+pub(super) const LONGEST_RETRY: Duration = Duration::from_secs(300);
 
 /// What came of an effect.
 #[derive(Debug, Clone, PartialEq)]
@@ -34,7 +34,7 @@ pub enum Outcome {
 /// What is remembered after a step, and the receipt that it earns.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Applied {
-    /// The record; `None` = the service is forgotten.
+    /// The record; `None` = there was none. One that [`ServiceRecord::is_absent`] is kept for its numbers.
     pub record: Option<ServiceRecord>,
     /// To be durable before the record is.
     pub receipt: Option<Transition>,
@@ -55,13 +55,17 @@ pub fn intend(record: &ServiceRecord, step: &Step, now: Timestamp) -> ServiceRec
     let mut record = record.clone();
     match step {
         Step::Switch(_) => enter(&mut record, Phase::Switching, now),
-        Step::Start(generation) => match (&mut record.incumbent, &mut record.rollout) {
-            (Some(incumbent), _) if incumbent.generation == *generation => count_restart(incumbent, now),
-            (_, Some(rollout)) if rollout.to.generation == *generation => {
-                rollout.candidate_started_at.get_or_insert(now);
+        Step::Start(generation) | Step::Pull(generation) => {
+            match (&mut record.incumbent, &mut record.rollout) {
+                (Some(incumbent), _) if incumbent.generation == *generation => count_restart(incumbent, now),
+                (_, Some(rollout))
+                    if rollout.to.generation == *generation && matches!(step, Step::Start(_)) =>
+                {
+                    rollout.candidate_started_at.get_or_insert(now);
+                }
+                _ => {}
             }
-            _ => {}
-        },
+        }
         Step::Remove(commit) => {
             record.removing.get_or_insert(Removing { commit: (**commit).clone(), since: now });
         }
@@ -122,13 +126,7 @@ pub fn conclude(
         return Applied { record: Some(record), receipt: None };
     }
     match step {
-        Step::Pull(_) => {
-            if let (Some(rollout), Outcome::Pulled(cost)) = (&mut record.rollout, outcome) {
-                rollout.pull.bytes = rollout.pull.bytes.saturating_add(cost.bytes);
-                rollout.pull.seconds += cost.seconds;
-            }
-            advance_after_pull(&mut record, now);
-        }
+        Step::Pull(generation) => pulled(&mut record, *generation, outcome, now),
         Step::Prepare(_) => {
             let next = record.rollout.as_ref().map(|rollout| after_prepare(&record, rollout));
             if let Some(next) = next {
@@ -138,7 +136,7 @@ pub fn conclude(
         Step::Start(generation) => {
             if record.rollout.as_ref().is_some_and(|rollout| rollout.to.generation == *generation) {
                 enter(&mut record, Phase::Proving, now);
-            } else if let Some(incumbent) = &record.incumbent {
+            } else if let Some(incumbent) = record.incumbent.as_ref().filter(|_| !yielded(&record)) {
                 receipt = restarted(name, incumbent, now);
             }
         }
@@ -161,10 +159,15 @@ pub fn conclude(
         Step::Release => record.hold = None,
         Step::Remove(_) => {
             receipt = record.removing.as_ref().map(|removing| removed(name, &record, removing, now));
-            return Applied { record: None, receipt };
+            record = record.removed();
+        }
+        Step::Stop(generation) => {
+            if let Some(incumbent) = record.incumbent.as_mut().filter(|it| it.generation == *generation) {
+                // It was asked to stop, which is not the end of a row of crashes: it may be wanted back at once.
+                (incumbent.restarts, incumbent.restarted_at) = (0, None);
+            }
         }
         Step::Begin { .. }
-        | Step::Stop(_)
         | Step::Return { .. }
         | Step::Discard(_)
         | Step::Route(_)
@@ -176,6 +179,10 @@ pub fn conclude(
 
 fn enter(record: &mut ServiceRecord, phase: Phase, now: Timestamp) {
     if let Some(rollout) = &mut record.rollout {
+        // What was given up stays so: a long effect may end after an operator gave its candidate up.
+        if rollout.phase == Phase::Abandoning {
+            return;
+        }
         if rollout.phase != phase {
             rollout.phase = phase;
             rollout.phase_since = now;
@@ -191,12 +198,27 @@ fn enter(record: &mut ServiceRecord, phase: Phase, now: Timestamp) {
     }
 }
 
-fn advance_after_pull(record: &mut ServiceRecord, now: Timestamp) {
-    let Some(rollout) = record.rollout.as_ref().filter(|rollout| rollout.phase == Phase::Pulling) else {
+fn pulled(record: &mut ServiceRecord, generation: Generation, outcome: &Outcome, now: Timestamp) {
+    if let Some(incumbent) = record.incumbent.as_mut().filter(|it| it.generation == generation) {
+        // The tries were about the image: its start is a new row.
+        (incumbent.restarts, incumbent.restarted_at) = (0, None);
+    }
+    // A pull for the incumbent says nothing about a candidate that was begun meanwhile.
+    let Some(rollout) = record.rollout.as_mut().filter(|rollout| rollout.to.generation == generation) else {
         return;
     };
-    let next = after_pull(record, rollout);
-    enter(record, next, now);
+    if let Outcome::Pulled(cost) = outcome {
+        rollout.pull.bytes = rollout.pull.bytes.saturating_add(cost.bytes);
+        rollout.pull.seconds += cost.seconds;
+    }
+    let next = record
+        .rollout
+        .as_ref()
+        .filter(|rollout| rollout.phase == Phase::Pulling)
+        .map(|rollout| after_pull(record, rollout));
+    if let Some(next) = next {
+        enter(record, next, now);
+    }
 }
 
 /// An effect did not work: a candidate is given up, or tried again later; what already serves is only tried again.
@@ -206,7 +228,8 @@ fn trouble(record: &mut ServiceRecord, step: &Step, refusal: &Refusal, retry: bo
         Step::Pull(g) | Step::Start(g) | Step::Prepare(g) | Step::Switch(g) => *g == rollout.to.generation,
         _ => false,
     };
-    if !about_candidate {
+    // Once it is given up, the reason for that is the one that counts.
+    if !about_candidate || rollout.phase == Phase::Abandoning {
         return;
     }
     rollout.trouble = Some(refusal.clone());
@@ -224,6 +247,11 @@ fn count_restart(incumbent: &mut Deployed, now: Timestamp) {
     let recovered = now >= later(last, RECOVERED_AFTER);
     incumbent.restarts = if recovered { 1 } else { incumbent.restarts.saturating_add(1) };
     incumbent.restarted_at = Some(now);
+}
+
+/// Whether the incumbent was stopped on purpose: its start is a part of the rollout that is given up.
+fn yielded(record: &ServiceRecord) -> bool {
+    record.rollout.as_ref().is_some_and(|rollout| rollout.to.spec.strategy() == Strategy::Recreate)
 }
 
 /// One receipt for a row of restarts: a container that crashes every minute must not fill the audit trail.
@@ -248,7 +276,8 @@ fn restarted(name: &ServiceName, incumbent: &Deployed, now: Timestamp) -> Option
 fn switched(record: &mut ServiceRecord, now: Timestamp) {
     enter(record, Phase::Baking, now);
     if let Some(rollout) = &mut record.rollout {
-        rollout.switched_at.get_or_insert(now);
+        // The latest one: after a reboot it is proved, switched to and watched anew.
+        rollout.switched_at = Some(now);
         if rollout.healthy_seconds.is_none() {
             rollout.healthy_seconds = rollout
                 .candidate_started_at

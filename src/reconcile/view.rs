@@ -58,6 +58,18 @@ impl<'a> View<'a> {
         Some(judge(&check, self.observed.health.get(&id), *started_at, self.now))
     }
 
+    /// Whether the deadline may count against a running container: a probe of this start of it has failed, or there is
+    /// nothing to probe.
+    pub fn is_asked(&self, deployed: &Deployed) -> bool {
+        let Some(ContainerState::Running { started_at, .. }) = self.container(deployed.generation) else {
+            return false;
+        };
+        let id = InstanceId::new(self.name, deployed.generation);
+        let history = self.observed.health.get(&id).filter(|history| history.started_at == *started_at);
+        EffectiveCheck::of(&deployed.spec).probes.is_empty()
+            || history.is_some_and(|history| matches!(history.last, Some((_, Err(_)))))
+    }
+
     /// The route that `deployed` should have.
     pub fn route_for(&self, record: &ServiceRecord, deployed: &Deployed) -> Route {
         route_for(self.name, record, deployed)

@@ -94,9 +94,9 @@ pub enum Color {
 }
 
 impl Generation {
-    /// The number that comes after this one.
+    /// The number that comes after this one; the last one stays, as it may come from a damaged file.
     pub fn next(self) -> Self {
-        Self(self.0 + 1)
+        Self(self.0.saturating_add(1))
     }
 
     /// Blue for odd numbers, green for even ones.

@@ -1,0 +1,333 @@
+//! The core meets records and observations that no honest agent would have written: it answers, and does not panic.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use gitopsd::reconcile::health::{EffectiveCheck, ProbeHistory, judge};
+use gitopsd::reconcile::plan;
+use gitopsd::reconcile::preview::preview;
+use gitopsd::reconcile::record::{
+    Cause, Deployed, Failure, Hold, Phase, PullCost, Removing, Retiring, Rollout, ServiceRecord, Spec,
+};
+use gitopsd::reconcile::step::Step;
+use gitopsd::reconcile::transition::{self, Addresses, Outcome};
+use gitopsd::reconcile::world::{Busy, Desired, DesiredService, Observed};
+use gitopsd::types::{
+    CommitInfo, ContainerState, Exit, Generation, InstanceId, PinnedImage, Policy, Reason, Refusal, Route,
+    ServiceName, Timestamp,
+};
+use proptest::collection::btree_map;
+use proptest::option;
+use proptest::prelude::*;
+
+use super::model::images::Behaviour;
+use super::properties::config;
+use super::scenario::declared;
+
+fn time() -> BoxedStrategy<Timestamp> {
+    prop_oneof![
+        8 => (0..10_000i64).prop_map(|s| Timestamp::from_second(1_800_000_000 + s).unwrap()),
+        1 => Just(Timestamp::MIN),
+        1 => Just(Timestamp::MAX),
+    ]
+    .boxed()
+}
+
+fn generation() -> BoxedStrategy<Generation> {
+    prop_oneof![8 => 0..5u64, 1 => Just(u64::MAX), 1 => Just(u64::MAX - 1)].prop_map(Generation).boxed()
+}
+
+fn name() -> impl Strategy<Value = ServiceName> {
+    "[abc]".prop_map(|text| text.parse().unwrap())
+}
+
+fn address() -> impl Strategy<Value = Ipv4Addr> {
+    (0..4u8).prop_map(|n| Ipv4Addr::new(10, 98, 0, n))
+}
+
+fn length() -> impl Strategy<Value = Duration> {
+    prop_oneof![
+        4 => (0..100u64).prop_map(Duration::from_millis),
+        4 => (0..1000u64).prop_map(Duration::from_secs),
+        1 => Just(Duration::MAX),
+    ]
+}
+
+fn spec() -> BoxedStrategy<Spec> {
+    let settings = prop_oneof![
+        Just(""),
+        Just(",volume=data"),
+        Just(",after=b"),
+        Just(",pre"),
+        Just(",check=none"),
+        Just(",check=none,ports=none"),
+    ];
+    (0..3u8, settings, length(), length(), length(), 0..4u32)
+        .prop_map(|(image, settings, a, b, c, retries)| {
+            let mut spec = declared(&format!("img:{image}{settings}"));
+            (spec.deploy.bake, spec.deploy.drain, spec.deploy.timeout) = (a, b, c);
+            if let Some(check) = &mut spec.healthcheck {
+                (check.interval, check.start_period, check.retries) = (b, c, retries);
+            }
+            let reference = spec.image.clone();
+            let digest = Behaviour::default().digest(&reference.to_string());
+            spec.with_image(PinnedImage { reference, digest })
+        })
+        .boxed()
+}
+
+fn commit() -> BoxedStrategy<CommitInfo> {
+    (0..4u8, time())
+        .prop_map(|(n, committed_at)| CommitInfo {
+            id: format!("{n:040}").parse().unwrap(),
+            subject: String::new(),
+            author: String::new(),
+            committed_at,
+        })
+        .boxed()
+}
+
+fn deployed() -> BoxedStrategy<Deployed> {
+    (generation(), address(), spec(), commit(), time(), any::<u32>(), option::of(time()))
+        .prop_map(|(generation, address, spec, commit, since, restarts, restarted_at)| Deployed {
+            generation,
+            address,
+            spec,
+            commit,
+            since,
+            restarts,
+            restarted_at,
+        })
+        .boxed()
+}
+
+fn refusal() -> BoxedStrategy<Refusal> {
+    (0..Reason::ALL.len()).prop_map(|n| Refusal::new(Reason::ALL[n], "because")).boxed()
+}
+
+fn phase() -> impl Strategy<Value = Phase> {
+    prop::sample::select(vec![
+        Phase::Pulling,
+        Phase::Preparing,
+        Phase::Yielding,
+        Phase::Starting,
+        Phase::Proving,
+        Phase::Switching,
+        Phase::Baking,
+        Phase::Abandoning,
+    ])
+}
+
+fn rollout() -> BoxedStrategy<Rollout> {
+    let times = (time(), time(), option::of(time()), option::of(time()), option::of(time()));
+    let rest = (option::of(refusal()), any::<u32>(), any::<bool>(), any::<u64>(), any::<f64>());
+    (deployed(), phase(), times, rest)
+        .prop_map(|(to, phase, times, rest)| Rollout {
+            to,
+            cause: if rest.2 { Cause::Commit } else { Cause::Rollback },
+            phase,
+            started_at: times.0,
+            phase_since: times.1,
+            candidate_started_at: times.2,
+            switched_at: times.3,
+            healthy_seconds: None,
+            pull: PullCost { bytes: rest.3, seconds: rest.4 },
+            attempts: rest.1,
+            retry_at: times.4,
+            trouble: rest.0,
+        })
+        .boxed()
+}
+
+fn record() -> BoxedStrategy<ServiceRecord> {
+    let failure = (commit(), generation(), refusal(), time())
+        .prop_map(|(commit, generation, refusal, at)| Failure { commit, generation, refusal, at });
+    let hold = (option::of(time()), option::of(commit()), time()).prop_map(|(until, commit, since)| Hold {
+        reason: String::new(),
+        by: String::new(),
+        since,
+        until,
+        while_commit: commit.map(|commit| commit.id),
+    });
+    let retiring = (deployed(), time()).prop_map(|(old, since)| Retiring { old, since });
+    let removing = (commit(), time()).prop_map(|(commit, since)| Removing { commit, since });
+    (
+        (address(), generation(), option::of(deployed()), option::of(deployed())),
+        (option::of(rollout()), option::of(retiring), option::of(failure)),
+        (option::weighted(0.2, hold), option::weighted(0.1, removing)),
+    )
+        .prop_map(|((service_address, last_generation, incumbent, previous), a, b)| ServiceRecord {
+            service_address,
+            last_generation,
+            incumbent,
+            previous,
+            rollout: a.0,
+            retiring: a.1,
+            failure: a.2,
+            hold: b.0,
+            removing: b.1,
+        })
+        .boxed()
+}
+
+fn state() -> BoxedStrategy<ContainerState> {
+    prop_oneof![
+        3 => time().prop_map(|started_at| ContainerState::Running { pid: 1, started_at }),
+        1 => time().prop_map(|at| {
+            ContainerState::Exited(Exit { code: None, signal: None, oom_killed: true, at })
+        }),
+        1 => Just(ContainerState::Remains),
+    ]
+    .boxed()
+}
+
+fn history() -> BoxedStrategy<ProbeHistory> {
+    let last = option::of((time(), prop_oneof![Just(Ok(())), Just(Err("no".to_owned()))]));
+    (time(), option::of(time()), any::<bool>(), any::<u32>(), option::of(time()), last)
+        .prop_map(|(started_at, passing_since, ever_passed, failures, counted_at, last)| ProbeHistory {
+            started_at,
+            passing_since,
+            ever_passed,
+            failures,
+            counted_at,
+            last,
+        })
+        .boxed()
+}
+
+fn instance() -> impl Strategy<Value = InstanceId> {
+    (name(), generation()).prop_map(|(name, generation)| InstanceId::new(&name, generation))
+}
+
+fn observed() -> BoxedStrategy<Observed> {
+    let route = (name(), address(), generation()).prop_map(|(service, address, generation)| Route {
+        service,
+        service_address: address,
+        generation,
+        address,
+        ports: declared("img:1").ports,
+    });
+    let images: Vec<_> = (0..3)
+        .map(|n| Behaviour::default().digest(&declared(&format!("img:{n}")).image.to_string()))
+        .collect();
+    let busy = time().prop_map(|since| Busy { what: "at work".to_owned(), since });
+    (
+        btree_map(instance(), state(), 0..6),
+        btree_map(name(), route, 0..3),
+        prop::sample::subsequence(images, 0..=3),
+        btree_map(instance(), history(), 0..6),
+        btree_map(name(), busy, 0..2),
+        btree_map(name(), refusal(), 0..2),
+        btree_map(instance(), any::<u32>(), 0..3),
+    )
+        .prop_map(|(containers, routes, images, health, busy, frozen, idle_polls)| Observed {
+            containers,
+            routes,
+            images: images.into_iter().collect::<BTreeSet<_>>(),
+            health,
+            busy,
+            frozen,
+            idle_polls,
+        })
+        .boxed()
+}
+
+fn desired() -> BoxedStrategy<Desired> {
+    let service = prop_oneof![
+        6 => spec().prop_map(|spec| DesiredService::Run(Box::new(spec))),
+        1 => Just(DesiredService::Resolving),
+        1 => (refusal(), option::of(time()))
+            .prop_map(|(refusal, retry_at)| DesiredService::Refused { refusal, retry_at }),
+    ];
+    (commit(), 0..5usize, btree_map(name(), service, 0..4))
+        .prop_map(|(commit, declared_in_repo, services)| Desired { commit, declared_in_repo, services })
+        .boxed()
+}
+
+proptest! {
+    #![proptest_config(config())]
+
+    #[test]
+    fn the_core_never_panics(
+        desired in option::of(desired()),
+        observed in observed(),
+        records in btree_map(name(), record(), 0..4),
+        max_removals in option::of(0..3u32),
+        now in time(),
+        refusal in refusal(),
+    ) {
+        let policy = Policy { max_removals, ..Policy::default() };
+        let first = plan(desired.as_ref(), &observed, &records, &policy, now);
+        prop_assert_eq!(&first, &plan(desired.as_ref(), &observed, &records, &policy, now));
+        let _ = first.to_string();
+        let addresses =
+            Addresses { service: Ipv4Addr::LOCALHOST, generation: Ipv4Addr::LOCALHOST };
+        let names: BTreeSet<_> = records.keys().chain(observed.busy.keys()).collect();
+        for (name, step) in first.steps() {
+            prop_assert!(!observed.busy.contains_key(name), "busy, and yet: {step}");
+            prop_assert!(!observed.frozen.contains_key(name), "frozen, and yet: {step}");
+            let _ = transition::begin(records.get(name), step, addresses, now);
+            for record in records.values() {
+                let record = transition::intend(record, step, now);
+                for outcome in [
+                    Outcome::Done,
+                    Outcome::Pulled(PullCost { bytes: u64::MAX, seconds: f64::MAX }),
+                    Outcome::Retry(refusal.clone()),
+                    Outcome::Failed(refusal.clone()),
+                ] {
+                    let applied = transition::conclude(name, &record, step, &outcome, now);
+                    let _ = applied.receipt.map(|receipt| receipt.id());
+                    let grows = applied.record.is_none_or(|it| it.last_generation >= record.last_generation);
+                    prop_assert!(grows);
+                }
+            }
+        }
+        for name in names {
+            let Some(record) = records.get(name) else { continue };
+            if let Ok(step) = transition::rollback(record) {
+                let _ = transition::begin(Some(record), &step, addresses, now);
+                let _ = transition::conclude(name, record, &step, &Outcome::Done, now);
+            }
+        }
+        let declared: BTreeMap<_, _> = records.keys().map(|name| (name.clone(), Ok(declared("img:1")))).collect();
+        let _ = preview(&declared, &records);
+        let _ = preview(&BTreeMap::new(), &records);
+    }
+
+    #[test]
+    fn judging_never_panics(
+        spec in spec(),
+        mut history in history(),
+        other in time(),
+        now in time(),
+        passes in any::<bool>(),
+    ) {
+        let check = EffectiveCheck::of(&spec);
+        let _ = judge(&check, Some(&history), other, now);
+        let _ = history.next_probe_at(&check);
+        history.record(&check, now, if passes { Ok(()) } else { Err("no".to_owned()) });
+        let _ = judge(&check, Some(&history), history.started_at, now);
+        let _ = history.next_probe_at(&check);
+    }
+
+    #[test]
+    fn a_number_that_is_in_use_is_not_given_again(record in record(), spec in spec(), commit in commit(), now in time()) {
+        let name: ServiceName = "a".parse().unwrap();
+        let desired = Desired {
+            commit,
+            declared_in_repo: 1,
+            services: BTreeMap::from([(name.clone(), DesiredService::Run(Box::new(spec)))]),
+        };
+        let live: BTreeSet<_> = record.live_generations().map(|deployed| deployed.generation).collect();
+        prop_assume!(live.iter().all(|generation| *generation <= record.last_generation));
+        prop_assume!(record.last_generation.0 < u64::MAX);
+        let records = BTreeMap::from([(name, record)]);
+        let plan = plan(Some(&desired), &Observed::default(), &records, &Policy::default(), now);
+        for (_, step) in plan.steps() {
+            if let Step::Begin { generation, .. } = step {
+                prop_assert!(!live.contains(generation));
+            }
+        }
+    }
+}

@@ -1,0 +1,16 @@
+//! The pure core, played on a model host: scenarios with golden answers, and properties over random histories.
+//!
+//! `UPDATE_GOLDEN=1 cargo test --test plan` rewrites the answers; read the difference before you commit it.
+//! `PROPTEST_CASES=5000 cargo test --test plan` looks longer.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test says what is wrong by panicking"
+)]
+
+mod anything;
+mod model;
+mod properties;
+mod scenario;

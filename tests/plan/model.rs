@@ -1,0 +1,386 @@
+//! A host in memory: what survives a crash, what survives a reboot, what is lost, and time.
+//!
+//! The records change through `reconcile::transition` alone, in the agent's order: intent, effect, receipt, record.
+//! Every write and every effect has a point before and after it at which the agent may be killed or the host may lose
+//! its power. [`audit`] looks at every one of these points.
+
+pub mod act;
+pub mod audit;
+pub mod images;
+pub mod operator;
+pub mod repo;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use gitopsd::reconcile::health::{EffectiveCheck, ProbeHistory};
+use gitopsd::reconcile::receipt::Transition;
+use gitopsd::reconcile::record::{Deployed, Phase, ServiceRecord, Spec};
+use gitopsd::reconcile::step::{Plan, Step};
+use gitopsd::reconcile::world::{Busy, Desired, Observed};
+use gitopsd::reconcile::{later, plan};
+use gitopsd::types::{
+    ContainerState, Digest, Exit, InstanceId, Policy, Reason, Refusal, Route, ServiceName, Timestamp,
+};
+use images::Behaviour;
+
+/// How an agent ends without being asked.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Crash {
+    /// SIGKILL: what it only remembered is gone, and it is started again at once.
+    Kill,
+    /// Power cut: all processes and kernel objects are gone as well.
+    Reboot,
+}
+
+/// A container and what it was made from.
+#[derive(Debug, Clone)]
+pub struct Container {
+    /// As the agent sees it.
+    pub state: ContainerState,
+    /// Its image as the service file names it; empty for debris.
+    pub tag: String,
+}
+
+/// A long effect under way.
+#[derive(Debug, Clone)]
+pub struct Effect {
+    /// `None`: a pause after an effect that did not work.
+    step: Option<Step>,
+    since: Timestamp,
+    ends_at: Timestamp,
+}
+
+/// The model host.
+#[derive(Clone)]
+pub struct Host {
+    /// The time.
+    pub now: Timestamp,
+    /// When the story began.
+    pub began: Timestamp,
+    /// What the host's owner allows.
+    pub policy: Policy,
+    // Durable.
+    pub records: BTreeMap<ServiceName, ServiceRecord>,
+    pub receipts: BTreeMap<String, Transition>,
+    pub images: BTreeSet<Digest>,
+    pub desired: Option<Desired>,
+    pub repo: repo::Repo,
+    pub frozen: BTreeSet<ServiceName>,
+    // Gone with a reboot.
+    pub containers: BTreeMap<InstanceId, Container>,
+    pub routes: BTreeMap<ServiceName, Route>,
+    // Gone with the agent.
+    pub health: BTreeMap<InstanceId, ProbeHistory>,
+    pub busy: BTreeMap<ServiceName, Effect>,
+    pub idle_polls: BTreeMap<InstanceId, u32>,
+    polled_at: Option<Timestamp>,
+    agent_since: Timestamp,
+    pub agent_up: bool,
+    // The world outside.
+    pub registry_up: bool,
+    pub traffic_works: bool,
+    pub behaviours: BTreeMap<String, Behaviour>,
+    /// Crash after passing this many points.
+    pub crash_in: Option<(u32, Crash)>,
+    pub audit: audit::Audit,
+    /// What was seen, one line each.
+    pub log: Vec<String>,
+    shown: BTreeMap<ServiceName, String>,
+    next_address: u32,
+}
+
+impl Host {
+    /// A host on which nothing ever ran.
+    pub fn new() -> Self {
+        let began: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
+        Self {
+            now: began,
+            began,
+            policy: Policy::default(),
+            records: BTreeMap::new(),
+            receipts: BTreeMap::new(),
+            images: BTreeSet::new(),
+            desired: None,
+            repo: repo::Repo::default(),
+            frozen: BTreeSet::new(),
+            containers: BTreeMap::new(),
+            routes: BTreeMap::new(),
+            health: BTreeMap::new(),
+            busy: BTreeMap::new(),
+            idle_polls: BTreeMap::new(),
+            polled_at: None,
+            agent_since: began,
+            agent_up: true,
+            registry_up: true,
+            traffic_works: true,
+            behaviours: BTreeMap::new(),
+            crash_in: None,
+            audit: audit::Audit::default(),
+            log: Vec::new(),
+            shown: BTreeMap::new(),
+            next_address: u32::from(std::net::Ipv4Addr::new(10, 98, 1, 0)),
+        }
+    }
+
+    /// How containers of `tag` behave.
+    pub fn behaviour(&mut self, tag: &str) -> &mut Behaviour {
+        self.behaviours.entry(tag.to_owned()).or_default()
+    }
+
+    fn behaviour_of(&self, tag: &str) -> Behaviour {
+        self.behaviours.get(tag).cloned().unwrap_or_default()
+    }
+
+    /// How containers of a spec behave.
+    pub fn behaviour_of_spec(&self, spec: &Spec) -> Behaviour {
+        self.behaviour_of(&spec.image.reference.to_string())
+    }
+
+    /// What the agent would see now.
+    pub fn observe(&self) -> Observed {
+        let busy = self.busy.iter().map(|(name, effect)| {
+            let what = match &effect.step {
+                Some(step) => format!("{step} under way"),
+                None => "pausing after an effect that did not work".to_owned(),
+            };
+            (name.clone(), Busy { what, since: effect.since })
+        });
+        let broken = |name: &ServiceName| {
+            (name.clone(), Refusal::new(Reason::StateInvalid, format!("{name}.json cannot be read")))
+        };
+        Observed {
+            containers: self.containers.iter().map(|(id, c)| (id.clone(), c.state.clone())).collect(),
+            routes: self.routes.clone(),
+            images: self.images.clone(),
+            health: self.health.clone(),
+            busy: busy.collect(),
+            frozen: self.frozen.iter().map(broken).collect(),
+            idle_polls: self.idle_polls.clone(),
+        }
+    }
+
+    /// The records that can be read.
+    pub fn readable(&self) -> BTreeMap<ServiceName, ServiceRecord> {
+        let mut records = self.records.clone();
+        records.retain(|name, _| !self.frozen.contains(name));
+        records
+    }
+
+    /// What the core says now.
+    pub fn plan(&self) -> Plan {
+        plan(self.desired.as_ref(), &self.observe(), &self.readable(), &self.policy, self.now)
+    }
+
+    /// Goes on for `time`.
+    pub fn run(&mut self, time: Duration) {
+        self.run_until(later(self.now, time), false);
+    }
+
+    /// Goes on until nothing is under way, at most for `time`; whether it came to that.
+    pub fn run_to_rest(&mut self, time: Duration) -> bool {
+        self.run_until(later(self.now, time), true)
+    }
+
+    fn run_until(&mut self, limit: Timestamp, stop_at_rest: bool) -> bool {
+        let mut spins = 0;
+        loop {
+            self.happen();
+            let mut wake = None;
+            if self.agent_up {
+                let plan = self.plan();
+                self.check_plan(&plan);
+                self.show(&plan);
+                let steps: Vec<_> = plan.steps().map(|(n, s)| (n.clone(), s.clone())).collect();
+                if !steps.is_empty() {
+                    spins += 1;
+                    assert!(spins < 200, "the core never spins: {steps:?}\n{}", self.tail());
+                    for (name, step) in steps {
+                        if self.act(&name, &step).is_err() {
+                            break;
+                        }
+                    }
+                    continue;
+                }
+                spins = 0;
+                if stop_at_rest && plan.at_rest() {
+                    return true;
+                }
+                wake = plan.wake_at;
+            }
+            if self.now >= limit {
+                return false;
+            }
+            let next = self.next_event().into_iter().chain(wake).min().unwrap_or(limit);
+            self.now = next.max(later(self.now, Duration::from_millis(1))).min(limit);
+        }
+    }
+
+    /// The next time at which the world changes by itself.
+    fn next_event(&self) -> Option<Timestamp> {
+        let mut times: Vec<Timestamp> = Vec::new();
+        for container in self.containers.values() {
+            times.extend(self.exit_at(container));
+        }
+        if self.agent_up {
+            times.extend(self.busy.values().map(|effect| effect.ends_at));
+            times.extend(self.probed().into_iter().map(|(_, _, due)| due));
+            times.extend(self.retry_resolving_at());
+        }
+        times.into_iter().filter(|at| *at > self.now).min()
+    }
+
+    fn exit_at(&self, container: &Container) -> Option<Timestamp> {
+        let ContainerState::Running { started_at, .. } = container.state else { return None };
+        self.behaviour_of(&container.tag).exits_after.map(|after| later(started_at, after))
+    }
+
+    /// The candidates that are probed, with the start of their container and the time of the next probe.
+    fn probed(&self) -> Vec<(InstanceId, EffectiveCheck, Timestamp)> {
+        let mut due = Vec::new();
+        for (name, record) in &self.records {
+            let Some(rollout) = &record.rollout else { continue };
+            if !matches!(rollout.phase, Phase::Proving | Phase::Switching | Phase::Baking) {
+                continue;
+            }
+            let id = InstanceId::new(name, rollout.to.generation);
+            let check = EffectiveCheck::of(&rollout.to.spec);
+            if let Some(started_at) = self.started_at(&id)
+                && !check.probes.is_empty()
+            {
+                let at = match self.health.get(&id).filter(|history| history.started_at == started_at) {
+                    Some(history) => history.next_probe_at(&check),
+                    // A probe takes its time: the agent plans at least once before its first answer.
+                    None => later(started_at.max(self.agent_since), Duration::from_millis(5)),
+                };
+                due.push((id, check, at));
+            }
+        }
+        due
+    }
+
+    fn started_at(&self, id: &InstanceId) -> Option<Timestamp> {
+        match self.containers.get(id)?.state {
+            ContainerState::Running { started_at, .. } => Some(started_at),
+            _ => None,
+        }
+    }
+
+    /// All that is due by now: exits, ends of long effects, probes, looks at sockets, tags looked up again.
+    fn happen(&mut self) {
+        let exits: Vec<_> = self
+            .containers
+            .iter()
+            .filter(|(_, container)| self.exit_at(container).is_some_and(|at| at <= self.now))
+            .map(|(id, _)| id.clone())
+            .collect();
+        for id in exits {
+            self.say(&id.service, &format!("container {} exits", id.generation));
+            let exit = Exit { code: Some(1), signal: None, oom_killed: false, at: self.now };
+            self.containers.get_mut(&id).unwrap().state = ContainerState::Exited(exit);
+        }
+        if !self.agent_up {
+            return;
+        }
+        let ended: Vec<_> = self
+            .busy
+            .iter()
+            .filter(|(_, effect)| effect.ends_at <= self.now)
+            .map(|(name, effect)| (name.clone(), effect.step.clone()))
+            .collect();
+        for (name, step) in ended {
+            self.busy.remove(&name);
+            if let Some(step) = step
+                && self.finish(&name, &step).is_err()
+            {
+                return;
+            }
+        }
+        for (id, check, due) in self.probed() {
+            if due <= self.now {
+                let started_at = self.started_at(&id).unwrap();
+                let result = self.behaviour_of(&self.containers[&id].tag).probe(started_at, self.now);
+                if result.is_ok() {
+                    self.audit.passed.insert(id.clone());
+                }
+                let history = self.health.entry(id).or_insert_with(|| ProbeHistory::new(started_at));
+                if history.started_at != started_at {
+                    *history = ProbeHistory::new(started_at);
+                }
+                history.record(&check, self.now, result);
+            }
+        }
+        if self.polled_at.is_none_or(|at| self.now >= later(at, Duration::from_millis(250))) {
+            self.polled_at = Some(self.now);
+            self.poll_sockets();
+        }
+        if self.retry_resolving_at().is_some_and(|at| at <= self.now) {
+            self.resolve();
+        }
+    }
+
+    fn poll_sockets(&mut self) {
+        for (name, record) in &self.records {
+            let Some(retiring) = &record.retiring else { continue };
+            let id = InstanceId::new(name, retiring.old.generation);
+            let lingers = self.behaviour_of_spec(&retiring.old.spec).lingers;
+            let polls = self.idle_polls.entry(id).or_insert(0);
+            *polls = if self.now >= later(retiring.since, lingers) { *polls + 1 } else { 0 };
+        }
+    }
+
+    /// The agent or the whole host goes down and comes back.
+    pub fn crash(&mut self, crash: Crash) {
+        self.say_all(match crash {
+            Crash::Kill => "the agent is killed",
+            Crash::Reboot => "the host reboots",
+        });
+        self.audit.crashes += 1;
+        self.health.clear();
+        self.busy.clear();
+        self.idle_polls.clear();
+        self.shown.clear();
+        self.agent_since = self.now;
+        if crash == Crash::Reboot {
+            self.routes.clear();
+            for container in self.containers.values_mut() {
+                container.state = ContainerState::Remains;
+            }
+        }
+    }
+
+    /// The agent comes back.
+    pub fn agent_starts(&mut self) {
+        self.agent_up = true;
+        self.agent_since = self.now;
+    }
+
+    /// The generation that has a service's traffic.
+    pub fn incumbent(&self, name: &ServiceName) -> Option<&Deployed> {
+        self.records.get(name)?.incumbent.as_ref()
+    }
+
+    fn show(&mut self, plan: &Plan) {
+        for (name, planned) in &plan.services {
+            let line = format!("[{:?}] {}", planned.situation, planned.next);
+            if self.shown.get(name) != Some(&line) {
+                self.say(name, &line);
+                self.shown.insert(name.clone(), line);
+            }
+        }
+    }
+
+    pub(crate) fn say(&mut self, name: &ServiceName, text: &str) {
+        let at = self.now.duration_since(self.began).as_millis();
+        self.log.push(format!("{:>6}.{:03}  {name:<8} {text}", at / 1000, at % 1000));
+    }
+
+    pub(crate) fn say_all(&mut self, text: &str) {
+        self.say(&"host".parse().unwrap(), text);
+    }
+
+    /// The last lines of the story, for messages of failed checks.
+    pub fn tail(&self) -> String {
+        self.log[self.log.len().saturating_sub(60)..].join("\n")
+    }
+}

@@ -1,0 +1,260 @@
+//! One step on the model host, as the agent takes it: intent, effect, receipt, record.
+
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use gitopsd::reconcile::later;
+use gitopsd::reconcile::receipt::Transition;
+use gitopsd::reconcile::record::{Deployed, PullCost, ServiceRecord};
+use gitopsd::reconcile::step::Step;
+use gitopsd::reconcile::transition::{self, Addresses, Outcome};
+use gitopsd::types::{ContainerState, Exit, Generation, InstanceId, Reason, Refusal, Route, ServiceName};
+
+use super::{Container, Effect, Host};
+
+/// The agent was killed at a point of the step.
+#[derive(Debug)]
+pub struct Crashed;
+
+/// What the model's `deploy.pre` takes.
+const PRE: Duration = Duration::from_millis(500);
+
+/// What the agent waits after an effect that the record does not pace.
+const PAUSE: Duration = Duration::from_secs(2);
+
+impl Host {
+    /// A moment at which the world can be looked at, and the agent can die.
+    fn point(&mut self) -> Result<(), Crashed> {
+        self.audit_world();
+        match &mut self.crash_in {
+            Some((0, crash)) => {
+                let crash = *crash;
+                self.crash_in = None;
+                self.crash(crash);
+                self.audit_world();
+                Err(Crashed)
+            }
+            Some((points, _)) => {
+                *points -= 1;
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn write(&mut self, name: &ServiceName, record: Option<ServiceRecord>) -> Result<(), Crashed> {
+        if self.records.get(name) == record.as_ref() {
+            return Ok(());
+        }
+        self.point()?;
+        match record {
+            Some(record) => self.records.insert(name.clone(), record),
+            None => self.records.remove(name),
+        };
+        self.point()
+    }
+
+    pub(super) fn addresses(&mut self, generation: Generation) -> Addresses {
+        self.next_address += 1;
+        let service = Ipv4Addr::new(10, 98, 0, (generation.0 % 250) as u8);
+        Addresses { service, generation: Ipv4Addr::from(self.next_address) }
+    }
+
+    /// Takes a step; a long effect is only begun.
+    pub(super) fn act(&mut self, name: &ServiceName, step: &Step) -> Result<(), Crashed> {
+        // Nothing takes no time, and two transitions never begin in the same microsecond.
+        self.now = later(self.now, Duration::from_millis(1));
+        let record = self.records.get(name).cloned();
+        if let Step::Begin { generation, .. } = step {
+            let addresses = self.addresses(*generation);
+            let record = transition::begin(record.as_ref(), step, addresses, self.now);
+            let written = self.write(name, record.clone());
+            // What never reached the disk was never begun.
+            if self.records.get(name) == record.as_ref() {
+                self.audit_begin(name, step);
+            }
+            return written;
+        }
+        if let Some(record) = &record {
+            self.write(name, Some(transition::intend(record, step, self.now)))?;
+        }
+        let length = match step {
+            Step::Pull(generation) if !self.is_local(name, *generation) && self.registry_up => {
+                self.behaviour_of_generation(name, *generation).map(|behaviour| behaviour.pull)
+            }
+            Step::Prepare(_) => Some(PRE),
+            _ => None,
+        };
+        if let Some(length) = length {
+            self.point()?;
+            let ends_at = later(self.now, length);
+            self.busy.insert(name.clone(), Effect { step: Some(step.clone()), since: self.now, ends_at });
+            return Ok(());
+        }
+        self.finish(name, step)
+    }
+
+    /// The effect itself, and what is remembered of it.
+    pub(super) fn finish(&mut self, name: &ServiceName, step: &Step) -> Result<(), Crashed> {
+        self.point()?;
+        let outcome = self.effect(name, step);
+        self.point()?;
+        let Some(record) = self.records.get(name).cloned() else { return Ok(()) };
+        // The record paces what concerns a candidate and a start of the incumbent. Anything else is for the agent to
+        // pace, or it would try a rule that cannot be set thousands of times a second.
+        let failed = matches!(outcome, Outcome::Retry(_) | Outcome::Failed(_));
+        if failed && matches!(step, Step::Route(_) | Step::Return { .. } | Step::Withdraw | Step::Remove(_)) {
+            let ends_at = later(self.now, PAUSE);
+            self.busy.insert(name.clone(), Effect { step: None, since: self.now, ends_at });
+        }
+        let applied = transition::conclude(name, &record, step, &outcome, self.now);
+        if let Some(receipt) = applied.receipt {
+            self.point()?;
+            self.receive(name, receipt);
+            self.point()?;
+        }
+        self.audit_memory(name, &record, step, applied.record.as_ref());
+        self.write(name, applied.record)
+    }
+
+    fn receive(&mut self, name: &ServiceName, receipt: Transition) {
+        let side = |side: &Option<_>| {
+            side.as_ref().map_or("-".to_owned(), |side: &gitopsd::reconcile::receipt::Side| {
+                side.generation.to_string()
+            })
+        };
+        let (from, to) = (side(&receipt.from), side(&receipt.to));
+        let reason = receipt.reason.map_or(String::new(), |reason| format!(" ({reason})"));
+        let line = format!("receipt: {} {from} -> {to}{reason}: {}", receipt.result.word(), receipt.message);
+        self.say(name, &line);
+        self.audit_receipt(&receipt);
+        self.receipts.insert(receipt.id(), receipt);
+    }
+
+    fn deployed(&self, name: &ServiceName, generation: Generation) -> Option<&Deployed> {
+        self.records.get(name)?.live(generation)
+    }
+
+    fn is_local(&self, name: &ServiceName, generation: Generation) -> bool {
+        self.deployed(name, generation)
+            .is_some_and(|deployed| self.images.contains(&deployed.spec.image.digest))
+    }
+
+    fn behaviour_of_generation(
+        &self,
+        name: &ServiceName,
+        generation: Generation,
+    ) -> Option<super::images::Behaviour> {
+        self.deployed(name, generation).map(|deployed| self.behaviour_of_spec(&deployed.spec))
+    }
+
+    fn effect(&mut self, name: &ServiceName, step: &Step) -> Outcome {
+        match step {
+            Step::Pull(generation) => return self.pull(name, *generation),
+            Step::Prepare(generation) => {
+                let good = self.behaviour_of_generation(name, *generation).is_some_and(|b| b.pre_succeeds);
+                if !good {
+                    return Outcome::Failed(Refusal::new(Reason::PreFailed, "deploy.pre exited with code 1"));
+                }
+            }
+            Step::Start(generation) => return self.start(name, *generation),
+            Step::Stop(generation) => {
+                self.audit_end(name, step, *generation);
+                let exit = Exit { code: None, signal: Some(15), oom_killed: false, at: self.now };
+                if let Some(container) = self.containers.get_mut(&InstanceId::new(name, *generation)) {
+                    container.state = ContainerState::Exited(exit);
+                }
+            }
+            Step::Switch(generation) | Step::Route(generation) => {
+                return self.point_traffic(name, Some(*generation));
+            }
+            Step::Return { to, .. } => return self.point_traffic(name, *to),
+            Step::Withdraw => return self.point_traffic(name, None),
+            Step::Discard(generation) | Step::Retire(generation) | Step::Sweep(generation) => {
+                self.audit_end(name, step, *generation);
+                self.containers.remove(&InstanceId::new(name, *generation));
+            }
+            Step::Remove(_) => {
+                self.containers.retain(|id, _| id.service != *name);
+                return self.point_traffic(name, None);
+            }
+            Step::Begin { .. }
+            | Step::Advance(_)
+            | Step::Promote(_)
+            | Step::Fail(_)
+            | Step::Conclude
+            | Step::Amend(_)
+            | Step::Release => {}
+        }
+        Outcome::Done
+    }
+
+    fn pull(&mut self, name: &ServiceName, generation: Generation) -> Outcome {
+        let Some(deployed) = self.deployed(name, generation).cloned() else { return Outcome::Done };
+        let tag = deployed.spec.image.reference.to_string();
+        if self.images.contains(&deployed.spec.image.digest) {
+            return Outcome::Done;
+        }
+        if !self.registry_up {
+            let message = format!("{tag}: the registry does not answer");
+            return Outcome::Retry(Refusal::new(Reason::RegistryUnreachable, message));
+        }
+        if !self.behaviour_of_spec(&deployed.spec).intact {
+            return Outcome::Failed(Refusal::new(
+                Reason::DigestMismatch,
+                format!("{tag}: a layer is broken"),
+            ));
+        }
+        self.images.insert(deployed.spec.image.digest);
+        Outcome::Pulled(PullCost { bytes: 1000, seconds: 1.0 })
+    }
+
+    fn start(&mut self, name: &ServiceName, generation: Generation) -> Outcome {
+        let deployed = self.deployed(name, generation).cloned().expect("only what is recorded is started");
+        assert!(self.is_local(name, generation), "only a local image is started\n{}", self.tail());
+        if !self.behaviour_of_spec(&deployed.spec).starts {
+            return Outcome::Failed(Refusal::new(Reason::StartFailed, "exec /srv: no such file"));
+        }
+        let id = InstanceId::new(name, generation);
+        let tag = deployed.spec.image.reference.to_string();
+        let runs = self
+            .containers
+            .get(&id)
+            .is_some_and(|container| matches!(container.state, ContainerState::Running { .. }));
+        if !runs {
+            let state = ContainerState::Running { pid: 4711, started_at: self.now };
+            self.containers.insert(id, Container { state, tag });
+        }
+        Outcome::Done
+    }
+
+    fn point_traffic(&mut self, name: &ServiceName, to: Option<Generation>) -> Outcome {
+        if !self.traffic_works {
+            return Outcome::Retry(Refusal::new(Reason::Network, "nft: Operation not permitted"));
+        }
+        let from = self.routes.get(name).map(|route| route.generation);
+        match to {
+            None => {
+                self.routes.remove(name);
+            }
+            Some(generation) => {
+                let record = &self.records[name];
+                let deployed = record.live(generation).expect("only what is recorded gets traffic");
+                let route = Route {
+                    service: name.clone(),
+                    service_address: record.service_address,
+                    generation,
+                    address: deployed.address,
+                    ports: deployed.spec.ports.clone(),
+                };
+                self.audit_switch(name, generation);
+                self.routes.insert(name.clone(), route);
+            }
+        }
+        if from != to {
+            let word = |g: Option<Generation>| g.map_or("nothing".to_owned(), |g| g.to_string());
+            self.say(name, &format!("traffic: {} -> {}", word(from), word(to)));
+        }
+        Outcome::Done
+    }
+}

@@ -1,0 +1,233 @@
+//! The promises, asked at every instant of every story. Each check says the sentence it stands for.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use gitopsd::reconcile::health::EffectiveCheck;
+use gitopsd::reconcile::later;
+use gitopsd::reconcile::receipt::{ReceiptResult, Transition};
+use gitopsd::reconcile::record::{Cause, ServiceRecord, Spec};
+use gitopsd::reconcile::step::{Next, Plan, Step};
+use gitopsd::types::{CommitId, ContainerState, Generation, InstanceId, ServiceName, Strategy, VolumeMount};
+
+use super::Host;
+
+/// What the checks remember of the whole story.
+#[derive(Clone, Default)]
+pub struct Audit {
+    /// Generations that a probe saw working.
+    pub passed: BTreeSet<InstanceId>,
+    /// Containers put there by hand.
+    pub debris: BTreeSet<InstanceId>,
+    /// How often an operator asked for another try.
+    pub asks: BTreeMap<ServiceName, u32>,
+    /// How often each commit was tried.
+    tries: BTreeMap<(ServiceName, CommitId), u32>,
+    /// What each number was used for.
+    specs: BTreeMap<InstanceId, Spec>,
+    /// The rollouts whose end has a receipt.
+    ended: BTreeMap<InstanceId, (String, u32)>,
+    /// How often the agent was killed.
+    pub crashes: u32,
+}
+
+fn running(state: &ContainerState) -> bool {
+    matches!(state, ContainerState::Running { .. })
+}
+
+fn shares_a_volume(a: &Spec, b: &Spec) -> bool {
+    let written = |spec: &Spec| -> BTreeSet<_> {
+        let writes = |volume: &&VolumeMount| !volume.read_only;
+        spec.volumes.iter().filter(writes).map(|volume| volume.source.clone()).collect()
+    };
+    !written(a).is_disjoint(&written(b))
+}
+
+impl Host {
+    fn demand(&self, holds: bool, sentence: &str, name: &ServiceName) {
+        assert!(holds, "{sentence}: broken for {name} at {}\n{}", self.now, self.tail());
+    }
+
+    pub(super) fn audit_world(&self) {
+        for (name, route) in &self.routes {
+            let id = InstanceId::new(name, route.generation);
+            let judged = self.audit.passed.contains(&id);
+            self.demand(judged, "traffic never points at a generation that was not judged healthy", name);
+        }
+        let services: BTreeSet<_> = self.containers.keys().map(|id| &id.service).collect();
+        for name in services {
+            let own: Vec<_> = self
+                .containers
+                .iter()
+                .filter(|(id, _)| id.service == *name && !self.audit.debris.contains(id))
+                .collect();
+            self.demand(own.len() <= 2, "at most two generations exist at once", name);
+            let live: Vec<_> = own
+                .iter()
+                .filter(|(_, c)| running(&c.state))
+                .filter_map(|(id, _)| self.audit.specs.get(id))
+                .collect();
+            // In the order of their numbers: what is newer says how it wants to follow.
+            if let [.., older, newer] = live.as_slice() {
+                let alone = newer.strategy() == Strategy::Recreate;
+                let shared =
+                    shares_a_volume(older, newer) && newer.deploy.strategy != Some(Strategy::BlueGreen);
+                self.demand(!alone && !shared, "under recreate there are never two at once", name);
+            }
+        }
+    }
+
+    pub(super) fn audit_begin(&mut self, name: &ServiceName, step: &Step) {
+        let Step::Begin { generation, spec, commit, cause } = step else { return };
+        let id = InstanceId::new(name, *generation);
+        let fresh = self.audit.specs.insert(id, (**spec).clone()).is_none();
+        self.demand(fresh, "a generation number is never used twice", name);
+        if *cause == Cause::Commit {
+            let tries = self.audit.tries.entry((name.clone(), commit.id.clone())).or_default();
+            *tries += 1;
+            let allowed = 1 + self.audit.asks.get(name).copied().unwrap_or(0);
+            let once = *tries <= allowed;
+            self.demand(once, "a commit is tried once, and again only when an operator asks", name);
+        }
+    }
+
+    pub(super) fn audit_switch(&mut self, name: &ServiceName, generation: Generation) {
+        let id = InstanceId::new(name, generation);
+        let deployed = self.records[name].live(generation).unwrap();
+        let check = EffectiveCheck::of(&deployed.spec);
+        if check.probes.is_empty()
+            && let Some(started_at) = self.started_at(&id)
+            && self.now >= later(started_at, check.steady)
+        {
+            self.audit.passed.insert(id.clone());
+        }
+        let up = self.containers.get(&id).is_some_and(|container| running(&container.state));
+        self.demand(up, "traffic is sent only to what runs", name);
+    }
+
+    /// A container is about to be stopped or taken away.
+    pub(super) fn audit_end(&self, name: &ServiceName, step: &Step, generation: Generation) {
+        let id = InstanceId::new(name, generation);
+        let Some(record) = self.records.get(name) else { return };
+        let has_traffic = self.routes.get(name).is_some_and(|route| route.generation == generation)
+            && self.containers.get(&id).is_some_and(|container| running(&container.state));
+        let incumbent = record.incumbent.as_ref();
+        let good = match step {
+            Step::Stop(_) => record.rollout.as_ref().is_some_and(|rollout| {
+                rollout.to.spec.strategy() == Strategy::Recreate
+                    && self.images.contains(&rollout.to.spec.image.digest)
+            }),
+            Step::Discard(_) => {
+                let recreate = record
+                    .rollout
+                    .as_ref()
+                    .is_some_and(|rollout| rollout.to.spec.strategy() == Strategy::Recreate);
+                recreate || !has_traffic
+            }
+            Step::Retire(_) => {
+                !has_traffic
+                    && incumbent.is_some_and(|incumbent| {
+                        self.audit.passed.contains(&InstanceId::new(name, incumbent.generation))
+                    })
+            }
+            _ => !has_traffic && record.live(generation).is_none(),
+        };
+        let sentence = "what runs is never stopped before its successor is local and healthy";
+        self.demand(good, &format!("{sentence} ({step})"), name);
+    }
+
+    pub(super) fn audit_receipt(&mut self, receipt: &Transition) {
+        let name = &receipt.service;
+        if let Some(first) = self.receipts.get(&receipt.id()) {
+            let same = first.from == receipt.from
+                && first.to == receipt.to
+                && first.result == receipt.result
+                && first.reason == receipt.reason
+                && first.commit == receipt.commit;
+            self.demand(same, "a receipt written twice is the same, and another one has another id", name);
+        }
+        let rollout_over = !matches!(receipt.result, ReceiptResult::Restarted | ReceiptResult::Removed);
+        if let (true, Some(to)) = (rollout_over, &receipt.to) {
+            let id = InstanceId::new(name, to.generation);
+            let now = (receipt.id(), self.audit.crashes);
+            let first = self.audit.ended.entry(id).or_insert(now.clone());
+            // The first one is written and its record is not, then comes a power cut: the second one may differ.
+            let once = first.0 == now.0 || first.1 < now.1;
+            *first = now;
+            self.demand(once, "a rollout ends once", name);
+        }
+        let lost = matches!(receipt.result, ReceiptResult::Failed | ReceiptResult::RolledBack);
+        let given_up = self
+            .records
+            .get(name)
+            .is_some_and(|record| record.rollout.as_ref().is_some_and(|rollout| rollout.trouble.is_some()));
+        if let (true, true, Some(from)) = (lost, given_up, &receipt.from) {
+            let id = InstanceId::new(name, from.generation);
+            let steady =
+                self.audit.specs.get(&id).is_some_and(|spec| self.behaviour_of_spec(spec).keeps_serving());
+            let up = self.containers.get(&id).is_some_and(|container| running(&container.state));
+            let served = self.routes.get(name).is_some_and(|route| route.generation == from.generation);
+            let local = self.images.contains(&from.digest);
+            // A start that a crash cut short is tried again after its pause.
+            let pausing = !up && self.incumbent(name).is_some_and(|incumbent| incumbent.restarts > 0);
+            let serves = !steady || !local || pausing || (up && served);
+            self.demand(serves, "a failed deploy leaves the old version serving", name);
+        }
+    }
+
+    /// What a step did to the memory.
+    pub(super) fn audit_memory(
+        &self,
+        name: &ServiceName,
+        before: &ServiceRecord,
+        step: &Step,
+        after: Option<&ServiceRecord>,
+    ) {
+        let Some(after) = after else { return };
+        let grows = after.last_generation >= before.last_generation;
+        self.demand(grows, "the last generation never goes down", name);
+        let kept = match step {
+            Step::Promote(_) => true,
+            _ => {
+                after.incumbent.as_ref().map(|d| d.generation)
+                    == before.incumbent.as_ref().map(|d| d.generation)
+            }
+        };
+        let removed = matches!(step, Step::Remove(_));
+        self.demand(kept || removed, "only a promotion changes the incumbent", name);
+    }
+
+    pub(super) fn check_plan(&self, plan: &Plan) {
+        for (name, planned) in &plan.services {
+            let busy = self.busy.contains_key(name);
+            let acts = matches!(planned.next, Next::Do(_));
+            self.demand(!(busy && acts), "at most one step a service is under way", name);
+            if let Next::Wait { until: Some(until), .. } = &planned.next {
+                self.demand(*until > self.now, "what is waited for lies ahead", name);
+            }
+        }
+        assert_eq!(*plan, self.plan(), "planning again gives the same");
+    }
+
+    /// Nothing of a service is left over: what exists is its incumbent, and nothing is under way.
+    pub fn audit_rest_of(&self, name: &ServiceName) {
+        if let Some(record) = self.records.get(name) {
+            self.demand(record.rollout.is_none(), "after any crash the host converges (rollout)", name);
+            self.demand(record.retiring.is_none(), "after any crash the host converges (retiring)", name);
+            self.demand(record.removing.is_none(), "after any crash the host converges (removing)", name);
+        }
+        let incumbent = self.incumbent(name).map(|incumbent| incumbent.generation);
+        for id in self.containers.keys().filter(|id| id.service == *name) {
+            self.demand(incumbent == Some(id.generation), &format!("nothing is left over ({id})"), name);
+        }
+        let routed = self.routes.get(name).map(|route| route.generation);
+        self.demand(routed == incumbent, "traffic goes to the incumbent", name);
+    }
+
+    /// The same for every service.
+    pub fn audit_rest(&self) {
+        let containers = self.containers.keys().map(|id| &id.service);
+        for name in self.records.keys().chain(containers).chain(self.routes.keys()) {
+            self.audit_rest_of(name);
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! What a person does at the host.
+
+use std::time::Duration;
+
+use gitopsd::reconcile::later;
+use gitopsd::reconcile::record::Hold;
+use gitopsd::reconcile::step::Step;
+use gitopsd::reconcile::transition::{self, Outcome};
+use gitopsd::types::{ContainerState, Generation, InstanceId, Refusal, ServiceName};
+
+use super::{Container, Host};
+
+impl Host {
+    /// `gitopsd hold`.
+    pub fn hold(&mut self, name: &ServiceName, time: Option<Duration>) {
+        let until = time.map(|time| later(self.now, time));
+        let hold = Hold {
+            reason: "looking at it".to_owned(),
+            by: "ada".to_owned(),
+            since: self.now,
+            until,
+            while_commit: None,
+        };
+        if let Some(record) = self.records.get_mut(name) {
+            // In the place of a rollback's hold it says when the commit may be tried again.
+            if record.hold.replace(hold).is_some_and(|before| before.while_commit.is_some()) {
+                *self.audit.asks.entry(name.clone()).or_default() += 1;
+            }
+        }
+    }
+
+    /// `gitopsd resume`: ends the hold, and asks for another try of what failed.
+    pub fn resume(&mut self, name: &ServiceName) {
+        if let Some(record) = self.records.get_mut(name) {
+            record.hold = None;
+            record.failure = None;
+            *self.audit.asks.entry(name.clone()).or_default() += 1;
+        }
+    }
+
+    /// `gitopsd rollback`.
+    pub fn rollback(&mut self, name: &ServiceName) -> Result<(), Refusal> {
+        let Some(record) = self.records.get(name).cloned() else { return Ok(()) };
+        let step = transition::rollback(&record)?;
+        let mut record = match &step {
+            Step::Begin { generation, .. } => {
+                self.audit_begin(name, &step);
+                let addresses = self.addresses(*generation);
+                transition::begin(Some(&record), &step, addresses, self.now).unwrap()
+            }
+            step => transition::conclude(name, &record, step, &Outcome::Done, self.now).record.unwrap(),
+        };
+        record.hold = Some(Hold {
+            reason: "rolled back".to_owned(),
+            by: "ada".to_owned(),
+            since: self.now,
+            until: None,
+            while_commit: self.desired.as_ref().map(|desired| desired.commit.id.clone()),
+        });
+        self.records.insert(name.clone(), record);
+        Ok(())
+    }
+
+    /// Somebody loses the service's traffic rule.
+    pub fn lose_route(&mut self, name: &ServiceName) {
+        self.routes.remove(name);
+    }
+
+    /// Somebody kills the container that has traffic.
+    pub fn kill_container(&mut self, name: &ServiceName) {
+        let Some(generation) = self.incumbent(name).map(|incumbent| incumbent.generation) else { return };
+        let exit = gitopsd::types::Exit { code: None, signal: Some(9), oom_killed: false, at: self.now };
+        if let Some(container) = self.containers.get_mut(&InstanceId::new(name, generation)) {
+            container.state = ContainerState::Exited(exit);
+        }
+    }
+
+    /// Something under the service's name that nobody knows.
+    pub fn debris(&mut self, name: &ServiceName, generation: u64) {
+        let id = InstanceId::new(name, Generation(generation));
+        self.audit.debris.insert(id.clone());
+        self.containers.insert(id, Container { state: ContainerState::Remains, tag: String::new() });
+    }
+
+    /// A file-system check throws an image away.
+    pub fn lose_images(&mut self) {
+        self.images.clear();
+    }
+}

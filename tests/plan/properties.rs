@@ -1,0 +1,369 @@
+//! The promises, over random histories of commits, failures, operators, crashes and reboots.
+//!
+//! `model/audit.rs` asks most of them at every instant of every story; what only shows at the end of one is asked here.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use gitopsd::reconcile::plan;
+use gitopsd::reconcile::step::Next;
+use gitopsd::reconcile::world::DesiredService;
+use gitopsd::types::{ContainerState, InstanceId, Reason, Refusal, ServiceName};
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::test_runner::{Config, FileFailurePersistence};
+
+use super::model::{Crash, Host};
+use super::scenario::{declared, image};
+
+/// 256 cases, or `PROPTEST_CASES`; what once failed is kept under `proptest-regressions` and tried first.
+pub fn config() -> Config {
+    let seeds = concat!(env!("CARGO_MANIFEST_DIR"), "/proptest-regressions/plan.txt");
+    let config = Config::default();
+    Config {
+        failure_persistence: Some(Box::new(FileFailurePersistence::Direct(seeds))),
+        // Some histories do not lead to where a property begins.
+        max_global_rejects: config.cases * 50,
+        ..config
+    }
+}
+
+/// One thing that happens to a host.
+#[derive(Debug, Clone)]
+enum Event {
+    /// A commit: a service runs an image with settings, or has a broken file, or is gone.
+    Run(&'static str, String),
+    Break(&'static str),
+    Drop(&'static str),
+    Unrelated,
+    /// An image begins to behave in another way.
+    Image(String, &'static str),
+    Registry(bool),
+    Traffic(bool),
+    /// The agent is killed now, or after so many points of its work; the host loses its power.
+    Crash(Crash),
+    CrashAfter(u32, Crash),
+    Away(u64),
+    Hold(&'static str, bool),
+    Resume(&'static str),
+    Rollback(&'static str),
+    KillContainer(&'static str),
+    LoseRoute(&'static str),
+    LoseImages,
+    Debris(&'static str),
+    Run10ms(u32),
+    RunSeconds(u64),
+}
+
+const SERVICES: [&str; 3] = ["web", "api", "db"];
+
+fn service() -> impl Strategy<Value = &'static str> {
+    prop::sample::select(SERVICES.to_vec())
+}
+
+fn tag() -> impl Strategy<Value = String> {
+    (1..6u8).prop_map(|n| format!("img:{n}"))
+}
+
+fn settings() -> impl Strategy<Value = &'static str> {
+    prop::sample::select(vec![
+        "",
+        "",
+        "",
+        ",bake=5s,drain=1s",
+        ",bake=0s",
+        ",bake=10s,drain=20s",
+        ",timeout=5s",
+        ",volume=data",
+        ",volume=data",
+        ",volume=data,bake=5s",
+        ",volume=data,pre",
+        ",pre",
+        ",check=none",
+        ",check=none,ports=none",
+        ",after=db",
+        ",env=1",
+    ])
+}
+
+fn crash() -> impl Strategy<Value = Crash> {
+    prop_oneof![3 => Just(Crash::Kill), 1 => Just(Crash::Reboot)]
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    let behaviour = prop::sample::select(vec![
+        "missing",
+        "exists",
+        "corrupt",
+        "intact",
+        "nostart",
+        "pre-fails",
+        "retag",
+        "pull=0s",
+        "pull=30s",
+        "healthy=0s",
+        "healthy=20s",
+        "healthy=never",
+        "healthy=never",
+        "sick=3s",
+        "sick=30s",
+        "exits=0s",
+        "exits=2s",
+        "exits=40s",
+        "lingers=15s",
+        "well",
+        "well",
+    ]);
+    prop_oneof![
+        8 => (service(), tag(), settings()).prop_map(|(service, tag, settings)| {
+            // Nothing depends on itself: the config refuses that.
+            let settings = if service == "db" && settings == ",after=db" { "" } else { settings };
+            Event::Run(service, format!("{tag}{settings}"))
+        }),
+        1 => service().prop_map(Event::Break),
+        1 => service().prop_map(Event::Drop),
+        1 => Just(Event::Unrelated),
+        4 => (tag(), behaviour).prop_map(|(tag, word)| Event::Image(tag, word)),
+        2 => any::<bool>().prop_map(Event::Registry),
+        1 => any::<bool>().prop_map(Event::Traffic),
+        1 => crash().prop_map(Event::Crash),
+        5 => (0..25u32, crash()).prop_map(|(points, crash)| Event::CrashAfter(points, crash)),
+        1 => (1..400u64).prop_map(Event::Away),
+        1 => (service(), any::<bool>()).prop_map(|(service, ends)| Event::Hold(service, ends)),
+        1 => service().prop_map(Event::Resume),
+        2 => service().prop_map(Event::Rollback),
+        1 => service().prop_map(Event::KillContainer),
+        1 => service().prop_map(Event::LoseRoute),
+        1 => Just(Event::LoseImages),
+        1 => service().prop_map(Event::Debris),
+        6 => (1..400u32).prop_map(Event::Run10ms),
+        6 => (1..120u64).prop_map(Event::RunSeconds),
+    ]
+}
+
+fn history() -> impl Strategy<Value = Vec<Event>> {
+    vec(event(), 1..24)
+}
+
+fn name(text: &str) -> ServiceName {
+    text.parse().unwrap()
+}
+
+fn happen(host: &mut Host, event: &Event) {
+    host.say_all(&format!("{event:?}"));
+    match event {
+        Event::Run(service, text) => {
+            host.repo.declared.insert(name(service), Ok(declared(text)));
+            host.commit();
+        }
+        Event::Break(service) => {
+            host.repo.declared.insert(name(service), Err("line 3".to_owned()));
+            host.commit();
+        }
+        Event::Drop(service) => {
+            host.repo.declared.remove(&name(service));
+            host.commit();
+        }
+        Event::Unrelated => host.commit(),
+        Event::Image(tag, word) => image(host, tag, &[word]),
+        Event::Registry(up) => host.registry_up = *up,
+        Event::Traffic(works) => host.traffic_works = *works,
+        Event::Crash(crash) => host.crash(*crash),
+        Event::CrashAfter(points, crash) => host.crash_in = Some((*points, *crash)),
+        Event::Away(seconds) => {
+            host.crash(Crash::Kill);
+            host.agent_up = false;
+            host.run(Duration::from_secs(*seconds));
+            host.agent_starts();
+        }
+        Event::Hold(service, ends) => host.hold(&name(service), ends.then(|| Duration::from_secs(60))),
+        Event::Resume(service) => host.resume(&name(service)),
+        Event::Rollback(service) => drop(host.rollback(&name(service))),
+        Event::KillContainer(service) => host.kill_container(&name(service)),
+        Event::LoseRoute(service) => host.lose_route(&name(service)),
+        Event::LoseImages => host.lose_images(),
+        Event::Debris(service) => host.debris(&name(service), 1_000_000),
+        Event::Run10ms(n) => host.run(Duration::from_millis(10 * u64::from(*n))),
+        Event::RunSeconds(n) => host.run(Duration::from_secs(*n)),
+    }
+}
+
+fn lived(events: &[Event]) -> Host {
+    let mut host = Host::new();
+    for event in events {
+        happen(&mut host, event);
+    }
+    host
+}
+
+/// All that fails from outside stops failing: registry, traffic rules, images that serve.
+fn calm(host: &mut Host) {
+    host.say_all("calm");
+    host.crash_in = None;
+    host.registry_up = true;
+    host.traffic_works = true;
+    for behaviour in host.behaviours.values_mut() {
+        behaviour.exists = true;
+        behaviour.intact = true;
+    }
+}
+
+fn runs(host: &Host, name: &ServiceName) -> bool {
+    host.incumbent(name).is_some_and(|incumbent| {
+        let container = host.containers.get(&InstanceId::new(name, incumbent.generation));
+        matches!(container.map(|container| &container.state), Some(ContainerState::Running { .. }))
+    })
+}
+
+proptest! {
+    #![proptest_config(config())]
+
+    /// Promises 1 to 4, at every instant and at the end: what is asked at every instant stands in `model/audit.rs`.
+    #[test]
+    fn after_any_history_the_host_converges_without_a_human(events in history()) {
+        let mut host = lived(&events);
+        calm(&mut host);
+        host.run(Duration::from_secs(1800));
+        let plan = host.plan();
+        for (name, planned) in &plan.services {
+            let crash_loops = host
+                .incumbent(name)
+                .is_some_and(|incumbent| !host.behaviour_of_spec(&incumbent.spec).keeps_serving());
+            // Held for the want of another service is the only rest with a candidate under way.
+            let blocked = matches!(&planned.next, Next::Held { refusal, .. } if refusal.reason == Reason::Dependency);
+            let rests = matches!(planned.next, Next::Settled | Next::Held { .. }) || crash_loops;
+            prop_assert!(rests, "{name} does not rest: {}\n{}", planned.next, host.tail());
+            if blocked || crash_loops {
+                continue;
+            }
+            host.audit_rest_of(name);
+            if host.incumbent(name).is_some() {
+                prop_assert!(runs(&host, name), "{name} does not run\n{}", host.tail());
+                prop_assert!(host.routes.contains_key(name), "{name} has no traffic\n{}", host.tail());
+            }
+            if planned.next == Next::Settled
+                && let Some(DesiredService::Run(spec)) =
+                    host.desired.as_ref().and_then(|desired| desired.services.get(name))
+            {
+                let incumbent = host.incumbent(name).map(|incumbent| &incumbent.spec);
+                prop_assert_eq!(incumbent, Some(&**spec), "settled is what the repo wants");
+            }
+        }
+    }
+
+    /// Promise 10.
+    #[test]
+    fn settled_stays_settled(events in history()) {
+        let mut host = lived(&events);
+        calm(&mut host);
+        for behaviour in host.behaviours.values_mut() {
+            *behaviour = Default::default();
+        }
+        for service in SERVICES {
+            host.resume(&name(service));
+            host.repo.declared.insert(name(service), Ok(declared("img:9")));
+        }
+        host.commit();
+        host.run(Duration::from_secs(1800));
+        let before = host.plan();
+        prop_assert!(before.in_sync(), "not in sync: {before}\n{}", host.tail());
+        host.audit_rest();
+        let records = host.records.clone();
+        let lines = host.log.len();
+        host.run(Duration::from_secs(86_400));
+        host.crash(Crash::Kill);
+        host.run(Duration::from_secs(60));
+        prop_assert_eq!(&host.plan(), &before);
+        prop_assert_eq!(&host.records, &records);
+        // Nothing happened but the crash, and that the new agent said the same again.
+        prop_assert!(host.log[lines..].iter().all(|line| line.contains("killed") || line.contains("settled")));
+    }
+
+    /// Promise 6.
+    #[test]
+    fn an_empty_repo_changes_nothing(events in history()) {
+        let mut host = lived(&events);
+        calm(&mut host);
+        host.run(Duration::from_secs(1800));
+        let incumbents = |host: &Host| -> BTreeMap<ServiceName, _> {
+            host.records
+                .iter()
+                .filter(|(_, record)| record.rollout.is_none())
+                .map(|(name, record)| (name.clone(), record.incumbent.as_ref().map(|it| it.generation)))
+                .collect()
+        };
+        let before = incumbents(&host);
+        host.repo.declared.clear();
+        host.commit();
+        host.run(Duration::from_secs(600));
+        let after = incumbents(&host);
+        for (name, generation) in before {
+            prop_assert_eq!(after.get(&name), Some(&generation), "{} changed\n{}", name, host.tail());
+        }
+    }
+
+    /// Promise 6, for a commit that takes more away than the host allows.
+    #[test]
+    fn a_removal_beyond_the_limit_removes_nothing(events in history(), first in 0..3usize) {
+        let all = SERVICES.map(|service| Event::Run(service, "img:9".to_owned()));
+        let mut host = lived(&[&all[..], &[Event::RunSeconds(60)], &events[..]].concat());
+        calm(&mut host);
+        host.run(Duration::from_secs(1800));
+        host.policy.max_removals = Some(1);
+        let left = SERVICES[first];
+        let leaving = |host: &Host| {
+            host.records
+                .iter()
+                .filter(|(name, record)| name.as_str() != left && record.incumbent.is_some())
+                .map(|(name, _)| name.clone())
+                .collect::<Vec<_>>()
+        };
+        prop_assume!(leaving(&host).len() == 2);
+        prop_assume!(leaving(&host).iter().all(|name| host.records[name].rollout.is_none()));
+        host.repo.declared.retain(|name, _| name.as_str() == left);
+        host.repo.declared.entry(name(left)).or_insert(Ok(declared("img:9")));
+        host.commit();
+        let before = leaving(&host);
+        host.run(Duration::from_secs(600));
+        prop_assert_eq!(leaving(&host), before);
+    }
+
+    /// Promise 7: at any instant of any story, a service that goes bad leaves the others' plans as they are.
+    #[test]
+    fn one_bad_service_stops_that_service_only(events in history(), bad in service(), how in 0..3u8) {
+        let host = lived(&events);
+        prop_assume!(host.desired.is_some());
+        let bad = name(bad);
+        let depends = |other: &ServiceName| {
+            let record = host.records.get(other);
+            let live = record.into_iter().flat_map(|record| record.live_generations());
+            live.into_iter().any(|deployed| deployed.spec.depends_on.contains(&bad))
+        };
+        let mut desired = host.desired.clone().unwrap();
+        let mut observed = host.observe();
+        let mut records = host.readable();
+        let broken = Refusal::new(Reason::ConfigInvalid, "line 3");
+        prop_assume!(desired.services.contains_key(&bad));
+        match how {
+            0 => {
+                let refused = DesiredService::Refused { refusal: broken, retry_at: None };
+                desired.services.insert(bad.clone(), refused);
+            }
+            1 if records.get(&bad).is_some_and(|record| !record.is_absent()) => {
+                observed.frozen.insert(bad.clone(), broken);
+                records.remove(&bad);
+            }
+            _ => {
+                // Its world is turned upside down.
+                observed.containers.retain(|id, _| id.service != bad);
+                observed.routes.remove(&bad);
+                observed.health.retain(|id, _| id.service != bad);
+            }
+        }
+        let before = host.plan();
+        let after = plan(Some(&desired), &observed, &records, &host.policy, host.now);
+        for (other, planned) in before.services.iter().filter(|(other, _)| **other != bad && !depends(other)) {
+            prop_assert_eq!(Some(planned), after.services.get(other), "{}", other);
+        }
+    }
+}
