@@ -58,7 +58,10 @@ impl Links {
             let (header, attributes) = answer.map_err(explain)?;
             links.push(Link {
                 index: header.ifi_index,
-                name: attributes.get_ifname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default(),
+                name: attributes
+                    .get_ifname()
+                    .map(|name| name.to_string_lossy().into_owned())
+                    .unwrap_or_default(),
                 alias: attributes.get_ifalias().ok().map(|alias| alias.to_string_lossy().into_owned()),
                 mac: attributes.get_address().map(<[u8]>::to_vec).unwrap_or_default(),
             });

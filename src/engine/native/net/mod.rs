@@ -217,14 +217,20 @@ impl Network for BridgeNetwork {
 
 /// The interface that was made a moment ago.
 fn found(links: &mut Links, name: &str) -> io::Result<Link> {
-    links.find(name)?.ok_or_else(|| io::Error::other(format!("interface {name} is gone right after it was made")))
+    links
+        .find(name)?
+        .ok_or_else(|| io::Error::other(format!("interface {name} is gone right after it was made")))
 }
 
 /// Whether this namespace has the container's interface, and on it no address but `address`.
 fn fits(address: Ipv4Addr) -> io::Result<bool> {
     let mut links = Links::new();
     let Some(inside) = links.find(INSIDE)? else { return Ok(false) };
-    Ok(links.addresses()?.iter().filter(|(index, ..)| *index == inside.index).all(|(_, own, _)| *own == address))
+    Ok(links
+        .addresses()?
+        .iter()
+        .filter(|(index, ..)| *index == inside.index)
+        .all(|(_, own, _)| *own == address))
 }
 
 /// The container's side; runs inside its namespace. Returns its hardware address.

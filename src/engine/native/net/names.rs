@@ -30,8 +30,7 @@ impl Names {
     pub fn new(instance: &str) -> Self {
         let hash = hash(instance, 8);
         // `gb` and `gd`: rules match containers by `gd…*`, which must not match the bridge.
-        let bridge =
-            if instance == DEFAULT_INSTANCE { "gitopsd0".to_owned() } else { format!("gb{hash}") };
+        let bridge = if instance == DEFAULT_INSTANCE { "gitopsd0".to_owned() } else { format!("gb{hash}") };
         let veth_prefix = format!("gd{}", hash.get(..5).unwrap_or(&hash));
         Self { instance: instance.to_owned(), bridge, veth_prefix, table: table(instance) }
     }
@@ -62,8 +61,7 @@ fn hash(text: &str, length: usize) -> String {
 /// that begin with it stay as they are, all others get it in front.
 fn table(instance: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
-    let mut name: String =
-        instance.chars().map(|c| if plain(c) { c } else { '_' }).take(48).collect();
+    let mut name: String = instance.chars().map(|c| if plain(c) { c } else { '_' }).take(48).collect();
     if name != instance {
         name = format!("{name}-{}", hash(instance, 8));
     }

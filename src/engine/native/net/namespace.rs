@@ -58,9 +58,7 @@ pub fn inside<T: Send, E: From<io::Error> + Send>(
 }
 
 /// Runs `work` on a new thread and waits for it.
-fn on_thread<T: Send, E: From<io::Error> + Send>(
-    work: impl FnOnce() -> Result<T, E> + Send,
-) -> Result<T, E> {
+fn on_thread<T: Send, E: From<io::Error> + Send>(work: impl FnOnce() -> Result<T, E> + Send) -> Result<T, E> {
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new().name("netns".to_owned()).spawn_scoped(scope, work)?;
         thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread in the namespace panicked").into()))
