@@ -70,7 +70,8 @@ pub fn entries(route: &Route) -> BTreeSet<Entry> {
 pub fn skeleton(names: &Names, subnet: Subnet) -> String {
     let Names { table: t, bridge, veth_prefix: veth, .. } = names;
     let gateway = subnet.gateway();
-    // Between the two names of containers' interfaces: `"gd…*"`, any container of this instance.
+    // `"gd…*"` is any container of this instance. What leads to the bridge has no container behind it; but in the
+    // output hook a packet still shows the interface it had before its DNAT, so those are let through there.
     format!(
         r#"add table inet {t}
 add map inet {t} services {{ type ipv4_addr : verdict ; }}
@@ -106,6 +107,7 @@ add rule inet {t} filter-forward iifname "{veth}*" ct state invalid drop
 add rule inet {t} filter-forward oifname "{bridge}" meta l4proto tcp reject with tcp reset
 add rule inet {t} filter-forward oifname "{bridge}" reject
 add rule inet {t} filter-forward oifname "{veth}*" iifname != "{veth}*" ct state new ct status & dnat != dnat drop
+add rule inet {t} filter-out oifname "{bridge}" ct status & dnat == dnat accept
 add rule inet {t} filter-out oifname "{bridge}" meta l4proto tcp reject with tcp reset
 add rule inet {t} filter-out oifname "{bridge}" reject
 "#
