@@ -64,15 +64,24 @@ impl Host {
 
     /// Everything in this namespace that an agent might leave.
     pub fn traces(&self) -> String {
-        let mut mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
-        mounts = mounts.lines().filter(|line| line.contains(self.dir.path().to_str().unwrap())).collect();
+        let mounts = self.mounts().join(" ");
         format!("{}\n{}\n{}\n{mounts}", run("ip -o -br link"), run("ip route"), run("nft list tables"))
+    }
+
+    /// Mount points below this host's directory.
+    fn mounts(&self) -> Vec<String> {
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let points = mounts.lines().filter_map(|line| line.split(' ').nth(4));
+        points.filter(|point| Path::new(point).starts_with(self.dir.path())).map(str::to_owned).collect()
     }
 }
 
 impl Drop for Host {
+    /// Also what a test that failed half-way has left.
     fn drop(&mut self) {
-        let _ = namespace::unpin(&self.outside);
+        for mount in self.mounts() {
+            let _ = namespace::unpin(Path::new(&mount));
+        }
     }
 }
 

@@ -97,7 +97,7 @@ fn half_made_networks_are_finished_or_replaced() {
     assert!(works(&agent));
     // The namespace has lost its name, the interface is there: it leads nowhere that can be found.
     namespace::unpin(&path).unwrap();
-    assert_eq!(agent.network.attached().unwrap(), [shop.clone()]);
+    assert_eq!(agent.network.attached().unwrap(), std::slice::from_ref(&shop));
     agent.network.attach(&shop, agent.address(11)).unwrap();
     serve(&path, (Ipv4Addr::UNSPECIFIED, 8080).into(), "again");
     assert!(works(&agent));

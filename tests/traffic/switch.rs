@@ -1,6 +1,7 @@
 //! The switch: new connections move, established ones stay, nothing fails.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use gitopsd::engine::Traffic as _;
 
@@ -26,6 +27,8 @@ fn two_hundred_switches_under_load() {
                 failures.push(error.to_string());
             }
             asked.fetch_add(1, Ordering::Relaxed);
+            // A load, not a siege: two processors carry the clients, the host and the servers.
+            std::thread::sleep(Duration::from_micros(500));
         }
         std::io::Result::Ok(failures)
     };
@@ -118,7 +121,7 @@ fn a_withdrawn_service_is_gone() {
     agent.point(&db);
     for _ in 0..2 {
         agent.traffic.withdraw(&shop.service).unwrap();
-        assert_eq!(agent.traffic.observe().unwrap().into_keys().collect::<Vec<_>>(), [db.service.clone()]);
+        assert!(agent.traffic.observe().unwrap().keys().eq([&db.service]));
     }
     assert!(ask((HOST, 80)).is_err());
     assert!(ask((agent.address(200), 8080)).is_err());
@@ -142,7 +145,7 @@ fn udp_follows_the_switch() {
     // One socket, one source port: to conntrack the same flow for ever.
     let socket = inside(&host.outside, || std::net::UdpSocket::bind((OUTSIDE, 0))).unwrap();
     socket.connect((HOST, 53)).unwrap();
-    socket.set_read_timeout(Some(std::time::Duration::from_secs(5))).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
     let ask = || {
         socket.send(b"who").unwrap();
         let mut buffer = [0; 64];

@@ -1,6 +1,7 @@
 //! Who listens on a port of the host already: publishing it would silently take its traffic away.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fs;
 use std::io;
 use std::net::IpAddr;
@@ -12,10 +13,10 @@ use crate::types::{PortMapping, Protocol};
 pub fn conflict(ports: &[PortMapping]) -> io::Result<Option<String>> {
     let mut listening: BTreeMap<Protocol, Vec<Socket>> = BTreeMap::new();
     for port in ports {
-        if !listening.contains_key(&port.protocol) {
-            listening.insert(port.protocol, sockets::listening(port.protocol)?);
-        }
-        let sockets = listening.get(&port.protocol).map(Vec::as_slice).unwrap_or_default();
+        let sockets = match listening.entry(port.protocol) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(unknown) => unknown.insert(sockets::listening(port.protocol)?),
+        };
         if let Some(socket) = sockets.iter().find(|socket| holds(socket, port)) {
             return Ok(Some(format!(
                 "port {}/{} is held by {}, which listens on {}",
