@@ -3,7 +3,13 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use gitopsd::engine::Traffic as _;
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, UdpSocket};
+
+use gitopsd::engine::{Route, Traffic as _};
+use gitopsd::types::PortMapping;
+use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
 
 use super::host::*;
 
@@ -85,7 +91,7 @@ fn ports_come_and_go_with_the_route() {
     let agent = host.agent("gitopsd", 1);
     agent.container("shop.1", 11, 8080);
     let path = agent.container("shop.2", 12, 8080);
-    serve(&path, (std::net::Ipv4Addr::UNSPECIFIED, 9090).into(), "metrics");
+    serve(&path, (Ipv4Addr::UNSPECIFIED, 9090).into(), "metrics");
     agent.point(&agent.route("shop.1", 11, &["0.0.0.0:80:8080/tcp", "0.0.0.0:81:8080/tcp"]));
     assert!(ask((HOST, 81)).unwrap().starts_with("shop.1 "));
 
@@ -142,18 +148,86 @@ fn udp_follows_the_switch() {
     }
     let ports = &["0.0.0.0:53:5353/udp"];
     agent.point(&agent.route("dns.1", 11, ports));
-    // One socket, one source port: to conntrack the same flow for ever.
-    let socket = inside(&host.outside, || std::net::UdpSocket::bind((OUTSIDE, 0))).unwrap();
-    socket.connect((HOST, 53)).unwrap();
-    socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-    let ask = || {
-        socket.send(b"who").unwrap();
-        let mut buffer = [0; 64];
-        let length = socket.recv(&mut buffer).unwrap();
-        String::from_utf8_lossy(&buffer[..length]).into_owned()
+    // One socket each, one source port: to conntrack the same flow for ever. From outside, from the host, from another
+    // container and from the container itself.
+    let (other, own) = (agent.container("shop.1", 13, 8080), agent.run_dir.join("netns/dns.1"));
+    let open = |to: (Ipv4Addr, u16)| {
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+        socket.connect(to)?;
+        socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+        Ok(socket)
     };
-    assert_eq!((ask(), ask()), ("dns.1".to_owned(), "dns.1".to_owned()));
-    agent.point(&agent.route("dns.2", 12, ports));
-    assert_eq!(ask(), "dns.2");
+    let service = (agent.address(201), 5353);
+    let clients = [
+        inside(&host.outside, || open((HOST, 53))).unwrap(),
+        open(service).unwrap(),
+        open((Ipv4Addr::LOCALHOST, 53)).unwrap(),
+        inside(&other, || open(service)).unwrap(),
+        inside(&own, || open(service)).unwrap(),
+    ];
+    let ask = || {
+        clients.each_ref().map(|client| {
+            client.send(b"who").unwrap();
+            let mut buffer = [0; 64];
+            let length = client.recv(&mut buffer).unwrap();
+            String::from_utf8_lossy(&buffer[..length]).into_owned()
+        })
+    };
+    for (name, last) in [("dns.1", 11), ("dns.2", 12), ("dns.1", 11)] {
+        agent.point(&agent.route(name, last, ports));
+        assert_eq!(ask(), [name; 5]);
+        assert_eq!(ask(), [name; 5]);
+    }
     agent.teardown();
+}
+
+/// Whatever is asked for in whatever order: the kernel says it back, and holds nothing else.
+#[test]
+fn the_kernel_says_what_it_was_told() {
+    let host = Host::new();
+    let agent = host.agent("gitopsd-any", 1);
+    let port = (0..3u8, 80..84u16, 8080..8083u16, any::<bool>()).prop_map(|(at, host_port, to, udp)| {
+        let host_ip = ["0.0.0.0", "127.0.0.1", "192.0.2.1"][usize::from(at)];
+        port(&format!("{host_ip}:{host_port}:{to}/{}", if udp { "udp" } else { "tcp" }))
+    });
+    let step = (0..2u8, 1..5u64, proptest::collection::vec(port, 0..4), proptest::bool::weighted(0.2));
+    let mut runner =
+        TestRunner::new(ProptestConfig { cases: 12, failure_persistence: None, ..Default::default() });
+    let run = runner.run(&proptest::collection::vec(step, 1..8), |steps| {
+        let mut wanted = BTreeMap::new();
+        for (service, generation, mut ports, withdraw) in steps {
+            let name = ["shop", "db"][usize::from(service)];
+            let last = 10 + 10 * service + u8::try_from(generation).unwrap();
+            let mut route = agent.route(&format!("{name}.{generation}"), last, &[]);
+            // One target a port of the host, as the configuration takes care of.
+            ports.sort();
+            ports.dedup_by_key(|port| (port.host_ip, port.host_port, port.protocol));
+            route.ports = ports;
+            let taken = |other: &Route| {
+                let key = |port: &PortMapping| (port.host_ip, port.host_port, port.protocol);
+                other.service != route.service
+                    && other.ports.iter().any(|port| route.ports.iter().any(|own| key(own) == key(port)))
+            };
+            if withdraw {
+                agent.traffic.withdraw(&route.service).unwrap();
+                wanted.remove(&route.service);
+            } else if wanted.values().any(taken) {
+                prop_assert!(agent.traffic.point(&route).is_err());
+            } else {
+                agent.traffic.point(&route).unwrap();
+                wanted.insert(route.service.clone(), route);
+            }
+            let mut seen = agent.traffic.observe().unwrap();
+            seen.values_mut().for_each(|route| route.ports.sort());
+            prop_assert_eq!(&seen, &wanted);
+            // Another process, which has to ask the kernel, sees the same.
+            let mut fresh = host.agent("gitopsd-any", 1).traffic.observe().unwrap();
+            fresh.values_mut().for_each(|route| route.ports.sort());
+            prop_assert_eq!(&fresh, &wanted);
+        }
+        agent.traffic.teardown().unwrap();
+        prop_assert!(agent.traffic.observe().unwrap().is_empty());
+        Ok(())
+    });
+    run.unwrap();
 }

@@ -15,6 +15,9 @@ use nix::libc;
 const CT_DELETE: u16 = 1 << 8 | 2;
 /// `CTA_TUPLE_ORIG` with NLA_F_NESTED.
 const CTA_TUPLE_ORIG: u16 = 1 | 1 << 15;
+/// `CTA_FILTER_F_CTA_IP_SRC` and `CTA_FILTER_F_CTA_PROTO_NUM` of the kernel's net/netfilter/nf_internals.h.
+const FILTER_IP_SRC: u32 = 1;
+const FILTER_PROTO_NUM: u32 = 1 << 3;
 const NETLINK_NETFILTER: u16 = 12;
 const INET: u8 = libc::AF_INET as u8;
 
@@ -24,7 +27,21 @@ pub fn forget_udp(address: Ipv4Addr) -> io::Result<usize> {
     let mut flows = Vec::new();
     {
         let header = Nfgenmsg { nfgen_family: INET, ..Default::default() };
-        let request = Request::new().op_get_dump(&header);
+        let mut request = Request::new().op_get_dump(&header);
+        // The kernel picks them out since 5.8; an older one gives all flows, and `redirected` does.
+        let _ = request
+            .encode()
+            .nested_tuple_reply()
+            .nested_tuple_ip()
+            .push_ip_v4_src(address)
+            .end_nested()
+            .nested_tuple_proto()
+            .push_proto_num(libc::IPPROTO_UDP as u8)
+            .end_nested()
+            .end_nested()
+            .nested_filter()
+            .push_reply_flags(FILTER_IP_SRC | FILTER_PROTO_NUM)
+            .end_nested();
         let mut reply = netlink.request(&request)?;
         while let Some(answer) = reply.recv() {
             let (_, attributes) = answer?;

@@ -26,6 +26,9 @@ use crate::types::{InstanceId, PortMapping, Reason, ServiceName};
 use listing::Table;
 
 /// Traffic rules of one instance.
+///
+/// The first [`Traffic::point`] of a process also brings the fixed part of the table up to date. An agent that has
+/// just started may therefore point every route that it observes at where it leads already.
 pub struct NftTraffic {
     names: Names,
     subnet: Subnet,

@@ -100,7 +100,7 @@ add rule inet {t} nat-out ip daddr vmap @services
 add rule inet {t} nat-out jump published
 add rule inet {t} nat-post oifname "{veth}*" ip saddr 127.0.0.0/8 snat ip to {gateway}
 add rule inet {t} nat-post ip saddr . ip daddr @hairpin snat ip to {gateway}
-add rule inet {t} nat-post iifname "{veth}*" ip saddr {subnet} oifname != {{ "{bridge}", "{veth}*" }} masquerade
+add rule inet {t} nat-post iifname "{veth}*" oifname != "{veth}*" oifname != "{bridge}" ip saddr {subnet} masquerade
 add rule inet {t} guard iifname "{veth}*" ip daddr 127.0.0.0/8 drop
 add rule inet {t} filter-forward oifname "{veth}*" ct state invalid drop
 add rule inet {t} filter-forward iifname "{veth}*" ct state invalid drop

@@ -20,6 +20,19 @@ const INET_DIAG_SKV6ONLY: u16 = 11;
 const NETLINK_SOCK_DIAG: u16 = 4;
 const FAMILIES: [u8; 2] = [libc::AF_INET as u8, libc::AF_INET6 as u8];
 
+/// Neither listening, nor in TIME-WAIT, nor without a peer.
+const CONNECTED: [TcpState; 9] = [
+    TcpState::Established,
+    TcpState::SynSent,
+    TcpState::SynRecv,
+    TcpState::FinWait1,
+    TcpState::FinWait2,
+    TcpState::CloseWait,
+    TcpState::LastAck,
+    TcpState::Closing,
+    TcpState::NewSynRecv,
+];
+
 /// One socket.
 #[derive(Debug, Clone)]
 pub struct Socket {
@@ -52,8 +65,7 @@ impl Socket {
 pub fn incoming() -> io::Result<Vec<Socket>> {
     let listening: BTreeSet<u16> =
         dump(Protocol::Tcp, only(TcpState::Listen))?.iter().map(Socket::local_port).collect();
-    let mut sockets =
-        dump(Protocol::Tcp, !(only(TcpState::Listen) | only(TcpState::TimeWait) | only(TcpState::Close)))?;
+    let mut sockets = dump(Protocol::Tcp, CONNECTED.iter().copied().map(only).sum())?;
     // One that has stopped listening is being stopped: then every connection may be a client's.
     sockets.retain(|socket| {
         !socket.is_loopback() && (listening.is_empty() || listening.contains(&socket.local_port()))

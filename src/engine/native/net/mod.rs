@@ -69,8 +69,10 @@ impl BridgeNetwork {
                     links.delete(link.index)?;
                 }
             }
+            // What is still in it is not ours.
+            let done = [io::ErrorKind::NotFound, io::ErrorKind::DirectoryNotEmpty];
             match fs::remove_dir(&self.namespaces) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+                Err(error) if done.contains(&error.kind()) => Ok(()),
                 other => other,
             }
         };
