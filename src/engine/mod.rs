@@ -5,6 +5,10 @@
 //! and name every kernel object by [`InstanceId`], so that a crash at any moment leaves only things that can be found
 //! and named again. They decide nothing: `reconcile` does.
 
+pub mod native;
+pub mod probe;
+pub mod traffic;
+
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;

@@ -1,0 +1,259 @@
+//! The network of the built-in engine: a namespace a container, and one routed interface into it.
+//!
+//! Each container hangs on a veth pair of its own whose host end is a plain routed interface, with a /32 route, fixed
+//! neighbours on both sides and the subnet's first address as gateway. The bridge holds that address and the route of
+//! the subnet, and has no ports: where `net.bridge.bridge-nf-call-iptables` is on (Docker and Kubernetes turn it on for
+//! the whole host) the rules see a frame while it is still being bridged, and a packet that is DNATed there never
+//! reaches another port that is isolated, nor its own. Routed interfaces behave the same on every host.
+//!
+//! Everything is found again by name; nothing is remembered. Traffic rules are `engine::traffic`'s.
+
+mod links;
+pub mod names;
+pub mod namespace;
+mod sysctl;
+
+use std::fs;
+use std::io;
+use std::net::Ipv4Addr;
+use std::os::fd::AsFd as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use links::{Link, Links};
+use names::{Names, Subnet};
+
+use super::network::Network;
+use crate::engine::EngineError;
+use crate::types::{InstanceId, Reason};
+
+/// The container's end of its interface.
+const INSIDE: &str = "eth0";
+
+/// Networks of one instance's containers.
+pub struct BridgeNetwork {
+    names: Names,
+    subnet: Subnet,
+    namespaces: PathBuf,
+    /// One change at a time: finding and making are two steps.
+    turn: Mutex<()>,
+}
+
+/// Where the namespace of `id` is pinned, below the agent's run directory.
+pub fn namespace_path(run_dir: &Path, id: &InstanceId) -> PathBuf {
+    run_dir.join("netns").join(id.to_string())
+}
+
+impl BridgeNetwork {
+    /// Checks the subnet. Nothing is made before the first container needs it.
+    pub fn new(instance: &str, subnet: (Ipv4Addr, u8), run_dir: &Path) -> Result<Self, EngineError> {
+        Ok(Self {
+            names: Names::new(instance),
+            subnet: Subnet::new(subnet)?,
+            namespaces: run_dir.join("netns"),
+            turn: Mutex::new(()),
+        })
+    }
+
+    /// Takes everything of this instance away: namespaces, interfaces, bridge. Settings of the host stay.
+    pub fn teardown(&self) -> Result<(), EngineError> {
+        for id in self.attached()? {
+            self.detach(&id)?;
+        }
+        let _turn = self.turn();
+        let mut links = Links::new();
+        let remove = |links: &mut Links| -> io::Result<()> {
+            // Also interfaces that a crash left without a label.
+            for link in links.list()? {
+                if link.name == self.names.bridge || link.name.starts_with(&self.names.veth_prefix) {
+                    links.delete(link.index)?;
+                }
+            }
+            // What is still in it is not ours.
+            let done = [io::ErrorKind::NotFound, io::ErrorKind::DirectoryNotEmpty];
+            match fs::remove_dir(&self.namespaces) {
+                Err(error) if done.contains(&error.kind()) => Ok(()),
+                other => other,
+            }
+        };
+        remove(&mut links).map_err(|error| {
+            failed(format!("cannot take away the network of instance {}", self.names.instance), error)
+        })
+    }
+
+    fn turn(&self) -> MutexGuard<'_, ()> {
+        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn pin_path(&self, id: &InstanceId) -> PathBuf {
+        self.namespaces.join(id.to_string())
+    }
+
+    /// Makes the bridge with the gateway's address, and turns forwarding on.
+    fn ensure_bridge(&self, links: &mut Links) -> io::Result<()> {
+        let bridge = match links.find(&self.names.bridge)? {
+            Some(bridge) => bridge,
+            None => {
+                self.refuse_overlap(links)?;
+                links.add_bridge(&self.names.bridge)?;
+                found(links, &self.names.bridge)?
+            }
+        };
+        sysctl::set_if_known(&format!("ipv6/conf/{}/disable_ipv6", bridge.name), "1")?;
+        links.add_address(bridge.index, self.subnet.gateway(), self.subnet.prefix)?;
+        links.set_up(bridge.index)?;
+        sysctl::set("ipv4/ip_forward", "1")
+    }
+
+    /// A subnet that the host already uses elsewhere would cut off whatever is there.
+    fn refuse_overlap(&self, links: &mut Links) -> io::Result<()> {
+        for (index, address, prefix) in links.addresses()? {
+            let mask = u32::MAX.checked_shl(32u32.saturating_sub(prefix.into())).unwrap_or(0);
+            let inside = address.to_bits() & mask == self.subnet.gateway().to_bits() & mask;
+            if self.subnet.contains(address) || inside {
+                let name = links.list()?.into_iter().find(|link| link.index == index).map(|link| link.name);
+                return Err(io::Error::other(format!(
+                    "engine.subnet {} overlaps {address}/{prefix} of interface {}",
+                    self.subnet,
+                    name.unwrap_or_default()
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Finds a complete pair or makes one; returns the host's end. A half-made one is replaced.
+    fn ensure_pair(&self, links: &mut Links, id: &InstanceId, address: Ipv4Addr) -> io::Result<Link> {
+        let path = self.pin_path(id);
+        let name = self.names.veth(id);
+        let fresh = !namespace::is_pinned(&path);
+        if fresh {
+            namespace::pin(&path)?;
+        }
+        if let Some(link) = links.find(&name)? {
+            if !fresh && namespace::inside(&path, || fits(address))? {
+                return Ok(link);
+            }
+            // It leads into a namespace that nobody can name any more, or has another address.
+            links.delete(link.index)?;
+        }
+        links.add_veth(&name, INSIDE, fs::File::open(&path)?.as_fd())?;
+        found(links, &name)
+    }
+
+    /// Every setting of a pair. All of it may be there already.
+    fn configure(&self, links: &mut Links, id: &InstanceId, address: Ipv4Addr) -> io::Result<()> {
+        let host = self.ensure_pair(links, id, address)?;
+        links.set_alias(host.index, &self.names.alias(id))?;
+        // 127.0.0.1 of the host leads to published ports through this interface; the rules guard the way back.
+        sysctl::set(&format!("ipv4/conf/{}/route_localnet", host.name), "1")?;
+        // The container may only send from its own address.
+        sysctl::set(&format!("ipv4/conf/{}/rp_filter", host.name), "1")?;
+        sysctl::set_if_known(&format!("ipv6/conf/{}/disable_ipv6", host.name), "1")?;
+        links.set_up(host.index)?;
+
+        let gateway = self.subnet.gateway();
+        let inside = || configure_inside(address, gateway, &host.mac);
+        let mac = namespace::inside(&self.pin_path(id), inside)?;
+        links.add_neighbour(host.index, address, &mac)?;
+        links.add_route((address, 32), host.index, None, gateway)
+    }
+}
+
+impl Network for BridgeNetwork {
+    fn attach(&self, id: &InstanceId, address: Ipv4Addr) -> Result<PathBuf, EngineError> {
+        if !self.subnet.usable(address) {
+            return Err(EngineError::plain(
+                Reason::Network,
+                format!("{id} cannot have the address {address}: not one of subnet {}", self.subnet),
+            ));
+        }
+        let _turn = self.turn();
+        let mut links = Links::new();
+        self.ensure_bridge(&mut links)
+            .map_err(|error| failed(format!("cannot set up the bridge {}", self.names.bridge), error))?;
+        self.configure(&mut links, id, address)
+            .map_err(|error| failed(format!("cannot set up the network of {id}"), error))?;
+        Ok(self.pin_path(id))
+    }
+
+    fn detach(&self, id: &InstanceId) -> Result<(), EngineError> {
+        let _turn = self.turn();
+        let mut links = Links::new();
+        let remove = |links: &mut Links| {
+            if let Some(link) = links.find(&self.names.veth(id))? {
+                links.delete(link.index)?;
+            }
+            namespace::unpin(&self.pin_path(id))
+        };
+        remove(&mut links).map_err(|error| failed(format!("cannot take away the network of {id}"), error))
+    }
+
+    fn attached(&self) -> Result<Vec<InstanceId>, EngineError> {
+        let list = || -> io::Result<Vec<InstanceId>> {
+            let mut ids: Vec<InstanceId> = Vec::new();
+            match fs::read_dir(&self.namespaces) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+                Ok(entries) => {
+                    for entry in entries {
+                        ids.extend(entry?.file_name().to_str().and_then(|name| name.parse().ok()));
+                    }
+                }
+            }
+            let links = Links::new().list()?;
+            let aliases = links
+                .iter()
+                .filter(|link| link.name.starts_with(&self.names.veth_prefix))
+                .filter_map(|link| self.names.parse_alias(link.alias.as_deref()?));
+            ids.extend(aliases);
+            ids.sort();
+            ids.dedup();
+            Ok(ids)
+        };
+        list().map_err(|error| {
+            failed(format!("cannot list the networks of instance {}", self.names.instance), error)
+        })
+    }
+}
+
+/// The interface that was made a moment ago.
+fn found(links: &mut Links, name: &str) -> io::Result<Link> {
+    links
+        .find(name)?
+        .ok_or_else(|| io::Error::other(format!("interface {name} is gone right after it was made")))
+}
+
+/// Whether this namespace has the container's interface, and on it no address but `address`.
+fn fits(address: Ipv4Addr) -> io::Result<bool> {
+    let mut links = Links::new();
+    let Some(inside) = links.find(INSIDE)? else { return Ok(false) };
+    Ok(links
+        .addresses()?
+        .iter()
+        .filter(|(index, ..)| *index == inside.index)
+        .all(|(_, own, _)| *own == address))
+}
+
+/// The container's side; runs inside its namespace. Returns its hardware address.
+fn configure_inside(address: Ipv4Addr, gateway: Ipv4Addr, gateway_mac: &[u8]) -> io::Result<Vec<u8>> {
+    let mut links = Links::new();
+    let loopback = found(&mut links, "lo")?;
+    links.set_up(loopback.index)?;
+    let inside = found(&mut links, INSIDE)?;
+    // A redirect would make it try to reach a peer directly.
+    sysctl::set("ipv4/conf/all/accept_redirects", "0")?;
+    sysctl::set(&format!("ipv4/conf/{INSIDE}/accept_redirects"), "0")?;
+    // Nothing but the container's own services is here: any user of it may listen on port 80.
+    sysctl::set_if_known("ipv4/ip_unprivileged_port_start", "0")?;
+    links.add_address(inside.index, address, 32)?;
+    links.set_up(inside.index)?;
+    links.add_neighbour(inside.index, gateway, gateway_mac)?;
+    links.add_route((gateway, 32), inside.index, None, address)?;
+    links.add_route((Ipv4Addr::UNSPECIFIED, 0), inside.index, Some(gateway), address)?;
+    Ok(inside.mac)
+}
+
+fn failed(what: String, error: io::Error) -> EngineError {
+    EngineError::new(Reason::Network, what, error)
+}

@@ -1,0 +1,17 @@
+//! What the built-in engine asks of a network.
+
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+
+use crate::engine::EngineError;
+use crate::types::InstanceId;
+
+/// Gives containers a network.
+pub trait Network: Send + Sync {
+    /// Makes (or finds) the network namespace of `id` with interface, address, routes; returns a path that setns(2) takes.
+    fn attach(&self, id: &InstanceId, address: Ipv4Addr) -> Result<PathBuf, EngineError>;
+    /// Takes it away again; fine if it is not there.
+    fn detach(&self, id: &InstanceId) -> Result<(), EngineError>;
+    /// Every instance that has something of a network, with its address where known.
+    fn attached(&self) -> Result<Vec<InstanceId>, EngineError>;
+}

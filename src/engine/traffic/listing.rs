@@ -1,0 +1,201 @@
+//! Reads our table back: `nft -j list table` (libnftables-json(5)) to routes. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+
+use serde_json::Value;
+
+use super::ruleset::Entry;
+use crate::engine::Route;
+use crate::types::{Generation, PortMapping, Protocol, ServiceName};
+
+/// What the kernel has.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Table {
+    /// The routes that are whole: a service's rules agree with each other and have an entry that leads to them.
+    pub routes: BTreeMap<ServiceName, Route>,
+    /// Every entry of the maps, and the chain it leads into.
+    pub entries: BTreeMap<Entry, String>,
+    /// Containers that may reach themselves through their service.
+    pub hairpins: BTreeSet<Ipv4Addr>,
+    /// Every chain.
+    pub chains: BTreeSet<String>,
+}
+
+/// The rules of one service's chain, as far as they are ours.
+#[derive(Default)]
+struct Rules {
+    service: Option<(Ipv4Addr, Generation, Ipv4Addr)>,
+    ports: Vec<(Ipv4Addr, PortMapping)>,
+    strange: bool,
+}
+
+/// Understands a listing; `None` if it is no listing at all.
+pub fn parse(json: &[u8]) -> Option<Table> {
+    let document: Value = serde_json::from_slice(json).ok()?;
+    let mut table = Table::default();
+    let mut rules: BTreeMap<String, Rules> = BTreeMap::new();
+    for object in document.get("nftables")?.as_array()? {
+        if let Some(chain) = object.get("chain") {
+            table.chains.extend(text(chain, "name").map(str::to_owned));
+        } else if let Some(map) = object.get("map") {
+            let into = |entry: &Value| element(text(map, "name")?, entry);
+            table.entries.extend(elements(map).iter().filter_map(into));
+        } else if let Some(set) = object.get("set") {
+            let pair = |entry: &Value| concat(entry).first()?.as_str()?.parse::<Ipv4Addr>().ok();
+            table.hairpins.extend(elements(set).iter().filter_map(pair));
+        } else if let Some(rule) = object.get("rule")
+            && let Some(chain) = text(rule, "chain").filter(|chain| chain.starts_with("svc-"))
+        {
+            let rules = rules.entry(chain.to_owned()).or_default();
+            rules.strange |= add_rule(rules, rule).is_none();
+        }
+    }
+    table.routes = rules.iter().filter_map(|(chain, rules)| route(chain, rules, &table)).collect();
+    Some(table)
+}
+
+/// A route, if the rules of the chain make one and nothing of it is missing.
+fn route(chain: &str, rules: &Rules, table: &Table) -> Option<(ServiceName, Route)> {
+    let service: ServiceName = chain.strip_prefix("svc-")?.parse().ok()?;
+    let (service_address, generation, address) = rules.service?;
+    let one_target = rules.ports.iter().all(|(target, _)| *target == address);
+    let ports = rules.ports.iter().map(|(_, port)| port.clone()).collect();
+    let route = Route { service: service.clone(), service_address, generation, address, ports };
+    let led_to = |entry| table.entries.get(&entry).is_some_and(|into| into == chain);
+    let whole = super::ruleset::entries(&route).into_iter().all(led_to);
+    (one_target && whole && !rules.strange && table.hairpins.contains(&address)).then_some((service, route))
+}
+
+/// Takes one rule apart: matches on destination and port, then the DNAT.
+fn add_rule(rules: &mut Rules, rule: &Value) -> Option<()> {
+    let mut at = None;
+    let mut port = None;
+    for expression in rule.get("expr")?.as_array()? {
+        if let Some(matched) = expression.get("match") {
+            let payload = matched.get("left")?.get("payload")?;
+            let right = matched.get("right")?;
+            match (text(payload, "protocol")?, text(payload, "field")?) {
+                ("ip", "daddr") => at = Some(right.as_str()?.parse().ok()?),
+                (name, "dport") => port = Some((protocol(name)?, number(right)?)),
+                _ => return None,
+            }
+        } else {
+            let dnat = expression.get("dnat")?;
+            let target: Ipv4Addr = text(dnat, "addr")?.parse().ok()?;
+            match port {
+                None => {
+                    let comment = text(rule, "comment")?;
+                    let generation = comment.strip_prefix("generation ")?.parse().ok()?;
+                    rules.service = Some((at?, Generation(generation), target));
+                }
+                Some((protocol, host_port)) => {
+                    let host_ip = at.unwrap_or(Ipv4Addr::UNSPECIFIED);
+                    let container_port = number(dnat.get("port")?)?;
+                    rules.ports.push((target, PortMapping { host_ip, host_port, container_port, protocol }));
+                }
+            }
+        }
+    }
+    Some(())
+}
+
+/// One element of a verdict map: where it leads.
+fn element(map: &str, element: &Value) -> Option<(Entry, String)> {
+    let key = element.get(0)?;
+    let chain = text(element.get(1)?.get("goto")?, "target")?.to_owned();
+    let entry = match (map, concat(key).as_slice()) {
+        ("services", [address]) => Entry::Service(address.as_str()?.parse().ok()?),
+        ("anywhere", [proto, port]) => Entry::Anywhere(protocol(proto.as_str()?)?, number(port)?),
+        ("at", [address, proto, port]) => {
+            Entry::At(address.as_str()?.parse().ok()?, protocol(proto.as_str()?)?, number(port)?)
+        }
+        _ => return None,
+    };
+    Some((entry, chain))
+}
+
+/// The parts of a key, be it one or several.
+fn concat(key: &Value) -> Vec<&Value> {
+    match key.get("concat").and_then(Value::as_array) {
+        Some(parts) => parts.iter().collect(),
+        None => vec![key],
+    }
+}
+
+fn elements(set: &Value) -> &[Value] {
+    set.get("elem").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default()
+}
+
+fn text<'a>(object: &'a Value, key: &str) -> Option<&'a str> {
+    object.get(key)?.as_str()
+}
+
+fn number(value: &Value) -> Option<u16> {
+    u16::try_from(value.as_u64()?).ok()
+}
+
+fn protocol(name: &str) -> Option<Protocol> {
+    match name {
+        "tcp" => Some(Protocol::Tcp),
+        "udp" => Some(Protocol::Udp),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As nft 1.0.6 prints it.
+    const LISTING: &str = r#"{"nftables": [
+        {"metainfo": {"version": "1.0.6", "json_schema_version": 1}},
+        {"table": {"family": "inet", "name": "t", "handle": 1}},
+        {"map": {"family": "inet", "name": "services", "table": "t", "type": "ipv4_addr", "map": "verdict",
+            "elem": [["10.98.0.80", {"goto": {"target": "svc-web"}}]]}},
+        {"map": {"family": "inet", "name": "anywhere", "table": "t", "type": ["inet_proto", "inet_service"],
+            "map": "verdict", "elem": [[{"concat": ["tcp", 80]}, {"goto": {"target": "svc-web"}}]]}},
+        {"map": {"family": "inet", "name": "at", "table": "t", "type": ["ipv4_addr", "inet_proto", "inet_service"],
+            "map": "verdict",
+            "elem": [[{"concat": ["127.0.0.1", "udp", 53]}, {"goto": {"target": "svc-web"}}]]}},
+        {"set": {"family": "inet", "name": "hairpin", "table": "t", "type": ["ipv4_addr", "ipv4_addr"],
+            "elem": [{"concat": ["10.98.1.7", "10.98.1.7"]}]}},
+        {"chain": {"family": "inet", "table": "t", "name": "svc-web", "handle": 5}},
+        {"rule": {"family": "inet", "table": "t", "chain": "svc-web", "handle": 6, "comment": "generation 7", "expr": [
+            {"match": {"op": "==", "left": {"payload": {"protocol": "ip", "field": "daddr"}}, "right": "10.98.0.80"}},
+            {"dnat": {"family": "ip", "addr": "10.98.1.7"}}]}},
+        {"rule": {"family": "inet", "table": "t", "chain": "svc-web", "handle": 7, "expr": [
+            {"match": {"op": "==", "left": {"payload": {"protocol": "ip", "field": "daddr"}}, "right": "127.0.0.1"}},
+            {"match": {"op": "==", "left": {"payload": {"protocol": "udp", "field": "dport"}}, "right": 53}},
+            {"dnat": {"family": "ip", "addr": "10.98.1.7", "port": 5353}}]}},
+        {"rule": {"family": "inet", "table": "t", "chain": "svc-web", "handle": 8, "expr": [
+            {"match": {"op": "==", "left": {"payload": {"protocol": "tcp", "field": "dport"}}, "right": 80}},
+            {"dnat": {"family": "ip", "addr": "10.98.1.7", "port": 8080}}]}}]}"#;
+
+    #[test]
+    fn a_whole_route_is_read_back() {
+        let table = parse(LISTING.as_bytes()).unwrap();
+        let route = &table.routes[&"web".parse().unwrap()];
+        assert_eq!(route.generation, Generation(7));
+        assert_eq!(route.service_address, Ipv4Addr::new(10, 98, 0, 80));
+        assert_eq!(route.address, Ipv4Addr::new(10, 98, 1, 7));
+        let shown: Vec<String> = route.ports.iter().map(ToString::to_string).collect();
+        assert_eq!(shown, ["127.0.0.1:53->5353/udp", "0.0.0.0:80->8080/tcp"]);
+        assert_eq!(table.entries.len(), 3);
+    }
+
+    #[test]
+    fn a_damaged_route_is_none() {
+        let other_target =
+            LISTING.replace(r#""addr": "10.98.1.7", "port": 8080"#, r#""addr": "10.98.1.9", "port": 8080"#);
+        let no_entry = LISTING.replace(r#"["tcp", 80]"#, r#"["tcp", 81]"#);
+        let no_comment = LISTING.replace("generation 7", "hello");
+        for damaged in [other_target, no_entry, no_comment] {
+            assert_ne!(damaged, LISTING);
+            let table = parse(damaged.as_bytes()).unwrap();
+            assert!(table.routes.is_empty());
+            assert!(table.chains.contains("svc-web"));
+        }
+        assert_eq!(parse(b"Error: syntax error"), None);
+    }
+}

@@ -1,0 +1,243 @@
+//! Points traffic at containers by nftables: the service addresses, the published ports, the atomic switch.
+//!
+//! One table of our own, `inet <instance>`; no other table is read or written. The kernel holds the truth: every
+//! question is answered from the table, and a restart of the agent neither flushes nor recreates it, because that
+//! would cut established connections.
+
+mod conntrack;
+mod listing;
+mod nft;
+mod ports;
+mod ruleset;
+mod sockets;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use nix::libc;
+
+use super::native::net::names::{Names, Subnet};
+use super::native::net::{namespace, namespace_path};
+use super::{EngineError, Route, Traffic};
+use crate::types::{InstanceId, PortMapping, Reason, ServiceName};
+use listing::Table;
+
+/// Traffic rules of one instance.
+///
+/// The first [`Traffic::point`] of a process also brings the fixed part of the table up to date. An agent that has
+/// just started may therefore point every route that it observes at where it leads already.
+pub struct NftTraffic {
+    names: Names,
+    subnet: Subnet,
+    run_dir: PathBuf,
+    known: Mutex<Known>,
+}
+
+/// What was read or done last.
+#[derive(Default)]
+struct Known {
+    /// The rule set's number when the table was read, and the table; `None` inside: there is no table.
+    read: Option<(u32, Option<Table>)>,
+    /// Whether this process has brought the skeleton up to date.
+    skeleton: bool,
+}
+
+impl NftTraffic {
+    /// Checks the subnet. The table is made by the first [`Traffic::point`].
+    pub fn new(instance: &str, subnet: (Ipv4Addr, u8), run_dir: &Path) -> Result<Self, EngineError> {
+        Ok(Self {
+            names: Names::new(instance),
+            subnet: Subnet::new(subnet)?,
+            run_dir: run_dir.to_owned(),
+            known: Mutex::default(),
+        })
+    }
+
+    /// Deletes the table, and with it every route of this instance.
+    pub fn teardown(&self) -> Result<(), EngineError> {
+        let mut known = self.known();
+        *known = Known::default();
+        let table = &self.names.table;
+        let delete = || match nft::has_table(table)? {
+            true => nft::apply(&format!("delete table inet {table}\n")),
+            false => Ok(()),
+        };
+        delete().map_err(|error| self.failed("delete", error))
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The table as the kernel has it. Reads it again only if the rule set has changed since.
+    fn read(&self, known: &mut Known) -> io::Result<Option<Table>> {
+        // A change while it is read gives a newer number than the one kept: then the next call reads again.
+        let generation = nft::generation()?;
+        if let Some((then, table)) = &known.read
+            && *then == generation
+        {
+            return Ok(table.clone());
+        }
+        let table = match nft::has_table(&self.names.table)? {
+            true => {
+                let json = nft::list(&self.names.table)?;
+                let unclear = || io::Error::other("nft gave a listing that cannot be understood");
+                Some(listing::parse(&json).ok_or_else(unclear)?)
+            }
+            false => None,
+        };
+        known.read = Some((generation, table.clone()));
+        Ok(table)
+    }
+
+    /// Runs a change; whatever became of it, the table has to be read again.
+    fn apply(&self, known: &mut Known, script: &str) -> io::Result<()> {
+        known.read = None;
+        nft::apply(script)
+    }
+
+    /// Takes care that a route is one that the table can hold.
+    fn check(&self, route: &Route, now: &Table) -> Result<(), EngineError> {
+        for address in [route.service_address, route.address] {
+            if !self.subnet.usable(address) {
+                return Err(EngineError::plain(
+                    Reason::Network,
+                    format!("{} cannot use {address}: not one of subnet {}", route.service, self.subnet),
+                ));
+            }
+        }
+        let chain = ruleset::chain(&route.service);
+        for entry in ruleset::entries(route) {
+            if let Some(other) = now.entries.get(&entry).filter(|other| **other != chain) {
+                return Err(EngineError::plain(
+                    Reason::PortInUse,
+                    format!(
+                        "{entry} of {} belongs to service {}",
+                        route.service,
+                        other.strip_prefix("svc-").unwrap_or(other)
+                    ),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes UDP clients of a generation that has lost its traffic find the new one.
+    fn forget_udp(&self, old: Option<&Route>) {
+        let Some(old) = old else { return };
+        match conntrack::forget_udp(old.address) {
+            Ok(_) => {}
+            // The switch itself is done; UDP flows follow once their clients have been silent for a while.
+            Err(error) => tracing::warn!(
+                service = %old.service,
+                "cannot move UDP flows away from {}: {error}",
+                old.address
+            ),
+        }
+    }
+
+    fn failed(&self, verb: &str, error: io::Error) -> EngineError {
+        EngineError::new(
+            Reason::Network,
+            format!("cannot {verb} the nftables table inet {}", self.names.table),
+            error,
+        )
+    }
+
+    /// Runs `work` in the container's network namespace; `None` if there is none.
+    fn inside<T: Send>(
+        &self,
+        id: &InstanceId,
+        work: impl FnOnce() -> io::Result<T> + Send,
+    ) -> Result<Option<T>, EngineError> {
+        let path = namespace_path(&self.run_dir, id);
+        if !namespace::is_pinned(&path) {
+            return Ok(None);
+        }
+        namespace::inside(&path, work).map(Some).map_err(|error| {
+            EngineError::new(Reason::Network, format!("cannot see the sockets of {id}"), error)
+        })
+    }
+}
+
+impl Traffic for NftTraffic {
+    fn observe(&self) -> Result<BTreeMap<ServiceName, Route>, EngineError> {
+        let table = self.read(&mut self.known()).map_err(|error| self.failed("read", error))?;
+        Ok(table.unwrap_or_default().routes)
+    }
+
+    fn point(&self, route: &Route) -> Result<(), EngineError> {
+        let mut known = self.known();
+        let table = self.read(&mut known).map_err(|error| self.failed("read", error))?;
+        let skeleton = known.skeleton && table.is_some();
+        let now = table.unwrap_or_default();
+        self.check(route, &now)?;
+        let old = now.routes.get(&route.service);
+        if skeleton && old.is_some_and(|old| same(old, route)) {
+            return Ok(());
+        }
+        let mut script = String::new();
+        if !skeleton {
+            script.push_str(&ruleset::skeleton(&self.names, self.subnet));
+        }
+        script.push_str(&ruleset::switch(&self.names.table, &now, route));
+        self.apply(&mut known, &script).map_err(|error| self.failed("change", error))?;
+        known.skeleton = true;
+        self.forget_udp(old.filter(|old| old.address != route.address));
+        Ok(())
+    }
+
+    fn withdraw(&self, service: &ServiceName) -> Result<(), EngineError> {
+        let mut known = self.known();
+        let table = self.read(&mut known).map_err(|error| self.failed("read", error))?;
+        let now = table.unwrap_or_default();
+        let script = ruleset::withdraw(&self.names.table, &now, service);
+        if script.is_empty() {
+            return Ok(());
+        }
+        self.apply(&mut known, &script).map_err(|error| self.failed("change", error))?;
+        self.forget_udp(now.routes.get(service));
+        Ok(())
+    }
+
+    fn connections(&self, id: &InstanceId) -> Result<usize, EngineError> {
+        Ok(self.inside(id, sockets::incoming)?.map_or(0, |sockets| sockets.len()))
+    }
+
+    fn reset_connections(&self, id: &InstanceId) -> Result<(), EngineError> {
+        let reset = || {
+            for socket in sockets::incoming()? {
+                match sockets::destroy(&socket) {
+                    // Nothing else ends a connection from outside; the clients stay until they close.
+                    Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
+                        tracing::warn!(instance = %id, "this kernel cannot end connections (CONFIG_INET_DIAG_DESTROY)");
+                        break;
+                    }
+                    other => other?,
+                }
+            }
+            Ok(())
+        };
+        self.inside(id, reset).map(|_| ())
+    }
+
+    fn port_conflict(&self, ports: &[PortMapping]) -> Result<Option<String>, EngineError> {
+        ports::conflict(ports)
+            .map_err(|error| EngineError::new(Reason::Network, "cannot list the ports in use", error))
+    }
+}
+
+/// Whether two routes lead the same way; the order of ports says nothing.
+fn same(a: &Route, b: &Route) -> bool {
+    let ports = |route: &Route| {
+        let mut ports = route.ports.clone();
+        ports.sort();
+        ports.dedup();
+        ports
+    };
+    (a.service_address, a.generation, a.address) == (b.service_address, b.generation, b.address)
+        && ports(a) == ports(b)
+}

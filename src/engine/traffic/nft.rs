@@ -1,0 +1,76 @@
+//! The seam to nftables: changes and listings through nft(8), questions about the rule set over netlink.
+
+use std::io::{self, Write as _};
+use std::process::{Command, Output, Stdio};
+
+use netlink_bindings::nftables::{Nfgenmsg, Request};
+use netlink_socket2::NetlinkSocket;
+
+/// `NFPROTO_INET` of linux/netfilter.h.
+const NFPROTO_INET: u8 = 1;
+
+/// The number of the rule set: another one after every change to any table of this network namespace.
+pub fn generation() -> io::Result<u32> {
+    let request = Request::new().op_getgen_do(&Nfgenmsg::new());
+    let mut socket = NetlinkSocket::new();
+    let mut reply = socket.request(&request)?;
+    let (_, attributes) = reply.recv_one().map_err(explain)?;
+    attributes.get_id().map_err(io::Error::other)
+}
+
+/// Whether the table exists.
+pub fn has_table(table: &str) -> io::Result<bool> {
+    let header = Nfgenmsg { nfgen_family: NFPROTO_INET, ..Default::default() };
+    let request = Request::new().op_gettable_dump(&header);
+    let mut socket = NetlinkSocket::new();
+    let mut reply = socket.request(&request)?;
+    let mut found = false;
+    while let Some(answer) = reply.recv() {
+        let (_, attributes) = answer.map_err(explain)?;
+        found |= attributes.get_name().is_ok_and(|name| name.to_bytes() == table.as_bytes());
+    }
+    Ok(found)
+}
+
+/// Runs a script as one transaction: all of it happens or nothing.
+pub fn apply(script: &str) -> io::Result<()> {
+    let mut nft = command(&["-f", "-"]).stdin(Stdio::piped()).spawn().map_err(missing)?;
+    // The end of this scope closes the pipe.
+    let written = nft.stdin.take().map_or(Ok(()), |mut stdin| stdin.write_all(script.as_bytes()));
+    checked(nft.wait_with_output()?)?;
+    written
+}
+
+/// The table as JSON.
+pub fn list(table: &str) -> io::Result<Vec<u8>> {
+    checked(command(&["-j", "list", "table", "inet", table]).output().map_err(missing)?)
+}
+
+fn command(arguments: &[&str]) -> Command {
+    let mut command = Command::new("nft");
+    command
+        .args(arguments)
+        .env("LC_ALL", "C")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command
+}
+
+fn missing(error: io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("cannot run nft: {error}"))
+}
+
+/// nft's own first line is what a person needs.
+fn checked(output: Output) -> io::Result<Vec<u8>> {
+    if output.status.success() {
+        return Ok(output.stdout);
+    }
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    let line = stderr.lines().next().unwrap_or("it said nothing");
+    Err(io::Error::other(format!("nft: {line} ({})", output.status)))
+}
+
+fn explain(error: netlink_socket2::ReplyError) -> io::Error {
+    io::Error::new(error.as_io_error().kind(), error.to_string())
+}

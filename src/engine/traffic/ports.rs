@@ -1,0 +1,68 @@
+//! Who listens on a port of the host already: publishing it would silently take its traffic away.
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::fs;
+use std::io;
+use std::net::IpAddr;
+
+use super::sockets::{self, Socket};
+use crate::types::{PortMapping, Protocol};
+
+/// The first of `ports` that a process holds, as one line for people.
+pub fn conflict(ports: &[PortMapping]) -> io::Result<Option<String>> {
+    let mut listening: BTreeMap<Protocol, Vec<Socket>> = BTreeMap::new();
+    for port in ports {
+        let sockets = match listening.entry(port.protocol) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(unknown) => unknown.insert(sockets::listening(port.protocol)?),
+        };
+        if let Some(socket) = sockets.iter().find(|socket| holds(socket, port)) {
+            return Ok(Some(format!(
+                "port {}/{} is held by {}, which listens on {}",
+                port.host_port,
+                port.protocol,
+                owner(socket.inode),
+                show(socket)
+            )));
+        }
+    }
+    Ok(None)
+}
+
+/// Whether what is sent to the published port would otherwise reach this socket.
+fn holds(socket: &Socket, port: &PortMapping) -> bool {
+    let same_address = match socket.local() {
+        IpAddr::V4(own) => own.is_unspecified() || port.host_ip.is_unspecified() || own == port.host_ip,
+        // `::` takes IPv4 too, unless it was told not to; any other IPv6 address never does.
+        IpAddr::V6(own) => own.is_unspecified() && !socket.v6_only,
+    };
+    socket.local_port() == port.host_port && same_address
+}
+
+fn show(socket: &Socket) -> String {
+    match socket.local() {
+        IpAddr::V4(own) => format!("{own}:{}", socket.local_port()),
+        IpAddr::V6(own) => format!("[{own}]:{}", socket.local_port()),
+    }
+}
+
+/// The process that has the socket open, as `nginx (pid 812)`.
+fn owner(inode: u32) -> String {
+    let wanted = format!("socket:[{inode}]");
+    let holds_it = |pid: &u32| {
+        let Ok(files) = fs::read_dir(format!("/proc/{pid}/fd")) else { return false };
+        files
+            .flatten()
+            .any(|file| fs::read_link(file.path()).is_ok_and(|link| link.as_os_str() == wanted.as_str()))
+    };
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let mut pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    match pids.find(holds_it) {
+        Some(pid) => {
+            let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+            format!("{} (pid {pid})", name.trim())
+        }
+        None => "a process that cannot be seen from here".to_owned(),
+    }
+}

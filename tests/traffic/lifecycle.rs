@@ -1,0 +1,175 @@
+//! Restarts, crashes half-way, neighbours, and leaving nothing behind.
+
+use std::net::Ipv4Addr;
+use std::time::{Duration, Instant};
+
+use gitopsd::engine::Traffic as _;
+use gitopsd::engine::native::net::{BridgeNetwork, namespace};
+use gitopsd::engine::native::network::Network as _;
+use gitopsd::types::Reason;
+
+use super::host::*;
+
+const PORTS: &[&str] = &["0.0.0.0:80:8080/tcp"];
+
+#[test]
+fn a_restart_of_the_agent_keeps_flows_and_routes() {
+    let host = Host::new();
+    let before = host.agent("gitopsd", 1);
+    before.container("shop.1", 11, 8080);
+    before.container("shop.2", 12, 8080);
+    before.point(&before.route("shop.1", 11, PORTS));
+    let routes = before.traffic.observe().unwrap();
+    let mut client = inside(&host.outside, || Client::connect((HOST, 80))).unwrap();
+    client.ask().unwrap();
+    drop(before);
+
+    let after = host.agent("gitopsd", 1);
+    assert_eq!(after.traffic.observe().unwrap(), routes);
+    after.network.attach(&id("shop.1"), after.address(11)).unwrap();
+    assert!(client.ask().unwrap().starts_with("shop.1 "));
+    after.point(&after.route("shop.1", 11, PORTS));
+    assert!(client.ask().unwrap().starts_with("shop.1 "));
+    after.point(&after.route("shop.2", 12, PORTS));
+    assert!(client.ask().unwrap().starts_with("shop.1 "));
+    after.teardown();
+}
+
+#[test]
+fn two_agents_side_by_side_and_no_leftovers() {
+    let host = Host::new();
+    let clean = host.traces();
+    let (one, two) = (host.agent("gitopsd", 1), host.agent("gitopsd-two", 2));
+    for (agent, published) in [(&one, "0.0.0.0:80:8080/tcp"), (&two, "0.0.0.0:81:8080/tcp")] {
+        agent.container("shop.1", 11, 8080);
+        agent.point(&agent.route("shop.1", 11, &[published]));
+    }
+    assert!(ask_from(&host.outside, (HOST, 80)).is_ok() && ask_from(&host.outside, (HOST, 81)).is_ok());
+    assert!(run("ip -o link").contains("gitopsd:gitopsd-two:shop.1"));
+    // The container of one is not open to the containers of the other, what is published is.
+    let inside_one = one.run_dir.join("netns/shop.1");
+    let short = Duration::from_millis(300);
+    let direct = inside(&inside_one, || Client::connect_within((two.address(11), 8080), short).map(drop));
+    assert!(direct.is_err());
+    assert!(ask_from(&inside_one, (HOST, 81)).is_ok());
+
+    let mut client = inside(&host.outside, || Client::connect((HOST, 81))).unwrap();
+    client.ask().unwrap();
+    one.teardown();
+    client.ask().unwrap();
+    assert_eq!(one.network.attached().unwrap(), []);
+    assert_eq!(two.network.attached().unwrap(), [id("shop.1")]);
+    two.teardown();
+    two.teardown();
+    assert_eq!(host.traces(), clean);
+}
+
+#[test]
+fn half_made_networks_are_finished_or_replaced() {
+    let host = Host::new();
+    let agent = host.agent("gitopsd", 1);
+    let shop = id("shop.1");
+    let path = agent.container("shop.1", 11, 8080);
+    let works = |agent: &Agent| ask((agent.address(11), 8080)).is_ok();
+    assert!(works(&agent));
+    let link = run("ip -o link").split(": ").find(|word| word.starts_with("gd")).unwrap().to_owned();
+    let link = link.split('@').next().unwrap();
+
+    // A second time changes nothing for those who use it.
+    let mut client = Client::connect((agent.address(11), 8080)).unwrap();
+    assert_eq!(agent.network.attach(&shop, agent.address(11)).unwrap(), path);
+    client.ask().unwrap();
+
+    // Settings that were not made yet: label, route, neighbour, state of the interface, bridge.
+    for undo in [
+        &format!("ip route del {} dev {link}", agent.address(11)),
+        &format!("ip neigh flush dev {link} nud permanent"),
+        &format!("ip link set {link} down"),
+        "ip link del gitopsd0",
+    ] {
+        run(undo);
+        agent.network.attach(&shop, agent.address(11)).unwrap();
+        assert!(works(&agent), "after {undo}");
+    }
+    // The interface is gone, the namespace is there, with its server in it.
+    run(&format!("ip link del {link}"));
+    agent.network.attach(&shop, agent.address(11)).unwrap();
+    assert!(works(&agent));
+    // The namespace has lost its name, the interface is there: it leads nowhere that can be found.
+    namespace::unpin(&path).unwrap();
+    assert_eq!(agent.network.attached().unwrap(), std::slice::from_ref(&shop));
+    agent.network.attach(&shop, agent.address(11)).unwrap();
+    serve(&path, (Ipv4Addr::UNSPECIFIED, 8080).into(), "again");
+    assert!(works(&agent));
+    // A plain file where the namespace is to be pinned.
+    agent.network.detach(&shop).unwrap();
+    std::fs::write(&path, "").unwrap();
+    agent.network.attach(&shop, agent.address(11)).unwrap();
+    assert!(namespace::is_pinned(&path));
+    // Another address for the same name.
+    agent.network.attach(&shop, agent.address(13)).unwrap();
+    serve(&path, (Ipv4Addr::UNSPECIFIED, 8080).into(), "moved");
+    assert!(ask((agent.address(13), 8080)).is_ok());
+    assert!(!works(&agent));
+
+    agent.network.detach(&shop).unwrap();
+    agent.network.detach(&shop).unwrap();
+    assert_eq!(agent.network.attached().unwrap(), []);
+    agent.teardown();
+}
+
+#[test]
+fn a_table_that_was_flushed_is_made_again() {
+    let host = Host::new();
+    let agent = host.agent("gitopsd", 1);
+    agent.container("shop.1", 11, 8080);
+    let route = agent.route("shop.1", 11, PORTS);
+    for damage in [
+        "flush ruleset",
+        "flush chain inet gitopsd svc-shop",
+        "delete element inet gitopsd anywhere { tcp . 80 }",
+    ] {
+        agent.point(&route);
+        assert!(ask((HOST, 80)).is_ok());
+        run(&format!("nft {damage}"));
+        assert_eq!(agent.traffic.observe().unwrap().len(), 0, "{damage}");
+    }
+    agent.point(&route);
+    assert!(ask((HOST, 80)).is_ok());
+    agent.teardown();
+}
+
+/// A settled round asks often: that must not start a process each time.
+#[test]
+fn looking_is_cheap_while_nothing_changes() {
+    let host = Host::new();
+    let agent = host.agent("gitopsd", 1);
+    agent.container("shop.1", 11, 8080);
+    let route = agent.route("shop.1", 11, PORTS);
+    agent.point(&route);
+    let start = Instant::now();
+    for _ in 0..1000 {
+        assert_eq!(agent.traffic.observe().unwrap().len(), 1);
+        agent.traffic.point(&route).unwrap();
+    }
+    // nft(8) takes some 10 ms: 1000 of them would be 10 s and more.
+    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+    agent.teardown();
+}
+
+#[test]
+fn foolish_subnets_are_refused() {
+    let host = Host::new();
+    let agent = host.agent("gitopsd", 1);
+    let overlapping = BridgeNetwork::new("x", (Ipv4Addr::new(192, 0, 0, 0), 16), host.dir.path()).unwrap();
+    let error = overlapping.attach(&id("shop.1"), Ipv4Addr::new(192, 0, 9, 9)).unwrap_err();
+    assert_eq!(error.reason, Reason::Network);
+    assert!(error.to_refusal().message.contains("overlaps 192.0.2.1/24 of interface uplink"), "{error:?}");
+    assert!(agent.network.attach(&id("shop.1"), agent.address(1)).is_err());
+    assert!(agent.network.attach(&id("shop.1"), Ipv4Addr::new(10, 1, 1, 1)).is_err());
+    let mut route = agent.route("shop.1", 11, &[]);
+    route.address = OUTSIDE;
+    assert_eq!(agent.traffic.point(&route).unwrap_err().reason, Reason::Network);
+    overlapping.teardown().unwrap();
+    agent.teardown();
+}

@@ -1,0 +1,12 @@
+//! Network, traffic and their undoing on the real kernel. Needs root and nft(8).
+//!
+//! Every test is a host of its own: its thread moves into a fresh network namespace, so tests disturb neither each
+//! other nor the machine, and whatever is left in there at the end is a leak.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod host;
+mod lifecycle;
+mod reach;
+mod sockets;
+mod switch;

@@ -1,0 +1,233 @@
+//! The switch: new connections move, established ones stay, nothing fails.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, UdpSocket};
+
+use gitopsd::engine::{Route, Traffic as _};
+use gitopsd::types::PortMapping;
+use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
+
+use super::host::*;
+
+const PORTS: &[&str] = &["0.0.0.0:80:8080/tcp"];
+
+#[test]
+fn two_hundred_switches_under_load() {
+    let host = Host::new();
+    let agent = host.agent("gitopsd", 1);
+    agent.container("shop.1", 11, 8080);
+    agent.container("shop.2", 12, 8080);
+    let routes = [agent.route("shop.1", 11, PORTS), agent.route("shop.2", 12, PORTS)];
+    agent.point(&routes[0]);
+
+    let stop = AtomicBool::new(false);
+    let asked = AtomicU64::new(0);
+    let load = |address| {
+        let mut failures = Vec::new();
+        while failures.is_empty() && !stop.load(Ordering::Relaxed) {
+            if let Err(error) = ask(address) {
+                failures.push(error.to_string());
+            }
+            asked.fetch_add(1, Ordering::Relaxed);
+            // A load, not a siege: two processors carry the clients, the host and the servers.
+            std::thread::sleep(Duration::from_micros(500));
+        }
+        std::io::Result::Ok(failures)
+    };
+    let failures = std::thread::scope(|scope| {
+        let outside = scope.spawn(|| inside(&host.outside, || load((HOST, 80))));
+        let local = scope.spawn(|| load((agent.address(200), 8080)));
+        for turn in 1..=200 {
+            let to = &routes[turn % 2];
+            agent.traffic.point(to).unwrap();
+            // What is asked after the switch is answered by the new generation.
+            let answer = ask((HOST, 80)).unwrap();
+            assert!(answer.starts_with(&format!("shop.{} ", to.generation)), "turn {turn}: {answer}");
+        }
+        stop.store(true, Ordering::Relaxed);
+        [outside, local].map(|thread| thread.join().unwrap().unwrap()).concat()
+    });
+    let asked = asked.load(Ordering::Relaxed);
+    assert_eq!(failures, Vec::<String>::new(), "of {asked}");
+    assert!(asked > 1000, "no load to speak of: {asked}");
+    agent.teardown();
+}
+
+#[test]
+fn established_connections_stay_until_they_are_reset() {
+    let host = Host::new();
+    let agent = host.agent("gitopsd", 1);
+    agent.container("shop.1", 11, 8080);
+    agent.container("shop.2", 12, 8080);
+    agent.point(&agent.route("shop.1", 11, PORTS));
+    let mut early = inside(&host.outside, || Client::connect((HOST, 80))).unwrap();
+    assert!(early.ask().unwrap().starts_with("shop.1 "));
+
+    agent.point(&agent.route("shop.2", 12, PORTS));
+    let mut late = inside(&host.outside, || Client::connect((HOST, 80))).unwrap();
+    assert!(early.ask().unwrap().starts_with("shop.1 "));
+    assert!(late.ask().unwrap().starts_with("shop.2 "));
+    assert_eq!(agent.traffic.connections(&id("shop.1")).unwrap(), 1);
+    assert_eq!(agent.traffic.connections(&id("shop.2")).unwrap(), 1);
+
+    // The return: new connections at once, those of the bad generation once they are reset.
+    agent.point(&agent.route("shop.1", 11, PORTS));
+    assert!(late.ask().unwrap().starts_with("shop.2 "));
+    agent.traffic.reset_connections(&id("shop.2")).unwrap();
+    assert!(late.ask().is_err());
+    assert!(early.ask().unwrap().starts_with("shop.1 "));
+    assert!(ask_from(&host.outside, (HOST, 80)).unwrap().starts_with("shop.1 "));
+    wait_for("no connections on shop.2", || agent.traffic.connections(&id("shop.2")).unwrap() == 0);
+    agent.teardown();
+}
+
+#[test]
+fn ports_come_and_go_with_the_route() {
+    let host = Host::new();
+    let agent = host.agent("gitopsd", 1);
+    agent.container("shop.1", 11, 8080);
+    let path = agent.container("shop.2", 12, 8080);
+    serve(&path, (Ipv4Addr::UNSPECIFIED, 9090).into(), "metrics");
+    agent.point(&agent.route("shop.1", 11, &["0.0.0.0:80:8080/tcp", "0.0.0.0:81:8080/tcp"]));
+    assert!(ask((HOST, 81)).unwrap().starts_with("shop.1 "));
+
+    let next = agent.route("shop.2", 12, &["0.0.0.0:80:8080/tcp", "127.0.0.1:9000:9090/tcp"]);
+    agent.point(&next);
+    assert!(ask((HOST, 80)).unwrap().starts_with("shop.2 "));
+    assert!(ask(([127, 0, 0, 1], 9000)).unwrap().starts_with("metrics "));
+    assert!(ask((HOST, 81)).is_err());
+    let mut seen = agent.traffic.observe().unwrap().remove(&next.service).unwrap();
+    seen.ports.sort();
+    let mut wanted = next.ports.clone();
+    wanted.sort();
+    assert_eq!(seen.ports, wanted);
+
+    // A port that another service has is refused, and nothing changes.
+    let thief = agent.route("db.1", 12, &["0.0.0.0:80:8080/tcp"]);
+    let error = agent.traffic.point(&thief).unwrap_err();
+    assert_eq!(error.reason, gitopsd::types::Reason::PortInUse);
+    assert_eq!(error.to_string(), "port 80/tcp of db belongs to service shop");
+    assert_eq!(agent.traffic.observe().unwrap().len(), 1);
+    agent.teardown();
+}
+
+#[test]
+fn a_withdrawn_service_is_gone() {
+    let host = Host::new();
+    let agent = host.agent("gitopsd", 1);
+    agent.container("shop.1", 11, 8080);
+    agent.container("db.1", 12, 8080);
+    let (shop, db) = (agent.route("shop.1", 11, PORTS), agent.route("db.1", 12, &["0.0.0.0:5432:8080/tcp"]));
+    agent.traffic.withdraw(&shop.service).unwrap();
+    agent.point(&shop);
+    agent.point(&db);
+    for _ in 0..2 {
+        agent.traffic.withdraw(&shop.service).unwrap();
+        assert!(agent.traffic.observe().unwrap().keys().eq([&db.service]));
+    }
+    assert!(ask((HOST, 80)).is_err());
+    assert!(ask((agent.address(200), 8080)).is_err());
+    assert!(ask((HOST, 5432)).unwrap().starts_with("db.1 "));
+    // What it had can be had again, by itself or by another.
+    agent.point(&agent.route("db.2", 11, PORTS));
+    assert!(ask((HOST, 80)).unwrap().starts_with("shop.1 "));
+    agent.teardown();
+}
+
+#[test]
+fn udp_follows_the_switch() {
+    let host = Host::new();
+    let agent = host.agent("gitopsd", 1);
+    for (name, last) in [("dns.1", 11), ("dns.2", 12)] {
+        let path = agent.container(name, last, 8080);
+        serve_udp(&path, 5353, name);
+    }
+    let ports = &["0.0.0.0:53:5353/udp"];
+    agent.point(&agent.route("dns.1", 11, ports));
+    // One socket each, one source port: to conntrack the same flow for ever. From outside, from the host, from another
+    // container and from the container itself.
+    let (other, own) = (agent.container("shop.1", 13, 8080), agent.run_dir.join("netns/dns.1"));
+    let open = |to: (Ipv4Addr, u16)| {
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+        socket.connect(to)?;
+        socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+        Ok(socket)
+    };
+    let service = (agent.address(201), 5353);
+    let clients = [
+        inside(&host.outside, || open((HOST, 53))).unwrap(),
+        open(service).unwrap(),
+        open((Ipv4Addr::LOCALHOST, 53)).unwrap(),
+        inside(&other, || open(service)).unwrap(),
+        inside(&own, || open(service)).unwrap(),
+    ];
+    let ask = || {
+        clients.each_ref().map(|client| {
+            client.send(b"who").unwrap();
+            let mut buffer = [0; 64];
+            let length = client.recv(&mut buffer).unwrap();
+            String::from_utf8_lossy(&buffer[..length]).into_owned()
+        })
+    };
+    for (name, last) in [("dns.1", 11), ("dns.2", 12), ("dns.1", 11)] {
+        agent.point(&agent.route(name, last, ports));
+        assert_eq!(ask(), [name; 5]);
+        assert_eq!(ask(), [name; 5]);
+    }
+    agent.teardown();
+}
+
+/// Whatever is asked for in whatever order: the kernel says it back, and holds nothing else.
+#[test]
+fn the_kernel_says_what_it_was_told() {
+    let host = Host::new();
+    let agent = host.agent("gitopsd-any", 1);
+    let port = (0..3u8, 80..84u16, 8080..8083u16, any::<bool>()).prop_map(|(at, host_port, to, udp)| {
+        let host_ip = ["0.0.0.0", "127.0.0.1", "192.0.2.1"][usize::from(at)];
+        port(&format!("{host_ip}:{host_port}:{to}/{}", if udp { "udp" } else { "tcp" }))
+    });
+    let step = (0..2u8, 1..5u64, proptest::collection::vec(port, 0..4), proptest::bool::weighted(0.2));
+    let mut runner =
+        TestRunner::new(ProptestConfig { cases: 12, failure_persistence: None, ..Default::default() });
+    let run = runner.run(&proptest::collection::vec(step, 1..8), |steps| {
+        let mut wanted = BTreeMap::new();
+        for (service, generation, mut ports, withdraw) in steps {
+            let name = ["shop", "db"][usize::from(service)];
+            let last = 10 + 10 * service + u8::try_from(generation).unwrap();
+            let mut route = agent.route(&format!("{name}.{generation}"), last, &[]);
+            // One target a port of the host, as the configuration takes care of.
+            ports.sort();
+            ports.dedup_by_key(|port| (port.host_ip, port.host_port, port.protocol));
+            route.ports = ports;
+            let taken = |other: &Route| {
+                let key = |port: &PortMapping| (port.host_ip, port.host_port, port.protocol);
+                other.service != route.service
+                    && other.ports.iter().any(|port| route.ports.iter().any(|own| key(own) == key(port)))
+            };
+            if withdraw {
+                agent.traffic.withdraw(&route.service).unwrap();
+                wanted.remove(&route.service);
+            } else if wanted.values().any(taken) {
+                prop_assert!(agent.traffic.point(&route).is_err());
+            } else {
+                agent.traffic.point(&route).unwrap();
+                wanted.insert(route.service.clone(), route);
+            }
+            let mut seen = agent.traffic.observe().unwrap();
+            seen.values_mut().for_each(|route| route.ports.sort());
+            prop_assert_eq!(&seen, &wanted);
+            // Another process, which has to ask the kernel, sees the same.
+            let mut fresh = host.agent("gitopsd-any", 1).traffic.observe().unwrap();
+            fresh.values_mut().for_each(|route| route.ports.sort());
+            prop_assert_eq!(&fresh, &wanted);
+        }
+        agent.traffic.teardown().unwrap();
+        prop_assert!(agent.traffic.observe().unwrap().is_empty());
+        Ok(())
+    });
+    run.unwrap();
+}
