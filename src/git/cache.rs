@@ -15,6 +15,12 @@ pub(super) const FETCHED: &str = "refs/gitopsd/fetched";
 /// What was admitted last.
 pub(super) const TRUSTED: &str = "refs/gitopsd/trusted";
 
+/// Files in `objects/pack` (two a pack) before all is put into one pack.
+const MAX_PACK_FILES: usize = 200;
+
+/// Loose objects in one of their 256 directories before all is put into one pack; `git gc --auto` has 27.
+const MAX_LOOSE_IN_ONE: usize = 27;
+
 /// Where the copy is.
 #[derive(Debug, Clone)]
 pub(super) struct Cache {
@@ -62,14 +68,26 @@ impl Cache {
 
     /// Puts the repository that `make_beside` made in the place of the present one.
     pub(super) fn swap_in(&self) -> Result<(), GitError> {
-        let old = self.beside("old");
+        let (new, old) = (self.beside("new"), self.beside("old"));
+        // In one step where the file system can do it, so that readers find a repository at any moment.
+        let (at, flags) = (rustix::fs::CWD, rustix::fs::RenameFlags::EXCHANGE);
+        if rustix::fs::renameat_with(at, &new, at, &self.dir, flags).is_ok() {
+            return remove(&new).map_err(|e| self.error("clean up beside", e));
+        }
         remove(&old).map_err(|e| self.error("clean up beside", e))?;
         match fs::rename(&self.dir, &old) {
             Err(error) if error.kind() != ErrorKind::NotFound => return Err(self.error("move aside", error)),
             _ => {}
         }
-        fs::rename(self.beside("new"), &self.dir).map_err(|e| self.error("replace", e))?;
+        fs::rename(&new, &self.dir).map_err(|e| self.error("replace", e))?;
         remove(&old).map_err(|e| self.error("clean up beside", e))
+    }
+
+    /// Whether it is in so many pieces that reading gets slow: each fetch leaves a pack, each receipt some objects.
+    pub(super) fn is_scattered(&self) -> bool {
+        let count = |dir: &str| fs::read_dir(self.dir.join("objects").join(dir)).map_or(0, Iterator::count);
+        // Loose objects are spread evenly over 256 directories: one tells how full all are, as `git gc` has it.
+        count("pack") > MAX_PACK_FILES || count("17") > MAX_LOOSE_IN_ONE
     }
 
     /// A home directory for libgit2's ssh, holding these lines as its known_hosts.
@@ -104,8 +122,16 @@ fn init(dir: &Path) -> Result<git2::Repository, GitError> {
         .mkpath(true)
         .external_template(false)
         .mode(git2::RepositoryInitMode::from_bits_retain(0o700));
-    git2::Repository::init_opts(dir, &options)
-        .map_err(|e| GitError::disk(format!("create the copy of the config repo at {}", dir.display()), e))
+    let make = || {
+        let repository = git2::Repository::init_opts(dir, &options)?;
+        // libgit2 follows redirects to other hosts, credentials and all, unless this says no; its calls for listing
+        // and pushing have no other way to tell it. Redirects within a host still work.
+        repository.config()?.set_str("http.followRedirects", "false")?;
+        Ok(repository)
+    };
+    make().map_err(|e: git2::Error| {
+        GitError::disk(format!("create the copy of the config repo at {}", dir.display()), e)
+    })
 }
 
 fn remove(path: &Path) -> std::io::Result<()> {

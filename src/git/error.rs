@@ -60,7 +60,11 @@ impl fmt::Display for GitError {
         let mut line = self.what.clone();
         if let Some(cause) = &self.cause {
             line.push_str(": ");
-            line.push_str(&cause.to_string());
+            // libgit2's own form adds the numbers of its classes and codes, which tell nobody anything.
+            match cause.downcast_ref::<git2::Error>() {
+                Some(error) => line.push_str(error.message()),
+                None => line.push_str(&cause.to_string()),
+            }
         }
         for c in line.trim().chars().take(600) {
             if c.is_control() { f.write_str(" ")? } else { write!(f, "{c}")? }

@@ -46,17 +46,37 @@ impl Repository {
                     self.damaged.store(true, Ordering::Release);
                 }
                 Err(Failed::Remote(error)) => return Err(error),
-                Ok(head) => return Ok(head),
+                Ok(head) => {
+                    if head.moved && self.cache.is_scattered() {
+                        // Housekeeping: that it fails is no reason not to deploy.
+                        self.compact().unwrap_or_else(|error| tracing::warn!("{error}"));
+                    }
+                    return Ok(head);
+                }
             }
         }
         let fresh = self.cache.make_beside()?;
         let tip = self.download(&fresh, &self.config.url, &self.branch_ref(), FETCHED, None)?;
         let tip = tip.ok_or_else(|| self.no_branch())?;
-        local::keep(&self.cache, &fresh, &self.config.url);
-        drop(fresh);
-        self.cache.swap_in()?;
+        self.replace_by(fresh)?;
         self.damaged.store(false, Ordering::Release);
         Ok(FetchedHead { id: id_of(tip)?, moved: true })
+    }
+
+    /// Puts all that the cache's refs lead to into one pack, beside, asking nobody.
+    fn compact(&self) -> Result<(), GitError> {
+        let fresh = self.cache.make_beside()?;
+        let old = self.cache.repository()?;
+        local::Repo::of_cache(old, &self.config.url).download(&fresh, FETCHED, FETCHED, None)?;
+        self.replace_by(fresh)
+    }
+
+    /// Puts `fresh` in the cache's place, with what only the cache knows. No receipt is written meanwhile.
+    fn replace_by(&self, fresh: git2::Repository) -> Result<(), GitError> {
+        let _no_receipts = self.publishing.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        local::keep(&self.cache, &fresh, &self.config.url);
+        drop(fresh);
+        self.cache.swap_in()
     }
 
     fn fetch_into_cache(&self) -> Result<FetchedHead, Failed> {

@@ -41,6 +41,11 @@ impl Repo {
         Ok(Self { repository, url: url.clone() })
     }
 
+    /// The agent's own cache, as something to copy from; `url` is what its content is called in messages.
+    pub(super) fn of_cache(repository: git2::Repository, url: &SafeUrl) -> Self {
+        Self { repository, url: url.clone() }
+    }
+
     /// The commit that a ref stands for; `None`: there is no such ref.
     pub(super) fn tip(&self, name: &str) -> Result<Option<Oid>, GitError> {
         match self.repository.find_reference(name).and_then(|r| r.peel_to_commit()) {
@@ -217,7 +222,7 @@ pub(super) fn keep(cache: &Cache, fresh: &git2::Repository, url: &SafeUrl) {
     if let Ok(notes) = repository.references_glob("refs/notes/gitopsd/*") {
         names.extend(notes.flatten().filter_map(|note| note.name().ok().map(str::to_owned)));
     }
-    let old = Repo { repository, url: url.clone() };
+    let old = Repo::of_cache(repository, url);
     for name in names {
         if let Err(error) = old.download(fresh, &name, &name, None) {
             tracing::warn!("{name} was in the damaged copy of the config repo alone: {error}");

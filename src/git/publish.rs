@@ -146,7 +146,7 @@ impl Repository {
         });
         callbacks.push_negotiation(|updates| {
             // What goes over the wire says `old` and `new`: both have to be the ones decided on here.
-            let expected = theirs.unwrap_or_else(|| Oid::ZERO_SHA1);
+            let expected = theirs.unwrap_or(Oid::ZERO_SHA1);
             match updates {
                 [update] if update.src() == expected && update.dst() == new => Ok(()),
                 _ => Err(git2::Error::from_str("the remote moved while it was pushed to")),
