@@ -207,7 +207,7 @@ fn a_damaged_cache_is_made_anew() {
         let _ = fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o644));
         fs::File::options().write(true).open(path).unwrap().set_len(to).unwrap();
     };
-    let damages: [(&str, &dyn Fn()); 8] = [
+    let damages: [(&str, &dyn Fn()); 9] = [
         ("stale locks", &|| {
             for name in
                 ["config.lock", "HEAD.lock", "refs/gitopsd/fetched.lock", "packed-refs.lock", "shallow.lock"]
@@ -221,6 +221,7 @@ fn a_damaged_cache_is_made_anew() {
         ("empty pack", &|| packs(&lab.cache()).iter().for_each(|pack| truncate(pack, 0))),
         ("no objects", &|| fs::remove_dir_all(cache.join("objects")).unwrap()),
         ("broken config", &|| fs::write(cache.join("config"), "[core\nbare").unwrap()),
+        ("empty config", &|| truncate(&cache.join("config"), 0)),
         ("no HEAD", &|| fs::remove_file(cache.join("HEAD")).unwrap()),
         ("a file in its place", &|| {
             fs::remove_dir_all(&cache).unwrap();
@@ -233,6 +234,8 @@ fn a_damaged_cache_is_made_anew() {
         let commit = follow(&repository, Some(&mark)).unwrap_or_else(|e| panic!("{name}: {e}"));
         assert!(repository.files(&commit).unwrap().contains_key("services/shop.toml"), "{name}");
         assert!(!repository.fetch().unwrap().moved, "{name}: settled");
+        let settings = fs::read_to_string(cache.join("config")).unwrap();
+        assert!(settings.contains("followRedirects = false"), "{name}: {settings}");
         assert!(!lab.cache().join("repo.git.new").exists() && !lab.cache().join("repo.git.old").exists());
     }
 }
@@ -253,6 +256,18 @@ fn damage_under_a_running_agent_is_healed_by_the_next_fetch() {
     fs::rename(lab.path("away.git"), lab.path("config.git")).unwrap();
     let healed = follow(&repository, Some(commit.id())).unwrap();
     assert!(repository.files(&healed).unwrap().contains_key("services/shop.toml"));
+}
+
+#[test]
+fn a_shallow_clone_is_no_remote() {
+    let lab = Lab::new().with_repo();
+    lab.commit("services/shop.toml", "2", "2");
+    let from = format!("file://{}", lab.url());
+    lab.git("", &["clone", "-q", "--depth", "1", &from, "shallow"]);
+    let config = config(&lab.path("shallow").display().to_string());
+    let error = Repository::open(&config, &lab.cache()).unwrap().fetch().unwrap_err();
+    assert_eq!(error.reason, Reason::Unsupported, "{error}");
+    assert!(error.to_string().contains("--unshallow"), "{error}");
 }
 
 #[test]

@@ -179,9 +179,10 @@ fn is_sound(repository: &git2::Repository) -> bool {
                 _ => {}
             }
         }
-        Ok::<_, git2::Error>(())
+        // The setting that `init` makes must not get lost with a config file cut short.
+        repository.config()?.get_bool("http.followRedirects")
     })()
-    .is_ok();
+    .is_ok_and(|follows| !follows);
     refs_fine && packs_are_whole(&repository.path().join("objects/pack")).unwrap_or(false)
 }
 

@@ -38,6 +38,11 @@ impl Repo {
         let none: [&std::ffi::OsStr; 0] = [];
         let repository = git2::Repository::open_ext(path, RepositoryOpenFlags::NO_SEARCH, none)
             .map_err(|e| GitError::with(Reason::GitUnreachable, format!("open {}", named(url)), e))?;
+        if repository.is_shallow() {
+            // Its history ends somewhere: whether a commit descends from another cannot be told.
+            let message = format!("{} is a shallow clone: `git fetch --unshallow` in it", named(url));
+            return Err(GitError::plain(Reason::Unsupported, message));
+        }
         Ok(Self { repository, url: url.clone() })
     }
 

@@ -43,7 +43,7 @@ fn links_and_odd_names_are_refused_by_path() {
     let services =
         |entries: &[(&str, &[u8], &str)]| vec![("40000", b"services".to_vec(), raw_tree(&lab, entries))];
     let top = |mode: &'static str, name: &[u8], id: &str| vec![(mode, name.to_vec(), id.to_owned())];
-    let cases: Vec<(&str, Vec<(&str, Vec<u8>, String)>)> = vec![
+    let cases = [
         ("services/x.toml\" is a symbolic link", services(&[("120000", b"x.toml", &link)])),
         ("services/x\" is a symbolic link", services(&[("120000", b"x", &link)])),
         ("services/x.toml\" is a submodule", services(&[("160000", b"x.toml", &commit)])),

@@ -256,6 +256,30 @@ fn ssh_goes_the_whole_way_and_checks_the_host() {
 }
 
 #[test]
+fn many_hosts_publish_at_once() {
+    let lab = Lab::new().with_repo();
+    let server = http(&lab);
+    let urls = [server.url("config.git"), lab.url()];
+    std::thread::scope(|scope| {
+        for n in 0..12 {
+            let (lab, url) = (&lab, &urls[n % 2]);
+            scope.spawn(move || {
+                let repository = Repository::open(&config(url), &lab.path(&format!("cache-{n}"))).unwrap();
+                let commit = follow(&repository, None).unwrap();
+                let name = format!("web-{n}").parse().unwrap();
+                for id in 0..3 {
+                    repository.publish(None, &name, &[receipt(commit.id(), &id.to_string())]).unwrap();
+                }
+            });
+        }
+    });
+    let log = lab.git("config.git", &["log", "--notes=gitopsd/*", "main"]);
+    assert_eq!(log.matches("Notes (gitopsd/web-").count(), 12, "{log}");
+    assert_eq!(log.matches("{\"id\"").count(), 36, "{log}");
+    assert_eq!(lab.git("config.git", &["fsck", "--strict", "--no-dangling"]), "");
+}
+
+#[test]
 #[ignore = "takes as long as the deadline, half a minute"]
 fn a_silent_server_is_given_up() {
     let lab = Lab::new().with_repo();

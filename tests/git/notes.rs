@@ -215,6 +215,36 @@ fn receipts_can_go_to_another_repo() {
 }
 
 #[test]
+fn two_writers_of_one_ref_lose_nothing() {
+    let lab = Lab::new().with_repo();
+    let commit = follow(&lab.open(), None).unwrap().id().clone();
+    std::thread::scope(|scope| {
+        for writer in ["a", "b"] {
+            let (lab, commit) = (&lab, &commit);
+            scope.spawn(move || {
+                let repository = Repository::open(&config(&lab.url()), &lab.path(writer)).unwrap();
+                for n in 0..10 {
+                    let one = [receipt(commit, &format!("{writer}{n}"))];
+                    let mut tries = 0;
+                    // A refusal for contention is an error like others: the outbox sends it again.
+                    while let Err(error) = repository.publish(None, &host("web-1"), &one) {
+                        assert_eq!(error.reason, Reason::NotesRefused, "{error}");
+                        tries += 1;
+                        assert!(tries < 50, "{error}");
+                    }
+                }
+            });
+        }
+    });
+    let note = lab.git("config.git", &["notes", "--ref=gitopsd/web-1", "show", commit.as_str()]);
+    for writer in ["a", "b"] {
+        for n in 0..10 {
+            assert_eq!(note.matches(&format!("\"id\":\"{writer}{n}\"")).count(), 1, "{writer}{n}");
+        }
+    }
+}
+
+#[test]
 fn a_thousand_receipts_stay_cheap() {
     let lab = Lab::new().with_repo();
     let repository = lab.open();

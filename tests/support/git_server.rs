@@ -317,7 +317,16 @@ impl SshServer {
             assert!(status.success());
         }
         fs::copy(dir.join("client.pub"), dir.join("authorized_keys")).unwrap();
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        loop {
+            // Another process may take the port in between: then sshd ends, and it is tried with the next one.
+            let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+            if let Some(server) = Self::start_on(dir, port) {
+                return server;
+            }
+        }
+    }
+
+    fn start_on(dir: &Path, port: u16) -> Option<Self> {
         let d = dir.display();
         let text = format!(
             "ListenAddress 127.0.0.1:{port}\nHostKey {d}/host_ed25519\nHostKey {d}/host_ecdsa\nHostKey {d}/host_rsa\n\
@@ -333,13 +342,17 @@ impl SshServer {
             .stderr(log)
             .spawn()
             .unwrap();
-        let server = Self { child, port, client_key: dir.join("client"), dir: dir.to_owned() };
+        let mut server = Self { child, port, client_key: dir.join("client"), dir: dir.to_owned() };
         let until = Instant::now() + Duration::from_secs(10);
-        while TcpStream::connect(("127.0.0.1", port)).is_err() {
+        while !server.log().contains("Server listening") {
+            if server.child.try_wait().unwrap().is_some() {
+                assert!(server.log().contains("in use"), "{}", server.log());
+                return None;
+            }
             assert!(Instant::now() < until, "{}", server.log());
             std::thread::sleep(Duration::from_millis(20));
         }
-        server
+        Some(server)
     }
 
     pub fn log(&self) -> String {
