@@ -1,0 +1,236 @@
+//! What the agent shows to a git server, and what it asks of it: credentials, certificates, deadlines.
+
+use std::cell::{Cell, RefCell};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use git2::{CertificateCheckStatus, Cred, CredentialType, ErrorClass, ErrorCode, RemoteCallbacks};
+
+use super::hostkey::{Answer, KnownHosts};
+use super::remote::Remote;
+use super::{GitError, library};
+use crate::config::agent::RepoConfig;
+use crate::types::{Reason, SafeUrl};
+
+/// Longest time for one operation, however steadily the bytes drip.
+const DEADLINE: Duration = Duration::from_secs(600);
+
+/// Most bytes of one fetch: config repos are text.
+const MAX_FETCH_BYTES: usize = 512 << 20;
+
+/// Largest password or token file.
+const MAX_SECRET_BYTES: usize = 64 << 10;
+
+/// One conversation with one remote: its callbacks, and the reason if one of them ended it.
+pub(super) struct Session<'a> {
+    config: &'a RepoConfig,
+    remote: &'a Remote,
+    /// Whether this is the place that the configured password or token is for.
+    home: bool,
+    known_hosts: Option<KnownHosts>,
+    username_shown: Cell<bool>,
+    secret_shown: Cell<bool>,
+    deadline: Instant,
+    failure: RefCell<Option<GitError>>,
+}
+
+impl<'a> Session<'a> {
+    /// Prepares to talk to `remote`; reads known_hosts where it is reached by ssh.
+    pub(super) fn new(config: &'a RepoConfig, remote: &'a Remote) -> Result<Self, GitError> {
+        library::init().map_err(|e| GitError::with(Reason::Internal, "set libgit2 up", e))?;
+        let home = match (remote, Remote::parse(&config.url)?) {
+            (Remote::Http { origin }, Remote::Http { origin: of_repo }) => *origin == of_repo,
+            _ => false,
+        };
+        let known_hosts = match remote {
+            Remote::Ssh { .. } => Some(KnownHosts::load(config.known_hosts.as_deref())?),
+            _ => None,
+        };
+        Ok(Self {
+            config,
+            remote,
+            home,
+            known_hosts,
+            username_shown: Cell::new(false),
+            secret_shown: Cell::new(false),
+            deadline: Instant::now() + DEADLINE,
+            failure: RefCell::new(None),
+        })
+    }
+
+    /// The known host keys, where the remote is reached by ssh.
+    pub(super) fn known_hosts(&self) -> Option<&KnownHosts> {
+        self.known_hosts.as_ref()
+    }
+
+    /// Callbacks for one call of libgit2.
+    pub(super) fn callbacks(&self) -> RemoteCallbacks<'_> {
+        let mut callbacks = RemoteCallbacks::new();
+        callbacks.credentials(|_url, user_in_url, allowed| {
+            self.credentials(user_in_url, allowed).map_err(|error| self.fail(error))
+        });
+        callbacks.certificate_check(|certificate, _host| match certificate.as_hostkey() {
+            Some(key) => self.check_host_key(key.hostkey()).map_err(|error| self.fail(error)),
+            // x509: OpenSSL's verdict, by chain and name.
+            None => Ok(CertificateCheckStatus::CertificatePassthrough),
+        });
+        callbacks.sideband_progress(|_| self.in_time());
+        callbacks.transfer_progress(|progress| {
+            let small = progress.received_bytes() <= MAX_FETCH_BYTES;
+            if !small {
+                self.fail(GitError::plain(
+                    Reason::ConfigInvalid,
+                    format!("the config repo {} sends more than 512 MiB at once", self.config.url),
+                ));
+            }
+            small && self.in_time()
+        });
+        callbacks
+    }
+
+    /// Turns libgit2's error into ours: the callback's own, where one of them was the cause.
+    pub(super) fn error(&self, what: impl Into<String>, cause: git2::Error) -> GitError {
+        self.failure.borrow_mut().take().unwrap_or_else(|| GitError::remote(what, cause))
+    }
+
+    /// Remembers why a callback ends the conversation.
+    pub(super) fn fail(&self, error: GitError) -> git2::Error {
+        let (code, class) = match error.reason {
+            Reason::Auth => (ErrorCode::Auth, ErrorClass::Callback),
+            Reason::HostKey => (ErrorCode::Certificate, ErrorClass::Ssh),
+            _ => (ErrorCode::User, ErrorClass::Callback),
+        };
+        let raw = git2::Error::new(code, class, error.to_string());
+        *self.failure.borrow_mut() = Some(error);
+        raw
+    }
+
+    fn in_time(&self) -> bool {
+        let left = Instant::now() < self.deadline;
+        if !left {
+            self.fail(GitError::plain(
+                Reason::GitUnreachable,
+                format!("{}: no end after {} s", self.config.url, DEADLINE.as_secs()),
+            ));
+        }
+        left
+    }
+
+    /// Each secret is shown once: a server that asks again has refused it. libgit2 asks until it gets an error.
+    fn credentials(&self, user_in_url: Option<&str>, allowed: CredentialType) -> Result<Cred, GitError> {
+        let cannot = |e: git2::Error| GitError::with(Reason::Auth, "prepare the git credentials", e);
+        match self.remote {
+            Remote::Ssh { user, .. } => {
+                let user = user.as_deref().or(self.config.username.as_deref()).unwrap_or("git");
+                if allowed.contains(CredentialType::USERNAME) && !self.username_shown.replace(true) {
+                    return Cred::username(user).map_err(cannot);
+                }
+                let Some(key) = &self.config.ssh_key else {
+                    return Err(GitError::plain(
+                        Reason::Auth,
+                        "the git server wants a key: set repo.ssh_key",
+                    ));
+                };
+                if !allowed.contains(CredentialType::SSH_KEY) {
+                    return Err(GitError::plain(Reason::Auth, "the git server takes no ssh keys"));
+                }
+                if self.secret_shown.replace(true) {
+                    let message = format!("the git server refused the key {} of user {user}", key.display());
+                    return Err(GitError::plain(Reason::Auth, message));
+                }
+                // Read here, so that a missing file is named.
+                let text = read_secret("repo.ssh_key", key)?;
+                Cred::ssh_key_from_memory(user, None, &text, None).map_err(cannot)
+            }
+            Remote::Http { origin } => {
+                if !allowed.contains(CredentialType::USER_PASS_PLAINTEXT) {
+                    return Err(GitError::plain(
+                        Reason::Auth,
+                        format!("{origin} takes no user and password"),
+                    ));
+                }
+                if self.secret_shown.replace(true) {
+                    return Err(GitError::plain(
+                        Reason::Auth,
+                        format!("{origin} refused the git credentials"),
+                    ));
+                }
+                let (field, file) = match (&self.config.token_file, &self.config.password_file) {
+                    (Some(file), _) => ("repo.token_file", file),
+                    (None, Some(file)) => ("repo.password_file", file),
+                    (None, None) => {
+                        let hint = "set repo.token_file, or repo.username and repo.password_file";
+                        return Err(GitError::plain(
+                            Reason::Auth,
+                            format!("{origin} wants credentials: {hint}"),
+                        ));
+                    }
+                };
+                if !self.home {
+                    return Err(GitError::plain(
+                        Reason::Auth,
+                        format!("{origin} wants credentials, and {field} is for the host of repo.url alone"),
+                    ));
+                }
+                // Forges that take a token in the password's place do not look at the name.
+                let user = self.config.username.as_deref().or(user_in_url).unwrap_or("x-access-token");
+                Cred::userpass_plaintext(user, &read_secret(field, file)?).map_err(cannot)
+            }
+            Remote::Local(_) => Err(GitError::plain(Reason::Auth, "a local repo asks for no credentials")),
+        }
+    }
+
+    fn check_host_key(&self, key: Option<&[u8]>) -> Result<CertificateCheckStatus, GitError> {
+        let refused = |why: String| Err(GitError::plain(Reason::HostKey, why));
+        let (Remote::Ssh { host, port, .. }, Some(known), Some(key)) = (self.remote, &self.known_hosts, key)
+        else {
+            return refused("the git server shows no host key".to_owned());
+        };
+        match known.check(host, *port, key) {
+            Answer::Known => Ok(CertificateCheckStatus::CertificateOk),
+            Answer::Revoked => {
+                refused(format!("the host key of {host}:{port} is marked as revoked in {known}"))
+            }
+            Answer::Other => refused(format!(
+                "the host key of {host}:{port} ({}) is not the one in {known}",
+                super::hostkey::fingerprint(key)
+            )),
+            Answer::Unknown => refused(format!(
+                "no host key of {host}:{port} in {known}; it shows {}",
+                super::hostkey::fingerprint(key)
+            )),
+        }
+    }
+}
+
+/// A secret without its line end. Read anew each time, so that a rotated one is used at once.
+fn read_secret(field: &str, path: &Path) -> Result<String, GitError> {
+    let what = || format!("read {field} at {}", path.display());
+    let bytes = fs::read(path).map_err(|e| GitError::with(Reason::Auth, what(), e))?;
+    if bytes.len() > MAX_SECRET_BYTES {
+        return Err(GitError::plain(Reason::Auth, format!("{}: larger than 64 KiB", what())));
+    }
+    let text = String::from_utf8(bytes)
+        .map_err(|_| GitError::plain(Reason::Auth, format!("{}: not text", what())))?;
+    if text.trim().is_empty() {
+        return Err(GitError::plain(Reason::Auth, format!("{}: empty", what())));
+    }
+    // A private key needs its last line end; a password must not have one.
+    Ok(if text.contains("PRIVATE KEY") { text } else { text.trim_end_matches(['\r', '\n']).to_owned() })
+}
+
+/// Makes libgit2 trust the authorities of `repo.ca_file` too. It has one list a process, which only grows.
+pub(super) fn trust_authorities(file: Option<&PathBuf>) -> Result<(), GitError> {
+    let Some(file) = file else { return Ok(()) };
+    library::init().map_err(|e| GitError::with(Reason::Internal, "set libgit2 up", e))?;
+    let what = || format!("read repo.ca_file at {}", file.display());
+    fs::metadata(file).map_err(|e| GitError::with(Reason::Tls, what(), e))?;
+    // SAFETY: adds to OpenSSL's certificate store, which locks itself.
+    unsafe { git2::opts::set_ssl_cert_file(file) }.map_err(|e| GitError::with(Reason::Tls, what(), e))
+}
+
+/// The URL of a remote as it is named in messages.
+pub(super) fn named(url: &SafeUrl) -> String {
+    format!("the config repo {url}")
+}

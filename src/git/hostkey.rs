@@ -1,0 +1,243 @@
+//! Which ssh host keys are trusted: OpenSSH's known_hosts files, read strictly. Nothing is ever learnt by itself.
+//!
+//! Source: sshd(8), "SSH_KNOWN_HOSTS FILE FORMAT".
+
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
+use sha1::{Digest as _, Sha1};
+use sha2::Sha256;
+
+use super::GitError;
+use crate::types::Reason;
+
+/// Read where the configuration names no file, as root's ssh would.
+const DEFAULT_FILES: [&str; 2] = ["/root/.ssh/known_hosts", "/etc/ssh/ssh_known_hosts"];
+
+/// The keys of some known_hosts files.
+pub(super) struct KnownHosts {
+    files: Vec<PathBuf>,
+    entries: Vec<Entry>,
+}
+
+/// What is known of a host's key.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Answer {
+    /// This key is trusted for this host.
+    Known,
+    /// This key must not be trusted.
+    Revoked,
+    /// The host is known by other keys only.
+    Other,
+    /// Nothing is known of the host.
+    Unknown,
+}
+
+struct Entry {
+    revoked: bool,
+    hosts: String,
+    kind: String,
+    key: Vec<u8>,
+}
+
+impl KnownHosts {
+    /// Reads the configured file, which must be there, or the default ones, which need not.
+    pub(super) fn load(configured: Option<&Path>) -> Result<Self, GitError> {
+        let files = match configured {
+            Some(file) => vec![file.to_owned()],
+            None => DEFAULT_FILES.iter().map(PathBuf::from).collect(),
+        };
+        let mut entries = Vec::new();
+        for file in &files {
+            match fs::read(file) {
+                Ok(bytes) => entries.extend(String::from_utf8_lossy(&bytes).lines().filter_map(parse)),
+                Err(error) if configured.is_none() && error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) => {
+                    let what = format!("read repo.known_hosts at {}", file.display());
+                    return Err(GitError::with(Reason::HostKey, what, error));
+                }
+            }
+        }
+        Ok(Self { files, entries })
+    }
+
+    /// Judges the key that a server shows; `key` is the blob of RFC 4253 section 6.6.
+    pub(super) fn check(&self, host: &str, port: u16, key: &[u8]) -> Answer {
+        let name = host_name(host, port);
+        let mut answer = Answer::Unknown;
+        for entry in self.entries.iter().filter(|entry| matches(&entry.hosts, &name)) {
+            match (entry.key == key, entry.revoked) {
+                (true, true) => return Answer::Revoked,
+                (true, false) => answer = Answer::Known,
+                (false, false) if answer == Answer::Unknown => answer = Answer::Other,
+                (false, _) => {}
+            }
+        }
+        answer
+    }
+
+    /// The entries of one host, each as a plain line. libssh2 asks the server for a key of a kind that it finds in such
+    /// lines; without them a server with several keys may show one that nobody has written down.
+    pub(super) fn lines_for(&self, host: &str, port: u16) -> String {
+        let name = host_name(host, port);
+        let fit = self.entries.iter().filter(|entry| !entry.revoked && matches(&entry.hosts, &name));
+        fit.map(|entry| format!("{name} {} {}\n", entry.kind, STANDARD.encode(&entry.key))).collect()
+    }
+}
+
+impl fmt::Display for KnownHosts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, file) in self.files.iter().enumerate() {
+            write!(f, "{}{}", if index == 0 { "" } else { " or " }, file.display())?;
+        }
+        Ok(())
+    }
+}
+
+/// `SHA256:…`, as ssh-keygen shows it.
+pub(super) fn fingerprint(key: &[u8]) -> String {
+    format!("SHA256:{}", STANDARD_NO_PAD.encode(Sha256::digest(key)))
+}
+
+fn host_name(host: &str, port: u16) -> String {
+    if port == 22 { host.to_owned() } else { format!("[{host}]:{port}") }
+}
+
+/// One line; `None` for empty ones, comments and what cannot be read. An authority of certificates is no host key.
+fn parse(line: &str) -> Option<Entry> {
+    let mut fields = line.split_whitespace().peekable();
+    let revoked = match fields.peek()? {
+        first if first.starts_with('#') => return None,
+        &"@revoked" => {
+            fields.next();
+            true
+        }
+        first if first.starts_with('@') => return None,
+        _ => false,
+    };
+    let (hosts, kind, key) = (fields.next()?, fields.next()?, fields.next()?);
+    let key = STANDARD.decode(key).ok()?;
+    Some(Entry { revoked, hosts: hosts.to_owned(), kind: kind.to_owned(), key })
+}
+
+/// Whether a list of patterns covers a name; a negated pattern that fits wins over all others.
+fn matches(patterns: &str, name: &str) -> bool {
+    if let Some(hashed) = patterns.strip_prefix("|1|") {
+        let Some((salt, hash)) = hashed.split_once('|') else { return false };
+        let (Ok(salt), Ok(hash)) = (STANDARD.decode(salt), STANDARD.decode(hash)) else { return false };
+        return hmac_sha1(&salt, name.as_bytes()).as_slice() == hash;
+    }
+    let mut found = false;
+    for pattern in patterns.split(',') {
+        match pattern.strip_prefix('!') {
+            Some(pattern) if fits(pattern.as_bytes(), name.as_bytes()) => return false,
+            Some(_) => {}
+            None => found |= fits(pattern.as_bytes(), name.as_bytes()),
+        }
+    }
+    found
+}
+
+/// `*` and `?`, letters of either case.
+fn fits(pattern: &[u8], name: &[u8]) -> bool {
+    // Where to go on when the text after the last star does not fit: one byte further.
+    let (mut p, mut n, mut retry) = (0, 0, None);
+    while n < name.len() {
+        match pattern.get(p) {
+            Some(b'*') => {
+                p += 1;
+                retry = Some((p, n));
+            }
+            Some(c) if *c == b'?' || c.eq_ignore_ascii_case(&name[n]) => {
+                p += 1;
+                n += 1;
+            }
+            _ => match retry {
+                Some((star, at)) => {
+                    p = star;
+                    n = at + 1;
+                    retry = Some((star, n));
+                }
+                None => return false,
+            },
+        }
+    }
+    pattern[p..].iter().all(|c| *c == b'*')
+}
+
+/// RFC 2104 with SHA-1: how OpenSSH hides host names. It guards privacy, not trust.
+fn hmac_sha1(key: &[u8], text: &[u8]) -> [u8; 20] {
+    let mut block = [0; 64];
+    if key.len() > block.len() {
+        block[..20].copy_from_slice(&Sha1::digest(key));
+    } else {
+        block[..key.len()].copy_from_slice(key);
+    }
+    let inner = Sha1::new().chain_update(block.map(|b| b ^ 0x36)).chain_update(text).finalize();
+    Sha1::new().chain_update(block.map(|b| b ^ 0x5c)).chain_update(inner).finalize().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn known(text: &str) -> KnownHosts {
+        KnownHosts { files: Vec::new(), entries: text.lines().filter_map(parse).collect() }
+    }
+
+    #[test]
+    fn hmac_is_that_of_rfc_2202() {
+        // Test case 2.
+        let hex: String =
+            hmac_sha1(b"Jefe", b"what do ya want for nothing?").iter().map(|b| format!("{b:02x}")).collect();
+        assert_eq!(hex, "effcdf6ae5eb2fa2d27416d5f184df9c259a7c79");
+    }
+
+    #[test]
+    fn keys_are_judged_by_host_and_port() {
+        let hosts = known(
+            "# comment\n\
+             git.example.org,10.0.0.1 ssh-ed25519 AAAA\n\
+             [git.example.org]:2222 ssh-ed25519 BBBB\n\
+             *.lan,!evil.lan ssh-rsa CCCC comment\n\
+             @revoked * ssh-ed25519 DDDD\n\
+             @cert-authority *.org ssh-rsa EEEE\n\
+             broken\n",
+        );
+        let key = |text: &str| STANDARD.decode(text).unwrap();
+        for (host, port, text, answer) in [
+            ("git.example.org", 22, "AAAA", Answer::Known),
+            ("GIT.example.org", 22, "AAAA", Answer::Known),
+            ("10.0.0.1", 22, "AAAA", Answer::Known),
+            ("git.example.org", 22, "BBBB", Answer::Other),
+            ("git.example.org", 2222, "BBBB", Answer::Known),
+            ("git.example.org", 2222, "AAAA", Answer::Other),
+            ("git.example.org", 2223, "AAAA", Answer::Unknown),
+            ("a.lan", 22, "CCCC", Answer::Known),
+            ("evil.lan", 22, "CCCC", Answer::Unknown),
+            ("a.lan", 22, "DDDD", Answer::Revoked),
+            ("x.org", 22, "EEEE", Answer::Unknown),
+        ] {
+            assert_eq!(hosts.check(host, port, &key(text)), answer, "{host}:{port} {text}");
+        }
+        assert_eq!(hosts.lines_for("a.lan", 22), "a.lan ssh-rsa CCCC\n");
+    }
+
+    #[test]
+    fn patterns() {
+        for (pattern, name, expected) in [
+            ("*", "", true),
+            ("a*c", "abbc", true),
+            ("a*c", "abbcd", false),
+            ("a?c", "abc", true),
+            ("a?c", "ac", false),
+            ("*a*b", "xaab", true),
+            ("", "a", false),
+        ] {
+            assert_eq!(fits(pattern.as_bytes(), name.as_bytes()), expected, "{pattern} {name}");
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! Files of a believed commit, read out of its objects: there is no work tree, so that links lead nowhere.
+
+use std::collections::BTreeMap;
+
+use git2::{ErrorCode, ObjectType, Oid};
+
+use super::{GitError, Repository, TrustedCommit, id_of};
+use crate::types::{CommitInfo, Reason, Timestamp};
+
+/// Most entries in one directory, and most files in all.
+const MAX_FILES: usize = 10_000;
+
+/// Largest file, in bytes.
+const MAX_FILE_BYTES: usize = 1 << 20;
+
+/// Most bytes of all files together.
+const MAX_TOTAL_BYTES: usize = 64 << 20;
+
+/// How many commits back `last_change` looks.
+const MAX_WALK: usize = 1_000;
+
+/// Longest subject or author that is passed on, in characters.
+const MAX_TEXT: usize = 200;
+
+/// File modes of git: fast-import's manual lists them all.
+const DIRECTORY: i32 = 0o040_000;
+const SYMLINK: i32 = 0o120_000;
+const SUBMODULE: i32 = 0o160_000;
+
+/// The directories whose `*.toml` are read.
+const DIRECTORIES: [&str; 2] = ["services", "hosts"];
+
+/// The file at the top that is read.
+const TOP: &str = "gitopsd.toml";
+
+impl Repository {
+    /// What a commit says about itself.
+    pub fn info(&self, commit: &TrustedCommit) -> Result<CommitInfo, GitError> {
+        let cache = self.cache.repository()?;
+        let commit = self.reading(cache.find_commit(commit.oid()))?;
+        info(&commit)
+    }
+
+    /// `gitopsd.toml`, `services/*.toml` and `hosts/*.toml` below `repo.path`, by their paths relative to it. What is
+    /// not among these is not looked at.
+    ///
+    /// # Errors
+    /// `config-empty`: the commit has no directory `repo.path`. `config-invalid`: a symlink, a submodule, a name
+    /// that is no file name, or more and larger files than a config repo has; the message names the path.
+    /// `storage-io`: the cache is damaged.
+    pub fn files(&self, commit: &TrustedCommit) -> Result<BTreeMap<String, Vec<u8>>, GitError> {
+        let cache = self.cache.repository()?;
+        let mut reader = Reader { repository: self, cache: &cache, commit, files: BTreeMap::new(), total: 0 };
+        let found = self.reading(cache.find_commit(commit.oid()))?;
+        let mut tree = self.reading(found.tree())?;
+        let mut at = String::new();
+        for part in split_path(&self.config.path)? {
+            let entries = reader.entries(&tree, &at)?;
+            at = join(&at, part);
+            let Some(entry) = entries.get(part) else {
+                let message = format!("commit {} has no directory `{at}` (repo.path)", commit.id().short());
+                return Err(GitError::plain(Reason::ConfigEmpty, message));
+            };
+            tree = reader.directory(entry, &at)?;
+        }
+        let top = reader.entries(&tree, &at)?;
+        if let Some(entry) = top.get(TOP) {
+            reader.file(entry, TOP, &join(&at, TOP))?;
+        }
+        for name in DIRECTORIES {
+            let Some(entry) = top.get(name) else { continue };
+            let path = join(&at, name);
+            let directory = reader.directory(entry, &path)?;
+            for (file, entry) in reader.entries(&directory, &path)? {
+                let path = join(&path, &file);
+                reader.refuse_links(&entry, &path)?;
+                if file.ends_with(".toml") {
+                    reader.file(&entry, &join(name, &file), &path)?;
+                }
+            }
+        }
+        Ok(reader.files)
+    }
+
+    /// The commit that last changed a file of [`Repository::files`], along first parents: the bump as it came into
+    /// the branch. `None` where it lies more than 1,000 commits back, or the file is not there.
+    pub fn last_change(&self, commit: &TrustedCommit, file: &str) -> Result<Option<CommitInfo>, GitError> {
+        let cache = self.cache.repository()?;
+        let mut path = std::path::PathBuf::new();
+        path.extend(split_path(&self.config.path)?);
+        path.push(file);
+        let content = |commit: &git2::Commit<'_>| match commit.tree()?.get_path(&path) {
+            Ok(entry) => Ok(Some(entry.id())),
+            Err(error) if error.code() == ErrorCode::NotFound => Ok(None),
+            Err(error) => Err(error),
+        };
+        let mut commit = self.reading(cache.find_commit(commit.oid()))?;
+        let now = self.reading(content(&commit))?;
+        if now.is_none() {
+            return Ok(None);
+        }
+        for _ in 0..MAX_WALK {
+            let parent = match commit.parent(0) {
+                Ok(parent) => parent,
+                Err(error) if error.code() == ErrorCode::NotFound && commit.parent_count() == 0 => {
+                    return info(&commit).map(Some);
+                }
+                Err(error) => return self.reading(Err(error)),
+            };
+            if self.reading(content(&parent))? != now {
+                return info(&commit).map(Some);
+            }
+            commit = parent;
+        }
+        Ok(None)
+    }
+}
+
+/// One entry of a tree: git's mode and what it leads to.
+struct Entry {
+    mode: i32,
+    id: Oid,
+}
+
+struct Reader<'a> {
+    repository: &'a Repository,
+    cache: &'a git2::Repository,
+    commit: &'a TrustedCommit,
+    files: BTreeMap<String, Vec<u8>>,
+    total: usize,
+}
+
+impl<'a> Reader<'a> {
+    fn refuse<T>(&self, path: &str, why: &str) -> Result<T, GitError> {
+        // Debug form: a hostile name must not steer a terminal.
+        let message = format!("commit {}: {path:?} {why}", self.commit.id().short());
+        Err(GitError::plain(Reason::ConfigInvalid, message))
+    }
+
+    /// The entries of a directory by name: each name a plain file name, and there once.
+    fn entries(&self, tree: &git2::Tree<'_>, at: &str) -> Result<BTreeMap<String, Entry>, GitError> {
+        if tree.len() > MAX_FILES {
+            return self.refuse(at, "has more than 10000 entries");
+        }
+        let mut entries = BTreeMap::new();
+        for entry in tree {
+            let Some(name) = std::str::from_utf8(entry.name_bytes()).ok().filter(|name| is_file_name(name))
+            else {
+                let name = String::from_utf8_lossy(entry.name_bytes()).into_owned();
+                return self.refuse(&join(at, &name), "is not a file name");
+            };
+            let value = Entry { mode: entry.filemode_raw(), id: entry.id() };
+            if entries.insert(name.to_owned(), value).is_some() {
+                return self.refuse(&join(at, name), "is there twice");
+            }
+        }
+        Ok(entries)
+    }
+
+    fn refuse_links(&self, entry: &Entry, path: &str) -> Result<(), GitError> {
+        match entry.mode & 0o170_000 {
+            SYMLINK => self.refuse(path, "is a symbolic link: put the file itself there"),
+            SUBMODULE => self.refuse(path, "is a submodule: put the files themselves there"),
+            _ => Ok(()),
+        }
+    }
+
+    fn directory(&self, entry: &Entry, path: &str) -> Result<git2::Tree<'a>, GitError> {
+        self.refuse_links(entry, path)?;
+        if entry.mode & 0o170_000 != DIRECTORY {
+            return self.refuse(path, "is not a directory");
+        }
+        self.repository.reading(self.cache.find_tree(entry.id))
+    }
+
+    fn file(&mut self, entry: &Entry, key: &str, path: &str) -> Result<(), GitError> {
+        self.refuse_links(entry, path)?;
+        if entry.mode & 0o170_000 == DIRECTORY {
+            return self.refuse(path, "is a directory");
+        }
+        let odb = self.repository.reading(self.cache.odb())?;
+        // The size first: a few packed bytes can stand for gigabytes.
+        let (size, kind) = self.repository.reading(odb.read_header(entry.id))?;
+        if kind != ObjectType::Blob {
+            return self.refuse(path, "is not a file");
+        }
+        self.total = self.total.saturating_add(size);
+        if size > MAX_FILE_BYTES {
+            return self.refuse(path, "is larger than 1 MiB");
+        }
+        if self.files.len() >= MAX_FILES || self.total > MAX_TOTAL_BYTES {
+            return self.refuse(path, "is one too many: a config repo has up to 10000 files and 64 MiB");
+        }
+        let object = self.repository.reading(odb.read(entry.id))?;
+        self.files.insert(key.to_owned(), object.data().to_vec());
+        Ok(())
+    }
+}
+
+/// The parts of `repo.path`; none for the top.
+pub(super) fn split_path(path: &str) -> Result<Vec<&str>, GitError> {
+    let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
+    if path.starts_with('/') || parts.len() > 32 || !parts.iter().all(|part| is_file_name(part)) {
+        let message = format!("repo.path `{path}` is not a folder of the repo");
+        return Err(GitError::plain(Reason::ConfigInvalid, message));
+    }
+    Ok(parts)
+}
+
+fn is_file_name(name: &str) -> bool {
+    !name.is_empty()
+        && name.len() <= 255
+        && !matches!(name, "." | "..")
+        && !name.eq_ignore_ascii_case(".git")
+        && !name.contains(|c: char| c == '/' || c == '\\' || c.is_control())
+}
+
+fn join(at: &str, name: &str) -> String {
+    if at.is_empty() { name.to_owned() } else { format!("{at}/{name}") }
+}
+
+fn info(commit: &git2::Commit<'_>) -> Result<CommitInfo, GitError> {
+    let author = commit.author();
+    let message = String::from_utf8_lossy(commit.message_bytes());
+    let author = format!(
+        "{} <{}>",
+        String::from_utf8_lossy(author.name_bytes()),
+        String::from_utf8_lossy(author.email_bytes())
+    );
+    Ok(CommitInfo {
+        id: id_of(commit.id())?,
+        subject: clean(message.trim_start().lines().next().unwrap_or_default()),
+        author: clean(&author),
+        // A clock from another millennium is no reason to refuse a commit.
+        committed_at: Timestamp::from_second(commit.time().seconds()).unwrap_or(Timestamp::UNIX_EPOCH),
+    })
+}
+
+/// Written by strangers, shown on terminals.
+fn clean(text: &str) -> String {
+    text.trim().chars().filter(|c| !c.is_control()).take(MAX_TEXT).collect()
+}
