@@ -5,6 +5,8 @@
 //! and name every kernel object by [`InstanceId`], so that a crash at any moment leaves only things that can be found
 //! and named again. They decide nothing: `reconcile` does.
 
+pub mod native;
+
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
