@@ -171,7 +171,11 @@ impl Rig {
         for entry in fs::read_dir("/proc").unwrap().flatten() {
             let Ok(command) = fs::read(entry.path().join("cmdline")) else { continue };
             if String::from_utf8_lossy(&command).contains(&*self.dir.path().to_string_lossy()) {
-                found.push(format!("process {} {}", entry.path().display(), String::from_utf8_lossy(&command)));
+                found.push(format!(
+                    "process {} {}",
+                    entry.path().display(),
+                    String::from_utf8_lossy(&command)
+                ));
             }
         }
         found
@@ -198,11 +202,15 @@ fn walk(group: &Path) -> Vec<PathBuf> {
 }
 
 pub fn engine_at(dir: &Path, instance: &str) -> NativeEngine {
+    engine_with(dir, instance, Path::new(env!("CARGO_BIN_EXE_gitopsd")))
+}
+
+pub fn engine_with(dir: &Path, instance: &str, program: &Path) -> NativeEngine {
     let config = NativeConfig {
         state_dir: dir.join("state"),
         run_dir: dir.join("run"),
         instance: instance.to_owned(),
-        program: env!("CARGO_BIN_EXE_gitopsd").into(),
+        program: program.to_owned(),
     };
     NativeEngine::new(config, Arc::new(EmptyNamespaces::new(&dir.join("net")))).unwrap()
 }
@@ -215,8 +223,9 @@ fn make_layer(layer: &Path) {
     fs::set_permissions(layer.join("tmp"), fs::Permissions::from_mode(0o1777)).unwrap();
     fs::copy("/bin/busybox", layer.join("bin/busybox")).expect("the package busybox-static is needed");
     for applet in [
-        "sh", "cat", "cut", "echo", "sleep", "env", "id", "hostname", "ls", "grep", "head", "kill", "mknod", "mount", "nc",
-        "nproc", "pwd", "seq", "stat", "tail", "test", "touch", "tr", "true", "yes", "ps", "wc", "mkdir", "dd",
+        "sh", "cat", "diff", "echo", "sleep", "env", "id", "hostname", "ls", "grep", "head", "kill", "mknod",
+        "mount", "nc", "nproc", "pwd", "seq", "stat", "tail", "test", "touch", "tr", "true", "yes", "ps",
+        "wc", "mkdir", "dd",
     ] {
         symlink("busybox", layer.join("bin").join(applet)).unwrap();
     }

@@ -50,6 +50,12 @@ impl Cgroups {
         self.parents().map(move |parent| parent.join(&name))
     }
 
+    /// The v1 hierarchies as they are mounted in a container, by the last part of their names.
+    pub fn v1_names(&self) -> Vec<String> {
+        let names = self.hierarchies.iter().filter(|h| !h.v2).filter_map(|h| h.mount.file_name()?.to_str());
+        names.map(str::to_owned).collect()
+    }
+
     /// Every container that has a group.
     pub fn list(&self) -> BTreeSet<InstanceId> {
         self.parents()

@@ -65,7 +65,10 @@ mod tests {
     #[test]
     fn loopback_resolvers_are_left_out() {
         let text = "# x\nnameserver 127.0.0.53\nnameserver ::1\nnameserver 10.0.0.2\n  nameserver fe80::1%eth0\noptions edns0\n";
-        assert_eq!(without_loopback(text), "# x\nnameserver 10.0.0.2\nnameserver fe80::1%eth0\noptions edns0\n");
+        assert_eq!(
+            without_loopback(text),
+            "# x\nnameserver 10.0.0.2\nnameserver fe80::1%eth0\noptions edns0\n"
+        );
     }
 
     #[test]

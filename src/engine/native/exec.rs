@@ -22,6 +22,8 @@ use nix::unistd::{Pid, pipe2};
 use rustix::process::{WaitId, WaitIdOptions, waitid};
 use serde::{Deserialize, Serialize};
 
+use super::cgroup::Cgroups;
+use super::launch::Launch;
 use super::layout::RunFiles;
 use super::record::PidFd;
 use super::seal;
@@ -85,6 +87,10 @@ fn parse(args: &[OsString]) -> Option<(RunFiles, Option<Duration>, Vec<String>)>
 fn run_command(run: &RunFiles, limit: Option<Duration>, command: Vec<String>) -> Result<Outcome, String> {
     // The agent may be set to survive a lack of memory; its commands in containers are not.
     let _ = std::fs::write("/proc/self/oom_score_adj", "0");
+    // The hierarchies that the runtime leaves alone: there too the command belongs to the container, not to the agent.
+    if let Some(launch) = super::record::read::<Launch>(&run.launch()) {
+        let _ = Cgroups::detect(&launch.layout.instance).and_then(|cgroups| cgroups.adopt_self());
+    }
     let begun = Instant::now();
     // Blocked before the command exists, so that none gets lost; `Program` unblocks them for the command.
     let mut forwarded = SigSet::empty();
@@ -107,8 +113,10 @@ fn run_command(run: &RunFiles, limit: Option<Duration>, command: Vec<String>) ->
             }
             None => PollTimeout::NONE,
         };
-        let mut waiting =
-            [PollFd::new(process.as_fd(), PollFlags::POLLIN), PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
+        let mut waiting = [
+            PollFd::new(process.as_fd(), PollFlags::POLLIN),
+            PollFd::new(signals.as_fd(), PollFlags::POLLIN),
+        ];
         let _ = poll(&mut waiting, left);
         if waiting.first().is_some_and(|fd| fd.any() == Some(true)) {
             break;

@@ -25,7 +25,8 @@ pub(super) fn run(
     timeout: Duration,
 ) -> Result<ExecOutput, EngineError> {
     let run = must_run(engine, id, command)?;
-    let failed = |what: &str, error: io::Error| EngineError::new(Reason::Internal, format!("{id}: {what}"), error);
+    let failed =
+        |what: &str, error: io::Error| EngineError::new(Reason::Internal, format!("{id}: {what}"), error);
     let (outcome, outcome_writer) = io::pipe().map_err(|e| failed("pipe", e))?;
     let (mut output, output_writer) = io::pipe().map_err(|e| failed("pipe", e))?;
     let second = output_writer.try_clone().map_err(|e| failed("pipe", e))?;
@@ -104,14 +105,21 @@ fn must_run(engine: &NativeEngine, id: &InstanceId, command: &[String]) -> Resul
         return Err(EngineError::plain(Reason::Exited, format!("{id} does not run")));
     }
     if command.is_empty() || command.iter().any(|text| text.contains('\0')) {
-        return Err(EngineError::plain(Reason::ConfigInvalid, format!("{id}: an empty command, or a NUL in it")));
+        return Err(EngineError::plain(
+            Reason::ConfigInvalid,
+            format!("{id}: an empty command, or a NUL in it"),
+        ));
     }
     Ok(run)
 }
 
 /// Reads until the helper has ended, and keeps the end of it. A process that the command has left behind may hold the
 /// pipe open for ever, so its end is not waited for. `None` when time is over.
-fn collect(output: &mut (impl Read + std::os::fd::AsFd), helper: &PidFd, end: Instant) -> io::Result<Option<Vec<u8>>> {
+fn collect(
+    output: &mut (impl Read + std::os::fd::AsFd),
+    helper: &PidFd,
+    end: Instant,
+) -> io::Result<Option<Vec<u8>>> {
     use nix::fcntl::{FcntlArg, OFlag, fcntl};
     use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
     fcntl(output.as_fd(), FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;

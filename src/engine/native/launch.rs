@@ -127,9 +127,7 @@ fn arguments(request: &ContainerRequest) -> Vec<String> {
     let (spec, config) = (&request.spec, &request.image.config);
     let mut args = spec.entrypoint.as_ref().unwrap_or(&config.entrypoint).clone();
     let image_command = if spec.entrypoint.is_some() { &Vec::new() } else { &config.cmd };
-    args.extend_from_slice(
-        request.one_shot.as_ref().or(spec.command.as_ref()).unwrap_or(image_command),
-    );
+    args.extend_from_slice(request.one_shot.as_ref().or(spec.command.as_ref()).unwrap_or(image_command));
     args
 }
 

@@ -25,7 +25,8 @@ pub(super) fn try_take(run: &RunFiles) -> io::Result<Option<File>> {
             Err(TryLockError::Error(error)) => return Err(error),
         }
         // A lock on a file that a removal has unlinked guards nothing.
-        if fs::metadata(run.lock()).is_ok_and(|now| file.metadata().is_ok_and(|mine| mine.ino() == now.ino())) {
+        if fs::metadata(run.lock()).is_ok_and(|now| file.metadata().is_ok_and(|mine| mine.ino() == now.ino()))
+        {
             return Ok(Some(file));
         }
     }
@@ -39,11 +40,7 @@ pub(super) fn is_held(run: &RunFiles) -> bool {
 }
 
 /// Takes the lock as soon as it is free; `None` when `timeout` was over first. `between` runs before each new attempt.
-pub(super) fn take(
-    run: &RunFiles,
-    timeout: Duration,
-    mut between: impl FnMut(),
-) -> io::Result<Option<File>> {
+pub(super) fn take(run: &RunFiles, timeout: Duration, mut between: impl FnMut()) -> io::Result<Option<File>> {
     let end = Instant::now() + timeout;
     loop {
         if let Some(lock) = try_take(run)? {

@@ -63,15 +63,29 @@ pub(super) struct BindMount {
     pub read_only: bool,
 }
 
-/// Writes the configuration. `file_limit` is the most open files that this host lets us allow.
-pub(super) fn config(
-    launch: &Launch,
-    rootfs: &Path,
-    identity: &Identity,
-    binds: &[BindMount],
-    file_limit: u64,
-) -> Value {
-    let files = file_limit.min(MAX_FILES);
+/// What the configuration depends on beside the request: the host and the image's files.
+#[derive(Debug)]
+pub(super) struct Surroundings<'a> {
+    /// Where the root is mounted.
+    pub rootfs: &'a Path,
+    /// Who the program runs as.
+    pub identity: &'a Identity,
+    /// Volumes and generated files.
+    pub binds: &'a [BindMount],
+    /// The most open files that this host lets us allow.
+    pub file_limit: u64,
+    /// See [`super::cgroup::Cgroups::v1_names`].
+    pub v1_cgroups: &'a [String],
+}
+
+/// Writes the configuration.
+pub(super) fn config(launch: &Launch, around: &Surroundings<'_>) -> Value {
+    let Surroundings { rootfs, identity, binds, file_limit, v1_cgroups } = around;
+    let files = (*file_limit).min(MAX_FILES);
+    // The library mounts v1 hierarchies writable whatever the options say: a container could lift its own limits.
+    let v1 = v1_cgroups.iter().map(|name| format!("/sys/fs/cgroup/{name}"));
+    let v1 = v1_cgroups.first().map(|_| "/sys/fs/cgroup".to_owned()).into_iter().chain(v1);
+    let read_only: Vec<String> = READ_ONLY.iter().map(|path| (*path).to_owned()).chain(v1).collect();
     json!({
         "ociVersion": "1.0.2",
         "root": { "path": rootfs, "readonly": false },
@@ -114,7 +128,7 @@ pub(super) fn config(
             // As Docker does: the ports below 1024 are the container's own, not the host's.
             "sysctl": { "net.ipv4.ip_unprivileged_port_start": "0" },
             "maskedPaths": MASKED,
-            "readonlyPaths": READ_ONLY,
+            "readonlyPaths": read_only,
         },
     })
 }
@@ -197,7 +211,16 @@ mod tests {
             BindMount { source: "/a".into(), target: "/data/inner".into(), read_only: true },
             BindMount { source: "/b".into(), target: "/data".into(), read_only: false },
         ];
-        let value = config(&launch(), Path::new("/s/rootfs"), &identity, &binds, 20_000);
+        let around = Surroundings {
+            rootfs: Path::new("/s/rootfs"),
+            identity: &identity,
+            binds: &binds,
+            file_limit: 20_000,
+            v1_cgroups: &["memory".into()],
+        };
+        let value = config(&launch(), &around);
+        let read_only = value["linux"]["readonlyPaths"].as_array().unwrap();
+        assert!(read_only.contains(&"/sys/fs/cgroup/memory".into()));
         let spec: oci_spec::runtime::Spec = serde_json::from_value(value.clone()).unwrap();
         let process = spec.process().as_ref().unwrap();
         let capabilities = process.capabilities().as_ref().unwrap();

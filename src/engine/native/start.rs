@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use super::launch::{Launch, Report};
 use super::layout::RunFiles;
 use super::observe::{running, this_boot};
-use super::record::{self, wait_readable};
+use super::record::{self, ProcessId, boot_id, wait_readable};
 use super::{NativeEngine, etc_files, lock, shim, stop, storage_reason};
 use crate::engine::{ContainerRequest, EngineError};
 use crate::types::{InstanceId, Reason};
@@ -20,6 +20,8 @@ use crate::types::{InstanceId, Reason};
 const OTHERS_START: Duration = Duration::from_secs(60);
 /// How long a shim may take to report. A start takes some 30 ms; a disk on its knees takes longer.
 const REPORT: Duration = Duration::from_secs(120);
+/// How often to look whether a shim that does not report still lives.
+const LOOK: Duration = Duration::from_millis(100);
 /// Longest report and longest log of a shim that is read.
 const MAX_REPORT: u64 = 64 << 10;
 
@@ -69,7 +71,7 @@ pub(super) fn start(engine: &NativeEngine, request: &ContainerRequest) -> Result
     record::write(&run.launch(), &launch).map_err(|e| failed("launch.json cannot be written", e))?;
     let result = run_shim(engine, &run, lock, shim::START);
     if result.is_err() {
-        stop::kill_half_made(engine, &run, id);
+        stop::end_half_made(engine, &run, id);
     }
     result
 }
@@ -103,7 +105,9 @@ fn forget_run(run: &RunFiles) -> io::Result<()> {
 /// Starts a shim, which inherits the lock, and waits for its report.
 fn run_shim(engine: &NativeEngine, run: &RunFiles, lock: File, mode: &str) -> Result<(), EngineError> {
     let name = run.dir.file_name().unwrap_or_default().to_string_lossy();
-    let failed = |what: String, error: io::Error| EngineError::new(Reason::StartFailed, format!("{name}: {what}"), error);
+    let failed = |what: String, error: io::Error| {
+        EngineError::new(Reason::StartFailed, format!("{name}: {what}"), error)
+    };
     let shim_log = OpenOptions::new()
         .append(true)
         .create(true)
@@ -132,7 +136,15 @@ fn run_shim(engine: &NativeEngine, run: &RunFiles, lock: File, mode: &str) -> Re
     let end = Instant::now() + REPORT;
     while line.last() != Some(&b'\n') {
         let left = end.saturating_duration_since(Instant::now());
-        if !wait_readable(report.as_fd(), left).map_err(|e| failed("its shim".into(), e))? {
+        let ready =
+            wait_readable(report.as_fd(), left.min(LOOK)).map_err(|e| failed("its shim".into(), e))?;
+        if !ready && Instant::now() < end {
+            if shim_has_died(run) {
+                break;
+            }
+            continue;
+        }
+        if !ready {
             let what = format!("{name}: its shim did not report within {} s", REPORT.as_secs());
             return Err(EngineError::plain(Reason::StartFailed, what));
         }
@@ -151,6 +163,12 @@ fn run_shim(engine: &NativeEngine, run: &RunFiles, lock: File, mode: &str) -> Re
             Err(EngineError::plain(Reason::StartFailed, format!("{name}: its shim died{said}")))
         }
     }
+}
+
+/// Whether the shim that said who it is runs no more. What it has begun may still hold the report pipe open.
+fn shim_has_died(run: &RunFiles) -> bool {
+    let boot = boot_id().unwrap_or_default();
+    record::read::<ProcessId>(&run.shim()).is_some_and(|shim| shim.open(&boot).is_none())
 }
 
 fn last_words(path: &Path) -> String {

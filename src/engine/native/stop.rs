@@ -45,7 +45,9 @@ fn kill(engine: &NativeEngine, id: &InstanceId, process: &PidFd) -> Result<(), E
     }
     Err(EngineError::plain(
         Reason::Internal,
-        format!("{id}: its process does not end after SIGKILL; it waits in the kernel for a device or a server"),
+        format!(
+            "{id}: its process does not end after SIGKILL; it waits in the kernel for a device or a server"
+        ),
     ))
 }
 
@@ -69,6 +71,16 @@ pub(super) fn kill_half_made(engine: &NativeEngine, run: &RunFiles, id: &Instanc
     let _ = engine.cgroups.remove(id, Duration::from_secs(2));
 }
 
+/// Ends what a failed start has begun, and waits until it has gone.
+pub(super) fn end_half_made(engine: &NativeEngine, run: &RunFiles, id: &InstanceId) {
+    // A shim that reports a failure cleans up and ends by itself.
+    if !wait_for_shim(run, Duration::from_millis(500)) {
+        kill_half_made(engine, run, id);
+        wait_for_shim(run, RECORDING);
+    }
+    let _ = engine.cgroups.remove(id, Duration::from_secs(2));
+}
+
 /// See [`crate::engine::Engine::remove`]. Goes on after a failure, and tells all of them at the end.
 pub(super) fn remove(engine: &NativeEngine, id: &InstanceId) -> Result<(), EngineError> {
     let run = engine.layout.run(id);
@@ -81,11 +93,8 @@ pub(super) fn remove(engine: &NativeEngine, id: &InstanceId) -> Result<(), Engin
     }
     // Whoever still holds the lock is a shim in the middle of a start, or one that hangs, or the container it has
     // begun to make. Some of these are not in the cgroup yet, so look again until the last has let go.
-    let taken = if run.dir.exists() {
-        lock::take(&run, KILL, || kill_half_made(engine, &run, id))
-    } else {
-        Ok(None)
-    };
+    let taken =
+        if run.dir.exists() { lock::take(&run, KILL, || kill_half_made(engine, &run, id)) } else { Ok(None) };
     match &taken {
         Ok(Some(_)) => {}
         Ok(None) if !run.dir.exists() => {}

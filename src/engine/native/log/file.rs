@@ -88,8 +88,7 @@ impl LogFile {
                     _ => {}
                 }
             }
-            self.file =
-                Some(OpenOptions::new().append(true).create(true).mode(0o640).open(&self.path)?);
+            self.file = Some(OpenOptions::new().append(true).create(true).mode(0o640).open(&self.path)?);
             self.size = 0;
         }
         if let Some(file) = &mut self.file {
@@ -121,7 +120,10 @@ mod tests {
             .map(|entry| (entry.file_name().into_string().unwrap(), entry.metadata().unwrap().len()))
             .collect();
         names.sort();
-        assert_eq!(names.iter().map(|(n, _)| n.as_str()).collect::<Vec<_>>(), ["7.log", "7.log.1", "7.log.2"]);
+        assert_eq!(
+            names.iter().map(|(n, _)| n.as_str()).collect::<Vec<_>>(),
+            ["7.log", "7.log.1", "7.log.2"]
+        );
         assert!(names.iter().all(|(_, size)| *size <= MAX_SIZE), "{names:?}");
         let newest = fs::read_to_string(&path).unwrap();
         assert!(newest.lines().last().unwrap().starts_with("2026-01-01T00:00:00Z stdout F 2799 x"));

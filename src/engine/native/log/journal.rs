@@ -33,8 +33,7 @@ impl Journal {
             // Writing to a Vec cannot fail.
             let _ = writeln!(text, "{name}={value}");
         }
-        let socket =
-            UnixDatagram::unbound().ok().filter(|socket| socket.set_nonblocking(true).is_ok());
+        let socket = UnixDatagram::unbound().ok().filter(|socket| socket.set_nonblocking(true).is_ok());
         Self { socket, path: path.to_owned(), fields: text, datagram: Vec::new(), absent_since: None }
     }
 
@@ -46,7 +45,11 @@ impl Journal {
         }
         let priority = if stream == Stream::Stdout { 6 } else { 3 };
         self.datagram.clear();
-        let _ = write!(self.datagram, "PRIORITY={priority}\n{}", if piece.ends { "" } else { "CONTAINER_PARTIAL_MESSAGE=true\n" });
+        let _ = write!(
+            self.datagram,
+            "PRIORITY={priority}\n{}",
+            if piece.ends { "" } else { "CONTAINER_PARTIAL_MESSAGE=true\n" }
+        );
         self.datagram.extend_from_slice(&self.fields);
         self.datagram.extend_from_slice(b"MESSAGE=");
         self.datagram.extend_from_slice(piece.text);

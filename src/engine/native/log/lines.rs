@@ -81,11 +81,10 @@ mod tests {
         let exact = [vec![b'x'; MAX_LINE], vec![b'\n']].concat();
         assert_eq!(split(&[exact]), [(vec![b'x'; MAX_LINE], true)]);
         let found = split(&[vec![b'y'; 2 * MAX_LINE + 5]]);
-        assert_eq!(found.iter().map(|(t, e)| (t.len(), *e)).collect::<Vec<_>>(), [
-            (MAX_LINE, false),
-            (MAX_LINE, false),
-            (5, true)
-        ]);
+        assert_eq!(
+            found.iter().map(|(t, e)| (t.len(), *e)).collect::<Vec<_>>(),
+            [(MAX_LINE, false), (MAX_LINE, false), (5, true)]
+        );
     }
 
     proptest! {

@@ -52,7 +52,14 @@ pub(super) fn create(run: &RunFiles, launch: Launch) -> Result<Supervised, Engin
     drop(root_dir);
 
     let file_limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
-    let config = spec::config(&launch, &root, &identity, &binds, file_limit.unwrap_or(u64::MAX));
+    let around = spec::Surroundings {
+        rootfs: &root,
+        identity: &identity,
+        binds: &binds,
+        file_limit: file_limit.unwrap_or(u64::MAX),
+        v1_cgroups: &cgroups.v1_names(),
+    };
+    let config = spec::config(&launch, &around);
     fs::create_dir_all(run.bundle())
         .and_then(|()| fs::create_dir_all(run.runtime()))
         .and_then(|()| record::write(&run.bundle().join("config.json"), &config))

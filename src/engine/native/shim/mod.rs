@@ -130,8 +130,9 @@ fn begin(run: &RunFiles, mode: &str) -> Result<supervise::Supervised, EngineErro
     if mode == START {
         return create::create(run, launch);
     }
-    let init = adoptable(run)
-        .ok_or_else(|| EngineError::plain(Reason::StartFailed, failed("nothing runs that could be adopted")))?;
+    let init = adoptable(run).ok_or_else(|| {
+        EngineError::plain(Reason::StartFailed, failed("nothing runs that could be adopted"))
+    })?;
     supervise::Supervised::adopt(run, launch, init)
         .map_err(|error| EngineError::new(Reason::StartFailed, failed("it cannot be adopted"), error))
 }

@@ -46,7 +46,9 @@ fn execute(spec: &Spec) -> Result<std::convert::Infallible, String> {
     nix::unistd::execvp(program, &args).map_err(|error| {
         let program = program.to_string_lossy();
         match error {
-            Errno::ENOENT => format!("`{program}` is not in the image, or the interpreter that it names is not"),
+            Errno::ENOENT => {
+                format!("`{program}` is not in the image, or the interpreter that it names is not")
+            }
             Errno::EACCES => format!("`{program}` may not be executed by this user"),
             Errno::ENOEXEC => format!("`{program}` is not a program for this machine"),
             other => format!("`{program}` cannot be executed: {}", other.desc()),
@@ -54,12 +56,23 @@ fn execute(spec: &Spec) -> Result<std::convert::Infallible, String> {
     })
 }
 
-/// Rust ignores SIGPIPE, the shim ignores more; ignored signals stay ignored over execve(2), and `yes | head` in a
-/// container would never end.
+/// Rust ignores SIGPIPE, the shim ignores more, and posix_spawn(3) leaves the C library's own two signals ignored;
+/// ignored signals stay ignored over execve(2), and `yes | head` in a container would never end.
 fn reset_signals() {
+    // The kernel's own structure, as the C library refuses to change its own two signals: SIG_DFL, no flags, no mask.
+    let default_action = [0u64; 4];
     for number in 1..=nix::libc::SIGRTMAX() {
-        // SAFETY: SIG_DFL runs no code of ours; numbers that may not be changed give an error, which is fine.
-        unsafe { nix::libc::signal(number, nix::libc::SIG_DFL) };
+        // SAFETY: rt_sigaction(2) reads a structure of at most 32 bytes and, as the third pointer is null, writes none;
+        // SIG_DFL runs no code of ours. Signals that may not be changed give an error, which is fine.
+        unsafe {
+            nix::libc::syscall(
+                nix::libc::SYS_rt_sigaction,
+                number,
+                default_action.as_ptr(),
+                std::ptr::null_mut::<u64>(),
+                8,
+            );
+        }
     }
     let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None);
 }

@@ -37,8 +37,7 @@ pub(super) fn mount_overlay(state: &Path, layers: &[PathBuf]) -> io::Result<Path
     names.reverse();
     std::env::set_current_dir(state)?;
     // index and metacopy off: whatever the host's kernel was built with, layers stay plain directories.
-    let options =
-        format!("lowerdir={},upperdir=upper,workdir=work,index=off,metacopy=off", names.join(":"));
+    let options = format!("lowerdir={},upperdir=upper,workdir=work,index=off,metacopy=off", names.join(":"));
     let mounted =
         mount(Some("overlay"), "rootfs", Some("overlay"), MsFlags::MS_NODEV, Some(options.as_str()));
     std::env::set_current_dir("/")?;

@@ -59,8 +59,7 @@ impl Supervised {
 
     fn new(launch: Launch, init: PidFd, child: bool, readers: [File; 2]) -> Self {
         let [out, err] = readers;
-        let output =
-            |stream, pipe| Output { stream, pipe, splitter: Splitter::default(), open: true };
+        let output = |stream, pipe| Output { stream, pipe, splitter: Splitter::default(), open: true };
         let generation = launch.id.generation.to_string();
         let journal = Journal::new(
             Path::new(SOCKET),
@@ -162,8 +161,7 @@ pub(super) fn supervise(run: &RunFiles, mut container: Supervised) -> ExitCode {
     let cgroups = Cgroups::detect(&container.launch.layout.instance);
     let oom_killed = cgroups.as_ref().is_ok_and(|cgroups| cgroups.oom_kills(id) > 0);
     let exit = Exit { code, signal, oom_killed, at: Timestamp::now() };
-    let written = boot_id()
-        .and_then(|boot_id| record::write(&run.exit(), &ExitRecord { boot_id, exit }));
+    let written = boot_id().and_then(|boot_id| record::write(&run.exit(), &ExitRecord { boot_id, exit }));
     if let Ok(cgroups) = cgroups {
         let _ = cgroups.remove(id, Duration::from_secs(5));
     }

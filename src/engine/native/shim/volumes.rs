@@ -64,7 +64,9 @@ fn make_named(dir: &Path, root: BorrowedFd<'_>, target: &Path) -> io::Result<()>
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
         other => other?,
     }
-    let Ok(covered) = in_root::open(root, target, OFlag::O_RDONLY | OFlag::O_DIRECTORY) else { return Ok(()) };
+    let Ok(covered) = in_root::open(root, target, OFlag::O_RDONLY | OFlag::O_DIRECTORY) else {
+        return Ok(());
+    };
     let model = File::from(covered).metadata()?;
     let made = File::open(dir)?;
     fchown(&made, Some(model.uid()), Some(model.gid()))?;
