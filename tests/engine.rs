@@ -1,5 +1,12 @@
 //! The native engine with real containers: what a program inside sees, and what its life and death look like outside.
 //! Needs root and the package busybox-static.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "helpers of tests fail by panicking; clippy knows only the test functions themselves"
+)]
 
 #[path = "support/containers.rs"]
 mod containers;
@@ -253,6 +260,30 @@ fn the_writable_layer_lasts_as_long_as_the_container_and_no_longer() {
     fs::remove_file(rig.engine.log_file(&request.id)).unwrap();
     assert_eq!(rig.run(&request).1, ["fresh"]);
     assert!(!rig.path("layer/mark").exists(), "the image's own layer was written to");
+}
+
+#[test]
+fn odd_images_start() {
+    let rig = Rig::new();
+    // A link that leads nowhere, one that leads out, and no /etc/hosts at all: the generated files are there.
+    std::os::unix::fs::symlink("../run/nowhere/resolv.conf", rig.path("layer/etc/resolv.conf")).unwrap();
+    std::os::unix::fs::symlink("/etc/name", rig.path("layer/etc/hostname")).unwrap();
+    fs::write(rig.path("layer/etc/name"), "image\n").unwrap();
+    let mut request =
+        rig.script("shop.1", "cat /etc/hostname; test -f /etc/resolv.conf && grep -c shop /etc/hosts");
+    assert_eq!(rig.run(&request).1, ["shop", "1"]);
+    // The working directory and the user's number are nowhere in the image; the image has no PATH.
+    request = rig.script("shop.2", "pwd; id -u; echo $PATH");
+    request.spec.working_dir = Some("/not/there".into());
+    request.spec.user = Some("4711".into());
+    assert_eq!(
+        rig.run(&request).1,
+        ["/not/there", "4711", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"]
+    );
+    // /dev/stdout opened by name, by a user who is not root.
+    request = rig.script("shop.3", "echo by name > /dev/stdout; echo by name too > /dev/stderr");
+    request.spec.user = Some("app".into());
+    assert_eq!(rig.run(&request).1, ["by name", "by name too"]);
 }
 
 #[test]
@@ -633,7 +664,7 @@ fn the_program_on_disk_is_out_of_reach() {
     let rig = Rig::new();
     // A program file that nobody else executes, as a running one cannot be written to in any case.
     let program = rig.path("gitopsd");
-    fs::copy(env!("CARGO_BIN_EXE_gitopsd"), &program).unwrap();
+    containers::copy_program(env!("CARGO_BIN_EXE_gitopsd"), &program);
     let engine = containers::engine_with(rig.dir.path(), &rig.instance, &program);
     let request = rig.script("shop.1", "exec sleep 1000");
     engine.start(&request).unwrap();

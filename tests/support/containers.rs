@@ -215,13 +215,20 @@ pub fn engine_with(dir: &Path, instance: &str, program: &Path) -> NativeEngine {
     NativeEngine::new(config, Arc::new(EmptyNamespaces::new(&dir.join("net")))).unwrap()
 }
 
+/// Copies a program by another process: a descriptor open for writing here could be inherited by a process that another
+/// test starts at that moment, and the copy could not be executed (ETXTBSY).
+pub fn copy_program(from: &str, to: &Path) {
+    let status = std::process::Command::new("cp").arg(from).arg(to).status().unwrap();
+    assert!(status.success(), "{from} is needed (busybox: package busybox-static)");
+}
+
 /// A root file system with busybox and a few users.
 fn make_layer(layer: &Path) {
     for dir in ["bin", "etc", "tmp", "data", "root"] {
         fs::create_dir_all(layer.join(dir)).unwrap();
     }
     fs::set_permissions(layer.join("tmp"), fs::Permissions::from_mode(0o1777)).unwrap();
-    fs::copy("/bin/busybox", layer.join("bin/busybox")).expect("the package busybox-static is needed");
+    copy_program("/bin/busybox", &layer.join("bin/busybox"));
     for applet in [
         "sh", "cat", "diff", "echo", "sleep", "env", "id", "hostname", "ls", "grep", "head", "kill", "mknod",
         "mount", "nc", "nproc", "pwd", "seq", "stat", "tail", "test", "touch", "tr", "true", "yes", "ps",

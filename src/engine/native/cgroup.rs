@@ -96,12 +96,19 @@ impl Cgroups {
         Ok(())
     }
 
-    /// Takes away the instance's own groups, if nothing is in them any more.
-    pub fn remove_empty_parents(&self) {
-        for parent in self.parents() {
-            // Not empty, or not there: either is fine.
-            let _ = fs::remove_dir(parent.join(SHIMS));
-            let _ = fs::remove_dir(parent);
+    /// Takes away the instance's own groups, if no container is left. The last shim may be on its way out still.
+    pub fn remove_empty_parents(&self, timeout: Duration) {
+        let end = Instant::now() + timeout;
+        while self.list().is_empty() {
+            let busy = self.parents().filter(|parent| {
+                // Busy, or not there: either is told by the second call.
+                let _ = fs::remove_dir(parent.join(SHIMS));
+                matches!(fs::remove_dir(parent), Err(error) if error.kind() != io::ErrorKind::NotFound)
+            });
+            if busy.count() == 0 || Instant::now() >= end {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(2));
         }
     }
 

@@ -113,7 +113,7 @@ pub(super) fn remove(engine: &NativeEngine, id: &InstanceId) -> Result<(), Engin
     }
     drop(taken);
     let alone = engine.parents.write().unwrap_or_else(std::sync::PoisonError::into_inner);
-    engine.cgroups.remove_empty_parents();
+    engine.cgroups.remove_empty_parents(Duration::from_millis(200));
     drop(alone);
 
     let Some((reason, _)) = errors.first() else { return Ok(()) };

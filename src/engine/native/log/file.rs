@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use super::{Piece, Stream};
@@ -75,7 +75,7 @@ impl LogFile {
     fn write_batch(&mut self) -> io::Result<()> {
         if self.file.is_none() {
             if let Some(dir) = self.path.parent() {
-                fs::create_dir_all(dir)?;
+                fs::DirBuilder::new().recursive(true).mode(0o750).create(dir)?;
             }
             let file = OpenOptions::new().append(true).create(true).mode(0o640).open(&self.path)?;
             self.size = file.metadata()?.len();

@@ -4,12 +4,14 @@
 use std::fs::{self, File, Permissions};
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, fchown};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _, fchown};
 use std::path::Path;
 
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat2};
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, OpenHow, ResolveFlag, openat2};
 use nix::mount::{MsFlags, mount};
+use nix::sys::stat::{SFlag, fstatat};
+use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use super::super::launch::Launch;
 use super::super::spec::BindMount;
@@ -19,6 +21,7 @@ use crate::types::{Reason, VolumeMount, VolumeSource};
 
 /// Prepares every mount of the container. `root` is its root directory.
 pub(super) fn prepare(launch: &Launch, root: BorrowedFd<'_>) -> Result<Vec<BindMount>, EngineError> {
+    clear_dangling_links(root);
     let state = launch.layout.state(&launch.id);
     let mut mounts: Vec<_> = etc_files::NAMES
         .iter()
@@ -58,7 +61,8 @@ fn describe(volume: &VolumeMount) -> String {
 /// image which prepared that directory for its user can write to it.
 fn make_named(dir: &Path, root: BorrowedFd<'_>, target: &Path) -> io::Result<()> {
     if let Some(parent) = dir.parent() {
-        fs::create_dir_all(parent)?;
+        // Root's alone on the host: what is in a volume is its service's business.
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
     }
     match fs::create_dir(dir) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
@@ -99,5 +103,21 @@ fn stage(source: &OwnedFd, staged: &Path) -> io::Result<()> {
     }
     let none: Option<&str> = None;
     mount(Some(name.as_str()), staged, none, MsFlags::MS_BIND | MsFlags::MS_REC, none)?;
+    // What the host mounts below it later would come in without `ro` and `nodev`.
+    mount(none, staged, none, MsFlags::MS_PRIVATE | MsFlags::MS_REC, none)?;
     Ok(())
+}
+
+/// Takes links that lead nowhere out of the way of the generated files: images of whole systems have
+/// `/etc/resolv.conf` point to a file that only their own services would make.
+fn clear_dangling_links(root: BorrowedFd<'_>) {
+    let Ok(etc) = in_root::open(root, Path::new("/etc"), OFlag::O_PATH | OFlag::O_DIRECTORY) else { return };
+    for name in etc_files::NAMES {
+        let link = fstatat(&etc, name, AtFlags::AT_SYMLINK_NOFOLLOW)
+            .is_ok_and(|stat| SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFLNK);
+        if link && in_root::open(root, &Path::new("/etc").join(name), OFlag::O_PATH).is_err() {
+            // Failing that, the mount fails and says so.
+            let _ = unlinkat(&etc, name, UnlinkatFlags::NoRemoveDir);
+        }
+    }
 }
