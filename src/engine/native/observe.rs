@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::net::Ipv4Addr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -44,14 +45,19 @@ fn names(dir: &Path) -> std::io::Result<Vec<InstanceId>> {
 
 fn observe_one(engine: &NativeEngine, id: InstanceId, boot: &str) -> ObservedContainer {
     let run = engine.layout.run(&id);
-    let address = record::read::<Launch>(&run.launch()).map(|launch| launch.address);
     let state = state(&run, boot);
     if matches!(state, ContainerState::Running { .. }) && !lock::is_held(&run) {
         // Its shim has died: without one its output would soon fill the pipe and block it. A failure here is no news;
         // the next look tries again.
         let _ = start::adopt(engine, &id);
     }
-    ObservedContainer { id, address, state }
+    ObservedContainer { address: address(&run), id, state }
+}
+
+/// The address that it has or, where it never ran, was to have.
+fn address(run: &RunFiles) -> Option<Ipv4Addr> {
+    let ran = record::read::<RunRecord>(&run.record()).map(|record| record.address);
+    ran.or_else(|| record::read::<Launch>(&run.launch()).map(|launch| launch.address))
 }
 
 /// The container's first process, if it is proven to run.

@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::io::{self, Write as _};
+use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
@@ -146,6 +147,8 @@ pub(super) struct RunRecord {
     pub init: ProcessId,
     /// When it was started.
     pub started_at: Timestamp,
+    /// The container's own address.
+    pub address: Ipv4Addr,
 }
 
 /// `exit.json`: how it ended.
@@ -214,7 +217,15 @@ mod tests {
         fs::write(&path, b"{\"init\": {").unwrap();
         assert!(read::<RunRecord>(&path).is_none());
         let init = ProcessId { pid: 1, start_time: 2, boot_id: "b".into() };
-        write(&path, &RunRecord { init: init.clone(), started_at: Timestamp::UNIX_EPOCH }).unwrap();
+        write(
+            &path,
+            &RunRecord {
+                init: init.clone(),
+                started_at: Timestamp::UNIX_EPOCH,
+                address: Ipv4Addr::LOCALHOST,
+            },
+        )
+        .unwrap();
         assert_eq!(read::<RunRecord>(&path).unwrap().init, init);
     }
 }

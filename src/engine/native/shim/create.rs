@@ -72,7 +72,7 @@ pub(super) fn create(run: &RunFiles, launch: Launch) -> Result<Supervised, Engin
     };
     let (container, mut failure, readers) = build(run, &launch, outputs).inspect_err(|_| undo())?;
     let pid = container.pid().map(|pid| pid.as_raw()).unwrap_or_default();
-    match run_program(run, container, pid, &mut failure) {
+    match run_program(run, &launch, container, pid, &mut failure) {
         Ok(record) => Supervised::child(launch, &record, readers).map_err(|e| failed("pidfd", e)),
         Err(error) => {
             cgroups.kill(&id);
@@ -139,12 +139,13 @@ fn build(
 /// Writes the record, then lets the program run: a container that runs is never without a record.
 fn run_program(
     run: &RunFiles,
+    launch: &Launch,
     mut container: Container,
     pid: i32,
     failure: &mut File,
 ) -> Result<RunRecord, EngineError> {
     let record = ProcessId::of(pid)
-        .map(|init| RunRecord { init, started_at: Timestamp::now() })
+        .map(|init| RunRecord { init, started_at: Timestamp::now(), address: launch.address })
         .and_then(|record| record::write(&run.record(), &record).map(|()| record))
         .map_err(|error| start_failed("its record cannot be written", error))?;
     let started = container.start().map_err(|error| start_failed("it cannot be started", error));
