@@ -451,12 +451,56 @@ fn containers_outlive_the_agent_and_a_new_one_finds_them() {
 }
 
 #[test]
+fn an_agent_killed_in_the_middle_of_a_start_is_followed_by_one_that_finishes_it() {
+    let rig = Rig::new();
+    let id: InstanceId = "shop.1".parse().unwrap();
+    let request = containers::script_request(rig.dir.path(), "shop.1", AGENT_SCRIPT);
+    for delay in [5, 15, 25, 30, 35, 40, 45, 50, 60] {
+        let mut agent = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "agent_child", "--ignored", "--nocapture"])
+            .env("GITOPSD_TEST_DIR", rig.dir.path())
+            .env("GITOPSD_TEST_INSTANCE", &rig.instance)
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(Duration::from_millis(delay));
+        agent.kill().unwrap();
+        agent.wait().unwrap();
+        rig.start(&request);
+        let pid = rig.pid(&id);
+        rig.start(&request);
+        assert_eq!(rig.pid(&id), pid);
+        let shims = rig.traces().iter().filter(|trace| trace.starts_with("process")).count();
+        assert_eq!(shims, 1, "killed after {delay} ms: {:?}", rig.traces());
+        rig.engine.remove(&id).unwrap();
+        assert_eq!(rig.traces(), Vec::<String>::new(), "killed after {delay} ms");
+    }
+}
+
+#[test]
+fn names_of_peers_can_be_renewed() {
+    let rig = Rig::new();
+    let request = rig.script(
+        "shop.1",
+        "while ! grep -q '10.98.0.77 mail' /etc/hosts; do sleep 0.02; done; cat /etc/hosts",
+    );
+    rig.start(&request);
+    let hosts = std::collections::BTreeMap::from([("mail".parse().unwrap(), [10, 98, 0, 77].into())]);
+    rig.engine.write_hosts(&request.id, &hosts).unwrap();
+    assert_eq!(rig.wait_exit(&request.id).code, Some(0));
+    let log = rig.engine.log_tail(&request.id, 99);
+    assert_eq!(log.last().unwrap(), "10.98.7.2 shop");
+    rig.engine.write_hosts(&"never.1".parse().unwrap(), &hosts).unwrap();
+}
+
+const AGENT_SCRIPT: &str = "trap 'exit 9' TERM; i=0; while :; do i=$((i+1)); echo tick $i; sleep 0.05; done";
+
+#[test]
 #[ignore = "a child of another test"]
 fn agent_child() {
     let dir = std::path::PathBuf::from(std::env::var("GITOPSD_TEST_DIR").unwrap());
     let engine = containers::engine_at(&dir, &std::env::var("GITOPSD_TEST_INSTANCE").unwrap());
-    let script = "trap 'exit 9' TERM; i=0; while :; do i=$((i+1)); echo tick $i; sleep 0.05; done";
-    engine.start(&containers::script_request(&dir, "shop.1", script)).unwrap();
+    engine.start(&containers::script_request(&dir, "shop.1", AGENT_SCRIPT)).unwrap();
     loop {
         std::thread::sleep(Duration::from_secs(60));
     }

@@ -40,7 +40,8 @@ fn network_error(what: &str, error: impl std::error::Error + Send + Sync + 'stat
 impl Network for EmptyNamespaces {
     fn attach(&self, id: &InstanceId, _: Ipv4Addr) -> Result<PathBuf, EngineError> {
         let path = self.dir.join(id.to_string());
-        if path.exists() {
+        // Only a mount point is one: an agent killed in the middle leaves a plain file.
+        if is_namespace(&path) {
             return Ok(path);
         }
         fs::write(&path, b"").map_err(|e| network_error("namespace file", e))?;
@@ -58,7 +59,9 @@ impl Network for EmptyNamespaces {
     fn detach(&self, id: &InstanceId) -> Result<(), EngineError> {
         let path = self.dir.join(id.to_string());
         if path.exists() {
-            umount2(&path, MntFlags::MNT_DETACH).map_err(|e| network_error("umount", e))?;
+            if is_namespace(&path) {
+                umount2(&path, MntFlags::MNT_DETACH).map_err(|e| network_error("umount", e))?;
+            }
             fs::remove_file(&path).map_err(|e| network_error("unlink", e))?;
         }
         Ok(())
@@ -68,6 +71,10 @@ impl Network for EmptyNamespaces {
         let entries = fs::read_dir(&self.dir).map_err(|e| network_error("readdir", e))?;
         Ok(entries.filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok()).collect())
     }
+}
+
+fn is_namespace(path: &Path) -> bool {
+    nix::sys::statfs::statfs(path).is_ok_and(|stat| stat.filesystem_type() == nix::sys::statfs::NSFS_MAGIC)
 }
 
 /// An engine with all its things in one directory.

@@ -19,10 +19,28 @@ pub(super) fn write(
     address: Ipv4Addr,
     hosts: &BTreeMap<ServiceName, Ipv4Addr>,
 ) -> io::Result<()> {
-    // In place, never by rename: a running container has these very files mounted.
-    fs::write(dir.join("hosts"), hosts_file(id, address, hosts))?;
+    write_hosts(dir, id, address, hosts)?;
     fs::write(dir.join("hostname"), format!("{}\n", id.service))?;
     fs::write(dir.join("resolv.conf"), resolver_file())
+}
+
+/// Writes `hosts` alone, also below a running container: in place, as it has this very file mounted, and never emptied
+/// first, as it may be reading it.
+pub(super) fn write_hosts(
+    dir: &Path,
+    id: &InstanceId,
+    address: Ipv4Addr,
+    hosts: &BTreeMap<ServiceName, Ipv4Addr>,
+) -> io::Result<()> {
+    use std::io::Write as _;
+    let text = hosts_file(id, address, hosts);
+    let path = dir.join("hosts");
+    if fs::read_to_string(&path).is_ok_and(|now| now == text) {
+        return Ok(());
+    }
+    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
+    file.write_all(text.as_bytes())?;
+    file.set_len(text.len() as u64)
 }
 
 /// Source: hosts(5). The container's own name comes last, so that a peer's line for the same name wins.

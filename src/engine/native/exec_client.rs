@@ -64,7 +64,7 @@ pub(super) fn run(
     let output = String::from_utf8_lossy(&kept).into_owned();
     let cannot = |what: &str| {
         let command = command.first().map_or("", String::as_str);
-        EngineError::plain(Reason::Internal, format!("{id}: `{command}` cannot be run: {what}"))
+        EngineError::plain(Reason::StartFailed, format!("{id}: `{command}` cannot be run: {what}"))
     };
     match serde_json::from_str(&line) {
         Ok(Outcome::Code(code)) => Ok(ExecOutput { code: Some(code), output }),

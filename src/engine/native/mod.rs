@@ -23,7 +23,9 @@ mod start;
 mod stop;
 mod user;
 
+use std::collections::BTreeMap;
 use std::fs;
+use std::net::Ipv4Addr;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::PathBuf;
 use std::sync::{Arc, RwLock};
@@ -34,7 +36,7 @@ pub use network::Network;
 use self::cgroup::Cgroups;
 use self::layout::Layout;
 use super::{ContainerRequest, Engine, EngineError, ExecOutput, ObservedContainer};
-use crate::types::{InstanceId, Reason};
+use crate::types::{InstanceId, Reason, ServiceName};
 
 /// Where a native engine keeps its things and what it runs them with.
 #[derive(Debug, Clone)]
@@ -87,6 +89,19 @@ impl NativeEngine {
     /// code, 128 + n for signal n.
     pub fn exec_interactive(&self, id: &InstanceId, command: &[String]) -> Result<i32, EngineError> {
         exec_client::interactive(self, id, command)
+    }
+
+    /// Renews the names that a container, running or not, finds in its `/etc/hosts`. Nothing is written if none changed.
+    pub fn write_hosts(
+        &self,
+        id: &InstanceId,
+        hosts: &BTreeMap<ServiceName, Ipv4Addr>,
+    ) -> Result<(), EngineError> {
+        let Some(address) = observe::address(&self.layout.run(id)) else { return Ok(()) };
+        etc_files::write_hosts(&self.layout.state(id), id, address, hosts).map_err(|error| {
+            let reason = storage_reason(&error, Reason::StorageIo);
+            EngineError::new(reason, format!("{id}: its /etc/hosts cannot be written"), error)
+        })
     }
 
     /// The file that the container's log is written to; older parts have `.1` and `.2` appended. Entries are

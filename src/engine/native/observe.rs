@@ -55,7 +55,7 @@ fn observe_one(engine: &NativeEngine, id: InstanceId, boot: &str) -> ObservedCon
 }
 
 /// The address that it has or, where it never ran, was to have.
-fn address(run: &RunFiles) -> Option<Ipv4Addr> {
+pub(super) fn address(run: &RunFiles) -> Option<Ipv4Addr> {
     let ran = record::read::<RunRecord>(&run.record()).map(|record| record.address);
     ran.or_else(|| record::read::<Launch>(&run.launch()).map(|launch| launch.address))
 }

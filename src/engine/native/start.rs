@@ -59,6 +59,10 @@ pub(super) fn start(engine: &NativeEngine, request: &ContainerRequest) -> Result
         .map_err(|e| failed("what is left of an earlier run", e))?;
     forget_run(&run).map_err(|e| failed("records of an earlier run", e))?;
 
+    if let Some(logs) = engine.layout.log(id).parent() {
+        super::log::prune(logs);
+    }
+
     let state = engine.layout.state(id);
     fs::DirBuilder::new()
         .recursive(true)

@@ -6,11 +6,13 @@
 mod file;
 mod journal;
 mod lines;
+mod prune;
 mod tail;
 
 pub(super) use file::LogFile;
 pub(super) use journal::{Journal, SOCKET};
 pub(super) use lines::{Piece, Splitter};
+pub(super) use prune::prune;
 pub(super) use tail::tail;
 
 use std::fmt;

@@ -136,7 +136,8 @@ fn build(
     Ok((container, failure.into(), outputs.readers))
 }
 
-/// Writes the record, then lets the program run: a container that runs is never without a record.
+/// Lets the program run, then writes the record: what has a record was executed. A shim that dies in between leaves
+/// remains, which a removal ends by their cgroup.
 fn run_program(
     run: &RunFiles,
     launch: &Launch,
@@ -144,29 +145,18 @@ fn run_program(
     pid: i32,
     failure: &mut File,
 ) -> Result<RunRecord, EngineError> {
-    let record = ProcessId::of(pid)
+    container.start().map_err(|error| start_failed("it cannot be started", error))?;
+    let mut message = String::new();
+    // Ends when the program is executed, or with the process.
+    let told = failure.take(MAX_MESSAGE).read_to_string(&mut message);
+    told.map_err(|error| start_failed("its program", error))?;
+    if !message.is_empty() {
+        return Err(EngineError::plain(Reason::StartFailed, message));
+    }
+    ProcessId::of(pid)
         .map(|init| RunRecord { init, started_at: Timestamp::now(), address: launch.address })
         .and_then(|record| record::write(&run.record(), &record).map(|()| record))
-        .map_err(|error| start_failed("its record cannot be written", error))?;
-    let started = container.start().map_err(|error| start_failed("it cannot be started", error));
-    let mut message = String::new();
-    let told = started.and_then(|()| {
-        failure
-            .take(MAX_MESSAGE)
-            .read_to_string(&mut message)
-            .map_err(|error| start_failed("its program", error))
-    });
-    match told {
-        Ok(0) => Ok(record),
-        Ok(_) => {
-            let _ = fs::remove_file(run.record());
-            Err(EngineError::plain(Reason::StartFailed, message))
-        }
-        Err(error) => {
-            let _ = fs::remove_file(run.record());
-            Err(error)
-        }
-    }
+        .map_err(|error| start_failed("its record cannot be written", error))
 }
 
 fn start_failed(what: &str, error: impl std::error::Error + Send + Sync + 'static) -> EngineError {
