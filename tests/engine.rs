@@ -329,6 +329,14 @@ fn commands_run_inside() {
     let expected =
         "SigBlk:\t0000000000000000\nSigIgn:\t0000000000000000\nCapBnd:\t00000000800405fb\nNoNewPrivs:\t1\n";
     assert_eq!(status.output, expected);
+    let limits = "ulimit -n; umask; cat /proc/self/oom_score_adj; grep -c . /proc/self/environ";
+    let first = rig.script("first.1", &format!("{limits}; exec sleep 1000"));
+    rig.start(&first);
+    let again =
+        wait_for("four lines", || Some(rig.engine.log_tail(&first.id, 9)).filter(|lines| lines.len() == 4));
+    let command = ["sh", "-c", limits].map(str::to_owned);
+    let second = rig.engine.exec(&first.id, &command, Duration::from_secs(9)).unwrap();
+    assert_eq!(second.output.lines().collect::<Vec<_>>(), again);
     // In the same cgroups as the first process, so under the same limits.
     let groups = exec("diff /proc/self/cgroup /proc/1/cgroup", 9000).unwrap();
     assert_eq!(groups.code, Some(0), "{}", groups.output);

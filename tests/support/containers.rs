@@ -233,7 +233,9 @@ pub fn copy_program(from: &str, to: &Path) {
 fn make_layer(layer: &Path) {
     for dir in ["bin", "etc", "tmp", "data", "root"] {
         fs::create_dir_all(layer.join(dir)).unwrap();
+        fs::set_permissions(layer.join(dir), fs::Permissions::from_mode(0o755)).unwrap();
     }
+    fs::set_permissions(layer, fs::Permissions::from_mode(0o755)).unwrap();
     fs::set_permissions(layer.join("tmp"), fs::Permissions::from_mode(0o1777)).unwrap();
     copy_program("/bin/busybox", &layer.join("bin/busybox"));
     for applet in [
@@ -245,6 +247,9 @@ fn make_layer(layer: &Path) {
     }
     fs::write(layer.join("etc/passwd"), "root:x:0:0::/root:/bin/sh\napp:x:1000:1001::/:/bin/sh\n").unwrap();
     fs::write(layer.join("etc/group"), "root:x:0:\napp:x:1001:\nlogs:x:1002:app\n").unwrap();
+    for (file, mode) in [("bin/busybox", 0o755), ("etc/passwd", 0o644), ("etc/group", 0o644)] {
+        fs::set_permissions(layer.join(file), fs::Permissions::from_mode(mode)).unwrap();
+    }
 }
 
 pub fn script_request(dir: &Path, id: &str, script: &str) -> ContainerRequest {

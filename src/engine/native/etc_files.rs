@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use crate::types::{InstanceId, ServiceName};
@@ -21,7 +22,12 @@ pub(super) fn write(
 ) -> io::Result<()> {
     write_hosts(dir, id, address, hosts)?;
     fs::write(dir.join("hostname"), format!("{}\n", id.service))?;
-    fs::write(dir.join("resolv.conf"), resolver_file())
+    fs::write(dir.join("resolv.conf"), resolver_file())?;
+    for name in NAMES {
+        // Whatever umask the agent runs with: every user in the container reads them.
+        fs::set_permissions(dir.join(name), fs::Permissions::from_mode(0o644))?;
+    }
+    Ok(())
 }
 
 /// Writes `hosts` alone, also below a running container: in place, as it has this very file mounted, and never emptied

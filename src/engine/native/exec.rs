@@ -4,12 +4,10 @@
 //! a pipe on which it tells the outcome as a line of JSON; called for a person (0 milliseconds: no limit) its standard
 //! input, output and error are the command's own.
 
-use std::collections::HashMap;
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{self, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd as _, AsRawFd as _};
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -85,8 +83,6 @@ fn parse(args: &[OsString]) -> Option<(RunFiles, Option<Duration>, Vec<String>)>
 }
 
 fn run_command(run: &RunFiles, limit: Option<Duration>, command: Vec<String>) -> Result<Outcome, String> {
-    // The agent may be set to survive a lack of memory; its commands in containers are not.
-    let _ = std::fs::write("/proc/self/oom_score_adj", "0");
     // The hierarchies that the runtime leaves alone: there too the command belongs to the container, not to the agent.
     if let Some(launch) = super::record::read::<Launch>(&run.launch()) {
         let _ = Cgroups::detect(&launch.layout.instance).and_then(|cgroups| cgroups.adopt_self());
@@ -142,31 +138,9 @@ fn run_command(run: &RunFiles, limit: Option<Duration>, command: Vec<String>) ->
     }
 }
 
-/// The part of the OCI configuration that a command in the container shares with its first process.
-#[derive(Deserialize)]
-struct Shared {
-    process: SharedProcess,
-}
-
-#[derive(Deserialize)]
-struct SharedProcess {
-    cwd: PathBuf,
-    user: SharedUser,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct SharedUser {
-    uid: u32,
-    gid: u32,
-    #[serde(default)]
-    additional_gids: Vec<u32>,
-}
-
 fn start(run: &RunFiles, limit: Option<Duration>, command: Vec<String>) -> Result<i32, String> {
     let id = RunFiles::id_of(&run.dir).ok_or("the directory names no container")?;
-    let shared: Shared = super::record::read(&run.bundle().join("config.json"))
-        .ok_or_else(|| format!("{id}: its configuration cannot be read"))?;
+    let process = describe(run, command).map_err(|error| format!("{id}: its configuration: {error}"))?;
     let (failure, writer) = pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(|error| format!("pipe: {error}"))?;
     let mut builder = ContainerBuilder::new(id.to_string(), SyscallType::Linux)
         .with_root_path(run.runtime())
@@ -176,26 +150,40 @@ fn start(run: &RunFiles, limit: Option<Duration>, command: Vec<String>) -> Resul
         // Ours is the pipe to the agent.
         builder = builder.with_stdin(File::open("/dev/null").map_err(|error| format!("/dev/null: {error}"))?);
     }
-    let user = shared.process.user;
     let built = builder
         .as_tenant()
-        .with_container_args(command)
-        .with_cwd(Some(shared.process.cwd))
-        .with_user(Some(user.uid))
-        .with_group(Some(user.gid))
-        .with_additional_gids(user.additional_gids)
-        .with_env(HashMap::new())
+        .with_process(Some(format!("/proc/self/fd/{}", process.as_raw_fd())))
         .with_detach(true)
         .build();
     drop(writer);
     let mut message = String::new();
-    let _ = io::Read::read_to_string(&mut io::Read::take(File::from(failure), 4096), &mut message);
+    let _ = File::from(failure).take(4096).read_to_string(&mut message);
     match built {
         // What the program itself said is short and to the point; the library's account of it is neither.
         _ if !message.is_empty() => Err(message),
         Ok(pid) => Ok(pid.as_raw()),
         Err(error) => Err(chain(&error)),
     }
+}
+
+/// The container's own process with another command, as a file that the library reads: the same user, environment,
+/// directory, rights and limits. What the library would fill in itself is not the same (1024 open files, for one).
+fn describe(run: &RunFiles, command: Vec<String>) -> io::Result<File> {
+    let config = std::fs::read(run.bundle().join("config.json"))?;
+    let config: serde_json::Value = serde_json::from_slice(&config)?;
+    let mut process = config.get("process").cloned().unwrap_or_default();
+    process["args"] = command.into();
+    // The agent of today may be allowed fewer open files than the one that started the container.
+    let hard = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum.unwrap_or(u64::MAX);
+    for limit in process["rlimits"].as_array_mut().into_iter().flatten() {
+        for kind in ["soft", "hard"] {
+            limit[kind] = limit[kind].as_u64().unwrap_or(hard).min(hard).into();
+        }
+    }
+    let memory = rustix::fs::memfd_create("process.json", rustix::fs::MemfdFlags::CLOEXEC)?;
+    let mut file = File::from(memory);
+    file.write_all(&serde_json::to_vec(&process)?)?;
+    Ok(file)
 }
 
 fn chain(error: &dyn std::error::Error) -> String {
