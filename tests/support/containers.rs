@@ -14,7 +14,7 @@ use gitopsd::engine::native::{NativeConfig, NativeEngine, Network};
 use gitopsd::engine::{
     ContainerRequest, ContainerState, Engine, EngineError, Exit, ImageConfig, LocalImage, ObservedContainer,
 };
-use gitopsd::types::{Digest, InstanceId, PinnedImage, Reason, ServiceSpec};
+use gitopsd::types::{Digest, InstanceId, PinnedImage, Reason, ServiceSpec, VolumeMount, VolumeSource};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 
@@ -266,6 +266,11 @@ pub fn script_request(dir: &Path, id: &str, script: &str) -> ContainerRequest {
         commit: "c0ffee".repeat(7)[..40].parse().unwrap(),
         one_shot: None,
     }
+}
+
+/// A directory or file of the host in the container.
+pub fn bind(source: impl Into<std::path::PathBuf>, target: &str, read_only: bool) -> VolumeMount {
+    VolumeMount { source: VolumeSource::Bind(source.into()), target: target.into(), read_only }
 }
 
 /// Asks again and again until there is an answer.
