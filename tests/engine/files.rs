@@ -1,11 +1,12 @@
 //! Layers, volumes and binds.
 
 use std::fs;
+use std::time::Duration;
 
-use gitopsd::engine::Engine;
-use gitopsd::types::{VolumeMount, VolumeSource};
+use gitopsd::engine::{ContainerState, Engine};
+use gitopsd::types::{Reason, VolumeMount, VolumeSource};
 
-use crate::containers::{self, Rig};
+use crate::containers::{self, Rig, wait_for};
 
 #[test]
 fn volumes_keep_what_is_written_and_read_only_means_it() {
@@ -82,4 +83,60 @@ fn many_layers_fit() {
         request.image.layers.push(layer);
     }
     assert_eq!(rig.run(&request).1, ["125", "first", "126"]);
+}
+
+/// A small file system of its own, gone at the end of the test.
+struct SmallDisk(std::path::PathBuf);
+
+impl SmallDisk {
+    fn mount_at(path: std::path::PathBuf) -> Self {
+        fs::create_dir_all(&path).unwrap();
+        let options = Some("size=1m,nr_inodes=1000");
+        nix::mount::mount(Some("tmpfs"), &path, Some("tmpfs"), nix::mount::MsFlags::empty(), options)
+            .unwrap();
+        Self(path)
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = nix::mount::umount2(&self.0, nix::mount::MntFlags::MNT_DETACH);
+    }
+}
+
+#[test]
+fn a_full_disk_is_told_and_stops_no_container() {
+    let rig = Rig::new();
+    let disk = SmallDisk::mount_at(rig.path("state"));
+    let engine = rig.new_agent();
+    let script = "i=0; while :; do i=$((i+1)); echo tick $i; sleep 0.01; done";
+    let request = rig.script("shop.1", script);
+    engine.start(&request).unwrap();
+    rig.wait_log(&request.id, "tick 3");
+    let filler = disk.0.join("filler");
+    let full =
+        std::io::copy(&mut std::io::repeat(b'x'), &mut fs::File::create(&filler).unwrap()).unwrap_err();
+    assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
+
+    let error = engine.start(&rig.script("shop.2", script)).unwrap_err();
+    assert_eq!(error.reason, Reason::DiskSpace, "{}", error.to_refusal());
+    assert!(matches!(rig.state(&request.id), Some(ContainerState::Running { .. })));
+    // Its log goes on as soon as there is room, and says what it has missed.
+    let length = || fs::metadata(engine.log_file(&request.id)).unwrap().len();
+    wait_for("the last block of the log to be full", || {
+        let before = length();
+        std::thread::sleep(Duration::from_millis(200));
+        (length() == before).then_some(())
+    });
+    fs::remove_file(&filler).unwrap();
+    wait_for("the log to tell of its gap", || {
+        let log = engine.log_tail(&request.id, 1000);
+        log.iter().any(|line| line.contains("log entries were lost")).then_some(())
+    });
+    for line in fs::read_to_string(engine.log_file(&request.id)).unwrap().lines() {
+        assert!(line.split(' ').nth(2) == Some("F") && line.matches("tick").count() <= 1, "{line}");
+    }
+    for id in [request.id, "shop.2".parse().unwrap()] {
+        engine.remove(&id).unwrap();
+    }
 }

@@ -92,7 +92,11 @@ impl LogFile {
             self.size = 0;
         }
         if let Some(file) = &mut self.file {
-            file.write_all(&self.batch)?;
+            if let Err(error) = file.write_all(&self.batch) {
+                // A part of it may be there: the next entry is to begin on a line of its own.
+                let _ = file.set_len(self.size);
+                return Err(error);
+            }
             self.size += self.batch.len() as u64;
         }
         Ok(())
