@@ -112,9 +112,10 @@ pub(super) fn remove(engine: &NativeEngine, id: &InstanceId) -> Result<(), Engin
         }
     }
     drop(taken);
-    let alone = engine.parents.write().unwrap_or_else(std::sync::PoisonError::into_inner);
-    engine.cgroups.remove_empty_parents(Duration::from_millis(200));
-    drop(alone);
+    // Not while something starts: it may be about to use them. A later removal finds them again.
+    if let Ok(_alone) = engine.parents.try_write() {
+        engine.cgroups.remove_empty_parents(Duration::from_millis(200));
+    }
 
     let Some((reason, _)) = errors.first() else { return Ok(()) };
     let all: Vec<_> = errors.iter().map(|(_, text)| text.as_str()).collect();
