@@ -137,6 +137,14 @@ pub trait Engine: Send + Sync {
     fn exec(&self, id: &InstanceId, command: &[String], timeout: Duration)
     -> Result<ExecOutput, EngineError>;
 
+    /// Renews the names that a container, running or not, finds in its `/etc/hosts`. Nothing is written if none
+    /// changed.
+    fn write_hosts(
+        &self,
+        id: &InstanceId,
+        hosts: &BTreeMap<ServiceName, Ipv4Addr>,
+    ) -> Result<(), EngineError>;
+
     /// The last `lines` lines that the container wrote.
     fn log_tail(&self, id: &InstanceId, lines: usize) -> Vec<String>;
 }
@@ -152,7 +160,7 @@ pub trait Traffic: Send + Sync {
     /// Takes a service's route away.
     fn withdraw(&self, service: &ServiceName) -> Result<(), EngineError>;
 
-    /// How many sockets of the container are neither listening nor in TIME-WAIT.
+    /// How many connections of clients the container has: to ports it listens on, neither listening nor in TIME-WAIT.
     fn connections(&self, id: &InstanceId) -> Result<usize, EngineError>;
 
     /// Ends the container's established connections, so that clients come back and reach the current route.

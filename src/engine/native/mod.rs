@@ -1,4 +1,163 @@
-//! The built-in engine: containers of gitopsd's own, with nothing else to install.
+//! The engine that needs nothing but this program: containers by libcontainer, each under a shim of its own.
+//!
+//! The agent's side ([`NativeEngine`]) keeps nothing in memory: what exists is read from the file system and the
+//! kernel each time, so that a new agent sees what an old one left. libcontainer runs only in the shim and in the exec
+//! helper, which are single-threaded processes of their own ([`shim::main`], [`exec::main`]).
 
+mod cgroup;
+mod clock;
+mod etc_files;
+pub mod exec;
+mod exec_client;
+mod in_root;
+mod launch;
+mod layout;
+mod lock;
+mod log;
 pub mod net;
 pub mod network;
+mod observe;
+mod record;
+mod seal;
+pub mod shim;
+mod spec;
+mod start;
+mod stop;
+mod user;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::Ipv4Addr;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, RwLock};
+use std::time::Duration;
+
+pub use network::Network;
+
+use self::cgroup::Cgroups;
+use self::layout::Layout;
+use super::{ContainerRequest, Engine, EngineError, ExecOutput, ObservedContainer};
+use crate::types::{InstanceId, Reason, ServiceName};
+
+/// Where a native engine keeps its things and what it runs them with.
+#[derive(Debug, Clone)]
+pub struct NativeConfig {
+    /// What survives a reboot.
+    pub state_dir: PathBuf,
+    /// What need not.
+    pub run_dir: PathBuf,
+    /// Names the parent cgroup, so that several agents can share a machine.
+    pub instance: String,
+    /// Our own program: [`std::env::current_exe`] in production.
+    pub program: PathBuf,
+}
+
+/// Runs containers with nothing but this program and the kernel.
+pub struct NativeEngine {
+    layout: Layout,
+    program: PathBuf,
+    network: Arc<dyn Network>,
+    cgroups: Cgroups,
+    /// Shared by starts, alone for taking empty parent groups away: a start may need the parent at any moment.
+    parents: RwLock<()>,
+}
+
+impl NativeEngine {
+    /// An engine for one instance. Makes its directories; adopts whatever an earlier agent left.
+    pub fn new(config: NativeConfig, network: Arc<dyn Network>) -> Result<Self, EngineError> {
+        let NativeConfig { state_dir, run_dir, instance, program } = config;
+        let name_ok = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+        if instance.is_empty() || instance.len() > 63 || !instance.chars().all(name_ok) {
+            return Err(EngineError::plain(
+                Reason::ConfigInvalid,
+                format!("instance `{instance}`: it takes 1 to 63 letters, digits, - and _"),
+            ));
+        }
+        let layout = Layout { state_dir, run_dir, instance };
+        for dir in [layout.states(), layout.runs()] {
+            // Open to root only: a writable layer holds set-user-ID files of images, and records hold secrets.
+            fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(|error| {
+                let reason = storage_reason(&error, Reason::StorageIo);
+                EngineError::new(reason, format!("directory {} cannot be made", dir.display()), error)
+            })?;
+        }
+        let cgroups = Cgroups::detect(&layout.instance)
+            .map_err(|error| EngineError::new(Reason::StartFailed, "cgroups cannot be found", error))?;
+        Ok(Self { layout, program, network, cgroups, parents: RwLock::new(()) })
+    }
+
+    /// Runs a command inside a running container with our own standard input, output and error; gives back its exit
+    /// code, 128 + n for signal n.
+    pub fn exec_interactive(&self, id: &InstanceId, command: &[String]) -> Result<i32, EngineError> {
+        exec_client::interactive(self, id, command)
+    }
+
+    /// Takes away what belongs to the instance and to no container: its parent cgroup, once it is empty.
+    pub fn teardown(&self) {
+        self.cgroups.remove_empty_parents(Duration::from_secs(2));
+    }
+}
+
+impl Engine for NativeEngine {
+    fn observe(&self) -> Result<Vec<ObservedContainer>, EngineError> {
+        observe::observe(self)
+    }
+
+    fn start(&self, request: &ContainerRequest) -> Result<(), EngineError> {
+        start::start(self, request)
+    }
+
+    fn stop(&self, id: &InstanceId, grace: Duration) -> Result<(), EngineError> {
+        stop::stop(self, id, grace)
+    }
+
+    fn remove(&self, id: &InstanceId) -> Result<(), EngineError> {
+        stop::remove(self, id)
+    }
+
+    fn exec(
+        &self,
+        id: &InstanceId,
+        command: &[String],
+        timeout: Duration,
+    ) -> Result<ExecOutput, EngineError> {
+        exec_client::run(self, id, command, timeout)
+    }
+
+    fn write_hosts(
+        &self,
+        id: &InstanceId,
+        hosts: &BTreeMap<ServiceName, Ipv4Addr>,
+    ) -> Result<(), EngineError> {
+        let Some(address) = observe::address(&self.layout.run(id)) else { return Ok(()) };
+        etc_files::write_hosts(&self.layout.state(id), id, address, hosts).map_err(|error| {
+            let reason = storage_reason(&error, Reason::StorageIo);
+            EngineError::new(reason, format!("{id}: its /etc/hosts cannot be written"), error)
+        })
+    }
+
+    fn log_tail(&self, id: &InstanceId, lines: usize) -> Vec<String> {
+        log::tail(&self.layout.log(id), lines)
+    }
+}
+
+/// The reason behind a failed file operation, or `otherwise`.
+fn storage_reason(error: &std::io::Error, otherwise: Reason) -> Reason {
+    match error.raw_os_error() {
+        Some(nix::libc::ENOSPC | nix::libc::EDQUOT) => Reason::DiskSpace,
+        Some(nix::libc::EIO) => Reason::StorageIo,
+        _ => otherwise,
+    }
+}
+
+/// The file that a container's log is written to; older parts have `.1` and `.2` appended. Entries are
+/// `TIME STREAM TAG TEXT`: RFC 3339 time, `stdout` or `stderr`, `F` for a whole line or `P` for a part of one.
+pub fn log_file(state_dir: &Path, id: &InstanceId) -> PathBuf {
+    layout::log_file(state_dir, id)
+}
+
+/// The texts of the last `count` lines of a log file, oldest first.
+pub fn log_tail(path: &Path, count: usize) -> Vec<String> {
+    log::tail(path, count)
+}

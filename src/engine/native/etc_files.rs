@@ -1,0 +1,104 @@
+//! The files of a container's /etc that only the host can know: hosts, hostname, resolv.conf.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+
+use crate::types::{InstanceId, ServiceName};
+
+/// Their names, in the container's state directory and in its `/etc`.
+pub(super) const NAMES: [&str; 3] = ["hosts", "hostname", "resolv.conf"];
+
+/// Writes all three into `dir`.
+pub(super) fn write(
+    dir: &Path,
+    id: &InstanceId,
+    address: Ipv4Addr,
+    hosts: &BTreeMap<ServiceName, Ipv4Addr>,
+) -> io::Result<()> {
+    write_hosts(dir, id, address, hosts)?;
+    fs::write(dir.join("hostname"), format!("{}\n", id.service))?;
+    fs::write(dir.join("resolv.conf"), resolver_file())?;
+    for name in NAMES {
+        // Whatever umask the agent runs with: every user in the container reads them.
+        fs::set_permissions(dir.join(name), fs::Permissions::from_mode(0o644))?;
+    }
+    Ok(())
+}
+
+/// Writes `hosts` alone, also below a running container: in place, as it has this very file mounted, and never emptied
+/// first, as it may be reading it.
+pub(super) fn write_hosts(
+    dir: &Path,
+    id: &InstanceId,
+    address: Ipv4Addr,
+    hosts: &BTreeMap<ServiceName, Ipv4Addr>,
+) -> io::Result<()> {
+    use std::io::Write as _;
+    let text = hosts_file(id, address, hosts);
+    let path = dir.join("hosts");
+    if fs::read_to_string(&path).is_ok_and(|now| now == text) {
+        return Ok(());
+    }
+    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
+    file.write_all(text.as_bytes())?;
+    file.set_len(text.len() as u64)
+}
+
+/// Source: hosts(5). The container's own name comes last, so that a peer's line for the same name wins.
+fn hosts_file(id: &InstanceId, own: Ipv4Addr, hosts: &BTreeMap<ServiceName, Ipv4Addr>) -> String {
+    let mut text = String::from("127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n");
+    for (name, address) in hosts {
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "{address} {name}");
+    }
+    let _ = writeln!(text, "{own} {}", id.service);
+    text
+}
+
+/// The host's resolver, without addresses that mean the host itself: in the container they would mean the container.
+fn resolver_file() -> String {
+    // The second one is what systemd-resolved asks behind its stub on 127.0.0.53.
+    for source in ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"] {
+        let kept = without_loopback(&fs::read_to_string(source).unwrap_or_default());
+        if kept.lines().any(|line| line.starts_with("nameserver")) {
+            return kept;
+        }
+    }
+    String::new()
+}
+
+/// Source: resolv.conf(5).
+fn without_loopback(text: &str) -> String {
+    let keep = |line: &&str| {
+        let mut words = line.split_whitespace();
+        let (Some("nameserver"), Some(address)) = (words.next(), words.next()) else { return true };
+        address.split('%').next().unwrap_or_default().parse::<IpAddr>().is_ok_and(|ip| !ip.is_loopback())
+    };
+    text.lines().filter(keep).map(|line| format!("{}\n", line.trim())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn loopback_resolvers_are_left_out() {
+        let text = "# x\nnameserver 127.0.0.53\nnameserver ::1\nnameserver 10.0.0.2\n  nameserver fe80::1%eth0\noptions edns0\n";
+        assert_eq!(
+            without_loopback(text),
+            "# x\nnameserver 10.0.0.2\nnameserver fe80::1%eth0\noptions edns0\n"
+        );
+    }
+
+    #[test]
+    fn hosts_name_the_peers_and_the_container() {
+        let hosts = BTreeMap::from([("db".parse().unwrap(), Ipv4Addr::new(10, 98, 0, 9))]);
+        let text = hosts_file(&"shop.7".parse().unwrap(), Ipv4Addr::new(10, 98, 1, 2), &hosts);
+        assert!(text.ends_with("10.98.0.9 db\n10.98.1.2 shop\n"), "{text}");
+    }
+}

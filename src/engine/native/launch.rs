@@ -1,0 +1,216 @@
+//! What the agent hands to a shim, and what it hears back. Pure: from a request to the exact thing to run.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::layout::{Layout, is_volume_name};
+use crate::engine::{ContainerRequest, EngineError};
+use crate::types::{InstanceId, Reason, Refusal, VolumeMount, VolumeSource};
+
+/// Raised when a field changes its meaning: a shim started by one version may outlive it into the next.
+const FORMAT: u32 = 1;
+
+/// As in a Debian root shell, and in the OCI runtime's default.
+const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// `launch.json`: all that a shim needs to know. Holds the environment, so it is readable by root only.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Launch {
+    /// See [`FORMAT`].
+    pub format: u32,
+    /// Names the container, its cgroup and its files.
+    pub id: InstanceId,
+    /// Where those files are.
+    pub layout: Layout,
+    /// The container's own address.
+    pub address: Ipv4Addr,
+    /// Network namespace to join.
+    pub netns: PathBuf,
+    /// Lowest first.
+    pub layers: Vec<PathBuf>,
+    /// Program and arguments.
+    pub args: Vec<String>,
+    /// `NAME=value` each.
+    pub env: Vec<String>,
+    /// `user[:group]`; empty = root.
+    pub user: String,
+    /// Absolute.
+    pub cwd: PathBuf,
+    /// Signal number that asks it to end.
+    pub stop_signal: i32,
+    /// In order.
+    pub volumes: Vec<VolumeMount>,
+    /// Bytes.
+    pub memory: Option<u64>,
+    /// Thousandths of a processor.
+    pub milli_cpus: Option<u32>,
+    /// Processes and threads.
+    pub pids: Option<u32>,
+    /// For the journal: image reference.
+    pub image: String,
+    /// For the journal: commit.
+    pub commit: String,
+}
+
+/// What a shim says to the agent, once, as a line of JSON.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Report {
+    /// The program runs: execve(2) succeeded.
+    Started,
+    /// It does not, and nothing of it is left running.
+    Failed(Refusal),
+}
+
+impl Launch {
+    /// Works out what to run. `netns` is where the network was attached.
+    pub fn new(request: &ContainerRequest, layout: &Layout, netns: PathBuf) -> Result<Self, EngineError> {
+        let id = &request.id;
+        let fail = |what: String| EngineError::plain(Reason::StartFailed, format!("{id}: {what}"));
+        let spec = &request.spec;
+        let config = &request.image.config;
+
+        let args = arguments(request);
+        if args.is_empty() {
+            return Err(fail("neither the service nor the image names a command".into()));
+        }
+        if request.image.layers.is_empty() {
+            return Err(fail(format!("image {} has no layers", request.image.digest)));
+        }
+        let mut env = BTreeMap::new();
+        for entry in config.env.iter().filter_map(|entry| entry.split_once('=')) {
+            env.insert(entry.0.to_owned(), entry.1.to_owned());
+        }
+        env.extend(spec.environment.clone());
+        if args.iter().any(|text| text.contains('\0')) || env.iter().any(|(k, v)| bad_variable(k, v)) {
+            return Err(fail("a NUL in the command or the environment, or a variable without a name".into()));
+        }
+        let mut env: Vec<String> = env.into_iter().map(|(name, value)| format!("{name}={value}")).collect();
+        if !env.iter().any(|entry| entry.starts_with("PATH=")) {
+            env.push(DEFAULT_PATH.into());
+        }
+        let cwd = spec.working_dir.as_deref().unwrap_or(&config.working_dir);
+        // Docker takes a relative WORKDIR as relative to the root.
+        let cwd = Path::new("/").join(cwd);
+        let stop_signal = parse_signal(&config.stop_signal)
+            .ok_or_else(|| fail(format!("stop signal `{}` of the image is unknown", config.stop_signal)))?;
+        for volume in &spec.volumes {
+            check_volume(volume).map_err(&fail)?;
+        }
+        Ok(Self {
+            format: FORMAT,
+            id: id.clone(),
+            layout: layout.clone(),
+            address: request.address,
+            netns,
+            layers: request.image.layers.clone(),
+            args,
+            env,
+            user: spec.user.clone().unwrap_or_else(|| config.user.clone()),
+            cwd,
+            stop_signal,
+            volumes: spec.volumes.clone(),
+            memory: spec.mem_limit.map(|size| size.0),
+            milli_cpus: spec.milli_cpus,
+            pids: spec.pids_limit,
+            image: spec.image.reference.to_string(),
+            commit: request.commit.to_string(),
+        })
+    }
+}
+
+/// Program and arguments. As in Compose, an entrypoint of the service's own sets aside the image's command too; a
+/// one-shot takes the place of the command and keeps the entrypoint.
+fn arguments(request: &ContainerRequest) -> Vec<String> {
+    let (spec, config) = (&request.spec, &request.image.config);
+    let mut args = spec.entrypoint.as_ref().unwrap_or(&config.entrypoint).clone();
+    let image_command = if spec.entrypoint.is_some() { &Vec::new() } else { &config.cmd };
+    args.extend_from_slice(request.one_shot.as_ref().or(spec.command.as_ref()).unwrap_or(image_command));
+    args
+}
+
+fn bad_variable(name: &str, value: &str) -> bool {
+    name.is_empty() || name.contains(['\0', '=']) || value.contains('\0')
+}
+
+/// Source: runtime-spec config-linux.md, "Default Filesystems": these belong to the kernel.
+fn check_volume(volume: &VolumeMount) -> Result<(), String> {
+    let target = &volume.target;
+    let plain = target.is_absolute()
+        && target.components().skip(1).all(|part| matches!(part, std::path::Component::Normal(_)));
+    if !plain || target == Path::new("/") {
+        return Err(format!("volume target {} is not a plain absolute path below /", target.display()));
+    }
+    if ["/proc", "/sys", "/dev"].iter().any(|kernel| target.starts_with(kernel)) {
+        return Err(format!("volume target {} belongs to the kernel", target.display()));
+    }
+    match &volume.source {
+        VolumeSource::Named(name) if !is_volume_name(name) => Err(format!("`{name}` is not a volume name")),
+        VolumeSource::Bind(path) if !path.is_absolute() => {
+            Err(format!("bind source {} is not an absolute path", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Signal number of `SIGTERM`, `TERM`, `15`, `SIGRTMIN+3`; empty = SIGTERM.
+///
+/// Source: OCI image-spec config.md, `StopSignal`; signal(7).
+fn parse_signal(text: &str) -> Option<i32> {
+    let upper = text.trim().to_ascii_uppercase();
+    if upper.is_empty() {
+        return Some(nix::libc::SIGTERM);
+    }
+    let (first, last) = (nix::libc::SIGRTMIN(), nix::libc::SIGRTMAX());
+    if let Ok(number) = upper.parse::<i32>() {
+        return (1..=last).contains(&number).then_some(number);
+    }
+    let name = upper.strip_prefix("SIG").unwrap_or(&upper);
+    if let Some(offset) = name.strip_prefix("RTMIN") {
+        let offset = if offset.is_empty() { 0 } else { offset.strip_prefix('+')?.parse::<i32>().ok()? };
+        return (0..=last - first).contains(&offset).then(|| first + offset);
+    }
+    if let Some(offset) = name.strip_prefix("RTMAX") {
+        let offset = if offset.is_empty() { 0 } else { offset.strip_prefix('-')?.parse::<i32>().ok()? };
+        return (0..=last - first).contains(&offset).then(|| last - offset);
+    }
+    format!("SIG{name}").parse::<nix::sys::signal::Signal>().ok().map(|signal| signal as i32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stop_signals_in_every_spelling() {
+        let rtmin = nix::libc::SIGRTMIN();
+        for (text, number) in [
+            ("", 15),
+            ("SIGTERM", 15),
+            ("quit", 3),
+            ("9", 9),
+            ("SIGRTMIN+3", rtmin + 3),
+            ("RTMAX-1", nix::libc::SIGRTMAX() - 1),
+        ] {
+            assert_eq!(parse_signal(text), Some(number), "{text}");
+        }
+        for bad in ["SIGFOO", "0", "99", "-1", "RTMIN+99", "RTMIN-1", "RTMIN3"] {
+            assert_eq!(parse_signal(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn volume_targets_stay_out_of_the_kernels_places() {
+        let volume = |target: &str| VolumeMount {
+            source: VolumeSource::Named("data".into()),
+            target: target.into(),
+            read_only: false,
+        };
+        assert!(check_volume(&volume("/var/lib/shop")).is_ok());
+        for bad in ["/", "relative", "/proc/sys", "/sys", "/dev/shm", "/a/../proc"] {
+            assert!(check_volume(&volume(bad)).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! Where the engine keeps things: one place that spells out every path.
+//!
+//! `state_dir` survives a reboot (writable layers, volumes, logs), `run_dir` need not (records of processes).
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::types::{InstanceId, ServiceName};
+
+/// The directories of one instance of the agent.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Layout {
+    /// What survives a reboot.
+    pub state_dir: PathBuf,
+    /// What need not.
+    pub run_dir: PathBuf,
+    /// Names the parent cgroup.
+    pub instance: String,
+}
+
+impl Layout {
+    /// Parent of every container's durable directory.
+    pub fn states(&self) -> PathBuf {
+        self.state_dir.join("containers")
+    }
+
+    /// Parent of every container's records.
+    pub fn runs(&self) -> PathBuf {
+        self.run_dir.join("containers")
+    }
+
+    /// Durable directory of a container: writable layer, mount point, generated files.
+    pub fn state(&self, id: &InstanceId) -> PathBuf {
+        self.states().join(id.to_string())
+    }
+
+    /// Records of a container.
+    pub fn run(&self, id: &InstanceId) -> RunFiles {
+        RunFiles { dir: self.runs().join(id.to_string()) }
+    }
+
+    /// The log file that is written to; older parts have `.1`, `.2` appended.
+    pub fn log(&self, id: &InstanceId) -> PathBuf {
+        self.state_dir.join("logs").join(id.service.as_str()).join(format!("{}.log", id.generation))
+    }
+
+    /// Directory of a named volume. `name` has passed [`is_volume_name`].
+    pub fn volume(&self, service: &ServiceName, name: &str) -> PathBuf {
+        self.state_dir.join("volumes").join(service.as_str()).join(name)
+    }
+}
+
+/// Whether a named volume's name is safe as a file name.
+pub(super) fn is_volume_name(name: &str) -> bool {
+    name.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && name.len() <= 255
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-'))
+}
+
+/// The files in a container's directory below `run_dir`.
+#[derive(Debug, Clone)]
+pub(super) struct RunFiles {
+    /// The directory itself.
+    pub dir: PathBuf,
+}
+
+impl RunFiles {
+    /// Held (flock(2)) by whoever starts or supervises the container.
+    pub fn lock(&self) -> PathBuf {
+        self.dir.join("lock")
+    }
+
+    /// What the agent asked the shim to start.
+    pub fn launch(&self) -> PathBuf {
+        self.dir.join("launch.json")
+    }
+
+    /// Which process the shim is.
+    pub fn shim(&self) -> PathBuf {
+        self.dir.join("shim.json")
+    }
+
+    /// What the shim itself had to say; empty when all is well.
+    pub fn shim_log(&self) -> PathBuf {
+        self.dir.join("shim.log")
+    }
+
+    /// Which process the container's first one is.
+    pub fn record(&self) -> PathBuf {
+        self.dir.join("run.json")
+    }
+
+    /// How it ended.
+    pub fn exit(&self) -> PathBuf {
+        self.dir.join("exit.json")
+    }
+
+    /// OCI bundle: `config.json`.
+    pub fn bundle(&self) -> PathBuf {
+        self.dir.join("bundle")
+    }
+
+    /// State of the OCI runtime, one directory a container.
+    pub fn runtime(&self) -> PathBuf {
+        self.dir.join("oci")
+    }
+
+    /// The pipe behind the container's stdout or stderr.
+    pub fn fifo(&self, stream: &str) -> PathBuf {
+        self.dir.join(stream)
+    }
+
+    /// The container's id, read back from the directory's name.
+    pub fn id_of(dir: &Path) -> Option<InstanceId> {
+        dir.file_name()?.to_str()?.parse().ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_volume_name;
+
+    #[test]
+    fn volume_names_never_leave_their_directory() {
+        for good in ["data", "a.b-c_d", "9"] {
+            assert!(is_volume_name(good), "{good}");
+        }
+        for bad in ["", ".", "..", "a/b", "-x", ".hidden", &"x".repeat(256)] {
+            assert!(!is_volume_name(bad), "{bad}");
+        }
+    }
+}

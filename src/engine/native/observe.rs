@@ -1,0 +1,106 @@
+//! What exists under this instance's name: reads small files and asks the kernel; decides nothing.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use super::NativeEngine;
+use super::launch::Launch;
+use super::layout::RunFiles;
+use super::record::{self, ExitRecord, PidFd, RunRecord, boot_id};
+use super::{lock, start};
+use crate::engine::{ContainerState, EngineError, Exit, ObservedContainer};
+use crate::types::{InstanceId, Reason, Timestamp};
+
+/// How long a shim may take from the end of its container to the record of it.
+const RECORDING: Duration = Duration::from_secs(2);
+
+/// Everything of this instance, from its directories, its cgroups and its networks.
+pub(super) fn observe(engine: &NativeEngine) -> Result<Vec<ObservedContainer>, EngineError> {
+    let mut ids: BTreeSet<InstanceId> = engine.cgroups.list();
+    for dir in [engine.layout.states(), engine.layout.runs()] {
+        ids.extend(names(&dir).map_err(|error| {
+            EngineError::new(Reason::StorageIo, format!("{} cannot be read", dir.display()), error)
+        })?);
+    }
+    ids.extend(engine.network.attached()?);
+    let boot = this_boot()?;
+    Ok(ids.into_iter().map(|id| observe_one(engine, id, &boot)).collect())
+}
+
+/// This boot's name, as the engine's error.
+pub(super) fn this_boot() -> Result<String, EngineError> {
+    boot_id().map_err(|error| EngineError::new(Reason::Internal, "the boot id cannot be read", error))
+}
+
+fn names(dir: &Path) -> std::io::Result<Vec<InstanceId>> {
+    match fs::read_dir(dir) {
+        Ok(entries) => Ok(entries.filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok()).collect()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(error),
+    }
+}
+
+fn observe_one(engine: &NativeEngine, id: InstanceId, boot: &str) -> ObservedContainer {
+    let run = engine.layout.run(&id);
+    let state = state(&run, boot);
+    if matches!(state, ContainerState::Running { .. }) && !lock::is_held(&run) {
+        // Its shim has died: without one its output would soon fill the pipe and block it. A failure here is no news;
+        // the next look tries again.
+        let _ = start::adopt(engine, &id);
+    }
+    ObservedContainer { address: address(&run), id, state }
+}
+
+/// The address that it has or, where it never ran, was to have.
+pub(super) fn address(run: &RunFiles) -> Option<Ipv4Addr> {
+    let ran = record::read::<RunRecord>(&run.record()).map(|record| record.address);
+    ran.or_else(|| record::read::<Launch>(&run.launch()).map(|launch| launch.address))
+}
+
+/// The container's first process, if it is proven to run.
+pub(super) fn running(run: &RunFiles, boot: &str) -> Option<(RunRecord, PidFd)> {
+    let record: RunRecord = record::read(&run.record())?;
+    let process = record.init.open(boot)?;
+    Some((record, process))
+}
+
+/// What a container does, from its records.
+pub(super) fn state(run: &RunFiles, boot: &str) -> ContainerState {
+    let end = Instant::now() + RECORDING;
+    loop {
+        // Before the records: a shim that lets go has written all it will write.
+        let supervised = lock::is_held(run);
+        if let Some((record, _)) = running(run, boot) {
+            return ContainerState::Running { pid: record.init.pid, started_at: record.started_at };
+        }
+        if let Some(record) = record::read::<ExitRecord>(&run.exit()).filter(|r| r.boot_id == boot) {
+            return ContainerState::Exited(record.exit);
+        }
+        let ran = record::read::<RunRecord>(&run.record()).is_some_and(|r| r.init.boot_id == boot);
+        if !ran {
+            return ContainerState::Remains;
+        }
+        if !supervised {
+            return unseen_end(run, boot);
+        }
+        if Instant::now() >= end {
+            return ContainerState::Exited(unseen());
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+fn unseen() -> Exit {
+    Exit { code: None, signal: None, oom_killed: false, at: Timestamp::now() }
+}
+
+/// It ran in this boot, runs no more, and its shim did not live to tell. Written down, so that every later look gives
+/// the same answer.
+fn unseen_end(run: &RunFiles, boot: &str) -> ContainerState {
+    let exit = unseen();
+    let _ = record::write(&run.exit(), &ExitRecord { boot_id: boot.to_owned(), exit: exit.clone() });
+    ContainerState::Exited(exit)
+}

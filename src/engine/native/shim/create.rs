@@ -1,0 +1,173 @@
+//! Making the container: root, mounts, configuration, process. What was made by a start that fails is unmade here, as
+//! far as it is processes and cgroups; the files wait for the agent's removal.
+
+use std::fs::{self, File};
+use std::io::{self, Read as _};
+use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::os::unix::fs::fchown;
+use std::time::Duration;
+
+use libcontainer::container::Container;
+use libcontainer::container::builder::ContainerBuilder;
+use libcontainer::syscall::syscall::SyscallType;
+use nix::fcntl::OFlag;
+use nix::sys::stat::Mode;
+use nix::sys::wait::waitpid;
+use nix::unistd::{Pid, mkfifo, pipe2};
+
+use super::super::cgroup::Cgroups;
+use super::super::launch::Launch;
+use super::super::layout::RunFiles;
+use super::super::record::{self, ProcessId, RunRecord};
+use super::super::user::{self, Identity};
+use super::super::{in_root, spec};
+use super::program::Program;
+use super::supervise::Supervised;
+use super::{open_reader, rootfs, volumes};
+use crate::engine::EngineError;
+use crate::engine::native::log::Stream;
+use crate::types::{Reason, Timestamp};
+
+/// Longest message taken from a program that could not be executed.
+const MAX_MESSAGE: u64 = 4096;
+
+/// Makes and starts the container; its program has been executed when this returns.
+pub(super) fn create(run: &RunFiles, launch: Launch) -> Result<Supervised, EngineError> {
+    let id = launch.id.clone();
+    let failed = |what: &str, error: io::Error| start_failed(&format!("{id}: {what}"), error);
+    let cgroups = Cgroups::detect(&launch.layout.instance).map_err(|e| failed("cgroups", e))?;
+    // The unit's KillMode=process keeps the shim alive too, so a host where this is forbidden is no reason to fail.
+    let _ = cgroups.adopt_self();
+
+    let state = launch.layout.state(&id);
+    let root = rootfs::mount_overlay(&state, &launch.layers)
+        .map_err(|e| failed("the image's layers cannot be mounted", e))?;
+    let root_dir = File::open(&root).map_err(|e| failed("its root cannot be opened", e))?;
+    let identity = user::look_up(&root_dir, &launch.user)
+        .map_err(|message| EngineError::plain(Reason::StartFailed, format!("{id}: {message}")))?;
+    // As Docker does: the working directory of an image need not exist in it.
+    in_root::create_dir_all(&root_dir, &launch.cwd)
+        .map_err(|e| failed(&format!("working directory {}", launch.cwd.display()), e))?;
+    let binds = volumes::prepare(&launch, root_dir.as_fd())?;
+    drop(root_dir);
+
+    let file_limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
+    let around = spec::Surroundings {
+        rootfs: &root,
+        identity: &identity,
+        binds: &binds,
+        file_limit: file_limit.unwrap_or(u64::MAX),
+        v1_cgroups: &cgroups.v1_names(),
+    };
+    let config = spec::config(&launch, &around);
+    fs::create_dir_all(run.bundle())
+        .and_then(|()| fs::create_dir_all(run.runtime()))
+        .and_then(|()| record::write(&run.bundle().join("config.json"), &config))
+        .map_err(|e| failed("its configuration cannot be written", e))?;
+
+    let outputs = Outputs::open(run, &identity).map_err(|e| failed("its outputs", e))?;
+    let undo = || {
+        let _ = cgroups.remove(&id, Duration::from_secs(5));
+        rootfs::unmount(&state);
+    };
+    let (container, mut failure, readers) = build(run, &launch, outputs).inspect_err(|_| undo())?;
+    let pid = container.pid().map(|pid| pid.as_raw()).unwrap_or_default();
+    match run_program(run, &launch, container, pid, &mut failure) {
+        Ok(record) => Supervised::child(launch, &record, readers).map_err(|e| failed("pidfd", e)),
+        Err(error) => {
+            cgroups.kill(&id);
+            let _ = waitpid(Pid::from_raw(pid), None);
+            undo();
+            Err(EngineError { what: format!("{id}: {}", error.what), ..error })
+        }
+    }
+}
+
+/// The container's stdout and stderr: named pipes, which another shim can open again after a crash of this one. The
+/// container has them open for reading too, so that it is not killed by SIGPIPE in between.
+struct Outputs {
+    readers: [File; 2],
+    writers: [File; 2],
+}
+
+impl Outputs {
+    fn open(run: &RunFiles, identity: &Identity) -> io::Result<Self> {
+        let one = |stream: Stream| -> io::Result<(File, File)> {
+            let path = run.fifo(&stream.to_string());
+            mkfifo(&path, Mode::S_IRUSR | Mode::S_IWUSR)?;
+            let reader = open_reader(&path)?;
+            let writer = File::options().read(true).write(true).open(&path)?;
+            // A program that is not root opens /dev/stdout anew, by name.
+            fchown(&writer, Some(identity.uid), Some(identity.gid))?;
+            Ok((reader, writer))
+        };
+        let (out, err) = (one(Stream::Stdout)?, one(Stream::Stderr)?);
+        Ok(Self { readers: [out.0, err.0], writers: [out.1, err.1] })
+    }
+}
+
+/// Has libcontainer make the container up to, but without, the execution of its program. Gives back the pipe on which
+/// the failure of that execution would be told.
+fn build(
+    run: &RunFiles,
+    launch: &Launch,
+    outputs: Outputs,
+) -> Result<(Container, File, [File; 2]), EngineError> {
+    let failed = |what: &str, error: io::Error| start_failed(&format!("{}: {what}", launch.id), error);
+    let (failure, writer) = pipe2(OFlag::O_CLOEXEC).map_err(|e| failed("pipe", e.into()))?;
+    let null = File::open("/dev/null").map_err(|e| failed("/dev/null", e))?;
+    let [stdout, stderr] = outputs.writers;
+    let container = ContainerBuilder::new(launch.id.to_string(), SyscallType::Linux)
+        .with_root_path(run.runtime())
+        .map(|builder| {
+            builder
+                .with_executor(Program { failure: writer.as_raw_fd() })
+                .with_stdin(null)
+                .with_stdout(stdout)
+                .with_stderr(stderr)
+                .as_init(run.bundle())
+                .with_systemd(false)
+                .with_detach(true)
+        })
+        .and_then(|builder| builder.build())
+        .map_err(|error| start_failed(&format!("{}: the container cannot be made", launch.id), error))?;
+    // Only the container has it open now, until it executes its program.
+    drop(writer);
+    Ok((container, failure.into(), outputs.readers))
+}
+
+/// Lets the program run, then writes the record: what has a record was executed. A shim that dies in between leaves
+/// remains, which a removal ends by their cgroup.
+fn run_program(
+    run: &RunFiles,
+    launch: &Launch,
+    mut container: Container,
+    pid: i32,
+    failure: &mut File,
+) -> Result<RunRecord, EngineError> {
+    container.start().map_err(|error| start_failed("it cannot be started", error))?;
+    let mut message = String::new();
+    // Ends when the program is executed, or with the process.
+    let told = failure.take(MAX_MESSAGE).read_to_string(&mut message);
+    told.map_err(|error| start_failed("its program", error))?;
+    if !message.is_empty() {
+        return Err(EngineError::plain(Reason::StartFailed, message));
+    }
+    ProcessId::of(pid)
+        .map(|init| RunRecord { init, started_at: Timestamp::now(), address: launch.address })
+        .and_then(|record| record::write(&run.record(), &record).map(|()| record))
+        .map_err(|error| start_failed("its record cannot be written", error))
+}
+
+fn start_failed(what: &str, error: impl std::error::Error + Send + Sync + 'static) -> EngineError {
+    // The library wraps the kernel's answer several times over.
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&error);
+    let mut full = false;
+    while let Some(error) = cause {
+        full |= error
+            .downcast_ref::<io::Error>()
+            .is_some_and(|error| matches!(error.raw_os_error(), Some(nix::libc::ENOSPC | nix::libc::EDQUOT)));
+        cause = error.source();
+    }
+    EngineError::new(if full { Reason::DiskSpace } else { Reason::StartFailed }, what, error)
+}

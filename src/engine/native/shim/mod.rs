@@ -1,0 +1,148 @@
+//! The shim: one small process a container, `gitopsd internal-shim DIR`. It makes the container, keeps what it writes,
+//! sees how it ends, and outlives the agent.
+//!
+//! It is synchronous and single-threaded, because libcontainer forks and runs code in between (`chdir`, allocation):
+//! call [`main`] before any thread exists. Its standard input is the container's lock, its standard output the pipe on
+//! which it reports once, its standard error `shim.log`.
+
+mod create;
+mod program;
+mod rootfs;
+mod supervise;
+mod volumes;
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::Write as _;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::process::ExitCode;
+
+use nix::sys::signal::{SigHandler, Signal, signal};
+use nix::unistd::{ForkResult, fork, setsid};
+
+use super::layout::RunFiles;
+use super::record::{self, PidFd, ProcessId, RunRecord, boot_id};
+use super::{launch, seal};
+use crate::engine::EngineError;
+use crate::types::Reason;
+
+pub(super) use program::Program;
+
+/// Name of the subcommand.
+pub(super) const COMMAND: &str = "internal-shim";
+
+/// Makes the container that `launch.json` describes, then supervises it.
+pub(super) const START: &str = "start";
+/// Takes over the supervision of a container whose shim has died.
+pub(super) const ADOPT: &str = "adopt";
+
+/// Runs the shim. `args` are those after the subcommand: directory, [`START`] or [`ADOPT`], and once more `sealed`
+/// when it has executed itself again from a read-only mount.
+pub fn main(args: &[OsString]) -> ExitCode {
+    let [dir, mode, rest @ ..] = args else { return ExitCode::from(64) };
+    let run = RunFiles { dir: dir.into() };
+    let (Some(_), Some(mode @ (START | ADOPT))) = (RunFiles::id_of(&run.dir), mode.to_str()) else {
+        return ExitCode::from(64);
+    };
+    if rest.is_empty() {
+        return detach(dir, mode);
+    }
+    match take_over_descriptors() {
+        Ok((lock, report)) => work(&run, mode, lock, report),
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+/// Leaves the agent's session and process tree, so that its end is not ours.
+fn detach(dir: &OsString, mode: &str) -> ExitCode {
+    // SAFETY: no thread exists in this process, so the child may do all that the parent may.
+    match unsafe { fork() } {
+        Ok(ForkResult::Parent { .. }) => return ExitCode::SUCCESS,
+        Ok(ForkResult::Child) => {}
+        Err(error) => return fail_early("the shim cannot fork", error.into()),
+    }
+    if let Err(error) = setsid() {
+        return fail_early("the shim cannot begin a session", error.into());
+    }
+    // The agent's unit may have set another one; files made in a container's root are to have their usual modes.
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
+    let error = seal::execute_again(&[COMMAND.as_ref(), dir, mode.as_ref(), "sealed".as_ref()]);
+    fail_early("the shim cannot execute itself from a read-only mount", error)
+}
+
+/// Reports before the descriptors have been put in order.
+fn fail_early(what: &str, error: std::io::Error) -> ExitCode {
+    let error = EngineError::new(Reason::StartFailed, what, error);
+    if let Ok(mut line) = serde_json::to_vec(&launch::Report::Failed(error.to_refusal())) {
+        line.push(b'\n');
+        let _ = std::io::stdout().write_all(&line);
+    }
+    ExitCode::FAILURE
+}
+
+/// Moves lock and report pipe off the standard descriptors, where the container would inherit them.
+fn take_over_descriptors() -> std::io::Result<(OwnedFd, File)> {
+    use rustix::io::fcntl_dupfd_cloexec;
+    let lock = fcntl_dupfd_cloexec(std::io::stdin(), 3)?;
+    let report = fcntl_dupfd_cloexec(std::io::stdout(), 3)?;
+    let null = File::options().read(true).write(true).open("/dev/null")?;
+    nix::unistd::dup2_stdin(&null)?;
+    nix::unistd::dup2_stdout(&null)?;
+    Ok((lock, report.into()))
+}
+
+fn work(run: &RunFiles, mode: &str, lock: OwnedFd, mut report: File) -> ExitCode {
+    let _ = nix::sys::prctl::set_name(c"gitopsd-shim");
+    for ignored in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+        // A host that shuts down asks every process to end; the shim ends when its container has.
+        // SAFETY: SIG_IGN runs no code of ours.
+        let _ = unsafe { signal(ignored, SigHandler::SigIgn) };
+    }
+    let started = begin(run, mode);
+    let message = match &started {
+        Ok(_) => launch::Report::Started,
+        Err(error) => launch::Report::Failed(error.to_refusal()),
+    };
+    if let Ok(mut line) = serde_json::to_vec(&message) {
+        line.push(b'\n');
+        // The agent may be gone; the container is there all the same.
+        let _ = report.write_all(&line);
+    }
+    drop(report);
+    let code = match started {
+        Ok(container) => supervise::supervise(run, container),
+        Err(_) => ExitCode::FAILURE,
+    };
+    // Given back by the end of this process and not before: who finds the lock free finds no shim either.
+    std::mem::forget(lock);
+    code
+}
+
+fn begin(run: &RunFiles, mode: &str) -> Result<supervise::Supervised, EngineError> {
+    let failed = |what: &str| format!("{}: {what}", run.dir.display());
+    let me = ProcessId::of(std::process::id().cast_signed())
+        .and_then(|me| record::write(&run.shim(), &me))
+        .map_err(|error| EngineError::new(Reason::StartFailed, failed("shim.json cannot be written"), error));
+    me?;
+    let launch: launch::Launch = record::read(&run.launch())
+        .ok_or_else(|| EngineError::plain(Reason::StartFailed, failed("launch.json cannot be read")))?;
+    if mode == START {
+        return create::create(run, launch);
+    }
+    let init = adoptable(run).ok_or_else(|| {
+        EngineError::plain(Reason::StartFailed, failed("nothing runs that could be adopted"))
+    })?;
+    supervise::Supervised::adopt(run, launch, init)
+        .map_err(|error| EngineError::new(Reason::StartFailed, failed("it cannot be adopted"), error))
+}
+
+fn adoptable(run: &RunFiles) -> Option<PidFd> {
+    record::read::<RunRecord>(&run.record())?.init.open(&boot_id().ok()?)
+}
+
+/// Opens the reading end of the pipe behind one of the container's outputs.
+fn open_reader(path: &Path) -> std::io::Result<File> {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    File::options().read(true).custom_flags(nix::libc::O_NONBLOCK).open(path)
+}

@@ -1,0 +1,52 @@
+//! The container's root: the image's layers below, its own writable layer on top, in the shim's mount namespace.
+//!
+//! Source: Linux Documentation/filesystems/overlayfs.rst.
+
+use std::fs::{self, Permissions};
+use std::io;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown, symlink};
+use std::path::{Path, PathBuf};
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+
+/// Mounts the layers (lowest first) and gives back the mount point, below the container's state directory.
+///
+/// The layers are named by short links relative to the working directory: the mount options of 127 layers with their
+/// full names would not fit the one page that mount(2) takes, and a `:` or `,` in a path would need escapes.
+pub(super) fn mount_overlay(state: &Path, layers: &[PathBuf]) -> io::Result<PathBuf> {
+    let links = state.join("l");
+    let _ = fs::remove_dir_all(&links);
+    for dir in ["l", "upper", "work", "rootfs"] {
+        fs::create_dir_all(state.join(dir))?;
+    }
+    let mut names = Vec::with_capacity(layers.len());
+    for (number, layer) in layers.iter().enumerate() {
+        if !layer.is_dir() {
+            return Err(io::Error::other(format!("layer {} is not there", layer.display())));
+        }
+        symlink(layer, links.join(number.to_string()))?;
+        names.push(format!("l/{number}"));
+    }
+    if let Some(top) = layers.last() {
+        // The root directory itself takes its owner and mode from the writable layer.
+        let model = fs::metadata(top)?;
+        let upper = state.join("upper");
+        chown(&upper, Some(model.uid()), Some(model.gid()))?;
+        fs::set_permissions(&upper, Permissions::from_mode(model.mode() & 0o7777))?;
+    }
+    names.reverse();
+    std::env::set_current_dir(state)?;
+    // index and metacopy off: whatever the host's kernel was built with, layers stay plain directories.
+    let options = format!("lowerdir={},upperdir=upper,workdir=work,index=off,metacopy=off", names.join(":"));
+    let mounted =
+        mount(Some("overlay"), "rootfs", Some("overlay"), MsFlags::MS_NODEV, Some(options.as_str()));
+    std::env::set_current_dir("/")?;
+    mounted?;
+    Ok(state.join("rootfs"))
+}
+
+/// Takes the root away again, once nothing runs in it.
+pub(super) fn unmount(state: &Path) {
+    // The namespace ends with the shim in any case; this only makes it sooner.
+    let _ = umount2(&state.join("rootfs"), MntFlags::MNT_DETACH);
+}

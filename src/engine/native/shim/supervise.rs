@@ -1,0 +1,170 @@
+//! The shim's long part: carry the container's output to its log, see it end, write down how, and go.
+
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::os::fd::AsFd as _;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use rustix::process::{WaitId, WaitIdOptions, waitid};
+
+use super::super::cgroup::Cgroups;
+use super::super::launch::Launch;
+use super::super::layout::RunFiles;
+use super::super::log::{Journal, LogFile, SOCKET, Splitter, Stream};
+use super::super::record::{self, ExitRecord, PidFd, RunRecord, boot_id};
+use super::{open_reader, rootfs};
+use crate::engine::Exit;
+use crate::types::Timestamp;
+
+/// Bytes read at once; the most that waits in memory.
+const CHUNK: usize = 64 << 10;
+/// Most chunks read from each output after the end: what was in the pipe, and no more.
+const LAST_CHUNKS: usize = 16;
+
+/// A running container and what its shim needs for it.
+pub(super) struct Supervised {
+    launch: Launch,
+    init: PidFd,
+    /// Whether its first process is our child; only then does the kernel tell us how it ended.
+    child: bool,
+    outputs: [Output; 2],
+    buffer: Vec<u8>,
+    log: LogFile,
+    journal: Journal,
+}
+
+struct Output {
+    stream: Stream,
+    pipe: File,
+    splitter: Splitter,
+    open: bool,
+}
+
+impl Supervised {
+    /// A container that this process has just made.
+    pub fn child(launch: Launch, record: &RunRecord, readers: [File; 2]) -> io::Result<Self> {
+        let init = PidFd::of_child(record.init.pid)?;
+        Ok(Self::new(launch, init, true, readers))
+    }
+
+    /// A container whose shim has died.
+    pub fn adopt(run: &RunFiles, launch: Launch, init: PidFd) -> io::Result<Self> {
+        let reader = |stream: Stream| open_reader(&run.fifo(&stream.to_string()));
+        let readers = [reader(Stream::Stdout)?, reader(Stream::Stderr)?];
+        Ok(Self::new(launch, init, false, readers))
+    }
+
+    fn new(launch: Launch, init: PidFd, child: bool, readers: [File; 2]) -> Self {
+        let [out, err] = readers;
+        let output = |stream, pipe| Output { stream, pipe, splitter: Splitter::default(), open: true };
+        let generation = launch.id.generation.to_string();
+        let journal = Journal::new(
+            Path::new(SOCKET),
+            &[
+                ("SYSLOG_IDENTIFIER", launch.id.service.as_str()),
+                ("GITOPSD_SERVICE", launch.id.service.as_str()),
+                ("GITOPSD_GENERATION", &generation),
+                ("GITOPSD_IMAGE", &launch.image),
+                ("GITOPSD_COMMIT", &launch.commit),
+            ],
+        );
+        let log = LogFile::new(&launch.layout.log(&launch.id));
+        Self {
+            init,
+            child,
+            outputs: [output(Stream::Stdout, out), output(Stream::Stderr, err)],
+            buffer: vec![0; CHUNK],
+            log,
+            journal,
+            launch,
+        }
+    }
+
+    /// Waits for output or for the end; `true` = it has ended.
+    fn wait(&mut self) -> bool {
+        let mut waiting = vec![PollFd::new(self.init.as_fd(), PollFlags::POLLIN)];
+        for output in self.outputs.iter().filter(|output| output.open) {
+            waiting.push(PollFd::new(output.pipe.as_fd(), PollFlags::POLLIN));
+        }
+        // An interrupted call reports nothing, and the loop comes back.
+        let _ = poll(&mut waiting, PollTimeout::NONE);
+        waiting.first().is_some_and(|init| init.any() == Some(true))
+    }
+
+    /// Moves one chunk of each output to the log; `false` when there was nothing.
+    fn pump(&mut self) -> bool {
+        let mut any = false;
+        for output in self.outputs.iter_mut().filter(|output| output.open) {
+            match output.pipe.read(&mut self.buffer) {
+                // Nobody has the writing end any more.
+                Ok(0) => output.open = false,
+                Ok(length) => {
+                    any = true;
+                    let at = Timestamp::now().to_string();
+                    let (stream, log, journal) = (output.stream, &mut self.log, &mut self.journal);
+                    let bytes = self.buffer.get(..length).unwrap_or_default();
+                    output.splitter.feed(bytes, |piece| {
+                        log.push(&at, stream, &piece);
+                        journal.send(stream, &piece);
+                    });
+                    self.log.flush();
+                }
+                Err(error)
+                    if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+                Err(_) => output.open = false,
+            }
+        }
+        any
+    }
+
+    fn finish_log(&mut self) {
+        for _ in 0..LAST_CHUNKS {
+            if !self.pump() {
+                break;
+            }
+        }
+        let at = Timestamp::now().to_string();
+        for output in &mut self.outputs {
+            let (stream, log, journal) = (output.stream, &mut self.log, &mut self.journal);
+            output.splitter.finish(|piece| {
+                log.push(&at, stream, &piece);
+                journal.send(stream, &piece);
+            });
+        }
+        self.log.flush();
+    }
+
+    fn status(&self) -> (Option<i32>, Option<i32>) {
+        if !self.child {
+            return (None, None);
+        }
+        match waitid(WaitId::PidFd(self.init.as_fd()), WaitIdOptions::EXITED) {
+            Ok(Some(status)) => (status.exit_status(), status.terminating_signal()),
+            _ => (None, None),
+        }
+    }
+}
+
+/// Stays until the container has ended and all about it is written down.
+pub(super) fn supervise(run: &RunFiles, mut container: Supervised) -> ExitCode {
+    // Without the right to (CAP_SYS_RESOURCE) the shim goes with the rest when memory runs out, and can be replaced.
+    let _ = std::fs::write("/proc/self/oom_score_adj", "-999");
+    while !container.wait() {
+        container.pump();
+    }
+    let (code, signal) = container.status();
+    container.finish_log();
+    let id = &container.launch.id;
+    let cgroups = Cgroups::detect(&container.launch.layout.instance);
+    let oom_killed = cgroups.as_ref().is_ok_and(|cgroups| cgroups.oom_kills(id) > 0);
+    let exit = Exit { code, signal, oom_killed, at: Timestamp::now() };
+    let written = boot_id().and_then(|boot_id| record::write(&run.exit(), &ExitRecord { boot_id, exit }));
+    if let Ok(cgroups) = cgroups {
+        let _ = cgroups.remove(id, Duration::from_secs(5));
+    }
+    rootfs::unmount(&container.launch.layout.state(id));
+    if written.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}

@@ -1,0 +1,123 @@
+//! What of the host is seen in the container: named volumes, directories and files of the host, and the generated
+//! files of `/etc`.
+
+use std::fs::{self, File, Permissions};
+use std::io;
+use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _, fchown};
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, OpenHow, ResolveFlag, openat2};
+use nix::mount::{MsFlags, mount};
+use nix::sys::stat::{SFlag, fstatat};
+use nix::unistd::{UnlinkatFlags, unlinkat};
+
+use super::super::launch::Launch;
+use super::super::spec::BindMount;
+use super::super::{etc_files, in_root};
+use crate::engine::EngineError;
+use crate::types::{Reason, VolumeMount, VolumeSource};
+
+/// Prepares every mount of the container. `root` is its root directory.
+pub(super) fn prepare(launch: &Launch, root: BorrowedFd<'_>) -> Result<Vec<BindMount>, EngineError> {
+    clear_dangling_links(root);
+    let state = launch.layout.state(&launch.id);
+    let mut mounts: Vec<_> = etc_files::NAMES
+        .iter()
+        .map(|name| BindMount {
+            source: state.join(name),
+            target: Path::new("/etc").join(name),
+            read_only: false,
+        })
+        .collect();
+    for (number, volume) in launch.volumes.iter().enumerate() {
+        let source = match &volume.source {
+            VolumeSource::Named(name) => {
+                let dir = launch.layout.volume(&launch.id.service, name);
+                make_named(&dir, root, &volume.target).map(|()| dir)
+            }
+            VolumeSource::Bind(path) => {
+                let staged = state.join("mounts").join(number.to_string());
+                open_source(path).and_then(|source| stage(&source, &staged)).map(|()| staged)
+            }
+        };
+        let source = source.map_err(|error| {
+            EngineError::new(Reason::StartFailed, format!("{}: {}", launch.id, describe(volume)), error)
+        })?;
+        mounts.push(BindMount { source, target: volume.target.clone(), read_only: volume.read_only });
+    }
+    Ok(mounts)
+}
+
+fn describe(volume: &VolumeMount) -> String {
+    match &volume.source {
+        VolumeSource::Named(name) => format!("named volume `{name}` cannot be made"),
+        VolumeSource::Bind(path) => format!("bind source {} cannot be used", path.display()),
+    }
+}
+
+/// Makes the directory of a named volume. A new one takes owner and mode from the directory it covers, so that an
+/// image which prepared that directory for its user can write to it.
+fn make_named(dir: &Path, root: BorrowedFd<'_>, target: &Path) -> io::Result<()> {
+    if let Some(parent) = dir.parent() {
+        // Root's alone on the host: what is in a volume is its service's business.
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
+    }
+    match fs::create_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
+        other => other?,
+    }
+    let Ok(covered) = in_root::open(root, target, OFlag::O_RDONLY | OFlag::O_DIRECTORY) else {
+        return Ok(());
+    };
+    let model = File::from(covered).metadata()?;
+    let made = File::open(dir)?;
+    fchown(&made, Some(model.uid()), Some(model.gid()))?;
+    made.set_permissions(Permissions::from_mode(model.mode() & 0o7777))
+}
+
+/// Opens a path of the host without following any symbolic link: with one, a container that may write to an allowed
+/// directory could point another service's mount outside of it.
+fn open_source(path: &Path) -> io::Result<OwnedFd> {
+    let how = OpenHow::new()
+        .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
+        .resolve(ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+    openat2(AT_FDCWD, path, how).map_err(|error| match error {
+        Errno::ENOENT => io::Error::new(io::ErrorKind::NotFound, "it does not exist on this host"),
+        Errno::ELOOP => io::Error::other("it passes through a symbolic link; name the real path"),
+        other => other.into(),
+    })
+}
+
+/// Binds what was opened to a place of our own, so that the runtime, which takes paths, sees that very file.
+fn stage(source: &OwnedFd, staged: &Path) -> io::Result<()> {
+    let name = format!("/proc/self/fd/{}", source.as_raw_fd());
+    if let Some(parent) = staged.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    if fs::metadata(&name)?.is_dir() {
+        fs::create_dir_all(staged)?;
+    } else {
+        File::create(staged)?;
+    }
+    let none: Option<&str> = None;
+    mount(Some(name.as_str()), staged, none, MsFlags::MS_BIND | MsFlags::MS_REC, none)?;
+    // What the host mounts below it later would come in without `ro` and `nodev`.
+    mount(none, staged, none, MsFlags::MS_PRIVATE | MsFlags::MS_REC, none)?;
+    Ok(())
+}
+
+/// Takes links that lead nowhere out of the way of the generated files: images of whole systems have
+/// `/etc/resolv.conf` point to a file that only their own services would make.
+fn clear_dangling_links(root: BorrowedFd<'_>) {
+    let Ok(etc) = in_root::open(root, Path::new("/etc"), OFlag::O_PATH | OFlag::O_DIRECTORY) else { return };
+    for name in etc_files::NAMES {
+        let link = fstatat(&etc, name, AtFlags::AT_SYMLINK_NOFOLLOW)
+            .is_ok_and(|stat| SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFLNK);
+        if link && in_root::open(root, &Path::new("/etc").join(name), OFlag::O_PATH).is_err() {
+            // Failing that, the mount fails and says so.
+            let _ = unlinkat(&etc, name, UnlinkatFlags::NoRemoveDir);
+        }
+    }
+}

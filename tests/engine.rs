@@ -1,0 +1,23 @@
+//! The native engine with real containers: what a program inside sees, and what its life and death look like outside.
+//! Needs root and the package busybox-static.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "helpers of tests fail by panicking; clippy knows only the test functions themselves"
+)]
+
+#[path = "support/containers.rs"]
+mod containers;
+
+#[path = "engine/commands.rs"]
+mod commands;
+#[path = "engine/crashes.rs"]
+mod crashes;
+#[path = "engine/files.rs"]
+mod files;
+#[path = "engine/lives.rs"]
+mod lives;
+#[path = "engine/world.rs"]
+mod world;

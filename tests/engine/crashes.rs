@@ -1,0 +1,220 @@
+//! What happens when the agent or a shim dies, and what is believed of what they left.
+
+use std::fs;
+use std::time::Duration;
+
+use gitopsd::engine::{ContainerState, Engine};
+use gitopsd::types::InstanceId;
+
+use crate::containers::{self, Rig, wait_for};
+
+#[test]
+fn containers_outlive_the_agent_and_a_new_one_finds_them() {
+    let rig = Rig::new();
+    let mut agent = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "crashes::agent_child", "--ignored", "--nocapture"])
+        .env("GITOPSD_TEST_DIR", rig.dir.path())
+        .env("GITOPSD_TEST_INSTANCE", &rig.instance)
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let id: InstanceId = "shop.1".parse().unwrap();
+    rig.wait_log(&id, "tick 3");
+    agent.kill().unwrap();
+    agent.wait().unwrap();
+    let seen = rig.engine.log_tail(&id, 1000).len();
+    let pid = rig.pid(&id);
+    wait_for("more output after the agent's death", || {
+        (rig.engine.log_tail(&id, 1000).len() > seen + 3).then_some(())
+    });
+    assert_eq!(rig.pid(&id), pid);
+    rig.engine.stop(&id, Duration::from_secs(10)).unwrap();
+    assert_eq!(rig.wait_exit(&id).code, Some(9));
+}
+
+#[test]
+fn an_agent_killed_in_the_middle_of_a_start_is_followed_by_one_that_finishes_it() {
+    let rig = Rig::new();
+    let id: InstanceId = "shop.1".parse().unwrap();
+    let request = containers::script_request(rig.dir.path(), "shop.1", AGENT_SCRIPT);
+    for delay in [5, 15, 25, 30, 35, 40, 45, 50, 60] {
+        let mut agent = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "crashes::agent_child", "--ignored", "--nocapture"])
+            .env("GITOPSD_TEST_DIR", rig.dir.path())
+            .env("GITOPSD_TEST_INSTANCE", &rig.instance)
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(Duration::from_millis(delay));
+        agent.kill().unwrap();
+        agent.wait().unwrap();
+        rig.start(&request);
+        let pid = rig.pid(&id);
+        rig.start(&request);
+        assert_eq!(rig.pid(&id), pid);
+        let shims = rig.traces().iter().filter(|trace| trace.starts_with("process")).count();
+        assert_eq!(shims, 1, "killed after {delay} ms: {:?}", rig.traces());
+        rig.engine.remove(&id).unwrap();
+        assert_eq!(rig.traces(), Vec::<String>::new(), "killed after {delay} ms");
+    }
+}
+
+const AGENT_SCRIPT: &str = "trap 'exit 9' TERM; i=0; while :; do i=$((i+1)); echo tick $i; sleep 0.05; done";
+
+#[test]
+#[ignore = "a child of another test"]
+fn agent_child() {
+    let dir = std::path::PathBuf::from(std::env::var("GITOPSD_TEST_DIR").unwrap());
+    let engine = containers::engine_at(&dir, &std::env::var("GITOPSD_TEST_INSTANCE").unwrap());
+    engine.start(&containers::script_request(&dir, "shop.1", AGENT_SCRIPT)).unwrap();
+    loop {
+        std::thread::sleep(Duration::from_secs(60));
+    }
+}
+
+#[test]
+fn a_dead_shim_is_replaced_and_an_unseen_end_is_unknown() {
+    let rig = Rig::new();
+    let script = "trap 'exit 4' TERM; i=0; while :; do i=$((i+1)); echo tick $i; sleep 0.02; done";
+    let request = rig.script("shop.1", script);
+    rig.start(&request);
+    let pid = rig.pid(&request.id);
+    let shim = rig.shim_pid(&request.id);
+    kill9(shim);
+    let seen = rig.engine.log_tail(&request.id, 1000).len();
+    // Looking is enough: it runs on, its output is carried on, and what waits in the pipe is kept.
+    assert_eq!(rig.pid(&request.id), pid);
+    wait_for("output through a new shim", || {
+        (rig.engine.log_tail(&request.id, 1000).len() > seen + 3).then_some(())
+    });
+    assert_ne!(rig.shim_pid(&request.id), shim);
+    // What the dead shim had read and not yet written is lost; what waited in the pipe is not, and nothing comes twice.
+    let log = rig.engine.log_tail(&request.id, 1000);
+    let ticks: Vec<usize> =
+        log.iter().map(|line| line.strip_prefix("tick ").unwrap().parse().unwrap()).collect();
+    assert!(ticks.is_sorted_by(|a, b| a < b), "{ticks:?}");
+    assert!(ticks.last().unwrap() - ticks.len() <= 2, "{ticks:?}");
+    rig.engine.stop(&request.id, Duration::from_secs(10)).unwrap();
+    let exit = rig.wait_exit(&request.id);
+    assert_eq!((exit.code, exit.signal), (None, None), "nobody was its parent");
+    rig.engine.remove(&request.id).unwrap();
+    assert_eq!(rig.traces(), Vec::<String>::new());
+
+    // Shim and container gone at once, with nobody looking.
+    let request = rig.script("shop.2", "exec sleep 1000");
+    rig.start(&request);
+    let pid = rig.pid(&request.id);
+    kill9(rig.shim_pid(&request.id));
+    kill9(pid);
+    let exit = rig.wait_exit(&request.id);
+    assert_eq!((exit.code, exit.signal, exit.oom_killed), (None, None, false));
+    assert_eq!(rig.wait_exit(&request.id), exit, "the answer stays the same");
+    rig.engine.remove(&request.id).unwrap();
+    assert_eq!(rig.traces(), Vec::<String>::new());
+}
+
+fn kill9(pid: i32) {
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).unwrap();
+    wait_for("a killed process to go", || {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok();
+        stat.is_none_or(|stat| stat.contains(") Z ")).then_some(())
+    });
+}
+
+#[test]
+fn half_a_start_is_seen_and_can_be_removed() {
+    let rig = Rig::new();
+    let id: InstanceId = "shop.3".parse().unwrap();
+    fs::create_dir_all(rig.path("state/containers/shop.3/upper/etc")).unwrap();
+    assert_eq!(rig.state(&id), Some(ContainerState::Remains));
+    rig.engine.remove(&id).unwrap();
+    assert_eq!(rig.state(&id), None);
+    fs::create_dir_all(rig.path("run/containers/shop.3")).unwrap();
+    fs::write(rig.path("run/containers/shop.3/run.json"), "{\"init\":").unwrap();
+    assert_eq!(rig.state(&id), Some(ContainerState::Remains));
+    rig.engine.remove(&id).unwrap();
+    rig.engine.remove(&id).unwrap();
+    assert_eq!(rig.traces(), Vec::<String>::new());
+    // A start over such debris works too.
+    fs::create_dir_all(rig.path("state/containers/shop.3/rootfs")).unwrap();
+    fs::create_dir_all(rig.path("run/containers/shop.3/oci/shop.3")).unwrap();
+    assert_eq!(rig.run(&rig.script("shop.3", "echo hello")).1, ["hello"]);
+}
+
+#[test]
+fn a_shim_killed_in_the_middle_of_a_start_leaves_nothing_behind() {
+    let rig = Rig::new();
+    let request = rig.script("shop.1", "exec sleep 1000");
+    for delay in [1, 4, 8, 12, 16, 20, 25, 30] {
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                // Either answer is right: it was killed in the middle, or after all was done.
+                let _ = rig.engine.start(&request);
+            });
+            std::thread::sleep(Duration::from_millis(delay));
+            if fs::exists(rig.path("run/containers/shop.1/shim.json")).unwrap() {
+                let pid = rig.shim_pid(&request.id);
+                let _ = nix::sys::signal::kill(
+                    nix::unistd::Pid::from_raw(pid),
+                    nix::sys::signal::Signal::SIGKILL,
+                );
+            }
+        });
+        rig.engine.remove(&request.id).unwrap();
+        assert_eq!(rig.traces(), Vec::<String>::new(), "killed after {delay} ms");
+    }
+}
+
+#[test]
+fn a_record_with_a_reused_pid_is_not_believed() {
+    let rig = Rig::new();
+    let request = rig.script("shop.1", "exec sleep 1000");
+    rig.start(&request);
+    let record = rig.path("run/containers/shop.1/run.json");
+    let genuine = fs::read_to_string(&record).unwrap();
+    rig.engine.remove(&request.id).unwrap();
+
+    let mut victim = std::process::Command::new("/bin/sleep").arg("1000").spawn().unwrap();
+    let mut value: serde_json::Value = serde_json::from_str(&genuine).unwrap();
+    value["init"]["pid"] = victim.id().into();
+    fs::create_dir_all(record.parent().unwrap()).unwrap();
+    fs::write(&record, value.to_string()).unwrap();
+    assert!(matches!(rig.state(&request.id), Some(ContainerState::Exited(_))));
+    rig.engine.stop(&request.id, Duration::ZERO).unwrap();
+    rig.engine.remove(&request.id).unwrap();
+    assert!(victim.try_wait().unwrap().is_none(), "a stranger's process was killed");
+
+    // The same pid and start time from before a reboot.
+    let stat = fs::read_to_string(format!("/proc/{}/stat", victim.id())).unwrap();
+    let start_time: u64 = stat.rsplit_once(") ").unwrap().1.split(' ').nth(19).unwrap().parse().unwrap();
+    value["init"]["start_time"] = start_time.into();
+    value["init"]["boot_id"] = "00000000-0000-0000-0000-000000000000".into();
+    fs::create_dir_all(record.parent().unwrap()).unwrap();
+    fs::write(&record, value.to_string()).unwrap();
+    assert_eq!(rig.state(&request.id), Some(ContainerState::Remains));
+    rig.engine.remove(&request.id).unwrap();
+    assert!(victim.try_wait().unwrap().is_none(), "a stranger's process was killed");
+    victim.kill().unwrap();
+    victim.wait().unwrap();
+}
+
+#[test]
+fn the_program_on_disk_is_out_of_reach() {
+    use std::os::fd::AsRawFd as _;
+    let rig = Rig::new();
+    // A program file that nobody else executes, as a running one cannot be written to in any case.
+    let program = rig.path("gitopsd");
+    containers::copy_program(env!("CARGO_BIN_EXE_gitopsd"), &program);
+    let engine = containers::engine_with(rig.dir.path(), &rig.instance, &program);
+    let request = rig.script("shop.1", "exec sleep 1000");
+    engine.start(&request).unwrap();
+    let held = fs::File::open(format!("/proc/{}/exe", rig.shim_pid(&request.id))).unwrap();
+    engine.remove(&request.id).unwrap();
+    let again = format!("/proc/self/fd/{}", held.as_raw_fd());
+    wait_for("the end of the program", || {
+        let error = fs::OpenOptions::new().write(true).open(&again).unwrap_err();
+        (error.raw_os_error() == Some(nix::libc::EROFS)).then_some(())
+    });
+    // The file itself is as writable as ever: the mount was the shim's own.
+    fs::OpenOptions::new().write(true).open(&program).unwrap();
+}
