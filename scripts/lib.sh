@@ -40,6 +40,10 @@ check() {
   fi
 }
 
+# A command that failed outside of a check ends the script, too: say which one (set -E lets functions inherit it).
+set -E
+trap 'printf "  %sFAILED%s  %s:%s: %s\n" "$red" "$plain" "${BASH_SOURCE[0]##*/}" "$LINENO" "$BASH_COMMAND"' ERR
+
 # Ends the script: the claim did not hold. A word of evidence follows from the exit trap.
 fail() {
   printf '  %sFAILED%s  %s\n' "$red" "$plain" "$*"
@@ -61,7 +65,7 @@ wait_for() {
 
 # The plain closing line.
 finish() {
-  printf '\n%sdemo: %d passed, 0 failed%s\n' "$bold" "$passed" "$plain"
+  printf "\n%s%s: %d passed, 0 failed%s\n" "$bold" "${0##*/}" "$passed" "$plain"
 }
 
 # ---- the machine ------------------------------------------------------------------------------------------
@@ -155,14 +159,14 @@ YML
 }
 
 # A bare config repo with a clone to commit from, made of examples/config-repo: the registry's address and the
-# host's port are this run's own.
+# host's port are this run's own, and the first version is 1.0.0.
 repo_create() {
   git init --quiet --bare "$lab/config.git"
   git clone --quiet "$lab/config.git" "$lab/work" 2>/dev/null
   cp -R "$root/examples/config-repo/." "$lab/work/"
   web=$lab/work/services/web.toml
   web_port=$(free_port)
-  sed -i -E "s#^image *= *\"[^\"]*/web:([^\"]*)\"#image = \"$registry/web:\\1\"#; s#^ports *= *\\[.*\\]#ports = [\"$web_port:8080\"]#" "$web"
+  sed -i -E "s#^image *= *\"[^\"]*\"#image = \"$registry/web:1.0.0\"#; s#^ports *= *\\[.*\\]#ports = [\"$web_port:8080\"]#" "$web"
 }
 
 # Commits everything in the clone and pushes it.
@@ -176,7 +180,7 @@ commit() {
 bump() {
   sed -i -E "s#^(image *= *\"[^\"]*:)[^\":]*\"#\\1$1\"#" "$web"
   printf '%s$ edit services/web.toml; git commit -am "web %s"; git push%s\n' "$bold" "$1" "$plain"
-  git -C "$lab/work" --no-pager diff --no-color --unified=0 | grep -E '^[-+][^-+]' | sed 's/^/    /'
+  git -C "$lab/work" --no-pager diff --no-color --unified=0 | sed -n '/^[-+][^-+]/s/^/    /p'
   commit "web $1"
 }
 

@@ -64,11 +64,13 @@ impl Report {
     }
 
     /// How many failed in one way.
+    #[cfg_attr(not(test), allow(dead_code, reason = "for tests that run the load in their own process"))]
     pub fn failed_with(&self, failure: Failure) -> u64 {
         self.failures.get(&failure).copied().unwrap_or_default()
     }
 
     /// How many were answered by a version.
+    #[cfg_attr(not(test), allow(dead_code, reason = "for tests that run the load in their own process"))]
     pub fn answered_by(&self, version: &str) -> u64 {
         self.versions.get(version).copied().unwrap_or_default()
     }
