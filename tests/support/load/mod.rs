@@ -1,0 +1,157 @@
+//! Load on an HTTP server, with a count of everything that went wrong: what the demo, the swap tests and the benchmarks
+//! measure with. Standard library only, so that a test can take it in with `#[path]` or run it as a program.
+//!
+//! Requests follow a fixed schedule that does not wait for slow answers of other workers. Latency is the time from the
+//! start of a request (of its connection, where it opens one) to the last byte of its answer; how late the generator
+//! itself was is reported beside it.
+
+pub mod client;
+pub mod report;
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use client::{Answer, Broken, Connection, Failure, Target};
+use report::Report;
+
+/// Whether connections are used again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// A new connection for each request.
+    New,
+    /// A few connections that are kept until the server wants them closed.
+    KeepAlive,
+}
+
+/// What to do.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Where requests go.
+    pub target: Target,
+    /// Requests a second, of all workers together.
+    pub rate: u32,
+    /// How many workers, each with at most one connection at a time.
+    pub workers: u32,
+    /// Whether connections are used again.
+    pub mode: Mode,
+    /// How long at most.
+    pub duration: Duration,
+    /// Ends as soon as this file exists.
+    pub until_file: Option<PathBuf>,
+    /// Sends a request once more when a kept connection turned out to be dead before the first byte of an answer.
+    pub retry_stale: bool,
+    /// How long a connection attempt, and each wait for bytes, may take.
+    pub timeout: Duration,
+}
+
+/// Runs the load to its end.
+pub fn run(options: &Options) -> Report {
+    let start = Instant::now();
+    let stop = AtomicBool::new(false);
+    let mut total = Report::default();
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..options.workers)
+            .map(|index| {
+                let stop = &stop;
+                scope.spawn(move || Worker::new(options, index, start).run(stop))
+            })
+            .collect();
+        if let Some(file) = &options.until_file {
+            while !file.exists() && start.elapsed() < options.duration {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            stop.store(true, Ordering::Relaxed);
+        }
+        for worker in workers {
+            match worker.join() {
+                Ok(report) => total.merge(report),
+                // A bug of this program must not look like a good result.
+                Err(_) => total.failure(Failure::Other),
+            }
+        }
+    });
+    total.elapsed = start.elapsed();
+    total
+}
+
+struct Worker<'a> {
+    options: &'a Options,
+    index: u32,
+    start: Instant,
+    kept: Option<Connection>,
+    report: Report,
+}
+
+impl<'a> Worker<'a> {
+    fn new(options: &'a Options, index: u32, start: Instant) -> Self {
+        Self { options, index, start, kept: None, report: Report::default() }
+    }
+
+    fn run(mut self, stop: &AtomicBool) -> Report {
+        let interval = 1.0 / f64::from(self.options.rate.max(1));
+        let mut slot = u64::from(self.index);
+        loop {
+            // Slots of all workers interleave: worker i has slots i, i + workers, i + 2 * workers …
+            #[expect(clippy::cast_precision_loss, reason = "a slot number stays far below 2^52")]
+            let due = Duration::from_secs_f64(interval * slot as f64);
+            if due >= self.options.duration {
+                break;
+            }
+            let now = self.start.elapsed();
+            if now < due {
+                std::thread::sleep(due - now);
+            } else {
+                self.report.behind = self.report.behind.max(now - due);
+            }
+            // Checked after the sleep: a slow schedule must not send one more request after the stop.
+            if stop.load(Ordering::Relaxed) {
+                break;
+            }
+            if self.start.elapsed() >= self.options.duration {
+                break;
+            }
+            self.request();
+            slot = slot.saturating_add(u64::from(self.options.workers.max(1)));
+        }
+        self.report
+    }
+
+    fn request(&mut self) {
+        let began = Instant::now();
+        match self.attempt() {
+            Ok(answer) => self.report.success(self.start.elapsed(), began.elapsed(), answer.version),
+            Err(failure) => self.report.failure(failure),
+        }
+    }
+
+    fn attempt(&mut self) -> Result<Answer, Failure> {
+        let kept = self.kept.take().filter(|connection| !connection.is_closed());
+        let connection = match kept {
+            Some(connection) => connection,
+            None => self.open()?,
+        };
+        match self.exchange(connection) {
+            Err(Broken { stale: true, .. }) if self.options.retry_stale => {
+                self.report.retries += 1;
+                let fresh = self.open()?;
+                self.exchange(fresh).map_err(|broken| broken.failure)
+            }
+            other => other.map_err(|broken| broken.failure),
+        }
+    }
+
+    fn open(&mut self) -> Result<Connection, Failure> {
+        self.report.connections += 1;
+        Connection::open(&self.options.target, self.options.timeout)
+    }
+
+    fn exchange(&mut self, mut connection: Connection) -> Result<Answer, Broken> {
+        let keep = self.options.mode == Mode::KeepAlive;
+        let answer = connection.get(&self.options.target, keep)?;
+        if keep && !answer.close {
+            self.kept = Some(connection);
+        }
+        Ok(answer)
+    }
+}
