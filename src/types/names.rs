@@ -72,6 +72,11 @@ impl fmt::Display for HostName {
 }
 
 impl HostName {
+    /// A name that is known to be one.
+    pub(crate) fn from_static(name: &'static str) -> Self {
+        Self(name.to_owned())
+    }
+
     /// The name as text.
     pub fn as_str(&self) -> &str {
         &self.0

@@ -66,6 +66,6 @@ pub struct Route {
     pub generation: Generation,
     /// That generation's own address.
     pub address: Ipv4Addr,
-    /// Ports of the host that lead into it.
+    /// Ports of the host that lead into it, sorted: two routes that do the same are equal.
     pub ports: Vec<PortMapping>,
 }
