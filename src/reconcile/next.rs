@@ -21,6 +21,15 @@ pub const IDLE_POLLS: u32 = 2;
 
 /// Decides for one service. `removal_refusal` is the word of `limits` on removals at this commit.
 pub(super) fn decide(view: &View<'_>, removal_refusal: Option<&Refusal>) -> Planned {
+    let mut planned = choose(view, removal_refusal);
+    // One pull a service at a time; whatever else there is to do goes on meanwhile.
+    if let (Next::Do(Step::Pull(_)), Some(pull)) = (&planned.next, view.observed.pulling.get(view.name)) {
+        planned.next = wait(pull.what.clone());
+    }
+    planned
+}
+
+fn choose(view: &View<'_>, removal_refusal: Option<&Refusal>) -> Planned {
     if let Some(refusal) = view.observed.frozen.get(view.name) {
         return Planned { situation: Situation::OnHold, next: held(refusal.clone()) };
     }

@@ -89,11 +89,13 @@ impl<'a> View<'a> {
 
 /// The route by which `deployed` gets the service's traffic.
 pub(crate) fn route_for(name: &ServiceName, record: &ServiceRecord, deployed: &Deployed) -> Route {
+    let mut ports = deployed.spec.ports.clone();
+    ports.sort();
     Route {
         service: name.clone(),
         service_address: record.service_address,
         generation: deployed.generation,
         address: deployed.address,
-        ports: deployed.spec.ports.clone(),
+        ports,
     }
 }

@@ -46,7 +46,9 @@ pub struct Observed {
     pub images: BTreeSet<Digest>,
     /// What the probes have seen of each running container.
     pub health: BTreeMap<InstanceId, ProbeHistory>,
-    /// Long effects under way beside the loop.
+    /// Images on their way: beside everything else, so that a slow pull keeps nothing else of its service waiting.
+    pub pulling: BTreeMap<ServiceName, Busy>,
+    /// Other long effects under way beside the loop, and pauses after one that did not work.
     pub busy: BTreeMap<ServiceName, Busy>,
     /// Services whose record cannot be read: nothing of theirs is touched.
     pub frozen: BTreeMap<ServiceName, Refusal>,

@@ -227,6 +227,7 @@ fn observed() -> BoxedStrategy<Observed> {
             images: images.into_iter().collect::<BTreeSet<_>>(),
             health,
             busy,
+            pulling: BTreeMap::new(),
             frozen,
             idle_polls,
         })

@@ -155,6 +155,7 @@ impl Host {
             images: self.images.clone(),
             health: self.health.clone(),
             busy: busy.collect(),
+            pulling: BTreeMap::new(),
             frozen: self.frozen.iter().map(broken).collect(),
             idle_polls: self.idle_polls.clone(),
         }
