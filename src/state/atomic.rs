@@ -80,7 +80,7 @@ fn try_write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     result
 }
 
-/// Reads what [`write`] wrote. `Ok(None)`: there is no such file. A damaged file gives its former version.
+/// Reads what [`write()`] wrote. `Ok(None)`: there is no such file. A damaged file gives its former version.
 pub fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, StateError> {
     match read_one(path) {
         Err(StateError::Damaged { why, .. }) => match read_one(&previous(path)) {
@@ -138,7 +138,7 @@ fn previous(path: &Path) -> PathBuf {
     path.with_extension("previous.json")
 }
 
-/// Whether a file name in a state directory is one that [`write`] gave, and not a former version or a temporary file.
+/// Whether a file name in a state directory is one that [`write()`] gave, and not a former version or a temporary file.
 pub fn stem_of(name: &str) -> Option<&str> {
     name.strip_suffix(".json").filter(|stem| !stem.ends_with(".previous"))
 }

@@ -84,10 +84,13 @@ impl StateDir {
     }
 }
 
-/// The receipts below a state directory, oldest first. Needs no lock: files appear whole.
+/// The receipts below a state directory, by the time they were over. Needs no lock: files appear whole.
 pub fn read_receipts(state_dir: &Path) -> Result<Vec<Receipt>, StateError> {
     let folder = state_dir.join("receipts");
-    Ok(names(&folder)?.iter().filter_map(|name| read_receipt(&folder.join(name))).collect())
+    let mut receipts: Vec<Receipt> =
+        names(&folder)?.iter().filter_map(|name| read_receipt(&folder.join(name))).collect();
+    receipts.sort_by_key(|receipt| receipt.transition.finished_at);
+    Ok(receipts)
 }
 
 /// A receipt never changes its meaning, so a second write needs no former version.
