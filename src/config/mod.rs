@@ -1,3 +1,17 @@
 //! Text into types: the config repo's files, and the host's own configuration.
+//!
+//! Every error of all files at once, each with file, line, column and the line itself. Layers are merged key by key:
+//! built-in defaults, `[defaults]` of the repo, the service's file, the host's overrides.
 
 pub mod agent;
+mod diagnostic;
+mod layer;
+mod load;
+mod port;
+pub mod repo;
+mod section;
+mod service;
+mod words;
+
+pub use diagnostic::{Diagnostic, Severity};
+pub use load::{ConfigErrors, load, without_agent};

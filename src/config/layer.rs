@@ -1,0 +1,199 @@
+//! What one file says of a service, laid over what another says, and the spec that all of them make.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::time::Duration;
+
+use super::section::Findings;
+use crate::types::{
+    ByteSize, Declared, Deploy, HealthCheck, ImageRef, PortMapping, Probe, Protocol, ServiceName, Strategy,
+    VolumeMount,
+};
+
+/// One layer: what a file says of a service. `None` = nothing.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Layer {
+    pub hosts: Option<Vec<(String, Range<usize>)>>,
+    pub image: Option<ImageRef>,
+    pub fallback: Option<Vec<String>>,
+    pub entrypoint: Option<Vec<String>>,
+    pub command: Option<Vec<String>>,
+    pub environment: BTreeMap<String, String>,
+    pub user: Option<String>,
+    pub working_dir: Option<String>,
+    pub ports: Option<Vec<PortMapping>>,
+    pub volumes: Option<Vec<VolumeMount>>,
+    pub depends_on: Option<Vec<(ServiceName, Range<usize>)>>,
+    pub stop_grace_period: Option<Duration>,
+    pub mem_limit: Option<ByteSize>,
+    pub milli_cpus: Option<u32>,
+    pub pids_limit: Option<u32>,
+    pub healthcheck: HealthLayer,
+    pub deploy: DeployLayer,
+    /// It names an image, right or wrong.
+    pub names_image: bool,
+    pub port_spans: Vec<Range<usize>>,
+}
+
+#[derive(Debug, Clone, Default)]
+pub(super) struct HealthLayer {
+    pub probe: Option<ProbeLayer>,
+    pub port: Option<u16>,
+    pub interval: Option<Duration>,
+    pub timeout: Option<Duration>,
+    pub start_period: Option<Duration>,
+    pub retries: Option<u32>,
+    pub span: Option<Range<usize>>,
+}
+
+#[derive(Debug, Clone)]
+pub(super) enum ProbeLayer {
+    Http(String),
+    Tcp(u16),
+    Test(Vec<String>),
+}
+
+#[derive(Debug, Clone, Default)]
+pub(super) struct DeployLayer {
+    pub strategy: Option<Strategy>,
+    pub drain: Option<Duration>,
+    pub bake: Option<Duration>,
+    pub timeout: Option<Duration>,
+    pub pre: Option<Vec<String>>,
+}
+
+impl Layer {
+    /// This layer, with `over` on top of it.
+    pub fn under(&self, over: &Self) -> Self {
+        let mut environment = self.environment.clone();
+        environment.extend(over.environment.clone());
+        let (low, high) = (&self.healthcheck, &over.healthcheck);
+        Self {
+            hosts: over.hosts.clone().or_else(|| self.hosts.clone()),
+            image: over.image.clone().or_else(|| self.image.clone()),
+            fallback: over.fallback.clone().or_else(|| self.fallback.clone()),
+            entrypoint: over.entrypoint.clone().or_else(|| self.entrypoint.clone()),
+            command: over.command.clone().or_else(|| self.command.clone()),
+            environment,
+            user: over.user.clone().or_else(|| self.user.clone()),
+            working_dir: over.working_dir.clone().or_else(|| self.working_dir.clone()),
+            port_spans: if over.ports.is_some() { over.port_spans.clone() } else { self.port_spans.clone() },
+            ports: over.ports.clone().or_else(|| self.ports.clone()),
+            volumes: over.volumes.clone().or_else(|| self.volumes.clone()),
+            depends_on: over.depends_on.clone().or_else(|| self.depends_on.clone()),
+            stop_grace_period: over.stop_grace_period.or(self.stop_grace_period),
+            mem_limit: over.mem_limit.or(self.mem_limit),
+            milli_cpus: over.milli_cpus.or(self.milli_cpus),
+            pids_limit: over.pids_limit.or(self.pids_limit),
+            healthcheck: HealthLayer {
+                probe: high.probe.clone().or_else(|| low.probe.clone()),
+                port: high.port.or(low.port),
+                interval: high.interval.or(low.interval),
+                timeout: high.timeout.or(low.timeout),
+                start_period: high.start_period.or(low.start_period),
+                retries: high.retries.or(low.retries),
+                span: high.span.clone().or_else(|| low.span.clone()),
+            },
+            deploy: DeployLayer {
+                strategy: over.deploy.strategy.or(self.deploy.strategy),
+                drain: over.deploy.drain.or(self.deploy.drain),
+                bake: over.deploy.bake.or(self.deploy.bake),
+                timeout: over.deploy.timeout.or(self.deploy.timeout),
+                pre: over.deploy.pre.clone().or_else(|| self.deploy.pre.clone()),
+            },
+            names_image: over.names_image || self.names_image,
+        }
+    }
+
+    /// The spec that all layers together make. What is missing is a finding of the service's own file.
+    pub fn into_spec(self, findings: &Findings<'_>) -> Option<Declared> {
+        let Some(image) = self.image else {
+            if !self.names_image {
+                let hint = Some("image = \"registry/name:tag\"".to_owned());
+                findings.error(0..0, "the service has no `image`", hint);
+            }
+            return None;
+        };
+        let ports = self.ports.unwrap_or_default();
+        let mut spec = Declared::new(image);
+        let health = self.healthcheck;
+        spec.healthcheck = match health.probe {
+            None => {
+                if let Some(span) = health.span.filter(|_| health.port.is_some()) {
+                    findings.error(span, "`port` belongs to `http`, which is not there", None);
+                }
+                None
+            }
+            Some(layer) => {
+                let span = health.span.unwrap_or(0..0);
+                let probe = probe(findings, layer, health.port, &ports, span)?;
+                let default = HealthCheck::new(probe);
+                Some(HealthCheck {
+                    interval: health.interval.unwrap_or(default.interval),
+                    timeout: health.timeout.unwrap_or(default.timeout),
+                    start_period: health.start_period.unwrap_or(default.start_period),
+                    retries: health.retries.unwrap_or(default.retries),
+                    probe: default.probe,
+                })
+            }
+        };
+        let default = Deploy::default();
+        spec.deploy = Deploy {
+            strategy: self.deploy.strategy,
+            drain: self.deploy.drain.unwrap_or(default.drain),
+            bake: self.deploy.bake.unwrap_or(default.bake),
+            timeout: self.deploy.timeout.unwrap_or(default.timeout),
+            pre: self.deploy.pre.unwrap_or_default(),
+        };
+        spec.fallback = self.fallback.unwrap_or_default();
+        spec.entrypoint = self.entrypoint;
+        spec.command = self.command;
+        spec.environment = self.environment;
+        spec.user = self.user;
+        spec.working_dir = self.working_dir;
+        spec.ports = ports;
+        spec.volumes = self.volumes.unwrap_or_default();
+        spec.depends_on = self.depends_on.unwrap_or_default().into_iter().map(|(name, _)| name).collect();
+        spec.stop_grace_period = self.stop_grace_period.unwrap_or(spec.stop_grace_period);
+        spec.mem_limit = self.mem_limit;
+        spec.milli_cpus = self.milli_cpus;
+        spec.pids_limit = self.pids_limit;
+        Some(spec)
+    }
+
+    /// Where a published port is written.
+    pub fn port_span(&self, number: usize) -> Range<usize> {
+        self.port_spans.get(number).cloned().unwrap_or(0..0)
+    }
+}
+
+fn probe(
+    findings: &Findings<'_>,
+    layer: ProbeLayer,
+    port: Option<u16>,
+    ports: &[PortMapping],
+    span: Range<usize>,
+) -> Option<Probe> {
+    match (layer, port) {
+        (ProbeLayer::Http(path), Some(port)) => Some(Probe::Http { path, port }),
+        (ProbeLayer::Http(path), None) => {
+            let mut exposed: Vec<u16> = ports
+                .iter()
+                .filter(|port| port.protocol == Protocol::Tcp)
+                .map(|port| port.container_port)
+                .collect();
+            exposed.sort_unstable();
+            exposed.dedup();
+            match exposed.as_slice() {
+                [port] => Some(Probe::Http { path, port: *port }),
+                _ => {
+                    let message = format!("`http` needs a `port`: {} TCP ports are published", exposed.len());
+                    findings.error(span, message, Some("port = 8080".to_owned()));
+                    None
+                }
+            }
+        }
+        (ProbeLayer::Tcp(port), _) => Some(Probe::Tcp { port }),
+        (ProbeLayer::Test(command), _) => Some(Probe::Test { command }),
+    }
+}

@@ -1,0 +1,429 @@
+//! Reads the host's own configuration: the file, and `conf.d/*.toml` beside it in the order of their names.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::Ipv4Addr;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::agent::{AgentConfig, EngineConfig, HostIdentity, RegistryConfig, RepoConfig, ReportConfig};
+use super::diagnostic::Diagnostic;
+use super::port::absolute;
+use super::section::{Findings, Section, parse};
+use crate::types::{HostName, Policy, SafeUrl};
+
+/// Everything that is wrong with a host's configuration.
+#[derive(Debug)]
+pub struct ConfigErrors(Vec<Diagnostic>);
+
+impl ConfigErrors {
+    fn one(file: &Path, message: String, hint: Option<String>) -> Self {
+        let name = file.display().to_string();
+        let findings = Findings::new(&name, "");
+        findings.error(0..0, message, hint);
+        Self(findings.into_sorted())
+    }
+}
+
+impl fmt::Display for ConfigErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut first = true;
+        for error in self.0.iter().filter(|found| found.is_error()) {
+            if !std::mem::take(&mut first) {
+                f.write_str("\n")?;
+            }
+            error.fmt(f)?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for ConfigErrors {}
+
+/// One file's part: `None` = it says nothing of it.
+#[derive(Debug, Default)]
+struct Part {
+    state_dir: Option<PathBuf>,
+    run_dir: Option<PathBuf>,
+    instance: Option<String>,
+    url: Option<SafeUrl>,
+    branch: Option<String>,
+    path: Option<String>,
+    poll: Option<Duration>,
+    repo_id: Option<String>,
+    ssh_key: Option<PathBuf>,
+    known_hosts: Option<PathBuf>,
+    username: Option<String>,
+    password_file: Option<PathBuf>,
+    token_file: Option<PathBuf>,
+    ca_file: Option<PathBuf>,
+    name: Option<HostName>,
+    labels: Option<Vec<String>>,
+    subnet: Option<(Ipv4Addr, u8)>,
+    registries: BTreeMap<String, RegistryConfig>,
+    allowed: Option<Vec<String>>,
+    host_mounts: Option<Vec<String>>,
+    max_removals: Option<u32>,
+    require_digest: Option<bool>,
+    push: Option<bool>,
+    remote: Option<SafeUrl>,
+}
+
+/// Reads the configuration of this host. All errors at once.
+pub fn load(path: &Path) -> Result<AgentConfig, ConfigErrors> {
+    let mut parts = Vec::new();
+    let mut found = Vec::new();
+    for file in files(path)? {
+        let text = std::fs::read_to_string(&file).map_err(|error| {
+            let missing = error.kind() == std::io::ErrorKind::NotFound;
+            let hint = missing
+                .then(|| "name another with --config, or begin with packaging/gitopsd.toml".to_owned());
+            ConfigErrors::one(&file, format!("it cannot be read: {error}"), hint)
+        })?;
+        let (part, diagnostics) = read(&file, &text);
+        parts.push(part);
+        found.extend(diagnostics);
+    }
+    let merged = parts.into_iter().fold(Part::default(), Part::under);
+    if found.iter().any(Diagnostic::is_error) {
+        return Err(ConfigErrors(found));
+    }
+    merged.finish(path)
+}
+
+/// Who and what is assumed where there is no host configuration: for `check` and `plan` on a laptop.
+pub fn without_agent() -> (HostIdentity, Policy) {
+    let name = hostname().unwrap_or_else(|| HostName::from_static("localhost"));
+    let policy = Policy { host_mounts: vec!["*".to_owned()], ..Policy::default() };
+    (HostIdentity { name, labels: Vec::new() }, policy)
+}
+
+fn hostname() -> Option<HostName> {
+    nix::unistd::gethostname().ok()?.to_str()?.to_ascii_lowercase().parse().ok()
+}
+
+/// The file, then its drop-ins.
+fn files(path: &Path) -> Result<Vec<PathBuf>, ConfigErrors> {
+    let mut files = vec![path.to_owned()];
+    let folder = path.parent().unwrap_or(Path::new(".")).join("conf.d");
+    match std::fs::read_dir(&folder) {
+        Ok(entries) => {
+            let mut more: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
+            more.retain(|path| path.extension().is_some_and(|extension| extension == "toml"));
+            more.sort();
+            files.extend(more);
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(ConfigErrors::one(&folder, format!("it cannot be read: {error}"), None)),
+    }
+    Ok(files)
+}
+
+fn read(file: &Path, text: &str) -> (Part, Vec<Diagnostic>) {
+    let name = file.display().to_string();
+    let findings = Findings::new(&name, text);
+    let table = parse(&findings);
+    let section = Section::new(&findings, "", table.get_ref(), 0..0);
+    let mut part = Part {
+        state_dir: path(&section, "state_dir"),
+        run_dir: path(&section, "run_dir"),
+        instance: instance(&section),
+        ..Part::default()
+    };
+    if let Some(repo) = section.table("repo") {
+        read_repo(&repo, &mut part);
+    }
+    if let Some(host) = section.table("host") {
+        part.name = host.parsed("name");
+        part.labels =
+            host.strings("labels").map(|labels| labels.into_iter().map(|(label, _)| label).collect());
+        host.finish(|_| None);
+    }
+    if let Some(engine) = section.table("engine") {
+        read_engine(&engine, &mut part);
+    }
+    if let Some(registries) = section.table("registry") {
+        for (host, span, value) in registries.entries() {
+            match value.get_ref().as_table() {
+                Some(table) => {
+                    let section = Section::new(&findings, &format!("[registry.\"{host}\"]"), table, span);
+                    part.registries.insert(host.to_owned(), read_registry(&section));
+                }
+                None => findings.error(value.span(), format!("`{host}` takes a table"), None),
+            }
+        }
+    }
+    if let Some(policy) = section.table("policy") {
+        read_policy(&policy, &mut part);
+    }
+    if let Some(report) = section.table("report") {
+        part.push = report.boolean("push");
+        part.remote = report.parsed("remote");
+        for key in ["key", "commit_status", "metrics"] {
+            report.unsupported(key, "receipts are pushed as git notes, unsigned");
+        }
+        report.finish(|_| None);
+    }
+    section.unsupported("webhook", "the repo is polled; a local one is watched");
+    section.unsupported("s3", "images come from registries only");
+    section.finish(|_| None);
+    drop(section);
+    (part, findings.into_sorted())
+}
+
+fn read_repo(repo: &Section<'_, '_>, part: &mut Part) {
+    part.url = repo.parsed("url");
+    part.branch = repo.string("branch");
+    part.path = repo.string("path");
+    part.poll = repo.duration("poll").filter(|poll| {
+        let fine = *poll >= Duration::from_secs(1);
+        if !fine {
+            repo.findings.error(repo.key_span("poll"), "`poll` is at least 1s", None);
+        }
+        fine
+    });
+    part.repo_id = repo.string("repo_id");
+    part.ssh_key = secret(repo, "ssh_key");
+    part.known_hosts = path(repo, "known_hosts");
+    part.username = repo.string("username");
+    part.password_file = secret(repo, "password_file");
+    part.token_file = secret(repo, "token_file");
+    part.ca_file = path(repo, "ca_file");
+    // Never silently ignored: who asks for signatures must not run without them.
+    match repo.get("verify").and_then(|value| value.get_ref().as_str()) {
+        None if !repo.has("verify") => {}
+        Some("off") => {}
+        _ => {
+            let message = "`verify` is not supported by this version but as \"off\": commits are not checked for signatures";
+            repo.findings.error(repo.key_span("verify"), message, None);
+        }
+    }
+    repo.unsupported("allowed_signers", "commits are not checked for signatures");
+    repo.unsupported("first_commit", "the first commit that is seen is believed");
+    repo.unsupported("min_commit_time", "the first commit that is seen is believed");
+    repo.finish(|key| {
+        let secret = matches!(key, "password" | "token");
+        secret.then(|| format!("`{key}`: a secret is named by its file, as `{key}_file`"))
+    });
+}
+
+fn read_engine(engine: &Section<'_, '_>, part: &mut Part) {
+    match engine.get("kind").and_then(|value| value.get_ref().as_str()) {
+        Some("native") => {}
+        None if !engine.has("kind") => {}
+        _ => engine.findings.error(
+            engine.key_span("kind"),
+            "`kind` is \"native\": this version has no other engine",
+            None,
+        ),
+    }
+    if let Some(text) = engine.string("subnet") {
+        part.subnet = subnet(&text);
+        if part.subnet.is_none() {
+            let message =
+                "`subnet` takes an IPv4 network of /8 to /28, as \"10.98.0.0/16\", with its host bits zero";
+            engine.findings.error(engine.key_span("subnet"), message, None);
+        }
+    }
+    engine.unsupported("runtime", "containers are run by the built-in engine");
+    engine.finish(|_| None);
+}
+
+fn subnet(text: &str) -> Option<(Ipv4Addr, u8)> {
+    let (address, prefix) = text.split_once('/')?;
+    let (address, prefix): (Ipv4Addr, u8) = (address.parse().ok()?, prefix.parse().ok()?);
+    let hosts = u32::MAX.checked_shr(prefix.into())?;
+    ((8..=28).contains(&prefix) && u32::from(address) & hosts == 0).then_some((address, prefix))
+}
+
+fn read_registry(section: &Section<'_, '_>) -> RegistryConfig {
+    let mirrors = section.strings("mirrors").unwrap_or_default();
+    let mirrors = mirrors.into_iter().filter_map(|(text, span): (String, Range<usize>)| {
+        let url = text.parse::<SafeUrl>().ok().filter(|url| matches!(url.scheme(), Some("http" | "https")));
+        if url.is_none() {
+            section.findings.error(
+                span,
+                format!("`mirrors`: `{text}` is not an http:// or https:// address"),
+                None,
+            );
+        }
+        url
+    });
+    let config = RegistryConfig {
+        plain_http: section.boolean("plain_http").unwrap_or(false),
+        mirrors: mirrors.collect(),
+        ca_file: path(section, "ca_file"),
+        username: section.string("username"),
+        password_file: secret(section, "password_file"),
+    };
+    for key in ["client_cert", "client_key", "token_file", "credential_helper"] {
+        section.unsupported(key, "use username and password_file");
+    }
+    section.finish(|key| {
+        (key == "password")
+            .then(|| "`password`: a secret is named by its file, as `password_file`".to_owned())
+    });
+    config
+}
+
+fn read_policy(policy: &Section<'_, '_>, part: &mut Part) {
+    part.allowed = globs(policy, "registries");
+    part.host_mounts = globs(policy, "host_mounts");
+    part.max_removals =
+        policy.integer("max_removals", 0..=1_000_000).and_then(|number| u32::try_from(number).ok());
+    part.require_digest = policy.boolean("require_digest");
+    for key in ["privileged", "host_network"] {
+        if policy.boolean(key) == Some(true) {
+            let message = format!("`{key}` is not supported by this version but as false");
+            policy.findings.error(policy.key_span(key), message, None);
+        }
+    }
+    for key in ["capabilities", "devices"] {
+        policy.unsupported(key, "no service can ask for any");
+    }
+    policy.finish(|_| None);
+}
+
+fn globs(section: &Section<'_, '_>, key: &'static str) -> Option<Vec<String>> {
+    let patterns = section.strings(key)?;
+    for (pattern, span) in &patterns {
+        if let Err(error) = glob::Pattern::new(pattern) {
+            section.findings.error(
+                span.clone(),
+                format!("`{key}`: `{pattern}` is not a pattern: {error}"),
+                None,
+            );
+        }
+    }
+    Some(patterns.into_iter().map(|(pattern, _)| pattern).collect())
+}
+
+fn path(section: &Section<'_, '_>, key: &'static str) -> Option<PathBuf> {
+    let text = section.string(key)?;
+    let path = absolute(&text);
+    if path.is_none() {
+        section.findings.error(
+            section.key_span(key),
+            format!("`{key}` takes an absolute path without `..`"),
+            None,
+        );
+    }
+    path
+}
+
+/// A path, or `credential:NAME` for what systemd hands over (systemd.exec(5), LoadCredential=).
+fn secret(section: &Section<'_, '_>, key: &'static str) -> Option<PathBuf> {
+    let text = section.get(key).and_then(|value| value.get_ref().as_str().map(str::to_owned));
+    let Some(name) = text.as_deref().and_then(|text| text.strip_prefix("credential:")) else {
+        return path(section, key);
+    };
+    let fine = !name.is_empty() && !name.contains('/') && name != "." && name != "..";
+    match (fine, std::env::var_os("CREDENTIALS_DIRECTORY")) {
+        (true, Some(folder)) => Some(Path::new(&folder).join(name)),
+        (true, None) => {
+            // Commands of people run without them, and need none.
+            Some(Path::new("/run/credentials/gitopsd.service").join(name))
+        }
+        (false, _) => {
+            section.findings.error(
+                section.key_span(key),
+                format!("`{key}`: `{name}` is not a credential's name"),
+                None,
+            );
+            None
+        }
+    }
+}
+
+/// Names kernel objects, so it is short and plain.
+fn instance(section: &Section<'_, '_>) -> Option<String> {
+    let text = section.string("instance")?;
+    let plain = text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+    if text.is_empty() || text.len() > 32 || !plain || !text.starts_with(|c: char| c.is_ascii_lowercase()) {
+        let message = "`instance` takes 1 to 32 of a-z, 0-9 and -, beginning with a letter";
+        section.findings.error(section.key_span("instance"), message, None);
+        return None;
+    }
+    Some(text)
+}
+
+impl Part {
+    /// This part, with `over` on top of it.
+    fn under(self, over: Self) -> Self {
+        let mut registries = self.registries;
+        registries.extend(over.registries);
+        Self {
+            state_dir: over.state_dir.or(self.state_dir),
+            run_dir: over.run_dir.or(self.run_dir),
+            instance: over.instance.or(self.instance),
+            url: over.url.or(self.url),
+            branch: over.branch.or(self.branch),
+            path: over.path.or(self.path),
+            poll: over.poll.or(self.poll),
+            repo_id: over.repo_id.or(self.repo_id),
+            ssh_key: over.ssh_key.or(self.ssh_key),
+            known_hosts: over.known_hosts.or(self.known_hosts),
+            username: over.username.or(self.username),
+            password_file: over.password_file.or(self.password_file),
+            token_file: over.token_file.or(self.token_file),
+            ca_file: over.ca_file.or(self.ca_file),
+            name: over.name.or(self.name),
+            labels: over.labels.or(self.labels),
+            subnet: over.subnet.or(self.subnet),
+            registries,
+            allowed: over.allowed.or(self.allowed),
+            host_mounts: over.host_mounts.or(self.host_mounts),
+            max_removals: over.max_removals.or(self.max_removals),
+            require_digest: over.require_digest.or(self.require_digest),
+            push: over.push.or(self.push),
+            remote: over.remote.or(self.remote),
+        }
+    }
+
+    /// Fills the defaults in.
+    fn finish(self, path: &Path) -> Result<AgentConfig, ConfigErrors> {
+        let Some(url) = self.url else {
+            let hint = Some("[repo]\n         url = \"https://git.example.org/ops/config.git\"".to_owned());
+            return Err(ConfigErrors::one(path, "`repo.url` is missing".to_owned(), hint));
+        };
+        let Some(name) = self.name.or_else(hostname) else {
+            let hint = Some("[host]\n         name = \"web-1\"".to_owned());
+            return Err(ConfigErrors::one(
+                path,
+                "this machine's name is no host name: set `host.name`".to_owned(),
+                hint,
+            ));
+        };
+        let labels = self.labels.unwrap_or_default();
+        let labels: BTreeSet<String> = labels.into_iter().collect();
+        Ok(AgentConfig {
+            state_dir: self.state_dir.unwrap_or_else(|| "/var/lib/gitopsd".into()),
+            run_dir: self.run_dir.unwrap_or_else(|| "/run/gitopsd".into()),
+            instance: self.instance.unwrap_or_else(|| "gitopsd".to_owned()),
+            repo: RepoConfig {
+                url,
+                branch: self.branch.unwrap_or_else(|| "main".to_owned()),
+                path: self.path.unwrap_or_else(|| ".".to_owned()),
+                poll: self.poll.unwrap_or(Duration::from_secs(30)),
+                repo_id: self.repo_id,
+                ssh_key: self.ssh_key,
+                known_hosts: self.known_hosts,
+                username: self.username,
+                password_file: self.password_file,
+                token_file: self.token_file,
+                ca_file: self.ca_file,
+            },
+            host: HostIdentity { name, labels: labels.into_iter().collect() },
+            engine: EngineConfig { subnet: self.subnet.unwrap_or((Ipv4Addr::new(10, 98, 0, 0), 16)) },
+            registries: self.registries,
+            policy: Policy {
+                registries: self.allowed.unwrap_or_default(),
+                host_mounts: self.host_mounts.unwrap_or_default(),
+                max_removals: self.max_removals,
+                require_digest: self.require_digest.unwrap_or(false),
+            },
+            report: ReportConfig { push: self.push.unwrap_or(true), remote: self.remote },
+        })
+    }
+}

@@ -1,0 +1,109 @@
+//! `[address:]host:container[/protocol]` and `source:target[:ro]`, in Compose's short syntax.
+
+use std::path::{Component, Path, PathBuf};
+
+use crate::types::{Invalid, PortMapping, Protocol, VolumeMount, VolumeSource};
+
+/// Reads a port.
+pub(super) fn port(text: &str) -> Result<PortMapping, Invalid> {
+    let bad = |why: &str| Invalid::new(format!("`{text}` is not a port: {why}"));
+    let (rest, protocol) = match text.rsplit_once('/') {
+        Some((rest, "tcp")) => (rest, Protocol::Tcp),
+        Some((rest, "udp")) => (rest, Protocol::Udp),
+        Some((_, other)) => return Err(bad(&format!("protocol `{other}` is neither tcp nor udp"))),
+        None => (text, Protocol::Tcp),
+    };
+    if rest.starts_with('[') {
+        return Err(bad("IPv6 addresses are not supported by this version"));
+    }
+    let parts: Vec<&str> = rest.split(':').collect();
+    let (address, host, container) = match parts.as_slice() {
+        [host, container] => ("0.0.0.0", *host, *container),
+        [address, host, container] => (*address, *host, *container),
+        _ => return Err(bad("write host:container, as \"80:8080\"")),
+    };
+    if host.contains('-') || container.contains('-') {
+        return Err(bad("ranges are not supported by this version"));
+    }
+    let number = |text: &str| {
+        text.parse::<u16>()
+            .ok()
+            .filter(|port| *port > 0)
+            .ok_or_else(|| bad("a port is a number from 1 to 65535"))
+    };
+    let host_ip = address.parse().map_err(|_| bad(&format!("`{address}` is not an IPv4 address")))?;
+    Ok(PortMapping { host_ip, host_port: number(host)?, container_port: number(container)?, protocol })
+}
+
+/// Reads a volume.
+pub(super) fn volume(text: &str) -> Result<VolumeMount, Invalid> {
+    let bad = |why: &str| Invalid::new(format!("`{text}` is not a volume: {why}"));
+    let parts: Vec<&str> = text.split(':').collect();
+    let (source, target, mode) = match parts.as_slice() {
+        [source, target] => (*source, *target, "rw"),
+        [source, target, mode] => (*source, *target, *mode),
+        _ => return Err(bad("write source:target or source:target:ro")),
+    };
+    let read_only = match mode {
+        "ro" => true,
+        "rw" => false,
+        other => return Err(bad(&format!("`{other}` is neither ro nor rw"))),
+    };
+    let target = absolute(target).ok_or_else(|| bad("the target is an absolute path without `..`"))?;
+    if target == Path::new("/") {
+        return Err(bad("the container's root cannot be a volume"));
+    }
+    let source = if source.starts_with('/') {
+        VolumeSource::Bind(
+            absolute(source).ok_or_else(|| bad("the source is an absolute path without `..`"))?,
+        )
+    } else if source.starts_with(['.', '~']) {
+        return Err(bad("a directory of the host is named by its absolute path"));
+    } else {
+        let first = source.starts_with(|c: char| c.is_ascii_alphanumeric());
+        let rest = source.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.'));
+        if !first || !rest || source.len() > 63 {
+            return Err(bad("a volume's name takes letters, digits, `_`, `-` and `.`"));
+        }
+        VolumeSource::Named(source.to_owned())
+    };
+    Ok(VolumeMount { source, target, read_only })
+}
+
+/// A path as it is written, if it is absolute and goes down only.
+pub(super) fn absolute(text: &str) -> Option<PathBuf> {
+    let path = Path::new(text);
+    let fine = path.is_absolute()
+        && !text.contains('\0')
+        && path.components().all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
+    // Rebuilt from its parts: no doubled or trailing slashes.
+    fine.then(|| path.components().collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports() {
+        assert_eq!(port("80:8080").unwrap().to_string(), "0.0.0.0:80->8080/tcp");
+        assert_eq!(port("127.0.0.1:9000:9000").unwrap().to_string(), "127.0.0.1:9000->9000/tcp");
+        assert_eq!(port("53:53/udp").unwrap().to_string(), "0.0.0.0:53->53/udp");
+        for bad in
+            ["", "80", "0:80", "80:70000", "80-90:80-90", "[::1]:80:80", "80:80/sctp", "x:80:80", "1:2:3:4"]
+        {
+            assert!(port(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn volumes() {
+        assert!(matches!(volume("data:/var/lib/shop").unwrap().source, VolumeSource::Named(_)));
+        assert!(volume("/srv/assets:/assets:ro").unwrap().read_only);
+        for bad in
+            ["", "data", "data:rel", "/srv/../etc:/x", "./x:/x", "a/b:/x", "data:/x:z", "data:/", "..:/x"]
+        {
+            assert!(volume(bad).is_err(), "{bad}");
+        }
+    }
+}

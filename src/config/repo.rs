@@ -1,0 +1,420 @@
+//! The config repo's files, read for one host or checked for all.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::Path;
+
+use super::agent::HostIdentity;
+use super::diagnostic::{Diagnostic, first_error};
+use super::layer::Layer;
+use super::section::{Findings, Section, parse};
+use super::service::{self, clash};
+use crate::types::{Declared, HostName, ImageRef, Policy, Reason, Refusal, ServiceName, VolumeSource};
+
+/// Paths relative to the folder that holds `gitopsd.toml`, and their bytes.
+pub type RepoFiles = BTreeMap<String, Vec<u8>>;
+
+const TOP: &str = "gitopsd.toml";
+
+/// The version of the repo's layout that is read here.
+const FORMAT: i64 = 1;
+
+/// What a repo says to one host.
+#[derive(Debug)]
+pub struct RepoView {
+    /// What the repo calls itself.
+    pub repo_id: Option<String>,
+    /// Services for any host.
+    pub declared_in_repo: usize,
+    /// What this host should run; a file that is wrong is a refusal of its own service.
+    pub services: BTreeMap<ServiceName, Result<Declared, Refusal>>,
+    /// Why nothing of it can be acted on.
+    pub fatal: Option<Refusal>,
+    /// Everything that was found.
+    pub diagnostics: Vec<Diagnostic>,
+}
+
+/// What a check of a whole repo found.
+#[derive(Debug)]
+pub struct CheckReport {
+    /// Services in the repo.
+    pub services: usize,
+    /// Everything that was found, by file and place.
+    pub diagnostics: Vec<Diagnostic>,
+}
+
+/// Reads the config files of a folder. Links are not followed.
+pub fn read_dir(dir: &Path) -> io::Result<RepoFiles> {
+    let mut files = RepoFiles::new();
+    let mut take = |path: &Path, name: String| -> io::Result<()> {
+        if !path.symlink_metadata()?.is_file() {
+            return Err(io::Error::other(format!("{name} is not a plain file")));
+        }
+        files.insert(name, std::fs::read(path)?);
+        Ok(())
+    };
+    if !dir.is_dir() {
+        return Err(io::Error::new(io::ErrorKind::NotFound, "there is no such folder"));
+    }
+    if dir.join(TOP).symlink_metadata().is_ok() {
+        take(&dir.join(TOP), TOP.to_owned())?;
+    }
+    for folder in ["services", "hosts"] {
+        let entries = match std::fs::read_dir(dir.join(folder)) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(error),
+        };
+        for entry in entries {
+            let entry = entry?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name.ends_with(".toml") {
+                take(&entry.path(), format!("{folder}/{name}"))?;
+            }
+        }
+    }
+    Ok(files)
+}
+
+/// Texts of the files; what is not UTF-8 is a finding.
+struct Texts<'a> {
+    files: BTreeMap<&'a str, &'a str>,
+    diagnostics: Vec<Diagnostic>,
+}
+
+impl<'a> Texts<'a> {
+    fn of(files: &'a RepoFiles) -> Self {
+        let mut texts = Self { files: BTreeMap::new(), diagnostics: Vec::new() };
+        for (name, bytes) in files {
+            match std::str::from_utf8(bytes) {
+                Ok(text) => {
+                    texts.files.insert(name, text);
+                }
+                Err(_) => {
+                    let findings = Findings::new(name, "");
+                    findings.error(0..0, "the file is not UTF-8", None);
+                    texts.diagnostics.extend(findings.into_sorted());
+                    texts.files.insert(name, "");
+                }
+            }
+        }
+        texts
+    }
+
+    fn below(&self, folder: &str) -> impl Iterator<Item = (&'a str, &'a str, &'a str)> {
+        let prefix = format!("{folder}/");
+        self.files.iter().filter_map(move |(file, text)| {
+            let stem = file.strip_prefix(&prefix)?.strip_suffix(".toml")?;
+            Some((*file, stem, *text))
+        })
+    }
+}
+
+/// The repo's own file.
+#[derive(Default)]
+struct Top {
+    repo_id: Option<String>,
+    defaults: Layer,
+    diagnostics: Vec<Diagnostic>,
+}
+
+fn read_top(texts: &Texts<'_>) -> Top {
+    let Some(text) = texts.files.get(TOP) else {
+        let findings = Findings::new(TOP, "");
+        findings.error(
+            0..0,
+            "the file is missing",
+            Some("a config repo has a gitopsd.toml with `format = 1`".to_owned()),
+        );
+        return Top { diagnostics: findings.into_sorted(), ..Top::default() };
+    };
+    let findings = Findings::new(TOP, text);
+    let table = parse(&findings);
+    let section = Section::new(&findings, "", table.get_ref(), 0..0);
+    match section.integer("format", 0..=i64::MAX) {
+        Some(FORMAT) => {}
+        Some(newer) if newer > FORMAT => {
+            let message =
+                format!("format {newer} is of a newer gitopsd than this one, which reads format {FORMAT}");
+            findings.error(section.key_span("format"), message, None);
+        }
+        Some(_) => findings.error(section.key_span("format"), "`format` is 1", None),
+        None if section.has("format") => {}
+        None => findings.error(0..0, "`format` is missing", Some("format = 1".to_owned())),
+    }
+    let repo_id = section.string("repo_id");
+    let defaults = section.table("defaults").map(|table| service::read(&table)).unwrap_or_default();
+    if section.get("wave").is_some() {
+        findings.warn(
+            section.key_span("wave"),
+            "[[wave]] is not used by this version: every host acts at once",
+            None,
+        );
+    }
+    section.finish(|_| None);
+    drop(section);
+    Top { repo_id, defaults, diagnostics: findings.into_sorted() }
+}
+
+/// A host's file.
+#[derive(Default)]
+struct HostFile {
+    labels: Vec<String>,
+    overrides: BTreeMap<String, Layer>,
+    diagnostics: Vec<Diagnostic>,
+}
+
+fn read_host(file: &str, stem: &str, text: &str, known: &BTreeSet<&str>) -> HostFile {
+    let findings = Findings::new(file, text);
+    if let Err(error) = stem.parse::<HostName>() {
+        findings.error(0..0, error.to_string(), None);
+    }
+    let table = parse(&findings);
+    let section = Section::new(&findings, "", table.get_ref(), 0..0);
+    let mut labels = Vec::new();
+    for (label, span) in section.strings("labels").unwrap_or_default() {
+        if label.contains('=') {
+            labels.push(label);
+        } else {
+            findings.error(span, format!("`labels`: `{label}` is not key=value"), None);
+        }
+    }
+    let mut overrides = BTreeMap::new();
+    if let Some(services) = section.table("services") {
+        for (name, span, value) in services.entries() {
+            if !known.contains(name) {
+                let names: Vec<&str> = known.iter().copied().collect();
+                let hint = super::diagnostic::did_you_mean(name, &names);
+                findings.error(span.clone(), format!("there is no services/{name}.toml to override"), hint);
+            }
+            match value.get_ref().as_table() {
+                Some(table) => {
+                    let section = Section::new(&findings, &format!("[services.{name}]"), table, span);
+                    overrides.insert(name.to_owned(), service::read(&section));
+                }
+                None => findings.error(value.span(), format!("`{name}` takes a table"), None),
+            }
+        }
+    }
+    section.finish(|_| None);
+    drop(section);
+    HostFile { labels, overrides, diagnostics: findings.into_sorted() }
+}
+
+/// Whether a service is for a host: no `hosts` = every one; an entry with `=` is a label, another a glob of names.
+fn selects(layer: &Layer, host: &HostIdentity) -> bool {
+    let Some(entries) = &layer.hosts else { return true };
+    entries.iter().any(|(entry, _)| {
+        if entry.contains('=') {
+            host.labels.contains(entry)
+        } else {
+            glob::Pattern::new(entry).is_ok_and(|pattern| pattern.matches(host.name.as_str()))
+        }
+    })
+}
+
+fn check_hosts(findings: &Findings<'_>, layer: &Layer) {
+    for (entry, span) in layer.hosts.iter().flatten() {
+        if let (false, Err(error)) = (entry.contains('='), glob::Pattern::new(entry)) {
+            findings.error(span.clone(), format!("`hosts`: `{entry}` is not a pattern: {error}"), None);
+        }
+    }
+}
+
+/// Reads a repo for one host.
+pub fn read(files: &RepoFiles, host: &HostIdentity, policy: &Policy) -> RepoView {
+    let texts = Texts::of(files);
+    let top = read_top(&texts);
+    let known: BTreeSet<&str> = texts.below("services").map(|(_, stem, _)| stem).collect();
+    let declared_in_repo = known.len();
+    let own = texts.below("hosts").find(|(_, stem, _)| *stem == host.name.as_str());
+    let own = own.map(|(file, stem, text)| read_host(file, stem, text, &known)).unwrap_or_default();
+    let mut identity = host.clone();
+    identity.labels.extend(own.labels.iter().cloned());
+    let mut diagnostics = texts.diagnostics.clone();
+    let fatal =
+        first_error(&top.diagnostics).map(|error| Refusal::new(Reason::ConfigInvalid, error.one_line()));
+    let host_error = first_error(&own.diagnostics).cloned();
+    let mut services: BTreeMap<ServiceName, Result<Declared, Refusal>> = BTreeMap::new();
+    let mut layers: BTreeMap<ServiceName, (Layer, &str, &str)> = BTreeMap::new();
+    for (file, stem, text) in texts.below("services") {
+        let findings = Findings::new(file, text);
+        let name = match stem.parse::<ServiceName>() {
+            Ok(name) => name,
+            Err(error) => {
+                findings.error(0..0, error.to_string(), None);
+                diagnostics.extend(findings.into_sorted());
+                continue;
+            }
+        };
+        let broken_bytes = texts.diagnostics.iter().any(|found| found.file == file);
+        let table = parse(&findings);
+        let section = Section::new(&findings, "", table.get_ref(), 0..0);
+        let own_layer = service::read(&section);
+        drop(section);
+        check_hosts(&findings, &own_layer);
+        // A broken file may concern this host: its `hosts` may be what is broken.
+        let concerns = selects(&own_layer, &identity) || (findings.has_errors() && own_layer.hosts.is_none());
+        if !concerns {
+            diagnostics.extend(findings.into_sorted());
+            continue;
+        }
+        let mut layer = top.defaults.under(&own_layer);
+        if let Some(over) = own.overrides.get(stem) {
+            layer = layer.under(over);
+        }
+        let spec = layer.clone().into_spec(&findings);
+        let found = findings.into_sorted();
+        let error = first_error(&found).or(host_error.as_ref()).map(Diagnostic::one_line);
+        let result = match (error, broken_bytes, spec) {
+            (Some(error), _, _) => Err(Refusal::new(Reason::ConfigInvalid, error)),
+            (None, true, _) => Err(Refusal::new(Reason::ConfigInvalid, format!("{file} is not UTF-8"))),
+            (None, false, Some(spec)) => match violation(&spec, policy) {
+                Some(refusal) => Err(refusal),
+                None => Ok(spec),
+            },
+            (None, false, None) => Err(Refusal::new(Reason::ConfigInvalid, format!("{file} has no image"))),
+        };
+        diagnostics.extend(found);
+        layers.insert(name.clone(), (layer, file, text));
+        services.insert(name, result);
+    }
+    across(&layers, &known, &mut services, &mut diagnostics);
+    diagnostics.extend(top.diagnostics);
+    diagnostics.extend(own.diagnostics);
+    RepoView { repo_id: top.repo_id, declared_in_repo, services, fatal, diagnostics }
+}
+
+/// What services of one host may not do to each other.
+fn across(
+    layers: &BTreeMap<ServiceName, (Layer, &str, &str)>,
+    known: &BTreeSet<&str>,
+    services: &mut BTreeMap<ServiceName, Result<Declared, Refusal>>,
+    diagnostics: &mut Vec<Diagnostic>,
+) {
+    let specs: BTreeMap<ServiceName, Declared> = services
+        .iter()
+        .filter_map(|(name, spec)| Some((name.clone(), spec.as_ref().ok()?.clone())))
+        .collect();
+    for (name, spec) in &specs {
+        let Some((layer, file, text)) = layers.get(name) else { continue };
+        let findings = Findings::new(file, text);
+        for (dependency, span) in layer.depends_on.iter().flatten() {
+            if dependency == name || reaches(&specs, dependency, name) {
+                findings.error(
+                    span.clone(),
+                    format!("`depends_on`: {dependency} depends on {name} in turn"),
+                    None,
+                );
+            } else if !known.contains(dependency.as_str()) {
+                let names: Vec<&str> = known.iter().copied().collect();
+                let hint = super::diagnostic::did_you_mean(dependency.as_str(), &names);
+                findings.error(
+                    span.clone(),
+                    format!("`depends_on`: there is no services/{dependency}.toml"),
+                    hint,
+                );
+            }
+        }
+        for (number, port) in spec.ports.iter().enumerate() {
+            // The first by name keeps it: one of them has to.
+            let other =
+                specs.range(..name).find(|(_, other)| other.ports.iter().any(|known| clash(known, port)));
+            if let Some((other, _)) = other {
+                let message = format!(
+                    "`ports`: {}/{} of the host is published by services/{other}.toml too",
+                    port.host_port, port.protocol
+                );
+                findings.error(layer.port_span(number), message, None);
+            }
+        }
+        let found = findings.into_sorted();
+        if let Some(error) = first_error(&found) {
+            services.insert(name.clone(), Err(Refusal::new(Reason::ConfigInvalid, error.one_line())));
+        }
+        diagnostics.extend(found);
+    }
+}
+
+fn reaches(specs: &BTreeMap<ServiceName, Declared>, from: &ServiceName, to: &ServiceName) -> bool {
+    let mut seen = BTreeSet::new();
+    let mut next = vec![from];
+    while let Some(name) = next.pop() {
+        if name == to {
+            return true;
+        }
+        if seen.insert(name) {
+            next.extend(specs.get(name).into_iter().flat_map(|spec| &spec.depends_on));
+        }
+    }
+    false
+}
+
+/// The rule of the host's policy that a spec breaks.
+fn violation(spec: &Declared, policy: &Policy) -> Option<Refusal> {
+    let refuse = |message: String| Some(Refusal::new(Reason::Policy, message));
+    let fits = |patterns: &[String], text: &str| {
+        patterns.iter().any(|pattern| glob::Pattern::new(pattern).is_ok_and(|pattern| pattern.matches(text)))
+    };
+    if let ImageRef::Registry(image) = &spec.image {
+        let name = format!("{}/{}", image.registry, image.repository);
+        if !policy.registries.is_empty() && !fits(&policy.registries, &name) {
+            return refuse(format!("policy.registries does not allow {name}"));
+        }
+        if policy.require_digest && image.digest.is_none() {
+            return refuse(format!("policy.require_digest: {image} names no digest"));
+        }
+    }
+    for volume in &spec.volumes {
+        if let VolumeSource::Bind(path) = &volume.source
+            && !fits(&policy.host_mounts, &path.to_string_lossy())
+        {
+            return refuse(format!("policy.host_mounts does not allow {}", path.display()));
+        }
+    }
+    None
+}
+
+/// Checks a whole repo: once without a host, and once for each host that it has a file of. A policy is checked too
+/// where there is one.
+pub fn check(files: &RepoFiles, policy: Option<&Policy>) -> CheckReport {
+    let texts = Texts::of(files);
+    let known: BTreeSet<&str> = texts.below("services").map(|(_, stem, _)| stem).collect();
+    // What a repo asks for is for its hosts to allow.
+    let open = Policy { host_mounts: vec!["*".to_owned()], ..Policy::default() };
+    let policy = policy.unwrap_or(&open);
+    let mut found: Vec<Diagnostic> = Vec::new();
+    let mut hosts = Vec::new();
+    for (file, stem, text) in texts.below("hosts") {
+        let host = read_host(file, stem, text, &known);
+        if let Ok(name) = stem.parse() {
+            hosts.push(HostIdentity { name, labels: Vec::new() });
+        }
+        found.extend(host.diagnostics);
+    }
+    // Hosts without a file: one for each name and label that a service asks for, and one that nobody names.
+    let mut asked: BTreeSet<(String, Vec<String>)> = BTreeSet::from([("any-host".to_owned(), Vec::new())]);
+    for (file, _, text) in texts.below("services") {
+        let findings = Findings::new(file, text);
+        let table = parse(&findings);
+        let section = Section::new(&findings, "", table.get_ref(), 0..0);
+        for entry in section.strings("hosts").into_iter().flatten().map(|(entry, _)| entry) {
+            if entry.contains('=') {
+                asked.insert(("any-host".to_owned(), vec![entry]));
+            } else {
+                asked.insert((entry.replace(['*', '?'], "x"), Vec::new()));
+            }
+        }
+    }
+    let more = asked
+        .into_iter()
+        .filter_map(|(name, labels)| Some(HostIdentity { name: name.parse().ok()?, labels }));
+    for host in hosts.into_iter().chain(more) {
+        found.extend(read(files, &host, policy).diagnostics);
+    }
+    found.sort_by(|a, b| {
+        (&a.file, a.line, a.column, &a.message).cmp(&(&b.file, b.line, b.column, &b.message))
+    });
+    found.dedup();
+    CheckReport { services: known.len(), diagnostics: found }
+}

@@ -1,0 +1,397 @@
+//! The keys of a service, as they are read from one table: see `layer` for what becomes of them.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::time::Duration;
+
+use toml::de::DeValue;
+
+use super::layer::{DeployLayer, HealthLayer, Layer, ProbeLayer};
+use super::port;
+use super::section::{Findings, Section, Value};
+use super::words;
+use crate::types::{ByteSize, ImageRef, PortMapping, SafeUrl, Strategy};
+
+/// Keys of the Compose Specification that this version does not know what to do with.
+const COMPOSE: &[&str] = &[
+    "annotations",
+    "attach",
+    "blkio_config",
+    "build",
+    "cap_add",
+    "cap_drop",
+    "cgroup",
+    "cgroup_parent",
+    "configs",
+    "container_name",
+    "cpu_shares",
+    "cpuset",
+    "credential_spec",
+    "device_cgroup_rules",
+    "devices",
+    "dns",
+    "dns_opt",
+    "dns_search",
+    "domainname",
+    "env_file",
+    "expose",
+    "extends",
+    "external_links",
+    "extra_hosts",
+    "gpus",
+    "group_add",
+    "hostname",
+    "init",
+    "ipc",
+    "isolation",
+    "labels",
+    "links",
+    "logging",
+    "mac_address",
+    "mem_reservation",
+    "mem_swappiness",
+    "memswap_limit",
+    "network_mode",
+    "networks",
+    "oom_kill_disable",
+    "oom_score_adj",
+    "pid",
+    "platform",
+    "privileged",
+    "profiles",
+    "pull_policy",
+    "read_only",
+    "restart",
+    "runtime",
+    "scale",
+    "secrets",
+    "security_opt",
+    "shm_size",
+    "stdin_open",
+    "stop_signal",
+    "storage_opt",
+    "sysctls",
+    "tmpfs",
+    "tty",
+    "ulimits",
+    "userns_mode",
+    "uts",
+    "volumes_from",
+    "replicas",
+];
+
+/// Reads the service keys of a table. What else stands in it is refused.
+pub(super) fn read(section: &Section<'_, '_>) -> Layer {
+    let findings = section.findings;
+    let layer = Layer {
+        hosts: section.strings("hosts"),
+        image: section.parsed("image"),
+        fallback: section.strings("fallback").map(|all| fallback(findings, all)),
+        entrypoint: command(section, "entrypoint"),
+        command: command(section, "command"),
+        environment: environment(section),
+        user: section.string("user"),
+        working_dir: working_dir(section),
+        ports: None,
+        volumes: list(section, "volumes", port::volume),
+        depends_on: section.strings("depends_on").map(|names| {
+            let parse = |(text, span): (String, Range<usize>)| match text.parse() {
+                Ok(name) => Some((name, span)),
+                Err(error) => {
+                    findings.error(span, format!("`depends_on`: {error}"), None);
+                    None
+                }
+            };
+            names.into_iter().filter_map(parse).collect()
+        }),
+        stop_grace_period: section.duration("stop_grace_period"),
+        mem_limit: mem_limit(section),
+        milli_cpus: milli_cpus(section),
+        pids_limit: section
+            .integer("pids_limit", 1..=4_194_304)
+            .and_then(|number| u32::try_from(number).ok()),
+        healthcheck: section.table("healthcheck").map(|table| health(&table)).unwrap_or_default(),
+        deploy: section.table("deploy").map(|table| deploy(&table)).unwrap_or_default(),
+        names_image: section.has("image"),
+        port_spans: Vec::new(),
+    };
+    let (ports, port_spans) = ports(section);
+    let layer = Layer { ports, port_spans, ..layer };
+    section.finish(|key| {
+        COMPOSE.contains(&key).then(|| format!("`{key}` of Compose is not supported by this version"))
+    });
+    layer
+}
+
+fn fallback(findings: &Findings<'_>, all: Vec<(String, Range<usize>)>) -> Vec<String> {
+    for (text, span) in &all {
+        let sample = text.replace("{tag}", "tag");
+        let fine = matches!(sample.parse::<ImageRef>(), Ok(ImageRef::Archive(_)))
+            && sample.parse::<SafeUrl>().is_ok();
+        if fine {
+            findings.warn(
+                span.clone(),
+                "`fallback` is not used by this version: images come from registries only",
+                None,
+            );
+        } else {
+            findings.error(
+                span.clone(),
+                format!("`fallback`: `{text}` is not an s3://, https:// or file:/// address"),
+                None,
+            );
+        }
+    }
+    all.into_iter().map(|(text, _)| text).collect()
+}
+
+/// An array, or one string that is split into words.
+fn command(section: &Section<'_, '_>, key: &'static str) -> Option<Vec<String>> {
+    let value = section.get(key)?;
+    let words: Vec<String> = match value.get_ref().as_str() {
+        Some(text) => match words::split(text) {
+            Some(words) => words,
+            None => {
+                section.findings.error(value.span(), format!("`{key}`: a quote is not closed"), None);
+                return None;
+            }
+        },
+        None => section.strings(key)?.into_iter().map(|(text, _)| text).collect(),
+    };
+    if words.iter().any(|word| word.contains('\0')) {
+        section.findings.error(value.span(), format!("`{key}` must not hold a NUL"), None);
+        return None;
+    }
+    Some(words)
+}
+
+/// A table, or an array of `NAME=value`.
+fn environment(section: &Section<'_, '_>) -> BTreeMap<String, String> {
+    let mut variables = BTreeMap::new();
+    let Some(value) = section.get("environment") else { return variables };
+    let mut insert = |name: &str, text: String, span: Range<usize>| {
+        if name.is_empty() || name.contains(['=', '\0']) || text.contains('\0') {
+            section.findings.error(
+                span,
+                format!("`environment`: `{name}` is not a name of a variable"),
+                None,
+            );
+        } else {
+            variables.insert(name.to_owned(), text);
+        }
+    };
+    match value.get_ref() {
+        DeValue::Table(_) => {
+            let Some(table) = section.table("environment") else { return variables };
+            for (name, span, value) in table.entries() {
+                match scalar(value) {
+                    Some(text) => insert(name, text, span),
+                    None => {
+                        let kind = value.get_ref().type_str();
+                        table.findings.error(
+                            value.span(),
+                            format!("`environment`: `{name}` takes a text, not a {kind}"),
+                            None,
+                        );
+                    }
+                }
+            }
+        }
+        _ => {
+            for (text, span) in section.strings("environment").unwrap_or_default() {
+                match text.split_once('=') {
+                    Some((name, value)) => insert(name, value.to_owned(), span),
+                    None => {
+                        let message = format!("`environment`: `{text}` has no value");
+                        section.findings.error(
+                            span,
+                            message,
+                            Some("write NAME=value: nothing is taken from the host".to_owned()),
+                        );
+                    }
+                }
+            }
+        }
+    }
+    variables
+}
+
+/// Numbers and booleans become the text that they are written as.
+fn scalar(value: Value<'_, '_>) -> Option<String> {
+    Some(match value.get_ref() {
+        DeValue::String(text) => text.to_string(),
+        DeValue::Integer(number) => number.to_string(),
+        DeValue::Float(number) => number.to_string(),
+        DeValue::Boolean(truth) => truth.to_string(),
+        DeValue::Datetime(time) => time.to_string(),
+        DeValue::Array(_) | DeValue::Table(_) => return None,
+    })
+}
+
+fn working_dir(section: &Section<'_, '_>) -> Option<String> {
+    let text = section.string("working_dir")?;
+    if port::absolute(&text).is_none() {
+        let span = section.get("working_dir").map_or_else(|| section.span.clone(), |value| value.span());
+        section.findings.error(span, "`working_dir` takes an absolute path without `..`", None);
+        return None;
+    }
+    Some(text)
+}
+
+fn list<T>(
+    section: &Section<'_, '_>,
+    key: &'static str,
+    parse: impl Fn(&str) -> Result<T, crate::types::Invalid>,
+) -> Option<Vec<T>> {
+    let items = section.strings(key)?;
+    let read = |(text, span): (String, Range<usize>)| match parse(&text) {
+        Ok(item) => Some(item),
+        Err(error) => {
+            section.findings.error(span, format!("`{key}`: {error}"), None);
+            None
+        }
+    };
+    Some(items.into_iter().filter_map(read).collect())
+}
+
+fn ports(section: &Section<'_, '_>) -> (Option<Vec<PortMapping>>, Vec<Range<usize>>) {
+    let Some(items) = section.strings("ports") else { return (None, Vec::new()) };
+    let (mut ports, mut spans): (Vec<PortMapping>, Vec<Range<usize>>) = (Vec::new(), Vec::new());
+    for (text, span) in items {
+        match port::port(&text) {
+            Ok(port) => {
+                if ports.iter().any(|known| clash(known, &port)) {
+                    let message = format!(
+                        "`ports`: {}/{} of the host is published twice",
+                        port.host_port, port.protocol
+                    );
+                    section.findings.error(span.clone(), message, None);
+                }
+                ports.push(port);
+                spans.push(span);
+            }
+            Err(error) => section.findings.error(span, format!("`ports`: {error}"), None),
+        }
+    }
+    (Some(ports), spans)
+}
+
+/// Whether two services cannot publish both.
+pub(super) fn clash(a: &PortMapping, b: &PortMapping) -> bool {
+    let overlap = a.host_ip == b.host_ip || a.host_ip.is_unspecified() || b.host_ip.is_unspecified();
+    overlap && a.host_port == b.host_port && a.protocol == b.protocol
+}
+
+fn mem_limit(section: &Section<'_, '_>) -> Option<ByteSize> {
+    let value = section.get("mem_limit")?;
+    let size: ByteSize = match value.get_ref().as_integer() {
+        Some(number) => ByteSize(u64::from_str_radix(number.as_str(), number.radix()).unwrap_or(0)),
+        None => section.parsed("mem_limit")?,
+    };
+    // Docker's own minimum: less does not hold a process.
+    if size.0 < 6 << 20 {
+        section.findings.error(value.span(), "`mem_limit` is at least 6m", None);
+        return None;
+    }
+    Some(size)
+}
+
+fn milli_cpus(section: &Section<'_, '_>) -> Option<u32> {
+    let (number, span) = section.number("cpus")?;
+    if !(0.01..=4096.0).contains(&number) {
+        section.findings.error(span, "`cpus` takes a number of processors from 0.01", None);
+        return None;
+    }
+    // In range, as was checked: at most 4,096,000.
+    Some((number * 1000.0).round() as u32)
+}
+
+fn health(section: &Section<'_, '_>) -> HealthLayer {
+    let findings = section.findings;
+    let given: Vec<&str> = ["http", "tcp", "test"].into_iter().filter(|key| section.has(key)).collect();
+    for key in ["http", "tcp", "test"] {
+        // Known, even where another one is used.
+        section.get(key);
+    }
+    if let [_, second, ..] = given.as_slice() {
+        findings.error(section.key_span(second), "a health check is one of `http`, `tcp` and `test`", None);
+    }
+    let port_of = |key| section.integer(key, 1..=65535).and_then(|port| u16::try_from(port).ok());
+    let http = section.string("http").filter(|path| {
+        let fine = path.starts_with('/') && !path.contains(|c: char| c.is_control() || c == ' ');
+        if !fine {
+            findings.error(section.key_span("http"), "`http` takes a path that begins with `/`", None);
+        }
+        fine
+    });
+    let probe = http
+        .map(ProbeLayer::Http)
+        .or_else(|| port_of("tcp").map(ProbeLayer::Tcp))
+        .or_else(|| test(section).map(ProbeLayer::Test));
+    let positive = |key: &'static str| {
+        section.duration(key).filter(|duration| {
+            let fine = *duration >= Duration::from_millis(10);
+            if !fine {
+                findings.error(section.key_span(key), format!("`{key}` is at least 10ms"), None);
+            }
+            fine
+        })
+    };
+    let layer = HealthLayer {
+        probe,
+        port: port_of("port"),
+        interval: positive("interval"),
+        timeout: positive("timeout"),
+        start_period: section.duration("start_period"),
+        retries: section.integer("retries", 1..=1000).and_then(|number| u32::try_from(number).ok()),
+        span: Some(section.span.clone()),
+    };
+    section.unsupported("grpc", "use `tcp`, or `test` with a client inside the image");
+    section.unsupported("start_interval", "the first probes come quickly by themselves");
+    section.unsupported("disable", "leave [healthcheck] out");
+    section.finish(|_| None);
+    layer
+}
+
+/// An array with or without Compose's CMD and CMD-SHELL; a string is for the shell.
+fn test(section: &Section<'_, '_>) -> Option<Vec<String>> {
+    let value = section.get("test")?;
+    let shell = |text: &str| vec!["/bin/sh".to_owned(), "-c".to_owned(), text.to_owned()];
+    if let Some(text) = value.get_ref().as_str() {
+        return Some(shell(text));
+    }
+    let words: Vec<String> = section.strings("test")?.into_iter().map(|(text, _)| text).collect();
+    let words = match words.split_first() {
+        Some((first, rest)) if first == "CMD" => rest.to_vec(),
+        Some((first, rest)) if first == "CMD-SHELL" => shell(&rest.join(" ")),
+        _ => words,
+    };
+    if words.is_empty() {
+        section.findings.error(value.span(), "`test` names no command", None);
+        return None;
+    }
+    Some(words)
+}
+
+fn deploy(section: &Section<'_, '_>) -> DeployLayer {
+    let strategy = section.get("strategy").and_then(|value| match value.get_ref().as_str() {
+        Some("blue-green") => Some(Strategy::BlueGreen),
+        Some("recreate") => Some(Strategy::Recreate),
+        _ => {
+            section.findings.error(value.span(), "`strategy` is \"blue-green\" or \"recreate\"", None);
+            None
+        }
+    });
+    let layer = DeployLayer {
+        strategy,
+        drain: section.duration("drain"),
+        bake: section.duration("bake"),
+        timeout: section.duration("timeout"),
+        pre: command(section, "pre"),
+    };
+    for key in ["post", "window", "canary", "canary_time", "reversible", "drain_signal", "min_healthy_time"] {
+        section.unsupported(key, "see CHANGELOG.md for what is planned");
+    }
+    section.finish(|_| None);
+    layer
+}

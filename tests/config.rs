@@ -1,0 +1,342 @@
+//! The config repo and the host's configuration, from files: golden findings, layers, selection, policy, and that no
+//! input makes any of it panic.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a test says what is wrong by panicking"
+)]
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use gitopsd::config::agent::HostIdentity;
+use gitopsd::config::repo::{RepoFiles, RepoView, check, read, read_dir};
+use gitopsd::types::{Policy, Probe, Reason, ServiceName, Strategy};
+use proptest::prelude::*;
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn host(name: &str, labels: &[&str]) -> HostIdentity {
+    HostIdentity { name: name.parse().unwrap(), labels: labels.iter().map(ToString::to_string).collect() }
+}
+
+fn repo(files: &[(&str, &str)]) -> RepoFiles {
+    let top = ("gitopsd.toml".to_owned(), b"format = 1\n".to_vec());
+    let files = files.iter().map(|(name, text)| ((*name).to_owned(), text.as_bytes().to_vec()));
+    [top].into_iter().chain(files).collect()
+}
+
+fn view(files: &[(&str, &str)], policy: &Policy) -> RepoView {
+    read(&repo(files), &host("web-1", &["role=web"]), policy)
+}
+
+fn name(text: &str) -> ServiceName {
+    text.parse().unwrap()
+}
+
+/// Every folder of `tests/data/invalid` is a repo; `expected.txt` in it is what `gitopsd check` prints there.
+#[test]
+fn invalid_repos_give_all_their_errors_at_once() {
+    let mut cases = 0;
+    for entry in std::fs::read_dir(root().join("tests/data/invalid")).unwrap() {
+        let dir = entry.unwrap().path();
+        let output =
+            Command::new(env!("CARGO_BIN_EXE_gitopsd")).arg("check").current_dir(&dir).output().unwrap();
+        let found = String::from_utf8(output.stdout).unwrap();
+        let expected = dir.join("expected.txt");
+        if std::env::var_os("UPDATE_GOLDEN").is_some() {
+            std::fs::write(&expected, &found).unwrap();
+        }
+        assert_eq!(found, std::fs::read_to_string(&expected).unwrap(), "{}", dir.display());
+        assert_eq!(output.status.code(), Some(1), "{}", dir.display());
+        cases += 1;
+    }
+    assert!(cases >= 5);
+}
+
+#[test]
+fn the_example_repo_is_clean() {
+    let files = read_dir(&root().join("examples/config-repo")).unwrap();
+    let report = check(&files, None);
+    assert_eq!(report.diagnostics, []);
+    assert_eq!(report.services, 1);
+}
+
+/// The example of the contract: every key of it is taken.
+#[test]
+fn a_service_with_every_key() {
+    let text = r#"
+image = "registry.local:5000/shop:1.4.2"
+fallback = ["s3://release-images/shop-{tag}.tar"]
+hosts = ["web-*", "role=web"]
+command = ["serve"]
+environment = { LOG = "info", WORKERS = 4 }
+ports = ["80:8080", "127.0.0.1:9000:9000", "53:53/udp"]
+volumes = ["data:/var/lib/shop", "/srv/assets:/assets:ro"]
+depends_on = ["db"]
+stop_grace_period = "10s"
+mem_limit = "512m"
+cpus = 1.5
+pids_limit = 256
+[healthcheck]
+http = "/healthz"
+port = 8080
+interval = "2s"
+timeout = "1s"
+start_period = "30s"
+retries = 3
+[deploy]
+strategy = "blue-green"
+drain = "30s"
+bake = "60s"
+timeout = "5m"
+pre = ["bin/migrate", "up"]
+"#;
+    let policy = Policy { host_mounts: vec!["/srv/**".to_owned()], ..Policy::default() };
+    let found =
+        view(&[("services/shop.toml", text), ("services/db.toml", "image = \"r.io/db:1\"\n")], &policy);
+    let spec = found.services[&name("shop")].as_ref().unwrap();
+    assert_eq!(spec.milli_cpus, Some(1500));
+    assert_eq!(spec.environment["WORKERS"], "4");
+    assert_eq!(spec.strategy(), Strategy::BlueGreen);
+    assert_eq!(spec.deploy.pre, ["bin/migrate", "up"]);
+    let health = spec.healthcheck.as_ref().unwrap();
+    assert_eq!(health.probe, Probe::Http { path: "/healthz".to_owned(), port: 8080 });
+    assert_eq!(health.start_period, Duration::from_secs(30));
+    assert!(found.diagnostics.iter().all(|found| !found.is_error()), "{:?}", found.diagnostics);
+    assert_eq!(found.diagnostics.len(), 1, "the fallback is warned about");
+}
+
+#[test]
+fn layers_are_merged_key_by_key() {
+    let files: RepoFiles = [
+        ("gitopsd.toml", "format = 1\n[defaults]\npids_limit = 9\nenvironment = { A = \"1\", B = \"1\" }\n[defaults.deploy]\nbake = \"9s\"\n"),
+        ("services/web.toml", "image = \"r.io/web:1\"\nenvironment = { B = \"2\", C = \"2\" }\n[deploy]\ndrain = \"8s\"\n"),
+        ("hosts/web-1.toml", "[services.web]\nenvironment = { C = \"3\" }\n[services.web.deploy]\nbake = \"7s\"\n"),
+    ]
+    .into_iter()
+    .map(|(name, text)| (name.to_owned(), text.as_bytes().to_vec()))
+    .collect();
+    let of = |host_name| {
+        read(&files, &host(host_name, &[]), &Policy::default()).services[&name("web")].clone().unwrap()
+    };
+    let one = of("web-1");
+    let expected: BTreeMap<String, String> =
+        [("A", "1"), ("B", "2"), ("C", "3")].map(|(k, v)| (k.to_owned(), v.to_owned())).into();
+    assert_eq!(one.environment, expected);
+    assert_eq!((one.deploy.bake, one.deploy.drain), (Duration::from_secs(7), Duration::from_secs(8)));
+    assert_eq!(one.pids_limit, Some(9));
+    assert_eq!(of("web-2").deploy.bake, Duration::from_secs(9));
+}
+
+#[test]
+fn hosts_are_chosen_by_name_and_by_label() {
+    let service = |hosts: &str| format!("image = \"r.io/a:1\"\nhosts = {hosts}\n");
+    for (hosts, labels, chosen) in [
+        ("[\"web-*\"]", &[][..], true),
+        ("[\"db-*\"]", &[], false),
+        ("[\"role=web\"]", &["role=web"], true),
+        ("[\"role=web\"]", &["role=db"], false),
+        ("[]", &["role=web"], false),
+    ] {
+        let files = repo(&[("services/a.toml", &service(hosts))]);
+        let found = read(&files, &host("web-1", labels), &Policy::default());
+        assert_eq!(found.services.contains_key(&name("a")), chosen, "{hosts} {labels:?}");
+        assert_eq!(found.declared_in_repo, 1);
+    }
+    // A label that the repo gives.
+    let files = repo(&[
+        ("services/a.toml", &service("[\"role=web\"]")),
+        ("hosts/web-1.toml", "labels = [\"role=web\"]\n"),
+    ]);
+    assert!(read(&files, &host("web-1", &[]), &Policy::default()).services.contains_key(&name("a")));
+}
+
+#[test]
+fn a_broken_file_stops_its_own_service_only() {
+    let found = view(
+        &[
+            ("services/bad.toml", "image = 1\n"),
+            ("services/torn.toml", "image = \"r.io/t:1\"\n[deploy\n"),
+            ("services/good.toml", "image = \"r.io/g:1\"\n"),
+        ],
+        &Policy::default(),
+    );
+    assert!(found.fatal.is_none());
+    for broken in ["bad", "torn"] {
+        let refusal = found.services[&name(broken)].as_ref().unwrap_err();
+        assert_eq!(refusal.reason, Reason::ConfigInvalid);
+        assert!(refusal.message.starts_with(&format!("services/{broken}.toml:")), "{refusal}");
+    }
+    assert!(found.services[&name("good")].is_ok());
+}
+
+#[test]
+fn a_repo_that_is_not_one_is_refused_whole() {
+    for files in [
+        RepoFiles::new(),
+        RepoFiles::from([("gitopsd.toml".to_owned(), b"format = 2\n".to_vec())]),
+        RepoFiles::from([("gitopsd.toml".to_owned(), b"\xff\xfe".to_vec())]),
+        RepoFiles::from([("gitopsd.toml".to_owned(), b"format = 1\n[defaults]\nimag = 1\n".to_vec())]),
+    ] {
+        let found = read(&files, &host("web-1", &[]), &Policy::default());
+        assert_eq!(found.fatal.unwrap().reason, Reason::ConfigInvalid);
+    }
+}
+
+#[test]
+fn the_policy_names_its_rule() {
+    let policy = Policy {
+        registries: vec!["good.io/*".to_owned()],
+        host_mounts: vec!["/srv/*".to_owned()],
+        ..Policy::default()
+    };
+    for (text, rule) in [
+        ("image = \"bad.io/a:1\"\n", "policy.registries"),
+        ("image = \"good.io/a:1\"\nvolumes = [\"/etc:/x\"]\n", "policy.host_mounts"),
+        ("image = \"good.io/a:1\"\nvolumes = [\"/:/x\"]\n", "policy.host_mounts"),
+    ] {
+        let refusal = view(&[("services/a.toml", text)], &policy).services[&name("a")].clone().unwrap_err();
+        assert_eq!(refusal.reason, Reason::Policy);
+        assert!(refusal.message.contains(rule), "{refusal}");
+    }
+    let pinned = Policy { require_digest: true, ..Policy::default() };
+    let refusal =
+        view(&[("services/a.toml", "image = \"good.io/a:1\"\n")], &pinned).services[&name("a")].clone();
+    assert!(refusal.unwrap_err().message.contains("require_digest"));
+}
+
+#[test]
+fn the_host_configuration_gives_all_errors_and_merges_drop_ins() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("gitopsd.toml");
+    let load = || gitopsd::config::load(&path);
+    assert!(load().unwrap_err().to_string().contains("cannot be read"));
+    std::fs::write(&path, "[repo]\nurl = \"/srv/config.git\"\n[host]\nname = \"web-1\"\n").unwrap();
+    let config = load().unwrap();
+    assert_eq!(config.state_dir, Path::new("/var/lib/gitopsd"));
+    assert_eq!(config.repo.poll, Duration::from_secs(30));
+    assert!(config.report.push);
+    std::fs::create_dir(dir.path().join("conf.d")).unwrap();
+    std::fs::write(
+        dir.path().join("conf.d/10-host.toml"),
+        "[repo]\npoll = \"5s\"\n[host]\nlabels = [\"a=b\"]\n",
+    )
+    .unwrap();
+    let config = load().unwrap();
+    assert_eq!((config.repo.poll, config.host.labels.len()), (Duration::from_secs(5), 1));
+    assert_eq!(config.repo.url.as_str(), "/srv/config.git");
+    let bad = "instance = \"Bad\"\nstate_dir = \"rel\"\n[repo]\nurl = \"/x\"\nverify = \"ssh\"\npassword = \"hunter2\"\n[engine]\nkind = \"docker\"\nsubnet = \"10.0.0.1/16\"\n[policy]\nprivileged = true\n[webhook]\n";
+    std::fs::write(&path, bad).unwrap();
+    let text = load().unwrap_err().to_string();
+    for part in
+        ["instance", "state_dir", "verify", "password_file", "kind", "subnet", "privileged", "webhook"]
+    {
+        assert!(text.contains(part), "{part} is missing in:\n{text}");
+    }
+    assert_eq!(text.matches("error:").count(), 8, "{text}");
+    let output = Command::new(env!("CARGO_BIN_EXE_gitopsd"))
+        .arg("--config")
+        .arg(&path)
+        .arg("status")
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(78));
+}
+
+/// What the page says and what the parser takes are the same keys.
+#[test]
+fn the_page_and_the_parser_know_the_same_keys() {
+    let page = std::fs::read_to_string(root().join("docs/config.md")).unwrap();
+    let documented: Vec<&str> = page
+        .lines()
+        .filter(|line| line.starts_with("| `"))
+        .flat_map(|line| line.split('|').nth(1).unwrap().split(','))
+        .map(|cell| cell.trim().trim_matches('`'))
+        .collect();
+    let mut taken = Vec::new();
+    for file in ["service", "repo", "load"] {
+        let source = std::fs::read_to_string(root().join(format!("src/config/{file}.rs"))).unwrap();
+        let source = source.split("#[cfg(test)]").next().unwrap().to_owned();
+        let calls = [
+            ".get(\"",
+            ".string(\"",
+            ".strings(\"",
+            ".parsed(\"",
+            ".duration(\"",
+            ".boolean(\"",
+            ".integer(\"",
+            ".number(\"",
+            ".table(\"",
+        ];
+        for call in calls {
+            taken.extend(source.match_indices(call).map(|(at, _)| {
+                let rest = &source[at + call.len()..];
+                rest[..rest.find('"').unwrap()].to_owned()
+            }));
+        }
+        let calls = [
+            "path(&section, \"",
+            "path(repo, \"",
+            "secret(repo, \"",
+            "path(section, \"",
+            "secret(section, \"",
+            "command(section, \"",
+            "globs(policy, \"",
+            "positive(\"",
+            "port_of(\"",
+            "list(section, \"",
+        ];
+        for call in calls {
+            taken.extend(source.match_indices(call).map(|(at, _)| {
+                let rest = &source[at + call.len()..];
+                rest[..rest.find('"').unwrap()].to_owned()
+            }));
+        }
+    }
+    taken.sort();
+    taken.dedup();
+    // Sections have headings of their own.
+    let sections = ["repo", "host", "engine", "registry", "policy", "report"];
+    for key in taken.iter().filter(|key| !sections.contains(&key.as_str())) {
+        assert!(documented.contains(&key.as_str()), "docs/config.md does not have `{key}`");
+    }
+    for key in &documented {
+        let known = taken.iter().any(|taken| taken == key) || ["privileged", "host_network"].contains(key);
+        assert!(known, "docs/config.md has `{key}`, which nobody reads");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Whatever is in the files, reading them is an answer and never a panic.
+    #[test]
+    fn no_text_makes_it_panic(at in any::<prop::sample::Index>(), cut in 0usize..40, put in "[ -~\n\t\u{e9}\u{1f600}]{0,12}") {
+        let text = "image = \"r.io/a:1\"\nports = [\"80:80\"]\ncpus = 1.5\nmem_limit = 9999999\nenvironment = { A = 1 }\nvolumes = [\"d:/d\"]\n[healthcheck]\nhttp = \"/x\"\nretries = 3\n[deploy]\nbake = \"1s\"\n";
+        let mut chars: Vec<char> = text.chars().collect();
+        let from = at.index(chars.len());
+        let to = (from + cut).min(chars.len());
+        chars.splice(from..to, put.chars());
+        let text: String = chars.into_iter().collect();
+        let files = repo(&[("services/a.toml", &text), ("hosts/web-1.toml", &text)]);
+        for found in check(&files, None).diagnostics {
+            prop_assert!(!found.to_string().is_empty());
+        }
+        let _ = view(&[("services/a.toml", &text)], &Policy::default());
+        let top = RepoFiles::from([("gitopsd.toml".to_owned(), text.clone().into_bytes())]);
+        let _ = read(&top, &host("web-1", &[]), &Policy::default());
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("c.toml");
+        std::fs::write(&path, &text).unwrap();
+        let _ = gitopsd::config::load(&path).map_err(|error| error.to_string());
+    }
+}
