@@ -5,6 +5,7 @@
 //! threads. Nothing is ever checked out, no hook, filter or helper program is ever run, and no git configuration but
 //! the agent's own counts.
 
+mod at;
 mod cache;
 mod credentials;
 mod error;
@@ -27,6 +28,7 @@ use std::time::Duration;
 use git2::Oid;
 use sha2::{Digest as _, Sha256};
 
+pub use at::files_at;
 pub use error::GitError;
 pub use fetch::FetchedHead;
 pub use trust::TrustedCommit;

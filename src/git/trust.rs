@@ -57,7 +57,9 @@ impl Repository {
             ));
         }
         // A note to itself, so that `trusted` needs no network; the mark that counts is the caller's.
-        self.reading(cache.reference(TRUSTED, oid, true, "").map(drop))?;
+        if cache.refname_to_id(TRUSTED).ok() != Some(oid) {
+            self.reading(cache.reference(TRUSTED, oid, true, "").map(drop))?;
+        }
         Ok(TrustedCommit { id: head.id().clone(), oid })
     }
 
