@@ -1,0 +1,204 @@
+//! From bytes to manifests, strictly (OCI image-spec, manifest.md and image-index.md; Docker's schema 2).
+
+use serde::Deserialize;
+use sha2::{Digest as _, Sha256};
+
+use super::PullError;
+use crate::engine::ImageConfig;
+use crate::types::{Digest, Reason};
+
+/// Largest manifest, index or configuration: what the distribution-spec lets registries refuse.
+pub(super) const MAX_DOCUMENT: u64 = 4 << 20;
+
+/// The kernel's limit on overlay layers is 500 (fs/overlayfs/params.h); images above 127 do not exist in practice.
+const MAX_LAYERS: usize = 128;
+
+/// What a client has to say it takes.
+pub(super) const ACCEPT: &str = "application/vnd.oci.image.manifest.v1+json, application/vnd.oci.image.index.v1+json, \
+     application/vnd.docker.distribution.manifest.v2+json, application/vnd.docker.distribution.manifest.list.v2+json";
+
+/// A reference to content: what, and how many bytes.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Descriptor {
+    #[serde(default)]
+    pub media_type: String,
+    pub digest: Digest,
+    pub size: u64,
+    #[serde(default)]
+    platform: Option<Platform>,
+    #[serde(default)]
+    urls: Vec<String>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+struct Platform {
+    architecture: String,
+    os: String,
+    #[serde(default)]
+    variant: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Document {
+    schema_version: u32,
+    #[serde(default)]
+    media_type: Option<String>,
+    config: Option<Descriptor>,
+    layers: Option<Vec<Descriptor>>,
+    manifests: Option<Vec<Descriptor>>,
+}
+
+/// An image manifest.
+#[derive(Debug, Clone)]
+pub(super) struct Manifest {
+    pub digest: Digest,
+    pub config: Descriptor,
+    pub layers: Vec<Descriptor>,
+}
+
+/// What a manifest's bytes turned out to be.
+pub(super) enum Parsed {
+    Image(Manifest),
+    /// The manifest for this platform.
+    Index(Descriptor),
+}
+
+/// How a layer is packed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Packing {
+    Plain,
+    Gzip,
+}
+
+pub(super) fn sha256(bytes: &[u8]) -> Digest {
+    Digest::from_sha256(&Sha256::digest(bytes).into())
+}
+
+/// Reads a manifest or an index. `name` is for messages.
+pub(super) fn parse(name: &str, bytes: &[u8]) -> Result<Parsed, PullError> {
+    let invalid =
+        |why: String| PullError::fatal(Reason::ImageInvalid, format!("the manifest of {name}: {why}"));
+    let document: Document = serde_json::from_slice(bytes).map_err(|error| invalid(error.to_string()))?;
+    if document.schema_version != 2 {
+        let what =
+            format!("{name} has a manifest of schema {}, which is long obsolete", document.schema_version);
+        return Err(PullError::fatal(Reason::ImageUnsupported, what));
+    }
+    match (document.config, document.layers, document.manifests) {
+        (Some(config), Some(layers), None) => {
+            if layers.is_empty() || layers.len() > MAX_LAYERS {
+                return Err(invalid(format!("it has {} layers", layers.len())));
+            }
+            if config.size > MAX_DOCUMENT {
+                return Err(invalid(format!("its configuration has {} bytes", config.size)));
+            }
+            for layer in &layers {
+                packing(name, layer)?;
+            }
+            Ok(Parsed::Image(Manifest { digest: sha256(bytes), config, layers }))
+        }
+        (None, None, Some(manifests)) => choose(name, manifests).map(Parsed::Index),
+        // Both at once is how one document is made to mean two things (CVE-2021-41190).
+        _ => Err(invalid(format!(
+            "it is neither an image nor an index ({})",
+            document.media_type.unwrap_or_default()
+        ))),
+    }
+}
+
+/// The entry of an index for the platform that this program was built for.
+fn choose(name: &str, manifests: Vec<Descriptor>) -> Result<Descriptor, PullError> {
+    let (architecture, variants): (&str, &[&str]) = match std::env::consts::ARCH {
+        "x86_64" => ("amd64", &["", "v1"]),
+        "aarch64" => ("arm64", &["v8", ""]),
+        "arm" => ("arm", &["v7", "v6", ""]),
+        other => (other, &[""]),
+    };
+    let fits = |platform: &Platform| platform.os == "linux" && platform.architecture == architecture;
+    let variant = |descriptor: &Descriptor| {
+        let platform = descriptor.platform.as_ref().filter(|platform| fits(platform))?;
+        variants.iter().position(|known| *known == platform.variant.as_deref().unwrap_or_default())
+    };
+    let shown: Vec<String> = manifests
+        .iter()
+        .filter_map(|m| m.platform.as_ref())
+        .filter(|p| p.os != "unknown")
+        .map(|p| format!("{}/{}", p.os, p.architecture))
+        .collect();
+    let best = manifests.into_iter().filter_map(|m| Some((variant(&m)?, m))).min_by_key(|(rank, _)| *rank);
+    best.map(|(_, descriptor)| descriptor).ok_or_else(|| {
+        let what = format!("{name} has no image for linux/{architecture}, only for {}", shown.join(", "));
+        PullError::fatal(Reason::ImageUnsupported, what)
+    })
+}
+
+/// How a layer is packed, by its media type; a kind that is not known is refused by name.
+pub(super) fn packing(name: &str, layer: &Descriptor) -> Result<Packing, PullError> {
+    let media = layer.media_type.as_str();
+    if !layer.urls.is_empty() || media.contains("nondistributable") || media.contains("foreign") {
+        let what = format!("{name} has a layer that lies outside of its registry, which is not followed");
+        return Err(PullError::fatal(Reason::ImageUnsupported, what));
+    }
+    match media {
+        "application/vnd.oci.image.layer.v1.tar+gzip"
+        | "application/vnd.docker.image.rootfs.diff.tar.gzip" => Ok(Packing::Gzip),
+        "application/vnd.oci.image.layer.v1.tar" | "application/vnd.docker.image.rootfs.diff.tar" => {
+            Ok(Packing::Plain)
+        }
+        other => Err(PullError::fatal(
+            Reason::ImageUnsupported,
+            format!("{name} has a layer of type {other}, which is not known"),
+        )),
+    }
+}
+
+#[derive(Deserialize)]
+struct ConfigDocument {
+    #[serde(default)]
+    config: Option<ConfigSection>,
+    rootfs: RootFs,
+}
+
+#[derive(Deserialize)]
+struct RootFs {
+    diff_ids: Vec<Digest>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct ConfigSection {
+    env: Option<Vec<String>>,
+    entrypoint: Option<Vec<String>>,
+    cmd: Option<Vec<String>>,
+    user: Option<String>,
+    working_dir: Option<String>,
+    stop_signal: Option<String>,
+}
+
+/// Reads an image's configuration: what running it needs, and the digest of each unpacked layer.
+pub(super) fn parse_config(
+    name: &str,
+    bytes: &[u8],
+    layers: usize,
+) -> Result<(ImageConfig, Vec<Digest>), PullError> {
+    let invalid =
+        |why: String| PullError::fatal(Reason::ImageInvalid, format!("the configuration of {name}: {why}"));
+    let document: ConfigDocument =
+        serde_json::from_slice(bytes).map_err(|error| invalid(error.to_string()))?;
+    let diff_ids = document.rootfs.diff_ids;
+    if diff_ids.len() != layers {
+        return Err(invalid(format!("it names {} layers, and the manifest {layers}", diff_ids.len())));
+    }
+    let section = document.config.unwrap_or_default();
+    let config = ImageConfig {
+        env: section.env.unwrap_or_default(),
+        entrypoint: section.entrypoint.unwrap_or_default(),
+        cmd: section.cmd.unwrap_or_default(),
+        user: section.user.unwrap_or_default(),
+        working_dir: section.working_dir.unwrap_or_default(),
+        stop_signal: section.stop_signal.unwrap_or_default(),
+    };
+    Ok((config, diff_ids))
+}
