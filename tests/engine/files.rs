@@ -63,7 +63,7 @@ fn the_writable_layer_lasts_as_long_as_the_container_and_no_longer() {
     assert_eq!(rig.run(&request).1, ["fresh"]);
     assert_eq!(rig.run(&request).1, ["fresh", "again"], "a restart keeps what was written");
     rig.engine.remove(&request.id).unwrap();
-    fs::remove_file(rig.engine.log_file(&request.id)).unwrap();
+    fs::remove_file(rig.log_file(&request.id)).unwrap();
     assert_eq!(rig.run(&request).1, ["fresh"]);
     assert!(!rig.path("layer/mark").exists(), "the image's own layer was written to");
 }
@@ -122,7 +122,7 @@ fn a_full_disk_is_told_and_stops_no_container() {
     assert_eq!(error.reason, Reason::DiskSpace, "{}", error.to_refusal());
     assert!(matches!(rig.state(&request.id), Some(ContainerState::Running { .. })));
     // Its log goes on as soon as there is room, and says what it has missed.
-    let length = || fs::metadata(engine.log_file(&request.id)).unwrap().len();
+    let length = || fs::metadata(rig.log_file(&request.id)).unwrap().len();
     wait_for("the last block of the log to be full", || {
         let before = length();
         std::thread::sleep(Duration::from_millis(200));
@@ -133,7 +133,7 @@ fn a_full_disk_is_told_and_stops_no_container() {
         let log = engine.log_tail(&request.id, 1000);
         log.iter().any(|line| line.contains("log entries were lost")).then_some(())
     });
-    for line in fs::read_to_string(engine.log_file(&request.id)).unwrap().lines() {
+    for line in fs::read_to_string(rig.log_file(&request.id)).unwrap().lines() {
         assert!(line.split(' ').nth(2) == Some("F") && line.matches("tick").count() <= 1, "{line}");
     }
     for id in [request.id, "shop.2".parse().unwrap()] {

@@ -102,7 +102,7 @@ fn a_flood_of_output_grows_nothing() {
     let request = rig.script("shop.1", "exec yes \"$(head -c 200 /dev/zero | tr '\\0' x)\"");
     rig.start(&request);
     let shim = rig.shim_pid(&request.id);
-    let older = rig.engine.log_file(&request.id).with_extension("log.2");
+    let older = rig.log_file(&request.id).with_extension("log.2");
     wait_for("two rotations", || older.exists().then_some(()));
     let status = fs::read_to_string(format!("/proc/{shim}/status")).unwrap();
     let resident: u64 = status

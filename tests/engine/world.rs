@@ -55,7 +55,7 @@ fn a_program_sees_its_own_small_world() {
         ];
         assert!(standard.contains(&device), "/dev/{device} is not a standard device");
     }
-    let file = fs::read_to_string(rig.engine.log_file(&request.id)).unwrap();
+    let file = fs::read_to_string(rig.log_file(&request.id)).unwrap();
     let oops = file.lines().find(|line| line.ends_with("oops")).unwrap();
     let fields: Vec<_> = oops.split(' ').collect();
     assert!(fields[0].parse::<gitopsd::types::Timestamp>().is_ok(), "{oops}");

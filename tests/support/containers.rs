@@ -85,6 +85,11 @@ pub struct Rig {
 }
 
 impl Rig {
+    /// The file that a container's log is written to.
+    pub fn log_file(&self, id: &InstanceId) -> PathBuf {
+        gitopsd::engine::native::log_file(&self.dir.path().join("state"), id)
+    }
+
     pub fn new() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let instance = format!("gtest-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));

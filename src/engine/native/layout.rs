@@ -42,13 +42,18 @@ impl Layout {
 
     /// The log file that is written to; older parts have `.1`, `.2` appended.
     pub fn log(&self, id: &InstanceId) -> PathBuf {
-        self.state_dir.join("logs").join(id.service.as_str()).join(format!("{}.log", id.generation))
+        log_file(&self.state_dir, id)
     }
 
     /// Directory of a named volume. `name` has passed [`is_volume_name`].
     pub fn volume(&self, service: &ServiceName, name: &str) -> PathBuf {
         self.state_dir.join("volumes").join(service.as_str()).join(name)
     }
+}
+
+/// The log file of a container below a state directory.
+pub(super) fn log_file(state_dir: &Path, id: &InstanceId) -> PathBuf {
+    state_dir.join("logs").join(id.service.as_str()).join(format!("{}.log", id.generation))
 }
 
 /// Whether a named volume's name is safe as a file name.

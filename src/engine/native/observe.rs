@@ -12,7 +12,7 @@ use super::layout::RunFiles;
 use super::record::{self, ExitRecord, PidFd, RunRecord, boot_id};
 use super::{lock, start};
 use crate::engine::{ContainerState, EngineError, Exit, ObservedContainer};
-use crate::types::{InstanceId, Reason, Timestamp};
+use crate::types::{InstanceId, Reason};
 
 /// How long a shim may take from the end of its container to the record of it.
 const RECORDING: Duration = Duration::from_secs(2);
@@ -94,7 +94,7 @@ pub(super) fn state(run: &RunFiles, boot: &str) -> ContainerState {
 }
 
 fn unseen() -> Exit {
-    Exit { code: None, signal: None, oom_killed: false, at: Timestamp::now() }
+    Exit { code: None, signal: None, oom_killed: false, at: super::clock::now() }
 }
 
 /// It ran in this boot, runs no more, and its shim did not live to tell. Written down, so that every later look gives

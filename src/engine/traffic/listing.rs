@@ -60,7 +60,8 @@ fn route(chain: &str, rules: &Rules, table: &Table) -> Option<(ServiceName, Rout
     let service: ServiceName = chain.strip_prefix("svc-")?.parse().ok()?;
     let (service_address, generation, address) = rules.service?;
     let one_target = rules.ports.iter().all(|(target, _)| *target == address);
-    let ports = rules.ports.iter().map(|(_, port)| port.clone()).collect();
+    let mut ports: Vec<PortMapping> = rules.ports.iter().map(|(_, port)| port.clone()).collect();
+    ports.sort();
     let route = Route { service: service.clone(), service_address, generation, address, ports };
     let led_to = |entry| table.entries.get(&entry).is_some_and(|into| into == chain);
     let whole = super::ruleset::entries(&route).into_iter().all(led_to);
@@ -180,7 +181,7 @@ mod tests {
         assert_eq!(route.service_address, Ipv4Addr::new(10, 98, 0, 80));
         assert_eq!(route.address, Ipv4Addr::new(10, 98, 1, 7));
         let shown: Vec<String> = route.ports.iter().map(ToString::to_string).collect();
-        assert_eq!(shown, ["127.0.0.1:53->5353/udp", "0.0.0.0:80->8080/tcp"]);
+        assert_eq!(shown, ["0.0.0.0:80->8080/tcp", "127.0.0.1:53->5353/udp"]);
         assert_eq!(table.entries.len(), 3);
     }
 

@@ -6,7 +6,6 @@ use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use super::{Piece, Stream};
-use crate::types::Timestamp;
 
 /// Bytes after which a new file is begun.
 pub(super) const MAX_SIZE: u64 = 10 << 20;
@@ -56,7 +55,7 @@ impl LogFile {
         }
         if self.lost > 0 {
             let note = format!("gitopsd: {} log entries were lost: the disk refused them", self.lost);
-            let at = Timestamp::now().to_string();
+            let at = super::super::clock::now().to_string();
             self.push(&at, Stream::Stderr, &Piece { text: note.as_bytes(), ends: true });
         }
         match self.write_batch() {

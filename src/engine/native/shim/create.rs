@@ -26,7 +26,7 @@ use super::supervise::Supervised;
 use super::{open_reader, rootfs, volumes};
 use crate::engine::EngineError;
 use crate::engine::native::log::Stream;
-use crate::types::{Reason, Timestamp};
+use crate::types::Reason;
 
 /// Longest message taken from a program that could not be executed.
 const MAX_MESSAGE: u64 = 4096;
@@ -154,7 +154,7 @@ fn run_program(
         return Err(EngineError::plain(Reason::StartFailed, message));
     }
     ProcessId::of(pid)
-        .map(|init| RunRecord { init, started_at: Timestamp::now(), address: launch.address })
+        .map(|init| RunRecord { init, started_at: super::super::clock::now(), address: launch.address })
         .and_then(|record| record::write(&run.record(), &record).map(|()| record))
         .map_err(|error| start_failed("its record cannot be written", error))
 }

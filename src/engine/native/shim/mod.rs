@@ -37,7 +37,7 @@ pub(super) const START: &str = "start";
 /// Takes over the supervision of a container whose shim has died.
 pub(super) const ADOPT: &str = "adopt";
 
-/// Runs the shim. `args` are those after the subcommand: directory, [`START`] or [`ADOPT`], and once more `sealed`
+/// Runs the shim. `args` are those after the subcommand: directory, `START` or `ADOPT`, and once more `sealed`
 /// when it has executed itself again from a read-only mount.
 pub fn main(args: &[OsString]) -> ExitCode {
     let [dir, mode, rest @ ..] = args else { return ExitCode::from(64) };

@@ -17,7 +17,6 @@ use super::super::log::{Journal, LogFile, SOCKET, Splitter, Stream};
 use super::super::record::{self, ExitRecord, PidFd, RunRecord, boot_id};
 use super::{open_reader, rootfs};
 use crate::engine::Exit;
-use crate::types::Timestamp;
 
 /// Bytes read at once; the most that waits in memory.
 const CHUNK: usize = 64 << 10;
@@ -103,7 +102,7 @@ impl Supervised {
                 Ok(0) => output.open = false,
                 Ok(length) => {
                     any = true;
-                    let at = Timestamp::now().to_string();
+                    let at = super::super::clock::now().to_string();
                     let (stream, log, journal) = (output.stream, &mut self.log, &mut self.journal);
                     let bytes = self.buffer.get(..length).unwrap_or_default();
                     output.splitter.feed(bytes, |piece| {
@@ -126,7 +125,7 @@ impl Supervised {
                 break;
             }
         }
-        let at = Timestamp::now().to_string();
+        let at = super::super::clock::now().to_string();
         for output in &mut self.outputs {
             let (stream, log, journal) = (output.stream, &mut self.log, &mut self.journal);
             output.splitter.finish(|piece| {
@@ -160,7 +159,7 @@ pub(super) fn supervise(run: &RunFiles, mut container: Supervised) -> ExitCode {
     let id = &container.launch.id;
     let cgroups = Cgroups::detect(&container.launch.layout.instance);
     let oom_killed = cgroups.as_ref().is_ok_and(|cgroups| cgroups.oom_kills(id) > 0);
-    let exit = Exit { code, signal, oom_killed, at: Timestamp::now() };
+    let exit = Exit { code, signal, oom_killed, at: super::super::clock::now() };
     let written = boot_id().and_then(|boot_id| record::write(&run.exit(), &ExitRecord { boot_id, exit }));
     if let Ok(cgroups) = cgroups {
         let _ = cgroups.remove(id, Duration::from_secs(5));
