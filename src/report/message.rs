@@ -1,0 +1,149 @@
+//! Every message about a transition: one id, one priority, one wording each.
+
+use crate::types::{CommitId, Generation, ImageRef, Reason, Refusal, ServiceName};
+
+/// How urgent a message is: the syslog priorities that the agent uses (syslog(3)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Priority {
+    /// Somebody should look.
+    Error,
+    /// Somebody may want to look.
+    Warning,
+    /// Worth a line.
+    Info,
+}
+
+/// Declares the kinds of messages once: variant, stable name, MESSAGE_ID, priority, when. `docs/messages.md` is
+/// generated from it.
+macro_rules! kinds {
+    ($($variant:ident $name:literal $id:literal $priority:ident $when:literal)*) => {
+        /// What a message is about.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum Kind {
+            $(#[doc = $when] $variant,)*
+        }
+
+        impl Kind {
+            /// Every kind, in the order of `docs/messages.md`.
+            pub const ALL: &[Self] = &[$(Self::$variant,)*];
+
+            /// The stable name, in `gitopsd events`.
+            pub fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name,)* }
+            }
+
+            /// The journal's MESSAGE_ID, a random 128-bit number (sd_journal_print(3), journalctl(1) --new-id128).
+            pub fn message_id(self) -> &'static str {
+                match self { $(Self::$variant => $id,)* }
+            }
+
+            /// How urgent it is.
+            pub fn priority(self) -> Priority {
+                match self { $(Self::$variant => Priority::$priority,)* }
+            }
+
+            /// When it is sent.
+            pub fn when(self) -> &'static str {
+                match self { $(Self::$variant => $when,)* }
+            }
+        }
+    };
+}
+
+kinds! {
+    AgentStarted "agent-started" "7c1f0a5b3e9d4c0f8a61d2e7b4930f51" Info "The agent is up and has looked at the host."
+    AgentStopping "agent-stopping" "0b9e6d2c57a84d31b6f4c8a1e03d7f92" Info "The agent ends; containers go on."
+    RevisionAdmitted "revision-admitted" "e2a4b8c613f7490d95d80c6f1b7e3a24" Info "A new commit of the config repo is believed and acted on."
+    RevisionRefused "revision-refused" "49d07f3ab1c84e62a5e9f0d3c7b81264" Error "A commit is not believed, or cannot be read: nothing of it is acted on."
+    SourceLost "source-lost" "b3f85c0e9a2d47618c4b7de05f1a9326" Warning "The config repo cannot be reached; everything stays as it is."
+    SourceFound "source-found" "18c6ae94d7f04b25b0e3a95c62f8d147" Info "The config repo can be reached again."
+    ServiceRefused "service-refused" "d5a07be82f164c93a8c1064fe7b92d38" Error "What a commit wants of a service cannot be done, or not now; it stays as it is."
+    RolloutBegun "rollout-begun" "5e93c1d80b7a4f26b9d4e8f2a6037c15" Info "A new generation of a service is on its way."
+    ImagePulled "image-pulled" "a17c4f6de0b3485295f8d3b0c2e6914a" Info "The image of a generation is complete on this host."
+    CandidateStarted "candidate-started" "c84e20f5a96b4d1783b5c7d9ef014a62" Info "The container of a new generation runs, without traffic."
+    Switched "switched" "3b6a9d4e72c1480fa0e5f8b7d1c92e54" Info "New connections go to the new generation."
+    Deployed "deployed" "f01d7c3b58e94a6c92b8a4e6d05f3c71" Info "The new generation is the incumbent."
+    RollingBack "rolling-back" "86f2b5d0c4e7491ba3d9f6c81e0a7b25" Error "A new generation is given up."
+    RolledBack "rolled-back" "2d94e7a1f60b4c38b5c2d8f3a97e1046" Error "The old generation has its traffic back, and the new one is away."
+    DeployFailed "deploy-failed" "9ac58d3f0e174b62a6f1c7e4d2b8503f" Error "A new generation was given up before it had traffic; the old one went on serving."
+    Removed "removed" "6f0e8b2d94c34a17b8e5d1a7c3f96024" Info "A service is off this host."
+    Restarted "restarted" "b7d1c5e04f8a4926a9c3e0f7d682b51e" Warning "A container that was not running was started again."
+    RouteRestored "route-restored" "4e8d0a6bc3f74152b6d9c8f1e5a0732b" Warning "A traffic rule that was lost or changed was put right."
+    Retired "retired" "d29f6b4c0e8a4713a5b7c1d8f34e9062" Info "The former generation is away."
+    Swept "swept" "71b8e3d5f0c6492ea4d7b9c2e8f51a03" Warning "Something that no record names was taken away."
+    EffectFailed "effect-failed" "eac40d7f1b9546238f3c6a5d0e7b9281" Error "A repair did not work; it is tried again."
+    Amended "amended" "05d7f9c2a8e64b31b4c6d0e9f17a8352" Info "New settings were taken over without a new container."
+    HoldBegan "hold-began" "c3a5e7b1d94f40628bd6f0c8a2e7195d" Info "An operator holds a service as it is."
+    HoldEnded "hold-ended" "58e1d0f7b6c94a23a7f4b8d3c9e0256a" Info "A service follows the repo again."
+    ReceiptsPushed "receipts-pushed" "fb20c6d8e5a7413b9d1f7c4e0a8b6352" Info "Receipts are in git."
+    ReceiptsStuck "receipts-stuck" "17d9a3e6c0f84b52b8e4d7f1c5a69038" Warning "Receipts cannot be pushed; they wait in the outbox."
+    StateTrouble "state-trouble" "a6e8c2f4d0b7495183c9f5e1b7d02a46" Error "State could not be read or written."
+}
+
+/// One message.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Message {
+    /// What it is about.
+    pub kind: Kind,
+    /// One line for people.
+    pub text: String,
+    /// The service, where it is about one.
+    pub service: Option<ServiceName>,
+    /// The commit behind it.
+    pub commit: Option<CommitId>,
+    /// The generation.
+    pub generation: Option<Generation>,
+    /// Its image.
+    pub image: Option<ImageRef>,
+    /// The phase of the rollout.
+    pub phase: Option<&'static str>,
+    /// Why, where something did not happen.
+    pub reason: Option<Reason>,
+}
+
+impl Message {
+    /// A message about the agent itself, or the repo.
+    pub fn new(kind: Kind, text: impl Into<String>) -> Self {
+        Self {
+            kind,
+            text: text.into(),
+            service: None,
+            commit: None,
+            generation: None,
+            image: None,
+            phase: None,
+            reason: None,
+        }
+    }
+
+    /// A message about a service.
+    pub fn of(kind: Kind, service: &ServiceName, text: impl Into<String>) -> Self {
+        Self { service: Some(service.clone()), ..Self::new(kind, text) }
+    }
+
+    /// Adds why.
+    pub fn because(mut self, refusal: &Refusal) -> Self {
+        self.reason = Some(refusal.reason);
+        self
+    }
+
+    /// Adds the commit.
+    pub fn at(mut self, commit: &CommitId) -> Self {
+        self.commit = Some(commit.clone());
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn ids_are_unique_and_well_formed() {
+        let ids: BTreeSet<&str> = Kind::ALL.iter().map(|kind| kind.message_id()).collect();
+        let names: BTreeSet<&str> = Kind::ALL.iter().map(|kind| kind.name()).collect();
+        assert_eq!((ids.len(), names.len()), (Kind::ALL.len(), Kind::ALL.len()));
+        assert!(ids.iter().all(|id| id.len() == 32 && id.bytes().all(|b| b.is_ascii_hexdigit())));
+    }
+}

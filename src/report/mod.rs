@@ -1,0 +1,11 @@
+//! Telling people and machines what happened: the journal, systemd, the status, events.
+//!
+//! Change is news, repetition is not: a message goes out when something came to be so, never because it still is.
+
+pub mod events;
+pub mod journal;
+pub mod message;
+pub mod notify;
+pub mod status;
+
+pub use message::Message;

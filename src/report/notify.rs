@@ -1,0 +1,47 @@
+//! What systemd is told: READY, STATUS, WATCHDOG, STOPPING (sd_notify(3)). Nothing where there is no systemd.
+
+use std::time::Duration;
+
+use sd_notify::NotifyState;
+
+/// The connection to the service manager.
+#[derive(Debug, Default)]
+pub struct Notifier {
+    status: String,
+}
+
+impl Notifier {
+    /// The agent has looked at the host once.
+    pub fn ready(&self) {
+        send(&[NotifyState::Ready]);
+    }
+
+    /// One line for `systemctl status`; said only when it differs.
+    pub fn status(&mut self, line: &str) {
+        if line != self.status {
+            line.clone_into(&mut self.status);
+            send(&[NotifyState::Status(line)]);
+        }
+    }
+
+    /// The loop has come round once more. Never called from a timer: a loop that hangs must be noticed.
+    pub fn alive(&self) {
+        send(&[NotifyState::Watchdog]);
+    }
+
+    /// The agent ends on purpose.
+    pub fn stopping(&self) {
+        send(&[NotifyState::Stopping]);
+    }
+}
+
+/// How long the service manager waits for [`Notifier::alive`]; `None` = it does not.
+pub fn watchdog() -> Option<Duration> {
+    sd_notify::watchdog_enabled()
+}
+
+fn send(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        tracing::debug!("sd_notify: {error}");
+    }
+}

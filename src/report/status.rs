@@ -1,0 +1,181 @@
+//! The shape of `gitopsd status --json`. Names in it are a contract: `docs/json.md`.
+
+use serde::{Deserialize, Serialize};
+
+use crate::types::{CommitId, Digest, Generation, HostName, ImageRef, Reason, ServiceName, Timestamp};
+
+/// All of it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// Who this host is.
+    pub host: HostName,
+    /// The agent itself.
+    pub agent: AgentStatus,
+    /// The config repo.
+    pub repo: RepoStatus,
+    /// The commit that is acted on; `null` before the first.
+    pub revision: Option<RevisionStatus>,
+    /// Each service, by name.
+    pub services: Vec<ServiceStatus>,
+    /// Receipts that are not in git yet.
+    pub outbox: usize,
+}
+
+/// The agent itself.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AgentStatus {
+    /// Its version.
+    pub version: String,
+    /// Its process.
+    pub pid: u32,
+    /// In a word.
+    pub state: AgentState,
+}
+
+/// The host in a word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AgentState {
+    /// Everything is as the repo wants it.
+    InSync,
+    /// Something is under way.
+    Progressing,
+    /// Something is not as the repo wants it, and stays so for now.
+    Degraded,
+    /// The repo was not reached for too long.
+    Stale,
+    /// The agent has not looked at the repo yet.
+    Starting,
+}
+
+impl AgentState {
+    /// The word.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::InSync => "in-sync",
+            Self::Progressing => "progressing",
+            Self::Degraded => "degraded",
+            Self::Stale => "stale",
+            Self::Starting => "starting",
+        }
+    }
+}
+
+/// The config repo.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RepoStatus {
+    /// Without user info.
+    pub url: String,
+    /// The branch that is followed.
+    pub branch: String,
+    /// When it was last reached.
+    pub reached_at: Option<Timestamp>,
+    /// Why it is not followed right now.
+    pub reason: Option<Reason>,
+    /// The same for people.
+    pub message: Option<String>,
+}
+
+/// The commit that is acted on.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RevisionStatus {
+    /// Its name.
+    pub commit: CommitId,
+    /// First line of its message.
+    pub subject: String,
+    /// `Name <mail>`.
+    pub author: String,
+    /// The committer's time.
+    pub committed_at: Timestamp,
+    /// When this host last saw it at the branch's head.
+    pub fetched_at: Option<Timestamp>,
+    /// Whether its signature was checked.
+    pub verified: bool,
+}
+
+/// A service in a word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ServiceState {
+    /// It runs what the repo wants.
+    Running,
+    /// A new generation is under way.
+    Deploying,
+    /// An operator holds it.
+    Held,
+    /// It does not run what the repo wants.
+    Failed,
+    /// Nothing of it runs.
+    Stopped,
+}
+
+impl ServiceState {
+    /// The word.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Deploying => "deploying",
+            Self::Held => "held",
+            Self::Failed => "failed",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
+/// One service. What serves is in the upper part, what is wrong or under way in the lower.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ServiceStatus {
+    /// Its name.
+    pub name: ServiceName,
+    /// In a word.
+    pub state: ServiceState,
+    /// The image that serves.
+    pub image: Option<ImageRef>,
+    /// Its digest.
+    pub digest: Option<Digest>,
+    /// The generation that serves.
+    pub generation: Option<Generation>,
+    /// Its colour.
+    pub color: Option<String>,
+    /// The commit that it came from.
+    pub commit: Option<CommitId>,
+    /// Who wrote that commit.
+    pub author: Option<String>,
+    /// Since when it serves.
+    pub since: Option<Timestamp>,
+    /// Name of its container.
+    pub container: Option<String>,
+    /// The service's stable address.
+    pub ip: Option<std::net::Ipv4Addr>,
+    /// `0.0.0.0:80->8080/tcp` each.
+    pub ports: Vec<String>,
+    /// `healthy`, `unhealthy`, `starting` or `stopped`; `null` when nothing serves.
+    pub health: Option<String>,
+    /// Starts in a row after the first.
+    pub restarts: u32,
+    /// The new generation under way.
+    pub rollout: Option<RolloutStatus>,
+    /// What is being done or waited for, for people.
+    pub doing: Option<String>,
+    /// Why it is not as the repo wants it.
+    pub reason: Option<Reason>,
+    /// The same for people.
+    pub message: Option<String>,
+    /// When it is tried again by itself.
+    pub retry_at: Option<Timestamp>,
+}
+
+/// A new generation under way.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RolloutStatus {
+    /// What serves.
+    pub from: Option<Generation>,
+    /// What is to.
+    pub to: Generation,
+    /// How far it is.
+    pub phase: String,
+    /// Its image.
+    pub image: ImageRef,
+    /// When it was begun.
+    pub started_at: Timestamp,
+}
