@@ -1,0 +1,260 @@
+//! The imperative shell: waits, looks, lets `reconcile` decide, carries out, tells. `round` is the loop.
+//!
+//! One thread runs the loop and owns all state. What takes long (fetches, look-ups, pulls, starts, probes, pushes)
+//! runs beside it and reports by a `Wake`; the loop never waits for it.
+
+pub mod clock;
+pub mod control;
+mod effects;
+mod execute;
+mod news;
+mod operator;
+mod outbox;
+mod probes;
+mod round;
+mod source;
+mod summary;
+mod wake;
+mod wakers;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
+
+use crate::config::agent::AgentConfig;
+use crate::engine::native::net::BridgeNetwork;
+use crate::engine::native::{NativeConfig, NativeEngine};
+use crate::engine::traffic::NftTraffic;
+use crate::engine::{Engine, Traffic};
+use crate::git::Repository;
+use crate::reconcile::step::Plan;
+use crate::reconcile::world::{Desired, Observed};
+use crate::registry::{Registry, Store};
+use crate::report::events::EventLog;
+use crate::report::message::Kind;
+use crate::report::notify::Notifier;
+use crate::report::status::Status;
+use crate::report::{Message, journal};
+use crate::state::StateDir;
+use crate::state::addresses::Pool;
+use crate::state::journal::Journal;
+use crate::state::trust::HighWater;
+use crate::types::{InstanceId, Refusal, ServiceName, Timestamp};
+use effects::{Effects, Hands};
+use operator::Waiter;
+use probes::Probes;
+use source::Source;
+use wake::Wake;
+
+/// Why the agent cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// Its state directory.
+    #[error(transparent)]
+    State(#[from] crate::state::StateError),
+    /// Something it needs of the host.
+    #[error("{0}")]
+    Host(Refusal),
+    /// Something it needs of the operating system.
+    #[error("{what}")]
+    Io {
+        /// What was being done.
+        what: String,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+impl AgentError {
+    fn io(what: impl Into<String>, source: std::io::Error) -> Self {
+        Self::Io { what: what.into(), source }
+    }
+}
+
+/// The agent: everything the loop knows and holds.
+pub struct Agent {
+    config: AgentConfig,
+    state: StateDir,
+    store: Arc<Store>,
+    hands: Hands,
+    pool: Pool,
+    /// What is remembered: the same as on disk.
+    journal: Journal,
+    /// What is wanted: the same as on disk, but for look-ups under way.
+    desired: Option<Desired>,
+    high_water: Option<HighWater>,
+    source: Source,
+    effects: Effects,
+    probes: Probes,
+    /// Of each retiring container: looks in a row without a connection, and when the last one was.
+    idle: BTreeMap<InstanceId, (u32, Timestamp)>,
+    /// What was seen last, and what was decided on it.
+    seen: Observed,
+    plan: Plan,
+    /// Why the host could not be looked at.
+    blind: Option<Refusal>,
+    /// The last word on each service that is not as the repo wants it: only a change of it is news.
+    refusals: BTreeMap<ServiceName, Refusal>,
+    repository: Arc<Repository>,
+    outbox_changed: bool,
+    outbox: outbox::Outbox,
+    waiters: Vec<Waiter>,
+    events: EventLog,
+    notifier: Notifier,
+    status: Option<Status>,
+    waker: wake::Waker,
+    wakes: mpsc::Receiver<Wake>,
+    /// Keeps what runs beside the loop alive.
+    runtime: Option<tokio::runtime::Runtime>,
+    _watches: wakers::Watches,
+}
+
+/// Runs the agent until it is told to stop; with `once`, until every service is settled or held. Gives whether the
+/// host is in sync.
+pub fn run(config: AgentConfig, once: bool) -> Result<bool, AgentError> {
+    journal::init();
+    let mut agent = Agent::new(config)?;
+    agent.start();
+    let in_sync = agent.run(once);
+    // What is under way beside the loop is not waited for: the next agent finds what it was, and goes on.
+    if let Some(runtime) = agent.runtime.take() {
+        runtime.shutdown_background();
+    }
+    Ok(in_sync)
+}
+
+impl Agent {
+    fn new(config: AgentConfig) -> Result<Self, AgentError> {
+        let state = StateDir::open(&config.state_dir)?;
+        crate::state::atomic::make_dir(&config.run_dir)?;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            // Idle helpers cost memory; a few suffice, and more are made when more is under way.
+            .max_blocking_threads(64)
+            .thread_keep_alive(Duration::from_secs(5))
+            .enable_all()
+            .build()
+            .map_err(|error| AgentError::io("starting the runtime", error))?;
+        let handle = runtime.handle().clone();
+        let program =
+            std::env::current_exe().map_err(|error| AgentError::io("finding this program", error))?;
+        let (engine, traffic) =
+            native(&config, program).map_err(|error| AgentError::Host(error.to_refusal()))?;
+        let store =
+            Arc::new(Store::open(&config.state_dir).map_err(|error| AgentError::Host(error.to_refusal()))?);
+        let registry = Registry::new(store.clone(), config.registries.clone());
+        let registry = Arc::new(registry.map_err(|error| AgentError::Host(error.to_refusal()))?);
+        let repository = Repository::open(&config.repo, &config.state_dir.join("git"));
+        let repository = Arc::new(repository.map_err(|error| AgentError::Host(error.to_refusal()))?);
+        let (waker, wakes) = mpsc::channel();
+        let watches = wakers::begin(&config, &handle, &waker)?;
+        let now = clock::now();
+        let hands = Hands { engine, traffic, registry, runtime: handle.clone() };
+        let source = Source::new(
+            repository.clone(),
+            hands.registry.clone(),
+            handle.clone(),
+            waker.clone(),
+            config.repo.clone(),
+            config.host.clone(),
+            config.policy.clone(),
+            now,
+        );
+        Ok(Self {
+            journal: state.load_journal()?,
+            desired: state.load_desired()?,
+            high_water: state.load_high_water()?,
+            pool: Pool::new(config.engine.subnet),
+            effects: Effects::new(hands.clone(), waker.clone()),
+            probes: Probes::new(handle, hands.engine.clone(), waker.clone()),
+            idle: BTreeMap::new(),
+            seen: Observed::default(),
+            plan: Plan { services: BTreeMap::new(), wake_at: None },
+            blind: None,
+            refusals: BTreeMap::new(),
+            outbox_changed: true,
+            outbox: outbox::Outbox::default(),
+            waiters: Vec::new(),
+            events: EventLog::open(&config.state_dir),
+            notifier: Notifier::default(),
+            status: None,
+            source,
+            store,
+            hands,
+            repository,
+            state,
+            config,
+            waker,
+            wakes,
+            runtime: Some(runtime),
+            _watches: watches,
+        })
+    }
+
+    fn start(&mut self) {
+        let version = env!("CARGO_PKG_VERSION");
+        let text = format!(
+            "gitopsd {version} on {}: follows {} branch {}",
+            self.config.host.name, self.config.repo.url, self.config.repo.branch
+        );
+        self.tell(Some(Message::new(Kind::AgentStarted, text)));
+        // A route that is right is pointed once more: that brings the table's fixed part up to this version's.
+        match self.hands.traffic.observe() {
+            Ok(routes) => {
+                for route in routes.values() {
+                    if let Err(error) = self.hands.traffic.point(route) {
+                        tracing::warn!("{}: {}", route.service, error.to_refusal());
+                    }
+                }
+            }
+            Err(error) => tracing::warn!("{}", error.to_refusal()),
+        }
+        for refusal in self.journal.frozen.values().cloned().collect::<Vec<_>>() {
+            self.tell(Some(Message::new(Kind::StateTrouble, refusal.message.clone()).because(&refusal)));
+        }
+    }
+
+    /// Sends a message to the journal and to the events.
+    fn tell(&mut self, message: Option<Message>) {
+        if let Some(message) = message {
+            journal::send(&message);
+            self.events.append(&crate::report::events::Event::of(&message, clock::now()));
+        }
+    }
+
+    /// Notes why a service is not as the repo wants it; `None` = it is, or something is under way.
+    fn refuse(&mut self, service: &ServiceName, refusal: Option<&Refusal>) {
+        match refusal {
+            Some(refusal) if self.refusals.get(service) != Some(refusal) => {
+                self.refusals.insert(service.clone(), refusal.clone());
+                let text = format!("{service}: {}", refusal.message);
+                let mut message = Message::of(Kind::ServiceRefused, service, text).because(refusal);
+                message.commit = self.desired.as_ref().map(|desired| desired.commit.id.clone());
+                self.tell(Some(message));
+            }
+            Some(_) => {}
+            None => {
+                self.refusals.remove(service);
+            }
+        }
+    }
+}
+
+/// What runs containers, and what points traffic at them.
+type Native = (Arc<dyn Engine>, Arc<dyn Traffic>);
+
+/// The built-in engine and its traffic.
+fn native(config: &AgentConfig, program: PathBuf) -> Result<Native, crate::engine::EngineError> {
+    let network = Arc::new(BridgeNetwork::new(&config.instance, config.engine.subnet, &config.run_dir)?);
+    let parts = NativeConfig {
+        state_dir: config.state_dir.clone(),
+        run_dir: config.run_dir.clone(),
+        instance: config.instance.clone(),
+        program,
+    };
+    let engine = NativeEngine::new(parts, network)?;
+    let traffic = NftTraffic::new(&config.instance, config.engine.subnet, &config.run_dir)?;
+    Ok((Arc::new(engine), Arc::new(traffic)))
+}

@@ -1,0 +1,142 @@
+//! From a step that was carried out to the message about it.
+
+use crate::reconcile::receipt::{ReceiptResult, Transition};
+use crate::reconcile::record::{Cause, Deployed, ServiceRecord};
+use crate::reconcile::step::Step;
+use crate::reconcile::transition::Outcome;
+use crate::report::Message;
+use crate::report::message::Kind;
+use crate::types::{ByteSize, ServiceName};
+
+/// What is said about a step, given the record before it and the receipt it earned; `None` = nothing new.
+pub fn of(
+    service: &ServiceName,
+    before: Option<&ServiceRecord>,
+    step: &Step,
+    outcome: &Outcome,
+    receipt: Option<&Transition>,
+) -> Option<Message> {
+    let rollout = before.and_then(|record| record.rollout.as_ref());
+    let candidate = rollout.map(|rollout| &rollout.to);
+    let say = |kind, text: String| Message::of(kind, service, text);
+    let message = match (step, outcome) {
+        (step, Outcome::Failed(refusal) | Outcome::Retry(refusal)) => {
+            let about = named(before, step);
+            let will_end = matches!(outcome, Outcome::Failed(_)) && about.is_some() && about == candidate;
+            let kind = if will_end { Kind::RollingBack } else { Kind::EffectFailed };
+            with(
+                say(kind, format!("{service}: {step} did not work: {}", refusal.message)).because(refusal),
+                about,
+            )
+        }
+        (Step::Begin { generation, spec, commit, cause }, _) => {
+            let image = &spec.image.reference;
+            let why = match cause {
+                Cause::Commit => {
+                    format!("commit {} by {}: {}", commit.id.short(), commit.author, commit.subject)
+                }
+                Cause::Rollback => "an operator goes back".to_owned(),
+            };
+            let mut message = say(
+                Kind::RolloutBegun,
+                format!("{service}: generation {generation} of {image} is begun ({why})"),
+            );
+            message.image = Some(image.clone());
+            message.generation = Some(*generation);
+            message.at(&commit.id)
+        }
+        (Step::Pull(generation), Outcome::Pulled(cost)) => {
+            let size = ByteSize(cost.bytes).human();
+            let text = format!(
+                "{service}: the image of generation {generation} is here ({size} in {:.1} s)",
+                cost.seconds
+            );
+            with(say(Kind::ImagePulled, text), candidate)
+        }
+        (Step::Start(generation), _) if candidate.is_some_and(|c| c.generation == *generation) => with(
+            say(
+                Kind::CandidateStarted,
+                format!("{service}: generation {generation} runs and is being proved"),
+            ),
+            candidate,
+        ),
+        (Step::Start(generation), _) => {
+            let text = format!("{service}: generation {generation} was not running and is started again");
+            with(say(Kind::Restarted, text), named(before, step))
+        }
+        (Step::Switch(generation), _) => {
+            let text = format!("{service}: new connections go to generation {generation}");
+            with(say(Kind::Switched, text), candidate)
+        }
+        (Step::Fail(refusal), _) => {
+            let generation = candidate?.generation;
+            let text = format!("{service}: generation {generation} is given up: {}", refusal.message);
+            with(say(Kind::RollingBack, text).because(refusal), candidate)
+        }
+        (Step::Promote(_) | Step::Conclude | Step::Remove(_), _) => ended(service, before, receipt?),
+        (Step::Retire(generation), _) => with(
+            say(Kind::Retired, format!("{service}: generation {generation} is away")),
+            named(before, step),
+        ),
+        (Step::Amend(_), _) => {
+            say(Kind::Amended, format!("{service}: new settings were taken over without a new container"))
+        }
+        (Step::Route(generation), _) => {
+            let text = format!("{service}: the route to generation {generation} was put right");
+            with(say(Kind::RouteRestored, text), named(before, step))
+        }
+        (Step::Sweep(generation), _) => {
+            say(Kind::Swept, format!("{service}: what was left of generation {generation} is away"))
+        }
+        (Step::Withdraw, _) => say(Kind::Swept, format!("{service}: a route that led nowhere is away")),
+        (Step::Release, _) => say(Kind::HoldEnded, format!("{service}: it follows the repo again")),
+        (
+            Step::Pull(_)
+            | Step::Prepare(_)
+            | Step::Stop(_)
+            | Step::Advance(_)
+            | Step::Return { .. }
+            | Step::Discard(_),
+            _,
+        ) => return None,
+    };
+    Some(message)
+}
+
+fn ended(service: &ServiceName, before: Option<&ServiceRecord>, receipt: &Transition) -> Message {
+    let (kind, text) = match receipt.result {
+        ReceiptResult::Deployed => (Kind::Deployed, format!("{service}: {}", receipt.message)),
+        ReceiptResult::RolledBack => {
+            (Kind::RolledBack, format!("{service}: rolled back: {}", receipt.message))
+        }
+        ReceiptResult::Failed => {
+            (Kind::DeployFailed, format!("{service}: not deployed: {}", receipt.message))
+        }
+        ReceiptResult::Removed => (Kind::Removed, receipt.message.clone()),
+        ReceiptResult::Restarted => (Kind::Restarted, format!("{service}: {}", receipt.message)),
+    };
+    let candidate = before.and_then(|record| record.rollout.as_ref()).map(|rollout| &rollout.to);
+    let mut message = with(Message::of(kind, service, text), candidate).at(&receipt.commit);
+    message.reason = receipt.reason;
+    message
+}
+
+/// The generation that a step is about.
+fn named<'a>(record: Option<&'a ServiceRecord>, step: &Step) -> Option<&'a Deployed> {
+    match step {
+        Step::Pull(g) | Step::Prepare(g) | Step::Stop(g) | Step::Start(g) | Step::Switch(g) => {
+            record?.live(*g)
+        }
+        Step::Promote(g) | Step::Discard(g) | Step::Retire(g) | Step::Route(g) => record?.live(*g),
+        _ => None,
+    }
+}
+
+fn with(mut message: Message, about: Option<&Deployed>) -> Message {
+    if let Some(deployed) = about {
+        message.generation = Some(deployed.generation);
+        message.image = Some(deployed.spec.image.reference.clone());
+        message.commit = Some(deployed.commit.id.clone());
+    }
+    message
+}

@@ -1,0 +1,108 @@
+//! Receipts on their way to git: in order, at least once, tried again for ever.
+
+use std::time::Duration;
+
+use super::wake::Wake;
+use super::{Agent, clock};
+use crate::reconcile::later;
+use crate::report::Message;
+use crate::report::message::Kind;
+use crate::types::{Refusal, Timestamp};
+
+/// First pause before a push is tried again; doubled each time.
+const FIRST_PAUSE: Duration = Duration::from_secs(2);
+
+/// Longest such pause.
+const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+
+/// How many receipts one push takes along: the rest go with the next.
+const BATCH: usize = 200;
+
+/// What is known of the outbox.
+#[derive(Debug, Default)]
+pub struct Outbox {
+    pushing: bool,
+    /// Receipts that wait.
+    pub waiting: usize,
+    attempts: u32,
+    next_try: Option<Timestamp>,
+    refusal: Option<Refusal>,
+}
+
+impl Outbox {
+    /// When the next push is due by itself.
+    pub fn next_try(&self) -> Option<Timestamp> {
+        self.next_try.filter(|_| !self.pushing)
+    }
+
+    /// Whether nothing can be pushed right now.
+    pub fn is_quiet(&self) -> bool {
+        !self.pushing && (self.waiting == 0 || self.next_try.is_some())
+    }
+}
+
+impl Agent {
+    /// Begins to push what is in the outbox, beside the loop.
+    pub(super) fn push_receipts(&mut self) {
+        let due = self.outbox.next_try.is_some_and(|at| clock::now() >= at);
+        if !self.config.report.push || self.outbox.pushing || !(self.outbox_changed || due) {
+            return;
+        }
+        self.outbox_changed = false;
+        let receipts = match self.state.outbox() {
+            Ok(receipts) => receipts,
+            Err(error) => return self.pushed(Err(error.to_refusal())),
+        };
+        self.outbox.waiting = receipts.len();
+        if receipts.is_empty() {
+            return;
+        }
+        self.outbox.pushing = true;
+        self.outbox.next_try = None;
+        let (repository, waker) = (self.repository.clone(), self.waker.clone());
+        let (remote, host) = (self.config.report.remote.clone(), self.config.host.name.clone());
+        self.hands.runtime.spawn_blocking(move || {
+            let mut names = Vec::new();
+            let mut lines = Vec::new();
+            for (name, receipt) in receipts.into_iter().take(BATCH) {
+                let line = serde_json::to_string(&receipt).unwrap_or_default();
+                lines.push((receipt.transition.commit.clone(), receipt.id.clone(), line));
+                names.push(name);
+            }
+            let result = repository.publish(remote.as_ref(), &host, &lines);
+            // The loop may be gone: then they wait in the outbox.
+            let _ = waker.send(Wake::Pushed(result.map(|()| names).map_err(|error| error.to_refusal())));
+        });
+    }
+
+    /// A push has ended.
+    pub(super) fn pushed(&mut self, result: Result<Vec<String>, Refusal>) {
+        self.outbox.pushing = false;
+        let cleared = result.and_then(|names| {
+            for name in &names {
+                self.state.clear_outbox(name).map_err(|error| error.to_refusal())?;
+            }
+            Ok(names.len())
+        });
+        match cleared {
+            Ok(count) => {
+                self.outbox.waiting = self.outbox.waiting.saturating_sub(count);
+                self.outbox.attempts = 0;
+                self.outbox.refusal = None;
+                // More than a batch, or new ones since.
+                self.outbox_changed |= self.outbox.waiting > 0;
+                self.tell(Some(Message::new(Kind::ReceiptsPushed, format!("{count} receipts are in git"))));
+            }
+            Err(refusal) => {
+                let pause = FIRST_PAUSE.saturating_mul(1 << self.outbox.attempts.min(16)).min(LONGEST_PAUSE);
+                self.outbox.attempts = self.outbox.attempts.saturating_add(1);
+                self.outbox.next_try = Some(later(clock::now(), pause));
+                if self.outbox.refusal.as_ref() != Some(&refusal) {
+                    let text = format!("receipts wait in the outbox: {}", refusal.message);
+                    self.tell(Some(Message::new(Kind::ReceiptsStuck, text).because(&refusal)));
+                }
+                self.outbox.refusal = Some(refusal);
+            }
+        }
+    }
+}

@@ -1,0 +1,264 @@
+//! What the repo wants: fetched, believed, read and resolved beside the loop; taken over within it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+
+use super::wake::{Wake, Waker};
+use crate::config::agent::{HostIdentity, RepoConfig};
+use crate::config::repo::{self, RepoView};
+use crate::git::Repository;
+use crate::reconcile::later;
+use crate::reconcile::record::{Deployed, ServiceRecord};
+use crate::reconcile::world::{Desired, DesiredService};
+use crate::registry::{PullError, Registry};
+use crate::types::{
+    CommitId, CommitInfo, Declared, Digest, PinnedImage, Policy, Reason, Refusal, ServiceName, Timestamp,
+};
+
+/// First pause before a tag that could not be looked up is tried again; doubled each time.
+const FIRST_RETRY: Duration = Duration::from_secs(2);
+
+/// Longest pause between two look-ups of a tag.
+const LONGEST_RETRY: Duration = Duration::from_secs(120);
+
+/// A commit that was believed and read.
+#[derive(Debug)]
+pub struct Revision {
+    /// Which.
+    pub commit: CommitInfo,
+    /// What it says.
+    pub view: RepoView,
+}
+
+/// What is known of the repo, and what is being found out.
+pub struct Source {
+    repository: Arc<Repository>,
+    registry: Arc<Registry>,
+    runtime: Handle,
+    waker: Waker,
+    repo: RepoConfig,
+    host: HostIdentity,
+    policy: Policy,
+    splay: Duration,
+    fetching: bool,
+    again: bool,
+    /// Looks that have ended.
+    pub looks: u64,
+    /// When the next look is due by itself.
+    pub next_poll: Timestamp,
+    /// When the repo was last reached.
+    pub reached_at: Option<Timestamp>,
+    /// Why the repo, or its head, is not followed.
+    pub refusal: Option<Refusal>,
+    /// The services of the commit in force, as declared: what look-ups are tried again with.
+    declared: BTreeMap<ServiceName, Declared>,
+    attempts: BTreeMap<ServiceName, u32>,
+}
+
+impl Source {
+    /// Nothing is known yet.
+    pub fn new(
+        repository: Arc<Repository>,
+        registry: Arc<Registry>,
+        runtime: Handle,
+        waker: Waker,
+        repo: RepoConfig,
+        host: HostIdentity,
+        policy: Policy,
+        now: Timestamp,
+    ) -> Self {
+        let splay = crate::git::splay(&host.name, repo.poll);
+        Self {
+            repository,
+            registry,
+            runtime,
+            waker,
+            repo,
+            host,
+            policy,
+            splay,
+            fetching: false,
+            again: false,
+            looks: 0,
+            next_poll: now,
+            reached_at: None,
+            refusal: None,
+            declared: BTreeMap::new(),
+            attempts: BTreeMap::new(),
+        }
+    }
+
+    /// Looks at the repo, beside the loop. While a look is under way, one more is put down for after it. Gives the
+    /// number of the look that will have seen everything up to now.
+    pub fn look(&mut self, high_water: Option<CommitId>, now: Timestamp) -> u64 {
+        if self.fetching {
+            self.again = true;
+            return self.looks + 2;
+        }
+        self.fetching = true;
+        self.next_poll = later(now, self.repo.poll + self.splay);
+        let repository = self.repository.clone();
+        let (host, policy, expected) = (self.host.clone(), self.policy.clone(), self.repo.repo_id.clone());
+        let waker = self.waker.clone();
+        self.runtime.spawn_blocking(move || {
+            let result = read_head(&repository, high_water.as_ref(), &host, &policy, expected.as_deref());
+            // The loop may be gone: then nobody is left to tell.
+            let _ = waker.send(Wake::Fetched(Box::new(result)));
+        });
+        self.looks + 1
+    }
+
+    /// A look has ended; whether another one is due at once.
+    pub fn looked(&mut self) -> bool {
+        self.looks += 1;
+        self.fetching = false;
+        std::mem::take(&mut self.again)
+    }
+
+    /// Whether a look is under way.
+    pub fn is_looking(&self) -> bool {
+        self.fetching
+    }
+
+    /// Makes what a revision wants of this host. A service whose file says what it said before keeps its digest, so
+    /// that a tag that has moved since changes nothing by itself; the others are looked up beside the loop.
+    pub fn desire(
+        &mut self,
+        revision: Revision,
+        former: Option<&Desired>,
+        records: &BTreeMap<ServiceName, ServiceRecord>,
+    ) -> Desired {
+        self.attempts.clear();
+        self.declared.clear();
+        let mut services = BTreeMap::new();
+        for (name, wanted) in revision.view.services {
+            let service = match wanted {
+                Err(refusal) => DesiredService::Refused { refusal, retry_at: None },
+                Ok(spec) => {
+                    let known =
+                        known_digest(&spec, former.and_then(|f| f.services.get(&name)), records.get(&name));
+                    self.declared.insert(name.clone(), spec.clone());
+                    match known {
+                        Some(digest) => DesiredService::Run(Box::new(pin(spec, digest))),
+                        None => {
+                            self.resolve(&revision.commit.id, &name, &spec);
+                            DesiredService::Resolving
+                        }
+                    }
+                }
+            };
+            services.insert(name, service);
+        }
+        Desired { commit: revision.commit, declared_in_repo: revision.view.declared_in_repo, services }
+    }
+
+    /// Takes the end of a look-up in.
+    pub fn resolved(
+        &mut self,
+        name: &ServiceName,
+        result: Result<Digest, PullError>,
+        now: Timestamp,
+    ) -> Option<DesiredService> {
+        let spec = self.declared.get(name)?.clone();
+        Some(match result {
+            Ok(digest) => {
+                self.attempts.remove(name);
+                DesiredService::Run(Box::new(pin(spec, digest)))
+            }
+            Err(error) => {
+                let attempts = self.attempts.entry(name.clone()).or_insert(0);
+                let pause = FIRST_RETRY.saturating_mul(1 << (*attempts).min(16)).min(LONGEST_RETRY);
+                *attempts += 1;
+                // A tag that is not there may be pushed a moment after its commit.
+                let again = error.may_pass() || error.reason == Reason::ImageNotFound;
+                let retry_at = again.then(|| later(now, pause));
+                DesiredService::Refused { refusal: error.to_refusal(), retry_at }
+            }
+        })
+    }
+
+    /// Looks the tag of a service up, beside the loop.
+    pub fn resolve(&self, commit: &CommitId, name: &ServiceName, spec: &Declared) {
+        let (registry, waker) = (self.registry.clone(), self.waker.clone());
+        let (commit, service, image) = (commit.clone(), name.clone(), spec.image.clone());
+        self.runtime.spawn(async move {
+            let result = registry.resolve(&image).await;
+            // The loop may be gone: then nobody is left to tell.
+            let _ = waker.send(Wake::Resolved { commit, service, result });
+        });
+    }
+
+    /// Looks those tags up again whose time has come.
+    pub fn retry(&self, desired: &mut Desired, now: Timestamp) {
+        for (name, service) in &mut desired.services {
+            let due = matches!(service, DesiredService::Refused { retry_at: Some(at), .. } if now >= *at);
+            if let (true, Some(spec)) = (due, self.declared.get(name)) {
+                *service = DesiredService::Resolving;
+                self.resolve(&desired.commit.id, name, spec);
+            }
+        }
+    }
+
+    /// When the first of those times comes.
+    pub fn next_retry(desired: &Desired) -> Option<Timestamp> {
+        let times = desired.services.values().filter_map(|service| match service {
+            DesiredService::Refused { retry_at, .. } => *retry_at,
+            _ => None,
+        });
+        times.min()
+    }
+}
+
+fn pin(spec: Declared, digest: Digest) -> crate::reconcile::record::Spec {
+    let reference = spec.image.clone();
+    spec.with_image(PinnedImage { reference, digest })
+}
+
+/// The digest that a declaration was given before: by the last commit, or by what runs or ran (so that a revert
+/// brings the same bytes back, and needs no registry).
+fn known_digest(
+    spec: &Declared,
+    former: Option<&DesiredService>,
+    record: Option<&ServiceRecord>,
+) -> Option<Digest> {
+    let former = match former {
+        Some(DesiredService::Run(former)) => Some(&**former),
+        _ => None,
+    };
+    let record = record.into_iter().flat_map(|record| [record.incumbent.as_ref(), record.previous.as_ref()]);
+    let deployed = record.flatten().map(|deployed: &Deployed| &deployed.spec);
+    former
+        .into_iter()
+        .chain(deployed)
+        .find(|known| (*known).clone().with_image(known.image.reference.clone()) == *spec)
+        .map(|known| known.image.digest.clone())
+}
+
+/// Stages 2 to 4 of the loop.
+fn read_head(
+    repository: &Repository,
+    high_water: Option<&CommitId>,
+    host: &HostIdentity,
+    policy: &Policy,
+    expected_id: Option<&str>,
+) -> Result<Revision, Refusal> {
+    let head = repository.fetch().map_err(|error| error.to_refusal())?;
+    let trusted = repository.admit(&head, high_water).map_err(|error| error.to_refusal())?;
+    let commit = repository.info(&trusted).map_err(|error| error.to_refusal())?;
+    let files = repository.files(&trusted).map_err(|error| error.to_refusal())?;
+    let view = repo::read(&files, host, policy);
+    if let Some(refusal) = &view.fatal {
+        return Err(refusal.clone());
+    }
+    match (expected_id, &view.repo_id) {
+        (Some(expected), found) if found.as_deref() != Some(expected) => {
+            let found = found.as_deref().unwrap_or("nothing");
+            let message = format!("the repo calls itself `{found}`, and repo.repo_id expects `{expected}`");
+            Err(Refusal::new(Reason::RepoIdMismatch, message))
+        }
+        _ => Ok(Revision { commit, view }),
+    }
+}

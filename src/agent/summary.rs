@@ -1,0 +1,212 @@
+//! The status: for `gitopsd status`, for `systemctl status`, and in a file for other tools.
+
+use std::time::Duration;
+
+use super::{Agent, clock};
+use crate::reconcile::health::{EffectiveCheck, Verdict, judge};
+use crate::reconcile::later;
+use crate::reconcile::record::{Deployed, ServiceRecord};
+use crate::reconcile::step::{Next, Planned, Situation};
+use crate::report::status::{
+    AgentState, AgentStatus, RepoStatus, RevisionStatus, RolloutStatus, ServiceState, ServiceStatus, Status,
+};
+use crate::types::{ContainerState, InstanceId, Reason, ServiceName, Timestamp};
+
+/// The repo counts as lost for too long after this many polls, and at least [`STALE_AT_LEAST`].
+const STALE_POLLS: u32 = 10;
+const STALE_AT_LEAST: Duration = Duration::from_secs(300);
+
+impl Agent {
+    /// Makes the status known, on every exit of a round. Written only where it differs.
+    pub(super) fn publish(&mut self) {
+        let status = self.summary(clock::now());
+        self.notifier.status(&one_line(&status));
+        let differs = self.status.as_ref().is_none_or(|former| {
+            // That the repo was reached once more is no change.
+            let mut former = former.clone();
+            former.repo.reached_at = status.repo.reached_at;
+            if let (Some(former), Some(now)) = (&mut former.revision, &status.revision) {
+                former.fetched_at = now.fetched_at;
+            }
+            former != status
+        });
+        if differs && let Err(error) = write_file(&self.config.run_dir, &status) {
+            tracing::warn!("cannot write the status file: {error}");
+        }
+        self.status = Some(status);
+    }
+
+    fn summary(&self, now: Timestamp) -> Status {
+        let services: Vec<ServiceStatus> = self
+            .plan
+            .services
+            .iter()
+            .filter_map(|(name, planned)| self.service(name, planned, now))
+            .collect();
+        let refusal = self.source.refusal.as_ref().or(self.blind.as_ref());
+        Status {
+            host: self.config.host.name.clone(),
+            agent: AgentStatus {
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                pid: std::process::id(),
+                state: self.agent_state(&services, now),
+            },
+            repo: RepoStatus {
+                url: self.config.repo.url.to_string(),
+                branch: self.config.repo.branch.clone(),
+                reached_at: self.source.reached_at,
+                reason: refusal.map(|refusal| refusal.reason),
+                message: refusal.map(|refusal| refusal.message.clone()),
+            },
+            revision: self.desired.as_ref().map(|desired| RevisionStatus {
+                commit: desired.commit.id.clone(),
+                subject: desired.commit.subject.clone(),
+                author: desired.commit.author.clone(),
+                committed_at: desired.commit.committed_at,
+                fetched_at: self.source.reached_at,
+                verified: false,
+            }),
+            services,
+            outbox: self.outbox.waiting,
+        }
+    }
+
+    fn agent_state(&self, services: &[ServiceStatus], now: Timestamp) -> AgentState {
+        let patience = (self.config.repo.poll * STALE_POLLS).max(STALE_AT_LEAST);
+        let lost =
+            self.source.refusal.as_ref().is_some_and(|refusal| refusal.reason == Reason::GitUnreachable);
+        if self.source.looks == 0 {
+            AgentState::Starting
+        } else if lost && self.source.reached_at.is_none_or(|at| now >= later(at, patience)) {
+            AgentState::Stale
+        } else if self.in_sync()
+            && services.iter().all(|service| service.health.as_deref() != Some("unhealthy"))
+        {
+            AgentState::InSync
+        } else if self.source.refusal.is_some()
+            || self.blind.is_some()
+            || self.at_rest()
+            || services.iter().any(|service| service.state == ServiceState::Failed)
+        {
+            AgentState::Degraded
+        } else {
+            AgentState::Progressing
+        }
+    }
+
+    /// `None` for a name that is neither wanted nor remembered.
+    fn service(&self, name: &ServiceName, planned: &Planned, now: Timestamp) -> Option<ServiceStatus> {
+        let record = self.journal.records.get(name).filter(|record| !record.is_absent());
+        let wanted = self.desired.as_ref().is_some_and(|desired| desired.services.contains_key(name));
+        if record.is_none() && !wanted && !self.journal.frozen.contains_key(name) {
+            return None;
+        }
+        // While a candidate is baking, it is what serves.
+        let serving = record.and_then(|record| self.serving(name, record));
+        let refusal = match &planned.next {
+            Next::Held { refusal, until } => Some((refusal, *until)),
+            _ => self.effects.trouble(name).map(|refusal| (refusal, None)),
+        };
+        let doing = match &planned.next {
+            Next::Wait { why, .. } => Some(why.clone()),
+            Next::Do(step) => Some(step.to_string()),
+            Next::Settled | Next::Held { .. } => None,
+        };
+        let rollout = record.and_then(|record| record.rollout.as_ref());
+        let running = serving.is_some_and(|deployed| self.running(name, deployed).is_some());
+        Some(ServiceStatus {
+            name: name.clone(),
+            state: state(planned, refusal.is_some(), running, rollout.is_some()),
+            image: serving.map(|deployed| deployed.spec.image.reference.clone()),
+            digest: serving.map(|deployed| deployed.spec.image.digest.clone()),
+            generation: serving.map(|deployed| deployed.generation),
+            color: serving.map(|deployed| deployed.generation.color().to_string()),
+            commit: serving.map(|deployed| deployed.commit.id.clone()),
+            author: serving.map(|deployed| deployed.commit.author.clone()),
+            since: serving.map(|deployed| deployed.since),
+            container: serving.map(|deployed| InstanceId::new(name, deployed.generation).to_string()),
+            ip: record.map(|record| record.service_address),
+            ports: serving.map_or_else(Vec::new, |d| d.spec.ports.iter().map(ToString::to_string).collect()),
+            health: serving.map(|deployed| self.health(name, deployed, now).to_owned()),
+            restarts: serving.map_or(0, |deployed| deployed.restarts),
+            rollout: rollout.map(|rollout| RolloutStatus {
+                from: record
+                    .and_then(|record| record.incumbent.as_ref())
+                    .map(|incumbent| incumbent.generation),
+                to: rollout.to.generation,
+                phase: rollout.phase.word().to_owned(),
+                image: rollout.to.spec.image.reference.clone(),
+                started_at: rollout.started_at,
+            }),
+            doing,
+            reason: refusal.map(|(refusal, _)| refusal.reason),
+            message: refusal.map(|(refusal, _)| refusal.message.clone()),
+            retry_at: refusal.and_then(|(_, until)| until),
+        })
+    }
+
+    /// The generation that new connections reach, as the kernel says; the incumbent where it says nothing.
+    fn serving<'a>(&self, name: &ServiceName, record: &'a ServiceRecord) -> Option<&'a Deployed> {
+        let routed = self.seen.routes.get(name).and_then(|route| record.live(route.generation));
+        routed.or(record.incumbent.as_ref())
+    }
+
+    fn running(&self, name: &ServiceName, deployed: &Deployed) -> Option<Timestamp> {
+        match self.seen.containers.get(&InstanceId::new(name, deployed.generation)) {
+            Some(ContainerState::Running { started_at, .. }) => Some(*started_at),
+            _ => None,
+        }
+    }
+
+    fn health(&self, name: &ServiceName, deployed: &Deployed, now: Timestamp) -> &'static str {
+        let Some(started_at) = self.running(name, deployed) else { return "stopped" };
+        let history = self.seen.health.get(&InstanceId::new(name, deployed.generation));
+        match judge(&EffectiveCheck::of(&deployed.spec), history, started_at, now) {
+            Verdict::Healthy => "healthy",
+            Verdict::Unhealthy(_) => "unhealthy",
+            Verdict::Undecided { .. } if history.is_some_and(|history| history.ever_passed) => "healthy",
+            Verdict::Undecided { .. } => "starting",
+        }
+    }
+}
+
+fn state(planned: &Planned, refused: bool, running: bool, rolling: bool) -> ServiceState {
+    match planned.situation {
+        Situation::OnHold => ServiceState::Held,
+        _ if rolling => ServiceState::Deploying,
+        _ if refused => ServiceState::Failed,
+        _ if running => ServiceState::Running,
+        _ => ServiceState::Stopped,
+    }
+}
+
+/// For `systemctl status`.
+fn one_line(status: &Status) -> String {
+    let mut parts = vec![status.agent.state.word().to_owned()];
+    if let Some(revision) = &status.revision {
+        parts.push(format!("at {}", revision.commit.short()));
+    }
+    let total = status.services.len();
+    let running = status.services.iter().filter(|service| service.state == ServiceState::Running).count();
+    parts.push(format!("{running} of {total} services as wanted"));
+    if let Some(message) = &status.repo.message {
+        parts.push(message.clone());
+    }
+    for service in &status.services {
+        match (&service.rollout, &service.message) {
+            (_, Some(message)) => parts.push(format!("{}: {message}", service.name)),
+            (Some(rollout), None) => {
+                parts.push(format!("{}: {} {}", service.name, rollout.phase, rollout.image))
+            }
+            (None, None) => {}
+        }
+    }
+    parts.join("; ").replace(['\n', '\r'], " ")
+}
+
+/// A view for other tools, in the run directory: whole, but not durable.
+fn write_file(run_dir: &std::path::Path, status: &Status) -> std::io::Result<()> {
+    let temporary = run_dir.join("status.json.tmp");
+    std::fs::write(&temporary, serde_json::to_vec_pretty(status)?)?;
+    std::fs::rename(&temporary, run_dir.join("status.json"))
+}

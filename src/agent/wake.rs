@@ -1,0 +1,48 @@
+//! Why the loop comes round.
+
+use std::sync::mpsc;
+
+use super::control::{Command, Reply};
+use super::source::Revision;
+use crate::reconcile::step::Step;
+use crate::reconcile::transition::Outcome;
+use crate::registry::PullError;
+use crate::types::{CommitId, Digest, Refusal, ServiceName};
+
+/// Everything that can wake the loop. A wake says "look"; what some carry is only what was seen beside the loop.
+#[derive(Debug)]
+pub enum Wake {
+    /// Something happened on the host.
+    Look(&'static str),
+    /// The repo may have moved.
+    RepoMoved(&'static str),
+    /// A look at the repo is over.
+    Fetched(Box<Result<Revision, Refusal>>),
+    /// A tag was looked up.
+    Resolved {
+        /// For this commit.
+        commit: CommitId,
+        /// And this service.
+        service: ServiceName,
+        /// What it stands for.
+        result: Result<Digest, PullError>,
+    },
+    /// A long effect is over.
+    Effect {
+        /// Of this service.
+        service: ServiceName,
+        /// The step it was.
+        step: Step,
+        /// What came of it.
+        outcome: Outcome,
+    },
+    /// Receipts were pushed: the names of those that are in git now.
+    Pushed(Result<Vec<String>, Refusal>),
+    /// An operator asks.
+    Operator(Command, mpsc::Sender<Reply>),
+    /// The agent is to end; containers go on.
+    Stop,
+}
+
+/// Where wakes are sent. Never blocks.
+pub type Waker = mpsc::Sender<Wake>;
