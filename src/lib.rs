@@ -1,5 +1,6 @@
 //! gitopsd: a GitOps agent for systemd hosts. `ARCHITECTURE.md` is the map.
 
+mod failpoint;
 pub mod types;
 
 pub mod config;
@@ -9,3 +10,7 @@ pub mod state;
 pub mod engine;
 pub mod git;
 pub mod registry;
+pub mod report;
+
+pub mod agent;
+pub mod cli;

@@ -1,0 +1,180 @@
+//! What can be typed: the one definition that the parser, the help, the man page and the completions come from.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+
+use crate::types::{HostName, ServiceName};
+
+/// GitOps agent for systemd hosts: commit a tag bump, get a health-checked swap and a receipt in git
+#[derive(Debug, Parser)]
+#[command(name = "gitopsd", version, max_term_width = 100, after_help = EXIT_CODES)]
+pub struct Args {
+    /// The host's configuration
+    #[arg(long, global = true, value_name = "FILE", default_value = "/etc/gitopsd/gitopsd.toml")]
+    pub config: PathBuf,
+    /// Print JSON
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// What to do
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+const EXIT_CODES: &str =
+    "Exit codes: 0 done, 1 failed, 2 changes pending (plan), 64 usage, 69 agent not running, 78 bad config.";
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Run the agent
+    Run {
+        /// Until every service is settled or held; exit 0 in sync, 1 otherwise
+        #[arg(long)]
+        once: bool,
+    },
+    /// Show what runs, since when, from which commit, what is under way and what is refused
+    Status {
+        /// Only this service
+        service: Option<ServiceName>,
+    },
+    /// Show what would change on this host; changes nothing. Exit 0 nothing, 2 changes, 1 error
+    Plan {
+        /// A config repo's folder; default: the repo and branch that the agent follows
+        dir: Option<PathBuf>,
+        /// A commit, tag or branch of that repo instead of its files
+        #[arg(long)]
+        rev: Option<String>,
+        /// For this host instead of the configured one
+        #[arg(long)]
+        host: Option<HostName>,
+    },
+    /// Lint a config repo: all errors at once. Needs no agent and no root
+    Check {
+        /// The folder that holds gitopsd.toml
+        #[arg(default_value = ".")]
+        dir: PathBuf,
+    },
+    /// Look at the repo now
+    Sync {
+        /// Wait until all is settled; exit 0 in sync, 1 failed
+        #[arg(long)]
+        wait: bool,
+    },
+    /// Show this host's receipts
+    History {
+        /// Only this service
+        service: Option<ServiceName>,
+    },
+    /// Show what is wanted, what is, the last refusal and the next retry of a service
+    Why {
+        /// Which service
+        service: ServiceName,
+    },
+    /// Show what a service wrote
+    Logs {
+        /// Which service
+        service: ServiceName,
+        /// Go on as it writes
+        #[arg(short, long)]
+        follow: bool,
+        /// The last N lines
+        #[arg(short = 'n', long, value_name = "N", default_value_t = 100)]
+        lines: usize,
+    },
+    /// Run a command inside a service's container
+    Exec {
+        /// Which service
+        service: ServiceName,
+        /// Program and arguments
+        #[arg(last = true, required = true)]
+        command: Vec<String>,
+    },
+    /// Go back to the previous generation now; held until the commit moves or `resume`
+    Rollback {
+        /// Which service
+        service: ServiceName,
+    },
+    /// Keep a service as it is
+    Hold {
+        /// Which service
+        service: ServiceName,
+        /// For so long, as in 2h; default: until `resume`
+        #[arg(long = "for", value_name = "DURATION", value_parser = duration)]
+        duration: Option<Duration>,
+        /// Why, for those who wonder later
+        #[arg(long, value_name = "TEXT")]
+        reason: String,
+    },
+    /// Let a service follow the repo again; a commit that failed is tried once more
+    Resume {
+        /// Which service
+        service: ServiceName,
+    },
+    /// Show transitions as JSON lines
+    Events {
+        /// Go on as they happen
+        #[arg(short, long)]
+        follow: bool,
+    },
+    /// Take this instance off the host: containers, networks, rules. The agent must be stopped
+    Teardown {
+        /// Its state, images, volumes and logs too
+        #[arg(long)]
+        purge: bool,
+        /// Do it without asking
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Not in this version: fetch images ahead of a deploy
+    #[command(hide = true)]
+    Pull(Later),
+    /// Not in this version: list images
+    #[command(hide = true)]
+    Images(Later),
+    /// Not in this version: remove images that nothing uses
+    #[command(hide = true)]
+    Gc(Later),
+    /// Not in this version: check and repair the store
+    #[command(hide = true)]
+    Fsck(Later),
+    /// Not in this version: every host's last receipt
+    #[command(hide = true)]
+    Fleet(Later),
+    /// Not in this version: check this host
+    #[command(hide = true)]
+    Doctor(Later),
+    /// Print a completion script
+    Completions {
+        /// For this shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the man page; with DIR, write one page a verb into it
+    Man {
+        /// Where to
+        dir: Option<PathBuf>,
+    },
+}
+
+/// Whatever is said to a verb that is not there yet.
+#[derive(Debug, clap::Args)]
+pub struct Later {
+    /// Taken, and answered with the truth.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
+    _rest: Vec<String>,
+}
+
+fn duration(text: &str) -> Result<Duration, crate::types::Invalid> {
+    crate::types::parse_duration(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definition_holds_together() {
+        super::Args::command().debug_assert();
+    }
+}

@@ -1,0 +1,127 @@
+//! `gitopsd history` and `gitopsd events`: what happened here.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Seek, SeekFrom, Write};
+use std::path::Path;
+use std::time::Duration;
+
+use super::table::{self, ago};
+use super::{Failure, logs, run, write_json};
+use crate::agent::clock;
+use crate::report::events;
+use crate::report::status::ServiceStatus;
+use crate::state::receipts::{Receipt, read_receipts};
+use crate::types::{Generation, ServiceName};
+
+/// From one look at a file that is followed to the next.
+pub(super) const FOLLOW: Duration = Duration::from_millis(200);
+
+/// This host's receipts, oldest first.
+pub(super) fn receipts(config: &Path, service: Option<&ServiceName>) -> Result<Vec<Receipt>, Failure> {
+    let mut receipts = read_receipts(&run::config(config)?.state_dir)?;
+    if let Some(service) = service {
+        receipts.retain(|receipt| receipt.transition.service == *service);
+    }
+    Ok(receipts)
+}
+
+/// The last lines of the generation that went wrong last, or of the one that serves.
+pub(super) fn last_lines(
+    config: &Path,
+    receipts: &[Receipt],
+    service: &ServiceStatus,
+) -> Result<Vec<String>, Failure> {
+    let failed =
+        receipts.last().filter(|receipt| service.reason.is_some() && receipt.transition.reason.is_some());
+    let failed = failed.and_then(|receipt| receipt.transition.to.as_ref()).map(|side| side.generation);
+    let Some(generation) = failed.or(service.generation) else { return Ok(Vec::new()) };
+    Ok(logs::tail(&run::config(config)?.state_dir, &service.name, generation, 10))
+}
+
+/// Shows the receipts.
+pub fn history(
+    config: &Path,
+    service: Option<&ServiceName>,
+    json: bool,
+    out: &mut dyn Write,
+) -> Result<u8, Failure> {
+    let receipts = receipts(config, service)?;
+    if json {
+        write_json(out, &receipts)?;
+        return Ok(0);
+    }
+    let now = clock::now();
+    let mut rows =
+        vec![["WHEN", "SERVICE", "RESULT", "FROM", "TO", "COMMIT", "WHAT"].map(str::to_owned).to_vec()];
+    for Receipt { transition, .. } in &receipts {
+        let number = |side: Option<Generation>| {
+            side.map_or_else(|| "-".to_owned(), |generation| generation.to_string())
+        };
+        let reason = transition.reason.map(|reason| format!(" ({reason})")).unwrap_or_default();
+        rows.push(vec![
+            format!("{} ago", ago(transition.finished_at, now)),
+            transition.service.to_string(),
+            transition.result.word().to_owned(),
+            number(transition.from.as_ref().map(|side| side.generation)),
+            number(transition.to.as_ref().map(|side| side.generation)),
+            transition.commit.short().to_owned(),
+            format!("{}{reason}", transition.message),
+        ]);
+    }
+    table::write(out, &rows)?;
+    Ok(0)
+}
+
+/// Shows transitions as JSON lines.
+pub fn events(config: &Path, follow: bool, out: &mut dyn Write) -> Result<u8, Failure> {
+    let path = events::path(&run::config(config)?.state_dir);
+    let former = path.with_extension("1.jsonl");
+    if let Some(file) = open(&former)? {
+        copy(&mut BufReader::new(file), out, |line| line)?;
+    }
+    let mut position = match open(&path)? {
+        Some(file) => copy(&mut BufReader::new(file), out, |line| line)?,
+        None => 0,
+    };
+    if !follow {
+        return Ok(0);
+    }
+    loop {
+        out.flush()?;
+        std::thread::sleep(FOLLOW);
+        let Some(mut file) = open(&path)? else { continue };
+        // Turned over: what is new begins at the front.
+        if file.metadata()?.len() < position {
+            position = 0;
+        }
+        file.seek(SeekFrom::Start(position))?;
+        position += copy(&mut BufReader::new(file), out, |line| line)?;
+    }
+}
+
+fn open(path: &Path) -> Result<Option<File>, Failure> {
+    match File::open(path) {
+        Ok(file) => Ok(Some(file)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Failure::plain(format!("reading {}: {error}", path.display()))),
+    }
+}
+
+/// Copies the part of each whole line that `part` picks; gives the bytes that were read.
+pub(super) fn copy(
+    from: &mut impl BufRead,
+    to: &mut dyn Write,
+    part: impl Fn(&[u8]) -> &[u8],
+) -> Result<u64, Failure> {
+    let mut copied = 0;
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        let count = from.read_until(b'\n', &mut line)?;
+        if !line.ends_with(b"\n") {
+            return Ok(copied);
+        }
+        to.write_all(part(&line))?;
+        copied += count as u64;
+    }
+}

@@ -1,0 +1,105 @@
+//! `gitopsd logs` and `gitopsd exec`: what a service wrote, and a command inside it.
+
+use std::io::{BufReader, Seek, SeekFrom, Write};
+use std::path::Path;
+use std::sync::Arc;
+
+use super::{Failure, history, operate, run};
+use crate::agent::control::Command;
+use crate::engine::native::net::BridgeNetwork;
+use crate::engine::native::{NativeConfig, NativeEngine, log_file, log_tail};
+use crate::report::status::{ServiceStatus, Status};
+use crate::types::{Generation, InstanceId, ServiceName};
+
+/// The last lines of one generation.
+pub(super) fn tail(
+    state_dir: &Path,
+    service: &ServiceName,
+    generation: Generation,
+    lines: usize,
+) -> Vec<String> {
+    log_tail(&log_file(state_dir, &InstanceId::new(service, generation)), lines)
+}
+
+/// Shows what the generation that serves wrote.
+pub fn logs(
+    config: &Path,
+    service: &ServiceName,
+    follow: bool,
+    lines: usize,
+    out: &mut dyn Write,
+) -> Result<u8, Failure> {
+    let (state_dir, generation) = match find(config, service) {
+        Ok(status) => (run::config(config)?.state_dir, status.generation),
+        // The files are there without an agent too: then the newest one is shown.
+        Err(Failure::NotRunning) => {
+            let state_dir = run::config(config)?.state_dir;
+            let newest = newest(&state_dir, service);
+            (state_dir, newest)
+        }
+        Err(failure) => return Err(failure),
+    };
+    let Some(generation) = generation else {
+        return Err(Failure::plain(format!("{service} has not run on this host")));
+    };
+    let path = log_file(&state_dir, &InstanceId::new(service, generation));
+    // Its end is taken before its last lines are read: a line in between is shown twice rather than never.
+    let mut position = std::fs::metadata(&path).map_or(0, |metadata| metadata.len());
+    for line in tail(&state_dir, service, generation, lines) {
+        writeln!(out, "{line}")?;
+    }
+    if !follow {
+        return Ok(0);
+    }
+    loop {
+        out.flush()?;
+        std::thread::sleep(history::FOLLOW);
+        let Ok(mut file) = std::fs::File::open(&path) else { continue };
+        if file.metadata()?.len() < position {
+            position = 0;
+        }
+        file.seek(SeekFrom::Start(position))?;
+        position += history::copy(&mut BufReader::new(file), out, text)?;
+    }
+}
+
+/// Runs a command inside the container that serves.
+pub fn exec(config: &Path, service: &ServiceName, command: &[String]) -> Result<u8, Failure> {
+    let status = find(config, service)?;
+    let Some(generation) = status.generation else {
+        return Err(Failure::plain(format!("{service} has no container")));
+    };
+    let config = run::config(config)?;
+    let refused = |error: crate::engine::EngineError| Failure::from(error.to_refusal());
+    let network =
+        BridgeNetwork::new(&config.instance, config.engine.subnet, &config.run_dir).map_err(refused)?;
+    let program = std::env::current_exe()?;
+    let parts = NativeConfig {
+        state_dir: config.state_dir,
+        run_dir: config.run_dir,
+        instance: config.instance,
+        program,
+    };
+    let engine = NativeEngine::new(parts, Arc::new(network)).map_err(refused)?;
+    let code = engine.exec_interactive(&InstanceId::new(service, generation), command).map_err(refused)?;
+    Ok(u8::try_from(code).unwrap_or(1))
+}
+
+fn find(config: &Path, service: &ServiceName) -> Result<ServiceStatus, Failure> {
+    let reply = operate::ask(config, &Command::Status)?;
+    let status: Option<Status> = reply.body.and_then(|body| serde_json::from_value(body).ok());
+    let found = status.into_iter().flat_map(|status| status.services).find(|known| known.name == *service);
+    found.ok_or_else(|| Failure::plain(format!("there is no service {service} on this host")))
+}
+
+fn newest(state_dir: &Path, service: &ServiceName) -> Option<Generation> {
+    let folder = state_dir.join("logs").join(service.as_str());
+    let names =
+        std::fs::read_dir(folder).ok()?.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    names.filter_map(|name| name.strip_suffix(".log")?.parse().ok().map(Generation)).max()
+}
+
+/// The text of an entry: what stands behind its time, stream and tag.
+fn text(entry: &[u8]) -> &[u8] {
+    entry.splitn(4, |byte| *byte == b' ').nth(3).unwrap_or(entry)
+}

@@ -1,0 +1,75 @@
+//! `gitopsd sync`, `rollback`, `hold`, `resume`: what operators ask of a running agent.
+
+use std::io::Write;
+use std::path::Path;
+use std::time::Duration;
+
+use super::{Failure, run, write_json};
+use crate::agent::control::{Command, Reply, request};
+use crate::types::ServiceName;
+
+/// Asks the agent.
+pub(super) fn ask(config: &Path, command: &Command) -> Result<Reply, Failure> {
+    let config = run::config(config)?;
+    match request(&config.run_dir, command) {
+        Ok(reply) => reply.ok_or(Failure::NotRunning),
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => Err(Failure::Failed {
+            message: format!("the agent's socket in {} is root's", config.run_dir.display()),
+            hint: Some("run it with sudo".to_owned()),
+        }),
+        Err(error) => Err(Failure::from(error)),
+    }
+}
+
+fn answer(reply: Reply, json: bool, out: &mut dyn Write) -> Result<u8, Failure> {
+    if json {
+        write_json(out, &serde_json::json!({ "ok": reply.code == 0, "message": reply.message }))?;
+        return Ok(reply.code);
+    }
+    if reply.code != 0 {
+        return Err(Failure::plain(reply.message));
+    }
+    writeln!(out, "{}", reply.message)?;
+    Ok(0)
+}
+
+/// Looks at the repo now.
+pub fn sync(config: &Path, wait: bool, json: bool, out: &mut dyn Write) -> Result<u8, Failure> {
+    answer(ask(config, &Command::Sync { wait })?, json, out)
+}
+
+/// Back to the previous generation.
+pub fn rollback(
+    config: &Path,
+    service: &ServiceName,
+    json: bool,
+    out: &mut dyn Write,
+) -> Result<u8, Failure> {
+    answer(ask(config, &Command::Rollback { service: service.clone(), by: operator() })?, json, out)
+}
+
+/// Keeps a service as it is.
+pub fn hold(
+    config: &Path,
+    service: &ServiceName,
+    duration: Option<Duration>,
+    reason: &str,
+    json: bool,
+    out: &mut dyn Write,
+) -> Result<u8, Failure> {
+    let seconds = duration.map(|duration| duration.as_secs().max(1));
+    let command =
+        Command::Hold { service: service.clone(), reason: reason.to_owned(), by: operator(), seconds };
+    answer(ask(config, &command)?, json, out)
+}
+
+/// Lets a service follow the repo again.
+pub fn resume(config: &Path, service: &ServiceName, json: bool, out: &mut dyn Write) -> Result<u8, Failure> {
+    answer(ask(config, &Command::Resume { service: service.clone() })?, json, out)
+}
+
+/// Who is at the keyboard: the one behind sudo, where there is one.
+fn operator() -> String {
+    let named = ["SUDO_USER", "USER", "LOGNAME"].iter().find_map(|name| std::env::var(name).ok());
+    named.filter(|name| !name.is_empty()).unwrap_or_else(|| format!("uid {}", nix::unistd::getuid()))
+}

@@ -1,0 +1,134 @@
+//! `gitopsd plan`: what would change here; changes nothing.
+
+use std::io::Write;
+use std::path::Path;
+
+use super::{Failure, table, write_json};
+use crate::config::agent::{AgentConfig, HostIdentity};
+use crate::config::repo::{self, RepoFiles};
+use crate::config::{load, without_agent};
+use crate::git;
+use crate::reconcile::preview::{Change, preview};
+use crate::state::journal::{Journal, read_journal};
+use crate::types::{HostName, Policy};
+
+/// Shows the changes. Exit 0 nothing, 2 changes; an error is a failure.
+pub fn plan(
+    config: &Path,
+    dir: Option<&Path>,
+    rev: Option<&str>,
+    host: Option<&HostName>,
+    json: bool,
+    out: &mut dyn Write,
+) -> Result<u8, Failure> {
+    let agent = match load(config) {
+        Ok(agent) => Some(agent),
+        // A laptop or a CI machine has no host configuration, and needs none.
+        Err(_) if dir.is_some() && !config.exists() => None,
+        Err(errors) => return Err(Failure::BadConfig(errors.to_string())),
+    };
+    let files = files(agent.as_ref(), dir, rev)?;
+    let (identity, policy) = whose(agent.as_ref(), host);
+    let view = repo::read(&files, &identity, &policy);
+    let errors: Vec<_> = view.diagnostics.iter().filter(|found| found.is_error()).collect();
+    if let Some(refusal) = view.fatal {
+        return Err(refusal.into());
+    }
+    // What another host runs is not known here.
+    let here = host.is_none_or(|host| agent.as_ref().is_some_and(|agent| agent.host.name == *host));
+    let journal = match &agent {
+        Some(agent) if here => known(agent)?,
+        _ => Journal::default(),
+    };
+    let changes = preview(&view.services, &journal.records);
+    let pending = changes.values().any(Change::is_change);
+    if json {
+        let rows = changes.iter().map(|(service, change)| as_json(service.as_str(), change));
+        let body = serde_json::json!({
+            "host": identity.name, "changes": rows.collect::<Vec<_>>(), "pending": pending, "errors": errors.len(),
+        });
+        write_json(out, &body)?;
+    } else {
+        for error in &errors {
+            writeln!(out, "{error}")?;
+        }
+        let rows: Vec<_> =
+            changes.iter().map(|(name, change)| vec![name.to_string(), change.to_string()]).collect();
+        table::write(out, &rows)?;
+        let count = changes.values().filter(|change| change.is_change()).count();
+        writeln!(out, "{}: {count} of {} services would change", identity.name, changes.len())?;
+    }
+    Ok(if !errors.is_empty() {
+        1
+    } else if pending {
+        2
+    } else {
+        0
+    })
+}
+
+fn whose(agent: Option<&AgentConfig>, host: Option<&HostName>) -> (HostIdentity, Policy) {
+    let (mut identity, policy) = match agent {
+        Some(agent) => (agent.host.clone(), agent.policy.clone()),
+        None => without_agent(),
+    };
+    if let Some(host) = host.filter(|host| **host != identity.name) {
+        // Its labels are in hosts/<host>.toml of the repo; those of this host's own configuration are not its.
+        identity = HostIdentity { name: host.clone(), labels: Vec::new() };
+    }
+    (identity, policy)
+}
+
+fn files(agent: Option<&AgentConfig>, dir: Option<&Path>, rev: Option<&str>) -> Result<RepoFiles, Failure> {
+    let failed = |error: git::GitError| Failure::from(error.to_refusal());
+    match (dir, rev, agent) {
+        (Some(dir), None, _) => {
+            repo::read_dir(dir).map_err(|error| Failure::plain(format!("reading {}: {error}", dir.display())))
+        }
+        (Some(dir), Some(rev), _) => git::files_at(dir, rev).map_err(failed),
+        (None, None, Some(agent)) => {
+            // A copy of its own: the agent's cache is the agent's.
+            let cache = tempfile_dir()?;
+            let result = git::Repository::open(&agent.repo, &cache.join("git")).and_then(|repository| {
+                let head = repository.fetch()?;
+                repository.files(&repository.admit(&head, None)?)
+            });
+            // Best effort: it lies in the system's folder for temporary files.
+            let _ = std::fs::remove_dir_all(&cache);
+            result.map_err(failed)
+        }
+        (None, Some(_), _) => {
+            Err(Failure::Usage("--rev needs the folder of a git repository that has the revision".to_owned()))
+        }
+        (None, None, None) => {
+            Err(Failure::Usage("plan needs a folder, or the host's configuration".to_owned()))
+        }
+    }
+}
+
+/// A fresh folder that nobody else can have made: mkdir fails where one is there already.
+fn tempfile_dir() -> Result<std::path::PathBuf, Failure> {
+    let path = std::env::temp_dir().join(format!("gitopsd-plan-{}", std::process::id()));
+    let mut builder = std::fs::DirBuilder::new();
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.create(&path).map_err(|error| Failure::plain(format!("making {}: {error}", path.display())))?;
+    Ok(path)
+}
+
+fn known(agent: &AgentConfig) -> Result<Journal, Failure> {
+    Ok(read_journal(&agent.state_dir.join("services"))?)
+}
+
+fn as_json(service: &str, change: &Change) -> serde_json::Value {
+    let (action, from, to, why) = match change {
+        Change::Keep { image } => ("keep", Some(image), Some(image), None),
+        Change::Create { image } => ("create", None, Some(image), None),
+        Change::Replace { from, to, because, .. } => {
+            ("replace", Some(from), Some(to), Some((*because).to_owned()))
+        }
+        Change::Amend { image } => ("amend", Some(image), Some(image), None),
+        Change::Remove { image } => ("remove", image.as_ref(), None, None),
+        Change::Refuse(refusal) => ("refuse", None, None, Some(refusal.to_string())),
+    };
+    serde_json::json!({ "service": service, "action": action, "from": from, "to": to, "why": why })
+}

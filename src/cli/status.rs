@@ -1,0 +1,221 @@
+//! `gitopsd status` and `gitopsd why`.
+
+use std::io::Write;
+use std::path::Path;
+
+use super::table::{self, ago};
+use super::{Failure, history, operate, write_json};
+use crate::agent::clock;
+use crate::agent::control::Command;
+use crate::report::status::{AgentState, ServiceState, ServiceStatus, Status};
+use crate::state::receipts::Receipt;
+use crate::types::{ServiceName, Timestamp};
+
+const GREEN: &str = "\x1b[32m";
+const YELLOW: &str = "\x1b[33m";
+const RED: &str = "\x1b[31m";
+
+fn fetch(config: &Path) -> Result<Status, Failure> {
+    let reply = operate::ask(config, &Command::Status)?;
+    let body = reply.body.ok_or_else(|| Failure::plain("the agent has not finished its first look yet"))?;
+    serde_json::from_value(body).map_err(|error| {
+        Failure::plain(format!("the agent is of another version than this command: {error}"))
+    })
+}
+
+fn find<'a>(status: &'a Status, service: &ServiceName) -> Result<&'a ServiceStatus, Failure> {
+    status.services.iter().find(|known| known.name == *service).ok_or_else(|| {
+        let names: Vec<&str> = status.services.iter().map(|known| known.name.as_str()).collect();
+        Failure::Failed {
+            message: format!("there is no service {service} on this host"),
+            hint: Some(format!("it has: {}", names.join(", "))),
+        }
+    })
+}
+
+/// Shows the host, or one service.
+pub fn status(
+    config: &Path,
+    service: Option<&ServiceName>,
+    json: bool,
+    color: bool,
+    out: &mut dyn Write,
+) -> Result<u8, Failure> {
+    let mut status = fetch(config)?;
+    if let Some(service) = service {
+        status.services = vec![find(&status, service)?.clone()];
+    }
+    if json {
+        write_json(out, &status)?;
+    } else {
+        render(&status, color, clock::now(), out)?;
+    }
+    Ok(0)
+}
+
+fn paint(text: &str, code: &str, color: bool) -> String {
+    if color { format!("{code}{text}\x1b[0m") } else { text.to_owned() }
+}
+
+/// For people.
+fn render(status: &Status, color: bool, now: Timestamp, out: &mut dyn Write) -> std::io::Result<()> {
+    let code = match status.agent.state {
+        AgentState::InSync => GREEN,
+        AgentState::Progressing | AgentState::Starting => YELLOW,
+        AgentState::Degraded | AgentState::Stale => RED,
+    };
+    let agent = &status.agent;
+    writeln!(
+        out,
+        "{}: {} (gitopsd {}, pid {})",
+        status.host,
+        paint(agent.state.word(), code, color),
+        agent.version,
+        agent.pid
+    )?;
+    match &status.revision {
+        Some(revision) => writeln!(
+            out,
+            "commit {} {} ({}, {} ago)",
+            revision.commit.short(),
+            revision.subject,
+            revision.author,
+            ago(revision.committed_at, now)
+        )?,
+        None => writeln!(out, "no commit yet from {} branch {}", status.repo.url, status.repo.branch)?,
+    }
+    if let (Some(reason), Some(message)) = (status.repo.reason, &status.repo.message) {
+        writeln!(out, "{}: {message} ({reason})", paint("repo", RED, color))?;
+        writeln!(out, "  hint: {}", reason.todo())?;
+    }
+    if status.outbox > 0 {
+        writeln!(out, "{} receipts wait to be pushed", status.outbox)?;
+    }
+    if status.services.is_empty() {
+        return Ok(());
+    }
+    writeln!(out)?;
+    let mut rows =
+        vec![["SERVICE", "STATE", "HEALTH", "GEN", "SINCE", "COMMIT", "IMAGE"].map(str::to_owned).to_vec()];
+    rows.extend(status.services.iter().map(|service| row(service, now)));
+    table::write(out, &rows)?;
+    for service in &status.services {
+        details(service, color, now, out)?;
+    }
+    Ok(())
+}
+
+fn row(service: &ServiceStatus, now: Timestamp) -> Vec<String> {
+    let dash = || "-".to_owned();
+    let generation = service.generation.map(|generation| format!("{generation} {}", generation.color()));
+    vec![
+        service.name.to_string(),
+        service.state.word().to_owned(),
+        service.health.clone().unwrap_or_else(dash),
+        generation.unwrap_or_else(dash),
+        service.since.map_or_else(dash, |since| ago(since, now)),
+        service.commit.as_ref().map_or_else(dash, |commit| commit.short().to_owned()),
+        service.image.as_ref().map_or_else(dash, ToString::to_string),
+    ]
+}
+
+/// What does not fit a row: what is under way, and what is wrong.
+fn details(service: &ServiceStatus, color: bool, now: Timestamp, out: &mut dyn Write) -> std::io::Result<()> {
+    let name = &service.name;
+    if let Some(rollout) = &service.rollout {
+        let since = ago(rollout.started_at, now);
+        writeln!(
+            out,
+            "{name}: {} {} as generation {}, for {since}",
+            rollout.phase, rollout.image, rollout.to
+        )?;
+    }
+    if let Some(doing) = &service.doing {
+        writeln!(out, "{name}: {doing}")?;
+    }
+    if let (Some(reason), Some(message)) = (service.reason, &service.message) {
+        let code = if service.state == ServiceState::Held { YELLOW } else { RED };
+        writeln!(out, "{}: {message} ({reason})", paint(name.as_str(), code, color))?;
+        writeln!(out, "  hint: {}", reason.todo())?;
+    }
+    if let Some(at) = service.retry_at {
+        let seconds = at.duration_since(now).as_secs().max(0);
+        writeln!(out, "  tried again in {seconds}s")?;
+    }
+    Ok(())
+}
+
+/// Shows all there is to say about one service on one screen.
+pub fn why(config: &Path, service: &ServiceName, json: bool, out: &mut dyn Write) -> Result<u8, Failure> {
+    let status = fetch(config)?;
+    let found = find(&status, service)?;
+    let receipts = history::receipts(config, Some(service))?;
+    let log = history::last_lines(config, &receipts, found)?;
+    if json {
+        let body = serde_json::json!({
+            "service": found, "revision": status.revision, "repo": status.repo,
+            "last_receipt": receipts.last(), "log": log,
+        });
+        write_json(out, &body)?;
+        return Ok(0);
+    }
+    explain(&status, found, receipts.last(), &log, out)?;
+    Ok(0)
+}
+
+fn explain(
+    status: &Status,
+    service: &ServiceStatus,
+    receipt: Option<&Receipt>,
+    log: &[String],
+    out: &mut dyn Write,
+) -> std::io::Result<()> {
+    let now = clock::now();
+    let row = |key: &str, value: String| vec![key.to_owned(), value];
+    let mut rows = vec![row("service", format!("{} is {}", service.name, service.state.word()))];
+    if let (Some(image), Some(generation)) = (&service.image, service.generation) {
+        let health = service.health.as_deref().unwrap_or("-");
+        rows.push(row(
+            "serves",
+            format!("{image}, generation {generation} ({}), {health}", generation.color()),
+        ));
+    }
+    if let (Some(commit), Some(author)) = (&service.commit, &service.author) {
+        rows.push(row("from", format!("commit {} by {author}", commit.short())));
+    }
+    if let Some(revision) = &status.revision {
+        rows.push(row("head", format!("commit {} {}", revision.commit.short(), revision.subject)));
+    }
+    if let Some(rollout) = &service.rollout {
+        rows.push(row(
+            "under way",
+            format!("{} {} as generation {}", rollout.phase, rollout.image, rollout.to),
+        ));
+    }
+    if let Some(doing) = &service.doing {
+        rows.push(row("doing", doing.clone()));
+    }
+    match (service.reason, &service.message) {
+        (Some(reason), Some(message)) => {
+            rows.push(row("refused", format!("{message} ({reason})")));
+            rows.push(row("hint", reason.todo().to_owned()));
+        }
+        _ => rows.push(row("refused", "nothing".to_owned())),
+    }
+    if let Some(at) = service.retry_at {
+        rows.push(row("next try", format!("in {}s", at.duration_since(now).as_secs().max(0))));
+    }
+    if let Some(receipt) = receipt {
+        let transition = &receipt.transition;
+        let when = ago(transition.finished_at, now);
+        rows.push(row("last", format!("{} {when} ago: {}", transition.result.word(), transition.message)));
+    }
+    table::write(out, &rows)?;
+    if !log.is_empty() {
+        writeln!(out, "its last lines:")?;
+        for line in log {
+            writeln!(out, "  {line}")?;
+        }
+    }
+    Ok(())
+}
