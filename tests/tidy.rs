@@ -18,6 +18,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use code::{lines, words};
+use gitopsd::report::message::Kind;
 use gitopsd::types::Reason;
 
 /// Where nothing is done: no I/O, no clock, no threads, no logging.
@@ -71,10 +72,20 @@ const LONGEST: usize = 500;
 const LONG: &[(&str, &str)] = &[];
 
 /// Files that may hold `unsafe`, and why.
-const UNSAFE: &[(&str, &str)] = &[];
+const UNSAFE: &[(&str, &str)] = &[
+    ("src/agent/probes.rs", "tokio wants a promise about the descriptor"),
+    ("src/engine/native/record.rs", "a number of the C library that no crate wraps"),
+    ("src/engine/native/shim/mod.rs", "fork, in a process of one thread"),
+    ("src/engine/native/shim/program.rs", "the container's own process, between fork and exec"),
+    ("src/git/credentials.rs", "a list of libgit2 that git2 does not wrap"),
+    ("src/git/library.rs", "settings of libgit2, which are global"),
+];
 
 /// Files that may ask what time it is, and why.
-const CLOCKS: &[(&str, &str)] = &[("src/agent/clock.rs", "the one clock; everybody else is told the time")];
+const CLOCKS: &[(&str, &str)] = &[
+    ("src/agent/clock.rs", "the one clock; everybody else is told the time"),
+    ("src/engine/native/clock.rs", "the clock of shims, which are processes of their own"),
+];
 
 /// Names of modules that say nothing about what they own.
 const EMPTY_NAMES: &[&str] = &["utils", "util", "helpers", "helper", "misc"];
@@ -286,6 +297,33 @@ fn every_reason_has_its_row() {
         assert!(!reason.meaning().is_empty() && !reason.todo().is_empty(), "{reason}");
     }
     assert_eq!(page.lines().filter(|line| line.starts_with("| `")).count(), Reason::ALL.len());
+}
+
+/// `docs/messages.md`, from the one place that knows.
+fn messages() -> String {
+    let mut text = String::from(
+        "# Messages\n\nWhat the agent says of its own, in the journal and in `gitopsd events`: a name, a MESSAGE_ID, a priority, and \
+         when. `journalctl MESSAGE_ID=…` finds them. Fields beside MESSAGE: `GITOPSD_EVENT`, `GITOPSD_SERVICE`, \
+         `GITOPSD_COMMIT`, `GITOPSD_GENERATION`, `GITOPSD_IMAGE`, `GITOPSD_PHASE`, `GITOPSD_REASON`.\n\n\
+         | event | MESSAGE_ID | priority | when |\n|---|---|---|---|\n",
+    );
+    for kind in Kind::ALL {
+        let priority = format!("{:?}", kind.priority()).to_lowercase();
+        let row = format!("| `{}` | `{}` | {priority} | {} |\n", kind.name(), kind.message_id(), kind.when());
+        text.push_str(&row);
+    }
+    text
+}
+
+#[test]
+fn the_page_of_messages_is_up_to_date() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/messages.md");
+    let wanted = messages();
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        std::fs::write(&path, &wanted).unwrap();
+    }
+    let there = std::fs::read_to_string(&path).unwrap_or_default();
+    assert_eq!(there, wanted, "docs/messages.md is old: UPDATE_GOLDEN=1 cargo test --test tidy");
 }
 
 /// Each rule is shown what it forbids, and what only looks like it.

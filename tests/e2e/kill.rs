@@ -1,0 +1,150 @@
+//! `kill -9` of the agent around every effect: containers serve throughout, the next agent ends in the old or the new
+//! version, and nothing is left over.
+
+use std::collections::BTreeSet;
+
+use gitopsd::reconcile::step::Step;
+
+use super::image::Kind;
+use super::lab::{Lab, free_port, wait_for, web};
+use super::load::Load;
+
+const PLACES: [&str; 4] = ["begin", "before", "after", "done"];
+
+/// Walks a lab through one change for each failpoint, and gives the points that were hit.
+fn kill_around(
+    points: &[String],
+    mut change: impl FnMut(&Lab, u16, usize),
+    mut settle: impl FnMut(&Lab, u16, usize),
+) -> BTreeSet<String> {
+    let mut lab = Lab::new();
+    let port = free_port();
+    let v0 = lab.image("0", Kind::Good);
+    lab.deploy("web", &web(&v0, port, ""), "web 0");
+    lab.start_agent();
+    lab.wait_agent();
+    lab.sync();
+    lab.kill_agent();
+    let mut hit = BTreeSet::new();
+    for (round, point) in points.iter().enumerate() {
+        let load = Load::begin(port, 40);
+        change(&lab, port, round);
+        lab.start_agent_with(&[("FAILPOINTS", &format!("{point}=return"))]);
+        // Either it kills itself, or the point is not on this way and all settles.
+        let ended = wait_for("the failpoint, or rest", || {
+            if lab.agent_ended() {
+                return Some(true);
+            }
+            let output = lab.run(&["sync", "--wait"]);
+            (output.status.code() == Some(0)).then_some(false)
+        });
+        if ended {
+            hit.insert(point.clone());
+        }
+        lab.kill_agent();
+        lab.start_agent();
+        lab.wait_agent();
+        settle(&lab, port, round);
+        load.end_without_failure();
+        let service = lab.service("web");
+        let id = format!("web.{}", service["generation"]);
+        // The shims' own group stays as long as the instance does.
+        for trace in lab.traces().into_iter().filter(|trace| trace != "cgroup shims") {
+            assert!(trace.contains(&id), "{point}: {trace} is left over; {id} is what should be there");
+        }
+        lab.kill_agent();
+    }
+    hit
+}
+
+/// The four places around each step.
+fn points(words: &[&str]) -> Vec<String> {
+    words.iter().flat_map(|word| PLACES.iter().map(move |place| format!("{word}::{place}"))).collect()
+}
+
+#[test]
+#[cfg_attr(not(feature = "failpoints"), ignore = "needs the feature failpoints")]
+fn a_deploy_survives_a_kill_at_every_failpoint() {
+    // Every word but those of the ways below, which a plain bump never takes.
+    let words = ["begin", "pull", "start", "switch", "promote", "retire"];
+    let hit = kill_around(
+        &points(&words),
+        |lab, port, round| {
+            let image = lab.image(&format!("a{round}"), Kind::Good);
+            lab.deploy("web", &web(&image, port, ""), &format!("web a{round}"));
+        },
+        |lab, _, round| {
+            lab.sync();
+            assert_eq!(lab.service("web")["image"], lab.reference(&format!("a{round}")));
+        },
+    );
+    assert_eq!(hit, BTreeSet::from_iter(points(&words)), "every failpoint of a deploy is on its way");
+}
+
+#[test]
+#[cfg_attr(not(feature = "failpoints"), ignore = "needs the feature failpoints")]
+fn a_failing_deploy_survives_a_kill_at_every_failpoint() {
+    let words = ["fail", "discard", "conclude"];
+    let hit = kill_around(
+        &points(&words),
+        |lab, port, round| {
+            let image = lab.image(&format!("b{round}"), Kind::Exits);
+            lab.deploy("web", &web(&image, port, ""), &format!("web b{round}"));
+        },
+        |lab, port, round| {
+            assert_eq!(lab.run(&["sync", "--wait"]).status.code(), Some(1));
+            let service = lab.service("web");
+            assert_eq!(service["image"], lab.reference("0"), "the old version serves");
+            assert_eq!(service["reason"], "exited");
+            let commit = lab.git(&lab.path("work"), &["rev-parse", "HEAD"]);
+            let receipts: Vec<_> =
+                lab.history().into_iter().filter(|receipt| receipt["commit"] == commit.as_str()).collect();
+            assert_eq!(receipts.len(), 1, "one receipt for one failure, round {round}: {receipts:?}");
+            // Back to what runs, so that the next round begins in sync.
+            lab.deploy("web", &web(&lab.reference("0"), port, ""), "web 0 again");
+            lab.sync();
+        },
+    );
+    assert_eq!(hit, BTreeSet::from_iter(points(&words)));
+}
+
+#[test]
+#[cfg_attr(not(feature = "failpoints"), ignore = "needs the feature failpoints")]
+fn a_pull_survives_a_kill_before_and_after_each_name() {
+    let points = ["pull::before_rename", "pull::after_rename", "pull::before_record", "pull::after_record"];
+    let points = points.map(str::to_owned);
+    let hit = kill_around(
+        &points,
+        |lab, port, round| {
+            let image = lab.image(&format!("c{round}"), Kind::Good);
+            lab.deploy("web", &web(&image, port, ""), &format!("web c{round}"));
+        },
+        |lab, _, round| {
+            lab.sync();
+            assert_eq!(lab.service("web")["image"], lab.reference(&format!("c{round}")));
+            let left = std::fs::read_dir(lab.path("state/store/tmp")).unwrap().count();
+            assert_eq!(left, 0, "nothing unfinished is left");
+        },
+    );
+    assert_eq!(hit, BTreeSet::from(points));
+}
+
+#[test]
+fn every_word_is_tried_somewhere() {
+    // The ways that a kill test walks, and the words that stand on none of them, each with the reason.
+    let walked = ["begin", "pull", "start", "switch", "promote", "retire", "fail", "discard", "conclude"];
+    let elsewhere = [
+        ("advance", "only after a crash: tests/plan walks it with a crash at each point"),
+        ("prepare", "only with deploy.pre: tests/plan"),
+        ("stop", "only under recreate: tests/plan"),
+        ("return", "only after a switch: tests/plan"),
+        ("amend", "writes a record, and nothing else"),
+        ("route", "one nft transaction, repeated by the next round"),
+        ("sweep", "repeated by the next round"),
+        ("withdraw", "repeated by the next round"),
+        ("remove", "tests/plan"),
+        ("release", "writes a record, and nothing else"),
+    ];
+    let known: BTreeSet<&str> = walked.into_iter().chain(elsewhere.map(|(word, _)| word)).collect();
+    assert_eq!(known, Step::WORDS.iter().copied().collect::<BTreeSet<_>>());
+}

@@ -1,0 +1,22 @@
+//! The whole program on real parts: a real registry, a real git repo, real containers, real nftables.
+//!
+//! Needs root, and the programs that `scripts/install-deps test` installs. Every lab has its own directories,
+//! instance, subnet and ports, so that the tests run beside each other.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a test says what is wrong by panicking"
+)]
+
+mod deploy;
+mod faults;
+mod image;
+mod kill;
+mod lab;
+mod load;
+mod service;
+mod sidebyside;
