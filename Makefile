@@ -35,6 +35,8 @@ test-all: test ## test, and everything that takes too long for every change
 
 bench: ## swap, pull and idle numbers on this machine (root)
 	scripts/bench
+	scripts/bench-deploy
+	scripts/bench-hundred
 
 audit: ## known vulnerabilities of dependencies (needs cargo-deny and the network)
 	$(CARGO) deny --locked check advisories

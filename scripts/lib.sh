@@ -184,6 +184,16 @@ bump() {
   commit "web $1"
 }
 
+# The second number of a 10.x.0.0/16 that no interface or route of this machine is in.
+free_subnet() {
+  local number
+  while :; do
+    number=$((120 + RANDOM % 130))
+    [ -n "$(ip -4 -o addr show | grep -F " 10.$number.")$(ip -4 route show | grep "^10\.$number\.")" ] || break
+  done
+  printf '%s\n' "$number"
+}
+
 agent_configure() {
   cat >"$lab/gitopsd.toml" <<TOML
 state_dir = "$lab/state"
@@ -200,7 +210,7 @@ name = "$host"
 labels = ["role=web"]
 
 [engine]
-subnet = "10.97.0.0/16"
+subnet = "10.$(free_subnet).0.0/16"
 
 [registry."$registry"]
 plain_http = true
