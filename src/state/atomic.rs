@@ -12,11 +12,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use sha2::{Digest as _, Sha256};
 
-use super::{FORMAT, StateError};
+use super::{FORMAT, StateError, reserve};
 use crate::types::Digest;
-
-/// Bytes kept aside for the moment the disk is full: some thousand records.
-const RESERVE: u64 = 8 << 20;
 
 /// Larger than any file that is written here.
 const MAX_FILE: u64 = 16 << 20;
@@ -39,6 +36,13 @@ pub fn make_dir(path: &Path) -> Result<(), StateError> {
 
 /// Writes `value` durably under `path`. What was there before stays as `<stem>.previous.json`.
 pub fn write<T: Serialize>(path: &Path, value: &T) -> Result<(), StateError> {
+    let bytes = encode(path, value)?;
+    with_reserve(path, || keep_previous(path))?;
+    write_plain(path, &bytes)
+}
+
+/// What [`write()`] writes, for those who make it durable with much else at once. `path` is for messages.
+pub fn encode<T: Serialize>(path: &Path, value: &T) -> Result<Vec<u8>, StateError> {
     let mut body = serde_json::to_vec_pretty(value)
         .map_err(|error| StateError::io("encoding", path, io::Error::other(error)))?;
     body.push(b'\n');
@@ -47,17 +51,20 @@ pub fn write<T: Serialize>(path: &Path, value: &T) -> Result<(), StateError> {
         .map_err(|error| StateError::io("encoding", path, io::Error::other(error)))?;
     bytes.push(b'\n');
     bytes.extend_from_slice(&body);
-    keep_previous(path)?;
-    write_plain(path, &bytes)
+    Ok(bytes)
 }
 
 /// Writes bytes durably under `path`, without a header.
 pub fn write_plain(path: &Path, bytes: &[u8]) -> Result<(), StateError> {
-    match try_write(path, bytes) {
-        Err(error) if is_full(&error) && release_reserve(path) => try_write(path, bytes),
+    with_reserve(path, || try_write(path, bytes).map_err(|error| StateError::io("writing", path, error)))
+}
+
+/// Does it once more with the reserve given back, where the file system is full.
+fn with_reserve(path: &Path, mut act: impl FnMut() -> Result<(), StateError>) -> Result<(), StateError> {
+    match act() {
+        Err(StateError::Io { source, .. }) if is_full(&source) && reserve::release(path) => act(),
         result => result,
     }
-    .map_err(|error| StateError::io("writing", path, error))
 }
 
 fn try_write(path: &Path, bytes: &[u8]) -> io::Result<()> {
@@ -92,7 +99,8 @@ pub fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, StateError> {
     }
 }
 
-fn read_one<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, StateError> {
+/// Reads what [`write()`] wrote, and no former version of it.
+pub fn read_one<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, StateError> {
     let damaged = |why: String| StateError::Damaged { path: path.to_owned(), why };
     match std::fs::metadata(path) {
         Ok(metadata) if metadata.len() > MAX_FILE => {
@@ -167,27 +175,6 @@ fn sha256(bytes: &[u8]) -> String {
 /// Whether an error says that the file system is full.
 pub fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
-}
-
-/// Gives the reserve back to the file system; whether there was one.
-fn release_reserve(path: &Path) -> bool {
-    path.ancestors().skip(1).take(3).any(|folder| std::fs::remove_file(folder.join("reserve")).is_ok())
-}
-
-/// Sets the reserve aside again, if the disk has room for it.
-pub fn refill_reserve(root: &Path) {
-    let path = root.join("reserve");
-    if std::fs::metadata(&path).is_ok_and(|metadata| metadata.len() == RESERVE) {
-        return;
-    }
-    let filled =
-        OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path).and_then(|file| {
-            rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, RESERVE).map_err(Into::into)
-        });
-    if filled.is_err() {
-        // A disk without that much room has no use for half a reserve.
-        let _ = std::fs::remove_file(&path);
-    }
 }
 
 #[cfg(test)]

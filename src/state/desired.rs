@@ -28,23 +28,7 @@ enum Entry {
 impl StateDir {
     /// What was wanted last; `None` before the first admission.
     pub fn load_desired(&self) -> Result<Option<Desired>, StateError> {
-        let file: Option<File> = atomic::read(&self.root().join("desired.json"))?;
-        Ok(file.map(|file| Desired {
-            commit: file.commit,
-            declared_in_repo: file.declared_in_repo,
-            services: file
-                .services
-                .into_iter()
-                .map(|(name, entry)| {
-                    let service = match entry {
-                        Entry::Run(spec) => DesiredService::Run(spec),
-                        Entry::Resolving => DesiredService::Resolving,
-                        Entry::Refused(refusal) => DesiredService::Refused { refusal, retry_at: None },
-                    };
-                    (name, service)
-                })
-                .collect(),
-        }))
+        read_desired(self.root())
     }
 
     /// Makes it durable.
@@ -64,4 +48,25 @@ impl StateDir {
         };
         atomic::write(&self.root().join("desired.json"), &file)
     }
+}
+
+/// What was wanted last, read without holding the state directory: for commands beside an agent.
+pub fn read_desired(state_dir: &std::path::Path) -> Result<Option<Desired>, StateError> {
+    let file: Option<File> = atomic::read(&state_dir.join("desired.json"))?;
+    Ok(file.map(|file| Desired {
+        commit: file.commit,
+        declared_in_repo: file.declared_in_repo,
+        services: file
+            .services
+            .into_iter()
+            .map(|(name, entry)| {
+                let service = match entry {
+                    Entry::Run(spec) => DesiredService::Run(spec),
+                    Entry::Resolving => DesiredService::Resolving,
+                    Entry::Refused(refusal) => DesiredService::Refused { refusal, retry_at: None },
+                };
+                (name, service)
+            })
+            .collect(),
+    }))
 }

@@ -4,7 +4,8 @@
 //! <state_dir>/
 //!   FORMAT                        version of all this; a newer one is left alone
 //!   lock                          held by the one agent that may write here
-//!   reserve                       space given back when the disk is full, so that state can still be written
+//!   reserve/                      space and inodes given back when the disk is full, so that state can still be written
+//!   boot.json                     which boot an agent was last at work in, and whether it ended in order
 //!   trust.json                    the newest commit ever admitted
 //!   desired.json                  what that commit wants of this host, its tags resolved
 //!   services/<service>.json       what the journal remembers of a service; `.previous.json` is the one before
@@ -16,10 +17,12 @@
 pub mod addresses;
 pub mod atomic;
 pub mod boot;
+pub mod clean;
 pub mod desired;
 pub mod journal;
 pub mod lock;
 pub mod receipts;
+mod reserve;
 pub mod trust;
 
 use std::path::{Path, PathBuf};
@@ -122,8 +125,13 @@ impl StateDir {
         for folder in ["services", "receipts", "outbox"] {
             atomic::make_dir(&root.join(folder))?;
         }
-        atomic::refill_reserve(root);
+        reserve::refill(root);
         Ok(Self { root: root.to_owned(), _lock: lock })
+    }
+
+    /// Sets the reserve aside again once there is room: a full disk takes it for the records of that time.
+    pub fn refill_reserve(&self) {
+        reserve::refill(&self.root);
     }
 
     /// Where it is.
