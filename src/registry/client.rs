@@ -2,77 +2,103 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use reqwest::header::{
-    ACCEPT, AUTHORIZATION, CONTENT_RANGE, HeaderMap, HeaderValue, RANGE, WWW_AUTHENTICATE,
-};
+use reqwest::header::{ACCEPT, CONTENT_RANGE, HeaderMap, RANGE, WWW_AUTHENTICATE};
 use reqwest::{Response, StatusCode, Url};
 
-use super::PullError;
-use super::auth::{self, Challenge};
+use super::http::{Door, Tls, authority, body, checked, unreachable};
 use super::manifest::{self, Descriptor, MAX_DOCUMENT, Manifest, Parsed};
+use super::retry::{self, Budget, Resume};
+use super::token::{Asker, Authorization};
+use super::{PullError, challenge, credentials};
 use crate::config::agent::RegistryConfig;
 use crate::types::{Reason, RegistryRef};
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// A document is small: it is here within this time, or broken.
+const DOCUMENT_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Longest silence within an answer.
-const READ_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// Tries of one request against a network that fails.
-const TRIES: u32 = 3;
-
-/// Largest answer of a token service.
-const MAX_TOKEN: u64 = 1 << 20;
+/// A mirror that could not be reached is not asked again for so long.
+const SET_ASIDE: Duration = Duration::from_secs(30);
 
 /// Speaks to registries.
 pub(super) struct Client {
     hosts: BTreeMap<String, RegistryConfig>,
-    plain: reqwest::Client,
-    /// Clients with an authority of their own, by registry.
-    own: BTreeMap<String, reqwest::Client>,
-    /// What to send as Authorization, by registry and repository.
-    authorizations: Mutex<HashMap<(String, String), HeaderValue>>,
+    plain: Door,
+    /// For a registry's own address: with its authorities and this host's certificate.
+    own: BTreeMap<String, Door>,
+    /// For what it leads to, mirrors and token services: with its authorities alone.
+    trusting: BTreeMap<String, Door>,
+    /// By address and repository.
+    authorizations: Mutex<HashMap<(String, String), Authorization>>,
+    /// Mirrors that could not be reached, and when they failed.
+    aside: Mutex<HashMap<String, Instant>>,
 }
 
 impl Client {
     pub fn new(hosts: BTreeMap<String, RegistryConfig>) -> Result<Self, PullError> {
         // Fails only when one is installed already, which is as good.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let plain = build(None)?;
-        let mut own = BTreeMap::new();
+        let plain = Door::new("this host", &Tls::default())?;
+        let (mut own, mut trusting) = (BTreeMap::new(), BTreeMap::new());
         for (host, config) in &hosts {
-            if let Some(file) = &config.ca_file {
-                let pem = std::fs::read(file).map_err(|error| {
-                    PullError::fatal(
-                        Reason::Tls,
-                        format!("ca_file {} of registry {host}: {error}", file.display()),
-                    )
-                })?;
-                own.insert(host.clone(), build(Some((host, &pem)))?);
+            let whose = format!("registry {host}");
+            let ca_file = config.ca_file.clone();
+            let client = config.client_cert.clone().zip(config.client_key.clone());
+            if ca_file.is_some() {
+                let tls = Tls { ca_file: ca_file.clone(), client: None };
+                trusting.insert(host.clone(), Door::new(&whose, &tls)?);
+            }
+            if ca_file.is_some() || client.is_some() {
+                own.insert(host.clone(), Door::new(&whose, &Tls { ca_file, client })?);
             }
         }
-        Ok(Self { hosts, plain, own, authorizations: Mutex::default() })
+        let (authorizations, aside) = (Mutex::default(), Mutex::default());
+        Ok(Self { hosts, plain, own, trusting, authorizations, aside })
     }
 
-    fn http(&self, registry: &str) -> &reqwest::Client {
-        self.own.get(registry).unwrap_or(&self.plain)
+    /// The clients for an address that belongs to a registry. A certificate is for the address whose section names it.
+    fn door(&self, registry: &str, base: &Url) -> &Door {
+        let is_home = self.home(registry).parse::<Url>().is_ok_and(|home| home.origin() == base.origin());
+        let section = if is_home { self.own.get(registry) } else { self.own.get(&authority(base)) };
+        section.or_else(|| self.trusting.get(registry)).unwrap_or(&self.plain)
+    }
+
+    /// The client for an archive's address: a section of its authority has its certificates.
+    pub fn http_of(&self, address: &str) -> reqwest::Client {
+        let authority = address.parse::<Url>().map(|url| authority(&url)).unwrap_or_default();
+        self.own.get(&authority).unwrap_or(&self.plain).content.clone()
     }
 
     fn config(&self, registry: &str) -> RegistryConfig {
         self.hosts.get(registry).cloned().unwrap_or_default()
     }
 
-    /// Where a registry is: its mirrors in order, then itself.
-    fn bases(&self, registry: &str) -> Result<Vec<Url>, PullError> {
-        let config = self.config(registry);
+    /// The section that speaks for an address. A registry's own is not for its mirrors: these have their own.
+    fn section(&self, registry: &str, base: &Url) -> RegistryConfig {
+        let home = self.home(registry).parse::<Url>();
+        let is_home = home.is_ok_and(|home| home.origin() == base.origin());
+        self.config(if is_home { registry.to_owned() } else { authority(base) }.as_str())
+    }
+
+    /// The address that a registry's references name.
+    fn home(&self, registry: &str) -> String {
         // Docker Hub's registry has another name than its references.
         let host = if registry == "docker.io" { "registry-1.docker.io" } else { registry };
-        let scheme = if config.plain_http { "http" } else { "https" };
-        let texts =
-            config.mirrors.iter().map(|url| url.as_str().to_owned()).chain([format!("{scheme}://{host}")]);
-        texts
+        let scheme = if self.config(registry).plain_http { "http" } else { "https" };
+        format!("{scheme}://{host}")
+    }
+
+    /// Where a registry is: its mirrors in order, but those that just failed, then itself.
+    fn bases(&self, registry: &str) -> Result<Vec<Url>, PullError> {
+        let config = self.config(registry);
+        let now = Instant::now();
+        let aside = self.aside.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_aside =
+            |text: &str| aside.get(text).is_some_and(|when| now.saturating_duration_since(*when) < SET_ASIDE);
+        let mirrors = config.mirrors.iter().map(|url| url.as_str().to_owned()).filter(|text| !is_aside(text));
+        mirrors
+            .chain([self.home(registry)])
             .map(|text| {
                 text.parse().map_err(|error| {
                     PullError::fatal(
@@ -84,16 +110,25 @@ impl Client {
             .collect()
     }
 
+    /// A mirror failed: the next requests do without it for a while. Of a registry itself there is no other.
+    fn set_aside(&self, registry: &str, base: &Url) {
+        let mirrors = self.config(registry).mirrors;
+        let mirror = mirrors
+            .iter()
+            .map(|url| url.as_str())
+            .find(|text| text.parse::<Url>().is_ok_and(|url| url.origin() == base.origin()));
+        if let Some(mirror) = mirror {
+            let mut aside = self.aside.lock().unwrap_or_else(PoisonError::into_inner);
+            aside.insert(mirror.to_owned(), Instant::now());
+        }
+    }
+
     /// This platform's image manifest. `wanted` is a tag or a digest; of an index the right entry is followed.
     pub async fn manifest(&self, image: &RegistryRef, wanted: &str) -> Result<Manifest, PullError> {
         let mut wanted = wanted.to_owned();
         for _ in 0..2 {
             let name = image.to_string();
-            let bytes = self.document(image, &format!("manifests/{wanted}"), manifest::ACCEPT).await?;
-            if wanted.starts_with("sha256:") && manifest::sha256(&bytes).to_string() != wanted {
-                let what = format!("the manifest of {name} does not have the digest {wanted}");
-                return Err(PullError::fatal(Reason::DigestMismatch, what));
-            }
+            let bytes = self.document(image, "manifests", &wanted, manifest::ACCEPT).await?;
             match manifest::parse(&name, &bytes)? {
                 Parsed::Image(manifest) => return Ok(manifest),
                 Parsed::Index(descriptor) => wanted = descriptor.digest.to_string(),
@@ -104,59 +139,103 @@ impl Client {
 
     /// A small blob, checked.
     pub async fn small_blob(&self, image: &RegistryRef, blob: &Descriptor) -> Result<Vec<u8>, PullError> {
-        let bytes = self.document(image, &format!("blobs/{}", blob.digest), "*/*").await?;
-        if manifest::sha256(&bytes) != blob.digest {
-            let what = format!("{} of {image} does not have its digest", blob.digest);
-            return Err(PullError::fatal(Reason::DigestMismatch, what));
-        }
-        Ok(bytes)
+        self.document(image, "blobs", &blob.digest.to_string(), "*/*").await
     }
 
-    async fn document(&self, image: &RegistryRef, path: &str, accept: &str) -> Result<Vec<u8>, PullError> {
+    /// A small document, by its tag or digest.
+    async fn document(
+        &self,
+        image: &RegistryRef,
+        kind: &str,
+        wanted: &str,
+        accept: &str,
+    ) -> Result<Vec<u8>, PullError> {
+        let (mut resume, budget) = (Resume::default(), Budget::default());
+        loop {
+            let error = match self.document_once(image, kind, wanted, accept).await {
+                Ok(bytes) => return Ok(bytes),
+                Err(error) => error,
+            };
+            let Some(asked) = error.again else { return Err(error) };
+            match resume.broke(0, Instant::now(), &budget) {
+                Some(attempt) => tokio::time::sleep(retry::pause(attempt, asked)).await,
+                None => return Err(error),
+            }
+        }
+    }
+
+    /// From the first address that has it, and has the right one.
+    async fn document_once(
+        &self,
+        image: &RegistryRef,
+        kind: &str,
+        wanted: &str,
+        accept: &str,
+    ) -> Result<Vec<u8>, PullError> {
         let mut last = None;
         for base in self.bases(&image.registry)? {
-            for attempt in 0..TRIES {
-                let result = match self.get(&base, image, path, accept, 0).await {
-                    Ok(response) => body(image, response, MAX_DOCUMENT).await,
-                    Err(error) => Err(error),
-                };
-                match result {
-                    Ok(bytes) => return Ok(bytes),
-                    Err(error) if error.is_network() && attempt + 1 < TRIES => {
-                        last = Some(error);
-                        tokio::time::sleep(Duration::from_millis(200 << attempt)).await;
+            let whole = async {
+                let response = self.get(&base, image, &format!("{kind}/{wanted}"), accept, 0).await?;
+                let bytes = body(image, response, MAX_DOCUMENT).await?;
+                if wanted.starts_with("sha256:") && manifest::sha256(&bytes).to_string() != wanted {
+                    let what = format!("{kind} of {image}: the bytes of {wanted} do not have its digest");
+                    return Err(PullError::fatal(Reason::DigestMismatch, what));
+                }
+                Ok(bytes)
+            };
+            let result = tokio::time::timeout(DOCUMENT_TIMEOUT, whole).await.unwrap_or_else(|_| {
+                let (registry, seconds) = (&image.registry, DOCUMENT_TIMEOUT.as_secs());
+                Err(PullError::network(
+                    format!("registry {registry}: no whole answer within {seconds} s"),
+                    None,
+                ))
+            });
+            match result {
+                Ok(bytes) => return Ok(bytes),
+                Err(error) => {
+                    // That it does not have it is no fault.
+                    if error.reason != Reason::ImageNotFound {
+                        self.set_aside(&image.registry, &base);
                     }
-                    Err(error) => {
-                        last = Some(error);
-                        break;
-                    }
+                    last = Some(error);
                 }
             }
         }
         Err(last.unwrap_or_else(|| PullError::fatal(Reason::Internal, "a registry has no address")))
     }
 
-    /// Opens a blob at `offset`. The answer may begin at 0 all the same: its second part says how much to skip.
+    /// A layer of this address broke or was wrong: the next try goes on elsewhere, if it was a mirror's.
+    pub fn blame(&self, image: &RegistryRef, at: &Url) {
+        self.set_aside(&image.registry, at);
+    }
+
+    /// Opens a blob at `offset`. The answer may begin at 0 all the same: its second part says how much to skip, its third
+    /// who gave it.
     pub async fn blob(
         &self,
         image: &RegistryRef,
         blob: &Descriptor,
         offset: u64,
-    ) -> Result<(Response, u64), PullError> {
+    ) -> Result<(Response, u64, Url), PullError> {
         let mut last = None;
         for base in self.bases(&image.registry)? {
             match self.get(&base, image, &format!("blobs/{}", blob.digest), "*/*", offset).await {
                 Ok(response) if response.status() == StatusCode::PARTIAL_CONTENT => {
                     let range = response.headers().get(CONTENT_RANGE).and_then(|value| value.to_str().ok());
                     if range.is_some_and(|range| range.starts_with(&format!("bytes {offset}-"))) {
-                        return Ok((response, 0));
+                        return Ok((response, 0, base));
                     }
                     let what = format!("{image}: the registry sent another range than {offset}-");
-                    last = Some(PullError::retry(Reason::RegistryUnreachable, what));
+                    last = Some(PullError::network(what, None));
                 }
                 // A server that ignores Range answers with all of it (RFC 9110 section 14.2).
-                Ok(response) => return Ok((response, offset)),
-                Err(error) => last = Some(error),
+                Ok(response) => return Ok((response, offset, base)),
+                Err(error) => {
+                    if error.reason != Reason::ImageNotFound {
+                        self.set_aside(&image.registry, &base);
+                    }
+                    last = Some(error);
+                }
             }
         }
         Err(last.unwrap_or_else(|| PullError::fatal(Reason::Internal, "a registry has no address")))
@@ -174,189 +253,54 @@ impl Client {
             .join(&format!("/v2/{}/{path}", image.repository))
             .map_err(|error| PullError::fatal(Reason::ImageInvalid, format!("{image}: {error}")))?;
         let key = (base.to_string(), image.repository.clone());
-        let mut response = self.send(&url, image, accept, offset, self.known(&key)).await?;
+        let http = &self.door(&image.registry, base).content;
+        let send = |authorization: Option<Authorization>| {
+            // reqwest drops Authorization when a redirect leads to another host.
+            let mut request = http.get(url.clone()).header(ACCEPT, accept);
+            if let Some(authorization) = authorization {
+                request = authorization.put(request);
+            }
+            if offset > 0 {
+                request = request.header(RANGE, format!("bytes={offset}-"));
+            }
+            async { request.send().await.map_err(|error| unreachable(image, &error)) }
+        };
+        let mut response = send(self.known(&key)).await?;
         if response.status() == StatusCode::UNAUTHORIZED {
             let authorization = self.authorize(base, image, response.headers()).await?;
-            self.authorizations
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .insert(key, authorization.clone());
-            response = self.send(&url, image, accept, offset, Some(authorization)).await?;
+            self.remember(key, authorization.clone());
+            response = send(Some(authorization)).await?;
         }
-        checked(image, response)
+        checked(image, response).await
     }
 
-    fn known(&self, key: &(String, String)) -> Option<HeaderValue> {
-        self.authorizations.lock().unwrap_or_else(PoisonError::into_inner).get(key).cloned()
+    fn known(&self, key: &(String, String)) -> Option<Authorization> {
+        let known = self.authorizations.lock().unwrap_or_else(PoisonError::into_inner);
+        known.get(key).filter(|known| known.holds(Instant::now())).cloned()
     }
 
-    async fn send(
-        &self,
-        url: &Url,
-        image: &RegistryRef,
-        accept: &str,
-        offset: u64,
-        authorization: Option<HeaderValue>,
-    ) -> Result<Response, PullError> {
-        // reqwest drops Authorization when a redirect leads to another host.
-        let mut request = self.http(&image.registry).get(url.clone()).header(ACCEPT, accept);
-        if let Some(authorization) = authorization {
-            request = request.header(AUTHORIZATION, authorization);
-        }
-        if offset > 0 {
-            request = request.header(RANGE, format!("bytes={offset}-"));
-        }
-        request.send().await.map_err(|error| unreachable(image, &error))
+    fn remember(&self, key: (String, String), authorization: Authorization) {
+        let mut known = self.authorizations.lock().unwrap_or_else(PoisonError::into_inner);
+        known.insert(key, authorization);
     }
 
-    /// Answers a challenge.
+    /// Answers a challenge; of several the first one of a kind that is known.
     async fn authorize(
         &self,
         base: &Url,
         image: &RegistryRef,
         headers: &HeaderMap,
-    ) -> Result<HeaderValue, PullError> {
-        let refuse = |what: String| PullError::retry(Reason::Auth, what);
-        let challenge =
-            headers.get(WWW_AUTHENTICATE).and_then(|value| value.to_str().ok()).and_then(auth::parse);
-        let host = base.host_str().unwrap_or_default();
-        let credentials = auth::credentials(host, &self.config(&image.registry))?;
-        let header = match challenge {
-            None => {
-                return Err(refuse(format!(
-                    "registry {host} asks for credentials in a way that is not known"
-                )));
-            }
-            Some(Challenge::Basic) => {
-                let (user, password) =
-                    credentials.ok_or_else(|| refuse(format!("registry {host} asks for a password")))?;
-                basic(&user, &password)
-            }
-            Some(Challenge::Bearer { realm, service, scope }) => {
-                let mut url: Url = realm
-                    .parse()
-                    .map_err(|_| refuse(format!("registry {host} names a token service that is no URL")))?;
-                if !auth::realm_is_allowed(&url, base) {
-                    let shown = url.host_str().unwrap_or_default().to_owned();
-                    return Err(refuse(format!(
-                        "registry {host} sends its clients to {shown} for tokens, which is not its own"
-                    )));
-                }
-                let scope = scope.unwrap_or_else(|| format!("repository:{}:pull", image.repository));
-                url.query_pairs_mut().append_pair("scope", &scope);
-                if let Some(service) = service {
-                    url.query_pairs_mut().append_pair("service", &service);
-                }
-                let mut request = self.http(&image.registry).get(url);
-                if let Some((user, password)) = credentials {
-                    request = request.basic_auth(user, Some(password));
-                }
-                let response =
-                    checked(image, request.send().await.map_err(|error| unreachable(image, &error))?)?;
-                let answer: serde_json::Value =
-                    serde_json::from_slice(&body(image, response, MAX_TOKEN).await?).map_err(|_| {
-                        refuse(format!("the token service of registry {host} does not answer in JSON"))
-                    })?;
-                let token = answer["token"].as_str().or_else(|| answer["access_token"].as_str());
-                format!(
-                    "Bearer {}",
-                    token.ok_or_else(|| refuse(format!(
-                        "the token service of registry {host} gives no token"
-                    )))?
-                )
-            }
+    ) -> Result<Authorization, PullError> {
+        let challenges = headers.get_all(WWW_AUTHENTICATE).iter().filter_map(|value| value.to_str().ok());
+        let challenge = challenges.map(challenge::parse).find_map(|challenge| challenge);
+        let section = self.section(&image.registry, base);
+        let asker = Asker {
+            door: &|url| self.door(&image.registry, url).tokens.clone(),
+            image,
+            base,
+            realms: &section.realms,
+            credentials: credentials::of(&authority(base), &section).await?,
         };
-        let mut value = HeaderValue::from_str(&header)
-            .map_err(|_| refuse(format!("odd credentials for registry {host}")))?;
-        value.set_sensitive(true);
-        Ok(value)
-    }
-}
-
-fn basic(user: &str, password: &str) -> String {
-    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut text = String::from("Basic ");
-    // RFC 4648 section 4.
-    for chunk in format!("{user}:{password}").as_bytes().chunks(3) {
-        let bits =
-            chunk.iter().fold(0u32, |bits, byte| bits << 8 | u32::from(*byte)) << (8 * (3 - chunk.len()));
-        for place in 0..4 {
-            let digit = char::from(ALPHABET[(bits >> (18 - 6 * place) & 63) as usize]);
-            text.push(if place <= chunk.len() { digit } else { '=' });
-        }
-    }
-    text
-}
-
-fn build(authority: Option<(&str, &[u8])>) -> Result<reqwest::Client, PullError> {
-    let mut builder = reqwest::Client::builder()
-        .user_agent(concat!("gitopsd/", env!("CARGO_PKG_VERSION")))
-        .connect_timeout(CONNECT_TIMEOUT)
-        .read_timeout(READ_TIMEOUT)
-        .redirect(reqwest::redirect::Policy::limited(5));
-    if let Some((host, pem)) = authority {
-        let invalid = |error| PullError::fatal(Reason::Tls, format!("ca_file of registry {host}: {error}"));
-        for certificate in reqwest::Certificate::from_pem_bundle(pem).map_err(invalid)? {
-            builder = builder.add_root_certificate(certificate);
-        }
-    }
-    builder
-        .build()
-        .map_err(|error| PullError::fatal(Reason::Internal, format!("making an http client: {error}")))
-}
-
-/// Sorts a status into what it means here.
-fn checked(image: &RegistryRef, response: Response) -> Result<Response, PullError> {
-    let status = response.status();
-    let registry = &image.registry;
-    match status {
-        status if status.is_success() => Ok(response),
-        StatusCode::NOT_FOUND => {
-            Err(PullError::fatal(Reason::ImageNotFound, format!("registry {registry} has no {image}")))
-        }
-        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(PullError::retry(
-            Reason::Auth,
-            format!("registry {registry} does not let this host have {image}"),
-        )),
-        status => {
-            let what = format!("registry {registry} answers {} for {image}", status.as_u16());
-            Err(PullError::retry(Reason::RegistryUnreachable, what))
-        }
-    }
-}
-
-/// A failure below HTTP, without the URL: it may carry a signature.
-pub(super) fn unreachable(image: &RegistryRef, error: &reqwest::Error) -> PullError {
-    let mut text = String::new();
-    let mut cause: Option<&dyn std::error::Error> = std::error::Error::source(error);
-    while let Some(error) = cause {
-        text = error.to_string();
-        cause = error.source();
-    }
-    let reason = if text.contains("certificate") { Reason::Tls } else { Reason::RegistryUnreachable };
-    let text = if text.is_empty() { "the connection was lost".to_owned() } else { text };
-    PullError::retry(reason, format!("registry {}: {text}", image.registry))
-}
-
-async fn body(image: &RegistryRef, mut response: Response, limit: u64) -> Result<Vec<u8>, PullError> {
-    let mut bytes = Vec::new();
-    while let Some(chunk) = response.chunk().await.map_err(|error| unreachable(image, &error))? {
-        if bytes.len() as u64 + chunk.len() as u64 > limit {
-            return Err(PullError::fatal(
-                Reason::ImageInvalid,
-                format!("{image}: a document of more than {limit} bytes"),
-            ));
-        }
-        bytes.extend_from_slice(&chunk);
-    }
-    Ok(bytes)
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn basic_is_base64() {
-        assert_eq!(super::basic("Aladdin", "open sesame"), "Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ==");
-        assert_eq!(super::basic("ab", "c"), "Basic YWI6Yw==");
+        asker.answer(challenge).await
     }
 }

@@ -1,6 +1,6 @@
 //! From bytes to manifests, strictly (OCI image-spec, manifest.md and image-index.md; Docker's schema 2).
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use super::PullError;
@@ -12,6 +12,22 @@ pub(super) const MAX_DOCUMENT: u64 = 4 << 20;
 
 /// The kernel's limit on overlay layers is 500 (fs/overlayfs/params.h); images above 127 do not exist in practice.
 const MAX_LAYERS: usize = 128;
+
+/// Most bytes that the layers of an image may have together, as they are packed.
+const MAX_IMAGE: u64 = 32 << 30;
+
+/// What image manifests call themselves, where they say it.
+const IMAGE: [&str; 2] =
+    ["application/vnd.oci.image.manifest.v1+json", "application/vnd.docker.distribution.manifest.v2+json"];
+
+/// What the configuration of an image is called; old registries leave it out. Charts, signatures and the like are
+/// manifests too (OCI image-spec, "Guidelines for Artifact Usage").
+const CONFIG: [&str; 3] =
+    ["application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json", ""];
+
+/// What indexes call themselves, where they say it.
+const INDEX: [&str; 2] =
+    ["application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json"];
 
 /// What a client has to say it takes.
 pub(super) const ACCEPT: &str = "application/vnd.oci.image.manifest.v1+json, application/vnd.oci.image.index.v1+json, \
@@ -29,6 +45,13 @@ pub(super) struct Descriptor {
     platform: Option<Platform>,
     #[serde(default)]
     urls: Vec<String>,
+}
+
+impl Descriptor {
+    /// A layer that is known from elsewhere than a manifest.
+    pub fn of_layer(media_type: String, digest: Digest, size: u64) -> Self {
+        Self { media_type, digest, size, platform: None, urls: Vec::new() }
+    }
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -66,10 +89,15 @@ pub(super) enum Parsed {
 }
 
 /// How a layer is packed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Packing {
     Plain,
     Gzip,
+    Zstd,
+    /// Of whole archives only.
+    Bzip2,
+    /// Of whole archives only.
+    Xz,
 }
 
 pub(super) fn sha256(bytes: &[u8]) -> Digest {
@@ -81,41 +109,82 @@ pub(super) fn parse(name: &str, bytes: &[u8]) -> Result<Parsed, PullError> {
     let invalid =
         |why: String| PullError::fatal(Reason::ImageInvalid, format!("the manifest of {name}: {why}"));
     let document: Document = serde_json::from_slice(bytes).map_err(|error| invalid(error.to_string()))?;
-    if document.schema_version != 2 {
+    let legacy =
+        document.media_type.as_deref().is_some_and(|media| media.contains("distribution.manifest.v1"));
+    if document.schema_version != 2 || legacy {
         let what =
             format!("{name} has a manifest of schema {}, which is long obsolete", document.schema_version);
         return Err(PullError::fatal(Reason::ImageUnsupported, what));
     }
+    let media = document.media_type.as_deref();
     match (document.config, document.layers, document.manifests) {
-        (Some(config), Some(layers), None) => {
+        (Some(config), Some(layers), None) if media.is_none_or(|media| IMAGE.contains(&media)) => {
+            if !CONFIG.contains(&config.media_type.as_str()) {
+                let what =
+                    format!("{name} is no container image, but an artifact of type {}", config.media_type);
+                return Err(PullError::fatal(Reason::ImageUnsupported, what));
+            }
             if layers.is_empty() || layers.len() > MAX_LAYERS {
                 return Err(invalid(format!("it has {} layers", layers.len())));
             }
             if config.size > MAX_DOCUMENT {
                 return Err(invalid(format!("its configuration has {} bytes", config.size)));
             }
+            let total = layers.iter().fold(0u64, |total, layer| total.saturating_add(layer.size));
+            if total > MAX_IMAGE {
+                return Err(invalid(format!("its layers have {total} bytes")));
+            }
             for layer in &layers {
                 packing(name, layer)?;
             }
             Ok(Parsed::Image(Manifest { digest: sha256(bytes), config, layers }))
         }
-        (None, None, Some(manifests)) => choose(name, manifests).map(Parsed::Index),
-        // Both at once is how one document is made to mean two things (CVE-2021-41190).
-        _ => Err(invalid(format!(
-            "it is neither an image nor an index ({})",
-            document.media_type.unwrap_or_default()
-        ))),
+        (None, None, Some(manifests)) if media.is_none_or(|media| INDEX.contains(&media)) => {
+            choose(name, manifests).map(Parsed::Index)
+        }
+        // Both at once, or under the other's name, is how one document is made to mean two things (CVE-2021-41190).
+        _ => Err(invalid(format!("it is neither an image nor an index ({})", media.unwrap_or_default()))),
     }
+}
+
+/// The architecture that this program was built for, in the words of images (Go's), and the variants that this machine
+/// runs, best first.
+fn platform() -> (&'static str, &'static [&'static str]) {
+    match std::env::consts::ARCH {
+        "x86_64" => ("amd64", amd64_variants()),
+        "aarch64" => ("arm64", &["v8", ""]),
+        "arm" => ("arm", &["v7", "v6", "v5", ""]),
+        other => (other, &[""]),
+    }
+}
+
+/// The levels of the x86-64 psABI. An entry without a variant is for every machine, and comes before the level that says
+/// the same.
+fn amd64_variants() -> &'static [&'static str] {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::is_x86_feature_detected as has;
+        let v2 = has!("sse4.2") && has!("ssse3") && has!("popcnt");
+        let v3 = v2
+            && has!("avx2")
+            && has!("bmi1")
+            && has!("bmi2")
+            && has!("fma")
+            && has!("f16c")
+            && has!("movbe");
+        if v3 && has!("lzcnt") {
+            return &["v3", "v2", "", "v1"];
+        }
+        if v2 {
+            return &["v2", "", "v1"];
+        }
+    }
+    &["", "v1"]
 }
 
 /// The entry of an index for the platform that this program was built for.
 fn choose(name: &str, manifests: Vec<Descriptor>) -> Result<Descriptor, PullError> {
-    let (architecture, variants): (&str, &[&str]) = match std::env::consts::ARCH {
-        "x86_64" => ("amd64", &["", "v1"]),
-        "aarch64" => ("arm64", &["v8", ""]),
-        "arm" => ("arm", &["v7", "v6", ""]),
-        other => (other, &[""]),
-    };
+    let (architecture, variants) = platform();
     let fits = |platform: &Platform| platform.os == "linux" && platform.architecture == architecture;
     let variant = |descriptor: &Descriptor| {
         let platform = descriptor.platform.as_ref().filter(|platform| fits(platform))?;
@@ -144,6 +213,8 @@ pub(super) fn packing(name: &str, layer: &Descriptor) -> Result<Packing, PullErr
     match media {
         "application/vnd.oci.image.layer.v1.tar+gzip"
         | "application/vnd.docker.image.rootfs.diff.tar.gzip" => Ok(Packing::Gzip),
+        "application/vnd.oci.image.layer.v1.tar+zstd"
+        | "application/vnd.docker.image.rootfs.diff.tar.zstd" => Ok(Packing::Zstd),
         "application/vnd.oci.image.layer.v1.tar" | "application/vnd.docker.image.rootfs.diff.tar" => {
             Ok(Packing::Plain)
         }
@@ -156,6 +227,10 @@ pub(super) fn packing(name: &str, layer: &Descriptor) -> Result<Packing, PullErr
 
 #[derive(Deserialize)]
 struct ConfigDocument {
+    #[serde(default)]
+    architecture: String,
+    #[serde(default)]
+    os: String,
     #[serde(default)]
     config: Option<ConfigSection>,
     rootfs: RootFs,
@@ -187,6 +262,17 @@ pub(super) fn parse_config(
         |why: String| PullError::fatal(Reason::ImageInvalid, format!("the configuration of {name}: {why}"));
     let document: ConfigDocument =
         serde_json::from_slice(bytes).map_err(|error| invalid(error.to_string()))?;
+    // An image without an index says its platform here alone. Old ones leave it out.
+    let (architecture, _) = platform();
+    let (its_os, its) = (document.os.as_str(), document.architecture.as_str());
+    if (!its.is_empty() && its != architecture) || (!its_os.is_empty() && its_os != "linux") {
+        let what = format!("{name} is for {its_os}/{its}, and this host is linux/{architecture}");
+        return Err(PullError::fatal(Reason::ImageUnsupported, what));
+    }
+    // An archive of `docker save` has no manifest that says so before.
+    if layers == 0 || layers > MAX_LAYERS {
+        return Err(invalid(format!("its image has {layers} layers")));
+    }
     let diff_ids = document.rootfs.diff_ids;
     if diff_ids.len() != layers {
         return Err(invalid(format!("it names {} layers, and the manifest {layers}", diff_ids.len())));

@@ -3,24 +3,45 @@
 //! A layer gets its final name after both of its digests were checked and one `syncfs` for its whole image succeeded:
 //! a final name means complete and durable, and there is no flag beside it that could disagree.
 
-mod auth;
+mod ahead;
+mod archive;
+mod challenge;
 mod client;
+mod credentials;
+mod docker_config;
+mod download;
 mod error;
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
+mod http;
 mod layer;
 mod manifest;
 mod pull;
+mod repair;
+mod retry;
+mod source;
+mod space;
 mod store;
+mod token;
 mod unpack;
+mod worker;
 
 use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
+pub use ahead::{PullProgress, PullResult, Wanted};
 pub use error::{Disposition, PullError};
 pub use pull::{Progress, Pulled};
-pub use store::Store;
+pub use repair::{Remedy, RepairProgress, Repaired};
+pub use store::{
+    Aside, Checked, Collection, Depth, Doomed, Finding, Gone, ImageReport, ImageUsage, LayerReport,
+    LayerState, Pressure, Report, Store, Usage,
+};
+pub(crate) use worker::{COMMAND as UNPACK, main as unpack_main};
 
-use crate::config::agent::RegistryConfig;
-use crate::types::{Digest, ImageRef, PinnedImage, Reason};
+use crate::config::agent::{RegistryConfig, S3Config};
+use crate::types::{Digest, ImageRef, PinnedImage, Reason, RegistryRef, SafeUrl};
 use client::Client;
 use manifest::Manifest;
 
@@ -33,32 +54,78 @@ pub struct Registry {
     client: Arc<Client>,
     /// What a look-up has fetched already, so that the pull needs no second trip.
     manifests: Mutex<HashMap<Digest, Arc<Manifest>>>,
+    /// Where `s3://` is.
+    s3: archive::S3,
+    /// What is executed to unpack a layer: this program.
+    program: PathBuf,
     /// Layers on their way: one download of a layer at a time.
     underway: pull::Underway,
+    /// What layers need that did not fit.
+    needs: space::Needs,
 }
 
 impl Registry {
     /// Prepares the clients; touches no network.
     pub fn new(store: Arc<Store>, hosts: BTreeMap<String, RegistryConfig>) -> Result<Self, PullError> {
+        let client = Client::new(hosts)?;
         Ok(Self {
             store,
-            client: Arc::new(Client::new(hosts)?),
+            s3: archive::S3::new(S3Config::default(), client.http_of("")),
+            client: Arc::new(client),
             manifests: Mutex::default(),
+            program: layer::this_program(),
             underway: pull::Underway::default(),
+            needs: space::Needs::default(),
         })
+    }
+
+    /// Where S3 is.
+    pub fn with_s3(mut self, config: S3Config) -> Self {
+        self.s3 = archive::S3::new(config, self.client.http_of(""));
+        self
+    }
+
+    /// Another program to unpack with, for those who use this as a library: it has to be a `gitopsd`.
+    pub fn with_program(mut self, program: PathBuf) -> Self {
+        self.program = program;
+        self
     }
 
     /// The digest of this platform's image manifest. A digest in the reference wins over its tag, and is verified.
     pub async fn resolve(&self, image: &ImageRef) -> Result<Digest, PullError> {
-        let ImageRef::Registry(reference) = image else {
-            let what = format!("{image} is an archive, and this version takes images from registries only");
-            return Err(PullError::fatal(Reason::ImageUnsupported, what));
+        self.resolve_or(image, &[]).await
+    }
+
+    /// The same; where the registry cannot say, the first of the archives that can.
+    pub async fn resolve_or(&self, image: &ImageRef, fallback: &[String]) -> Result<Digest, PullError> {
+        let reference = match image {
+            ImageRef::Archive(url) => return self.resolve_archive(url).await,
+            ImageRef::Registry(reference) => reference,
         };
+        let error = match self.resolve_tag(reference).await {
+            Err(error) if error.is_the_registrys() => error,
+            result => return result,
+        };
+        // What a digest names is known without anybody.
+        if let Some(digest) = reference.digest.clone().filter(|_| !fallback.is_empty()) {
+            return Ok(digest);
+        }
+        let mut also = String::new();
+        for url in fallbacks(reference, None, fallback) {
+            match self.resolve_archive(&url).await {
+                Ok(digest) => return Ok(digest),
+                Err(next) => also = format!("; {next}"),
+            }
+        }
+        Err(error.with(&also))
+    }
+
+    async fn resolve_tag(&self, reference: &RegistryRef) -> Result<Digest, PullError> {
         let wanted = match (&reference.digest, &reference.tag) {
             (Some(digest), _) => digest.to_string(),
             (None, Some(tag)) => tag.clone(),
             (None, None) => {
-                return Err(PullError::fatal(Reason::ImageInvalid, format!("{image} names no tag")));
+                return Err(PullError::fatal(Reason::ImageInvalid, format!("{reference} names no tag")));
             }
         };
         let manifest = self.client.manifest(reference, &wanted).await?;
@@ -77,21 +144,38 @@ impl Registry {
         image: &PinnedImage,
         progress: &(dyn Fn(Progress) + Send + Sync),
     ) -> Result<Pulled, PullError> {
-        pull::pull(self, image, progress).await
+        self.pull_or(image, &[], progress).await
     }
 
-    async fn manifest(&self, image: &PinnedImage) -> Result<Arc<Manifest>, PullError> {
-        let ImageRef::Registry(reference) = &image.reference else {
-            let what = format!(
-                "{} is an archive, and this version takes images from registries only",
-                image.reference
-            );
-            return Err(PullError::fatal(Reason::ImageUnsupported, what));
-        };
-        let known = self.manifests.lock().unwrap_or_else(PoisonError::into_inner).get(&image.digest).cloned();
-        match known {
+    /// The same; where the registry cannot serve, from the first of the archives that holds the very image.
+    pub async fn pull_or(
+        &self,
+        image: &PinnedImage,
+        fallback: &[String],
+        progress: &(dyn Fn(Progress) + Send + Sync),
+    ) -> Result<Pulled, PullError> {
+        pull::pull(self, image, fallback, progress).await
+    }
+
+    fn known(&self, digest: &Digest) -> Option<Arc<Manifest>> {
+        self.manifests.lock().unwrap_or_else(PoisonError::into_inner).get(digest).cloned()
+    }
+
+    async fn manifest(&self, reference: &RegistryRef, digest: &Digest) -> Result<Arc<Manifest>, PullError> {
+        match self.known(digest) {
             Some(manifest) => Ok(manifest),
-            None => Ok(Arc::new(self.client.manifest(reference, &image.digest.to_string()).await?)),
+            None => Ok(Arc::new(self.client.manifest(reference, &digest.to_string()).await?)),
         }
     }
+}
+
+/// The archives that may stand in for an image, in order. Those that need a digest which is not known are left out.
+fn fallbacks(reference: &RegistryRef, digest: Option<&Digest>, templates: &[String]) -> Vec<SafeUrl> {
+    let tag = reference.tag.as_deref().unwrap_or_default();
+    let digest = digest.or(reference.digest.as_ref());
+    let fits = |template: &&String| !template.contains("{digest}") || digest.is_some();
+    let filled = templates.iter().filter(fits).map(|template| {
+        template.replace("{tag}", tag).replace("{digest}", digest.map(Digest::hex).unwrap_or_default())
+    });
+    filled.filter_map(|text| text.parse().ok()).collect()
 }

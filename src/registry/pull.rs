@@ -4,13 +4,16 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
+use super::layer::{LayerWriter, Unpacked};
 use super::manifest::{self, Descriptor};
-use super::store::Unpacked;
-use super::{PullError, Registry, layer};
-use crate::types::{Digest, ImageRef, PinnedImage, Reason};
+use super::retry::Budget;
+use super::source::Source;
+use super::{PullError, Registry, download, space};
+use crate::engine::ImageConfig;
+use crate::types::{Digest, ImageRef, PinnedImage, Reason, RegistryRef};
 
 /// Layers at once for one image, as the other engines do.
 const AT_ONCE: usize = 3;
@@ -22,6 +25,12 @@ pub struct Progress {
     pub bytes: u64,
     /// Bytes that all missing layers have together.
     pub total: u64,
+    /// Layers of the image.
+    pub layers: usize,
+    /// Of these, layers that were here before.
+    pub layers_here: usize,
+    /// Layers that have come, and are unpacked.
+    pub layers_done: usize,
 }
 
 /// What a pull came to.
@@ -35,6 +44,18 @@ pub struct Pulled {
     pub layers_reused: usize,
 }
 
+/// What an image consists of, and where its layers are.
+pub(super) struct Contents {
+    pub source: Source,
+    pub config: ImageConfig,
+    /// Lowest first.
+    pub diff_ids: Vec<Digest>,
+    /// The same layers.
+    pub layers: Vec<Descriptor>,
+    /// Bytes that came to find this out.
+    pub received: u64,
+}
+
 /// A gate for each layer that is on its way: who comes second waits, and finds it here.
 #[derive(Default)]
 pub(super) struct Underway {
@@ -42,7 +63,7 @@ pub(super) struct Underway {
 }
 
 impl Underway {
-    fn gate(&self, diff_id: &Digest) -> Arc<tokio::sync::Mutex<()>> {
+    pub fn gate(&self, diff_id: &Digest) -> Arc<tokio::sync::Mutex<()>> {
         let mut gates = self.gates.lock().unwrap_or_else(PoisonError::into_inner);
         // Gates that nobody holds any more.
         gates.retain(|_, gate| Arc::strong_count(gate) > 1);
@@ -53,21 +74,77 @@ impl Underway {
 pub(super) async fn pull(
     registry: &Registry,
     image: &PinnedImage,
+    fallback: &[String],
     progress: &(dyn Fn(Progress) + Send + Sync),
 ) -> Result<Pulled, PullError> {
     let store = &registry.store;
     if let Some(local) = store.image(&image.digest) {
+        store.note_reference(&image.digest, &image.reference);
         return Ok(Pulled { bytes: 0, layers_total: local.layers.len(), layers_reused: local.layers.len() });
     }
-    let name = image.reference.to_string();
-    let ImageRef::Registry(reference) = &image.reference else {
-        return Err(PullError::fatal(Reason::ImageUnsupported, format!("{name} is an archive")));
+    let contents = find(registry, image, fallback).await?;
+    pull_contents(registry, image, contents, progress).await
+}
+
+/// Where the image is: in its registry, else in the first archive that stands in for it.
+pub(super) async fn find(
+    registry: &Registry,
+    image: &PinnedImage,
+    fallback: &[String],
+) -> Result<Contents, PullError> {
+    let reference = match &image.reference {
+        ImageRef::Archive(url) => return registry.archive(url, &image.digest).await,
+        ImageRef::Registry(reference) => reference,
     };
-    let manifest = registry.manifest(image).await?;
+    let error = match of_registry(registry, image, reference).await {
+        Ok(contents) => return Ok(contents),
+        Err(error) => error,
+    };
+    if !error.is_the_registrys() {
+        return Err(error);
+    }
+    let config = registry.known(&image.digest).map(|manifest| manifest.config.digest.clone());
+    let mut also = String::new();
+    for url in super::fallbacks(reference, Some(&image.digest), fallback) {
+        match registry.fallback(&url, &image.digest, config.as_ref()).await {
+            Ok(contents) => return Ok(contents),
+            Err(next) => also = format!("; {next}"),
+        }
+    }
+    Err(error.with(&also))
+}
+
+async fn of_registry(
+    registry: &Registry,
+    image: &PinnedImage,
+    reference: &RegistryRef,
+) -> Result<Contents, PullError> {
+    let name = image.reference.to_string();
+    let manifest = registry.manifest(reference, &image.digest).await?;
     let bytes = registry.client.small_blob(reference, &manifest.config).await?;
     let (config, diff_ids) = manifest::parse_config(&name, &bytes, manifest.layers.len())?;
+    Ok(Contents {
+        source: Source::Registry(registry.client.clone(), reference.clone()),
+        config,
+        diff_ids,
+        layers: manifest.layers.clone(),
+        received: bytes.len() as u64,
+    })
+}
+
+/// Makes an image local whose contents are known.
+pub(super) async fn pull_contents(
+    registry: &Registry,
+    image: &PinnedImage,
+    contents: Contents,
+    progress: &(dyn Fn(Progress) + Send + Sync),
+) -> Result<Pulled, PullError> {
+    let store = &registry.store;
+    let name = image.reference.to_string();
+    let Contents { source, config, diff_ids, layers: descriptors, received } = contents;
+    let _pins = store.pin(&diff_ids);
     let mut missing: Vec<(Digest, Descriptor)> = Vec::new();
-    for (diff_id, layer) in diff_ids.iter().zip(&manifest.layers) {
+    for (diff_id, layer) in diff_ids.iter().zip(&descriptors) {
         if !store.has_layer(diff_id) && !missing.iter().any(|(known, _)| known == diff_id) {
             missing.push((diff_id.clone(), layer.clone()));
         }
@@ -79,90 +156,135 @@ pub(super) async fn pull(
         gates.push(registry.underway.gate(diff_id).lock_owned().await);
     }
     missing.retain(|(diff_id, _)| !store.has_layer(diff_id));
+    let watch = space::Watch::begin(store.root(), &name, &missing, &registry.needs)?;
     let barrier = store.barrier()?;
-    let received = Arc::new(AtomicU64::new(bytes.len() as u64));
-    let fetched = fetch_all(registry, reference, &name, &missing, &received, progress).await?;
+    let received = Arc::new(AtomicU64::new(received));
+    let layers = descriptors.len();
+    let seen = Progress { layers, layers_here: layers - missing.len(), ..Progress::default() };
+    let fetched = fetch_all(registry, &source, &watch, &missing, &received, seen, progress).await?;
     let (store, digest, ids) = (store.clone(), image.digest.clone(), diff_ids.clone());
+    let (reference, described) = (image.reference.clone(), missing.clone());
+    let needs = registry.needs.clone();
     let done = tokio::task::spawn_blocking(move || {
-        store.settle(&ids, &fetched)?;
-        store.admit(&barrier, &fetched)?;
-        store.record(&digest, &ids, config)
+        let keep = || {
+            store.settle(&ids, &fetched)?;
+            for (diff_id, descriptor) in &described {
+                if let Some(layer) = fetched.get(diff_id) {
+                    store.describe(layer, &descriptor.media_type, &reference)?;
+                }
+            }
+            store.admit(&barrier, &fetched)?;
+            store.record(&digest, &ids, config, &reference)
+        };
+        keep().map_err(|error| {
+            let places: Vec<_> = fetched.values().map(|layer| layer.place.clone()).collect();
+            watch.explain(error, &described, &places, 0, &needs)
+        })
     });
     done.await.map_err(|error| PullError::retry(Reason::Internal, format!("pulling {name}: {error}")))??;
     crate::failpoint::hit("pull::after_record");
     drop(gates);
-    let layers_reused = manifest.layers.len() - missing.len();
     let bytes = received.load(Ordering::Relaxed);
-    Ok(Pulled { bytes, layers_total: manifest.layers.len(), layers_reused })
+    Ok(Pulled { bytes, layers_total: layers, layers_reused: layers - missing.len() })
 }
 
 /// Fetches and unpacks layers into temporary directories; on the first error the others are given up.
 async fn fetch_all(
     registry: &Registry,
-    reference: &crate::types::RegistryRef,
-    name: &str,
+    source: &Source,
+    watch: &space::Watch,
     missing: &[(Digest, Descriptor)],
     received: &Arc<AtomicU64>,
+    mut seen: Progress,
     progress: &(dyn Fn(Progress) + Send + Sync),
 ) -> Result<BTreeMap<Digest, Unpacked>, PullError> {
+    let name = watch.name();
     let slots = Arc::new(Semaphore::new(AT_ONCE));
+    let budget = Arc::new(Budget::default());
     let (counter, mut counts) = tokio::sync::mpsc::unbounded_channel::<u64>();
+    let (present, mut gone) = tokio::sync::mpsc::channel(1);
     let mut tasks = JoinSet::new();
-    let (stop, stopped) = watch::channel(false);
     let mut finished = BTreeMap::new();
     let mut trouble = None;
+    // Kept to the end, so that what was written can be measured before it goes.
+    let places = Arc::new(Mutex::new(Vec::new()));
     for (diff_id, descriptor) in missing {
-        let target = registry.store.temporary()?;
         let packing = manifest::packing(name, descriptor)?;
-        let job = layer::Job {
-            image: reference.clone(),
+        let job = download::Job {
+            image: name.to_owned(),
             descriptor: descriptor.clone(),
             diff_id: diff_id.clone(),
             packing,
-            target,
             counter: counter.clone(),
             received: received.clone(),
-            stopped: stopped.clone(),
+            budget: budget.clone(),
         };
-        let (slots, client) = (slots.clone(), registry.client.clone());
+        let (slots, source, store) = (slots.clone(), source.clone(), registry.store.clone());
+        let (program, present, places) = (registry.program.clone(), present.clone(), places.clone());
         tasks.spawn(async move {
             let _slot = slots.acquire().await;
-            let (diff_id, place) = (job.diff_id.clone(), job.target.clone());
-            let implied = layer::fetch(&client, job).await?;
-            Ok((diff_id, Unpacked { place, implied }))
+            let layer = format!("layer {} of {}", job.descriptor.digest, job.image);
+            let to = LayerWriter::start(&store, &program, layer, job.packing, present)?;
+            places.lock().unwrap_or_else(PoisonError::into_inner).push(to.place());
+            let unpacked = download::fetch(&source, &job, to).await?;
+            Ok((job.diff_id, unpacked))
         });
     }
-    drop(counter);
+    drop((counter, present));
     // Sizes are whatever a manifest says.
-    let total = missing.iter().fold(0u64, |total, (_, layer)| total.saturating_add(layer.size));
-    let mut seen = Progress { bytes: 0, total };
+    seen.total = missing.iter().fold(0u64, |total, (_, layer)| total.saturating_add(layer.size));
+    let mut ticks = tokio::time::interval(space::LOOK_EVERY);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
+            _ = ticks.tick(), if !tasks.is_empty() && trouble.is_none() => {
+                if let Err(error) = watch.look() {
+                    trouble = Some(error);
+                    tasks.abort_all();
+                }
+            }
             Some(count) = counts.recv() => {
                 seen.bytes += count;
                 progress(seen);
             }
-            Some(ended) = tasks.join_next() => {
-                let gone = |error| PullError::retry(Reason::Internal, format!("pulling {name}: {error}"));
-                match ended.map_err(gone).flatten() {
-                    Ok((diff_id, layer)) => {
-                        finished.insert(diff_id, layer);
-                    }
-                    Err(error) => {
-                        trouble.get_or_insert(error);
-                        // Nobody listens any more where all have ended.
-                        let _ = stop.send(true);
-                    }
+            Some(ended) = tasks.join_next() => match ended {
+                Ok(Ok((diff_id, layer))) => {
+                    finished.insert(diff_id, layer);
+                    seen.layers_done += 1;
+                    progress(seen);
                 }
-            }
+                Ok(Err(error)) => {
+                    trouble.get_or_insert(error);
+                    tasks.abort_all();
+                }
+                // Given up because of the error above.
+                Err(error) if error.is_cancelled() => {}
+                Err(error) => {
+                    let what = format!("pulling {name}: {error}");
+                    trouble.get_or_insert(PullError::retry(Reason::Internal, what));
+                    tasks.abort_all();
+                }
+            },
             else => break,
         }
     }
     match trouble {
         None => Ok(finished),
         Some(error) => {
-            // Removing trees takes its time.
-            let _ = tokio::task::spawn_blocking(move || drop(finished)).await;
+            let rest = seen.total.saturating_sub(seen.bytes);
+            let (watch, missing, needs) = (watch.clone(), missing.to_vec(), registry.needs.clone());
+            // Measuring and removing trees takes its time.
+            let explained = tokio::task::spawn_blocking(move || {
+                let places = std::mem::take(&mut *places.lock().unwrap_or_else(PoisonError::into_inner));
+                let error = watch.explain(error, &missing, &places, rest, &needs);
+                drop((finished, places));
+                error
+            });
+            let error = explained.await.unwrap_or_else(|error| {
+                PullError::retry(Reason::Internal, format!("pulling {name}: {error}"))
+            });
+            // Whoever hears of the error finds nothing half done.
+            let _ = gone.recv().await;
             Err(error)
         }
     }

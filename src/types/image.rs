@@ -140,7 +140,12 @@ fn is_registry(text: &str) -> bool {
     let host_ok = !host.is_empty()
         && host.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'.' || b == b'-')
         && !host.starts_with(['.', '-']);
-    host_ok && port.is_none_or(|port| port.parse::<u16>().is_ok_and(|p| p > 0))
+    host_ok && port.is_none_or(is_port)
+}
+
+/// Digits alone: Rust also takes a sign, and no URL does.
+fn is_port(text: &str) -> bool {
+    text.bytes().all(|b| b.is_ascii_digit()) && text.parse::<u16>().is_ok_and(|port| port > 0)
 }
 
 /// Source: OCI distribution-spec, "Pulling manifests", the grammar of `<name>`.
@@ -222,6 +227,7 @@ mod tests {
             "r.io/a..b:1",
             "r.io/../x:1",
             "r.io:99999/a:1",
+            "r.io:+50/a:1",
             "r.io/a:-1",
             "r.io/a@sha256:../../x",
             "ftp://x/y",

@@ -1,37 +1,45 @@
 //! A layer's tar stream into a directory that overlayfs can take (OCI image-spec, layer.md).
 //!
-//! The `tar` crate parses; every path operation is ours, on a directory that openat2(2) resolved within the tree. What
-//! readers of tar disagree about is refused rather than guessed at.
+//! The reader is our own and strict, every path is resolved one name at a time, and what is written is listed with its
+//! digest. All of it runs in a confined process, see `worker`.
 
 mod attributes;
+mod folders;
+pub(super) mod listing;
 mod parents;
+mod pax;
+pub(super) mod reader;
 mod tree;
 
-use std::cell::Cell;
-use std::collections::BTreeSet;
-use std::fs::File;
-use std::io::{self, Read};
+use std::collections::BTreeMap;
+use std::io::{self, BufRead, Write};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
 
 use rustix::io::Errno;
 
 use super::PullError;
 use crate::types::Reason;
+pub(super) use attributes::is_kept;
 pub(super) use parents::inherit;
+use reader::Reader;
+pub(super) use reader::{Entry, Kind};
 use tree::Tree;
 
 const MAX_ENTRIES: u64 = 1_000_000;
 
-/// Most bytes of headers before one entry: long names and extended attributes are held in memory.
-const MAX_HEADERS: u64 = 1 << 20;
+/// Longest path, in bytes, as an archive says it and as it really is (path_resolution(7)).
+const MAX_PATH: usize = 4096;
+
+/// Deepest path, in parts.
+const MAX_DEPTH: usize = 256;
 
 /// Most bytes of paths that are remembered until the end of a layer: some hundred thousand directories.
 const MAX_REMEMBERED: usize = 64 << 20;
 
-/// Directories that a layer has only because something is in them: it says nothing of their owner and mode.
-/// The empty path is the layer's root.
-pub(super) type Implied = BTreeSet<PathBuf>;
+/// Directories that a layer has only because something is in them: it says nothing of their owner and mode. By path
+/// (the empty one is the layer's root), and whether each hides what lower layers have in it.
+pub(super) type Implied = BTreeMap<PathBuf, bool>;
 
 /// Why a layer was not unpacked.
 #[derive(Debug)]
@@ -72,65 +80,26 @@ fn disk(path: &Path, error: Errno) -> Error {
     }
 }
 
-/// Unpacks a tar stream into `target`, an empty directory of ours. Reads the stream to its end.
-pub(super) fn unpack(stream: &mut dyn Read, target: &Path) -> Result<Implied, Error> {
-    let root = File::open(target).map_err(|error| Error::Disk("opening the target".to_owned(), error))?;
-    let mut tree = Tree::new(root.into());
-    let allowance = Rc::new(Cell::new(MAX_HEADERS));
-    let mut archive = tar::Archive::new(Metered { inner: stream, allowance: allowance.clone() });
-    let mut entries = archive.entries().map_err(Error::Broken)?;
+/// Unpacks a tar stream into `root`, an empty directory of ours, and lists what it made. Reads the stream to its end.
+pub(super) fn unpack(stream: impl BufRead, root: OwnedFd, listing: &mut dyn Write) -> Result<Implied, Error> {
+    let mut tree = Tree::new(root, listing)?;
+    let mut reader = Reader::new(stream);
     let mut count = 0u64;
-    loop {
-        allowance.set(MAX_HEADERS);
-        let Some(entry) = entries.next() else { break };
-        let mut entry = entry.map_err(Error::Broken)?;
-        allowance.set(u64::MAX);
+    while let Some(entry) = reader.next()? {
         count += 1;
         if count > MAX_ENTRIES {
             return refuse(format!("more than {MAX_ENTRIES} entries"));
         }
-        tree.add(&mut entry)?;
+        tree.add(entry, &mut reader)?;
     }
-    allowance.set(u64::MAX);
-    only_zeros(&mut archive.into_inner())?;
     tree.finish()
 }
 
-/// Some readers stop at the end mark, some go on behind it (TARmageddon's kind): so nothing may be there.
-fn only_zeros(rest: &mut impl Read) -> Result<(), Error> {
-    let mut buffer = [0u8; 16 << 10];
-    loop {
-        match rest.read(&mut buffer) {
-            Ok(0) => return Ok(()),
-            Ok(count) if buffer[..count].iter().all(|byte| *byte == 0) => {}
-            Ok(_) => return refuse("data behind the archive's end, which readers take differently"),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(Error::Broken(error)),
-        }
-    }
-}
-
-/// Bounds what the parser may read by itself: it holds headers in memory, however long they say they are.
-struct Metered<'a> {
-    inner: &'a mut dyn Read,
-    allowance: Rc<Cell<u64>>,
-}
-
-impl Read for Metered<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let left = self.allowance.get();
-        if left == 0 && !buffer.is_empty() {
-            return Err(io::Error::other(format!(
-                "headers of more than {MAX_HEADERS} bytes before an entry"
-            )));
-        }
-        let most = usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len());
-        let count = self.inner.read(&mut buffer[..most])?;
-        if left != u64::MAX {
-            self.allowance.set(left - count as u64);
-        }
-        Ok(count)
-    }
+/// The first entry of a piece of an archive, and the bytes of its headers. `Error::Broken`: the piece is too short.
+pub(super) fn first_entry(mut piece: &[u8]) -> Result<Option<(Entry, usize)>, Error> {
+    let length = piece.len();
+    let entry = Reader::new(&mut piece).next()?;
+    Ok(entry.map(|entry| (entry, length - piece.len())))
 }
 
 #[cfg(test)]

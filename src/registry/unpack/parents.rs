@@ -8,12 +8,12 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{
-    FileType, Gid, Mode, OFlags, ResolveFlags, Stat, Timespec, Timestamps, Uid, fchmod, fchown, fgetxattr,
-    fstat, futimens, openat2,
-};
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, Stat, fgetxattr, fstat, openat2};
 use rustix::io::Errno;
 
+use super::attributes::Attributes;
+use super::folders::openat2_again;
+use super::listing::{Kind, Record};
 use super::{Error, Implied, disk};
 
 /// What one layer says about a directory.
@@ -26,30 +26,31 @@ enum Found {
     Hidden,
 }
 
-/// Gives the implied directories of `tree` the attributes of `lowers`, the trees below it, uppermost first.
-pub(in crate::registry) fn inherit(tree: &Path, implied: &Implied, lowers: &[PathBuf]) -> Result<(), Error> {
+/// Gives the implied directories of `tree` the attributes of `lowers`, the trees below it, uppermost first. What they
+/// are then, for the listing.
+pub(in crate::registry) fn inherit(
+    tree: &Path,
+    implied: &Implied,
+    lowers: &[PathBuf],
+) -> Result<Vec<(PathBuf, Record)>, Error> {
     let open = |path: &Path| match File::open(path) {
         Ok(file) => Ok(OwnedFd::from(file)),
         Err(error) => Err(Error::Disk(format!("opening {}", path.display()), error)),
     };
     let root = open(tree)?;
     let lowers = lowers.iter().map(|lower| open(lower)).collect::<Result<Vec<_>, _>>()?;
-    for path in implied {
-        let Some(stat) = look_up(&lowers, path)? else { continue };
-        // The way may lead through a link of this layer's own.
-        let folder = match beneath(&root, path, ResolveFlags::IN_ROOT) {
-            // It was named through a link, and later made room for something else.
-            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => continue,
-            opened => opened.map_err(|error| disk(path, error))?,
-        };
-        let failed = |error| disk(path, error);
-        fchown(&folder, Some(Uid::from_raw(stat.st_uid)), Some(Gid::from_raw(stat.st_gid)))
-            .map_err(failed)?;
-        fchmod(&folder, Mode::from_raw_mode(stat.st_mode & 0o7777)).map_err(failed)?;
-        let time = Timespec { tv_sec: stat.st_mtime, tv_nsec: stat.st_mtime_nsec as _ };
-        futimens(&folder, &Timestamps { last_access: time, last_modification: time }).map_err(failed)?;
+    let mut records = Vec::new();
+    for (path, opaque) in implied {
+        let folder = beneath(&root, path).map_err(|error| disk(path, error))?;
+        if let Some(stat) = look_up(&lowers, path)? {
+            let attributes = Attributes::of_stat(&stat);
+            attributes.set(&folder, path)?;
+            attributes.set_times(&folder, path)?;
+        }
+        let now = Attributes::of_stat(&fstat(&folder).map_err(|error| disk(path, error))?);
+        records.push((path.clone(), now.record(Kind::Directory { opaque: *opaque })));
     }
-    Ok(())
+    Ok(records)
 }
 
 fn look_up(lowers: &[OwnedFd], path: &Path) -> Result<Option<Stat>, Error> {
@@ -68,7 +69,7 @@ fn in_layer(lower: &OwnedFd, path: &Path) -> Result<Found, Errno> {
     let mut so_far = PathBuf::new();
     for part in path.components() {
         so_far.push(part);
-        match beneath(lower, &so_far, ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS) {
+        match beneath(lower, &so_far) {
             Ok(folder) if so_far == path => return fstat(&folder).map(Found::Here),
             Ok(folder) => {
                 let mut value = [0u8; 1];
@@ -87,10 +88,9 @@ fn in_layer(lower: &OwnedFd, path: &Path) -> Result<Found, Errno> {
     Ok(Found::Here(root))
 }
 
-fn beneath(root: &OwnedFd, path: &Path, how: ResolveFlags) -> Result<OwnedFd, Errno> {
+fn beneath(root: &OwnedFd, path: &Path) -> Result<OwnedFd, Errno> {
     let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    super::tree::openat2_again(|| {
-        openat2(root, path, flags, Mode::empty(), how | ResolveFlags::NO_MAGICLINKS)
-    })
+    let how = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    openat2_again(|| openat2(root, path, flags, Mode::empty(), how))
 }

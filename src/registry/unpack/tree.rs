@@ -1,218 +1,236 @@
-//! The tree that grows: each entry is put at one name in a directory that is held open.
+//! The tree that grows: each entry is put at one name in a directory that is held open, and into the listing.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{BufRead, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 use std::rc::Rc;
 
 use rustix::fs::{
-    AtFlags, FileType, Mode, OFlags, ResolveFlags, Timestamps, XattrFlags, chmodat, chownat, fsetxattr,
-    futimens, linkat, makedev, mkdirat, mknodat, openat, openat2, statat, symlinkat, unlinkat, utimensat,
+    AtFlags, FileType, Mode, OFlags, XattrFlags, chmodat, chownat, fsetxattr, linkat, makedev, mkdirat,
+    mknodat, openat, statat, symlinkat, unlinkat, utimensat,
 };
 use rustix::io::Errno;
-use tar::EntryType;
+use sha2::{Digest as _, Sha256};
 
-use super::attributes::{self, Attributes};
-use super::{Error, Implied, MAX_REMEMBERED, disk, refuse};
+use super::attributes::Attributes;
+use super::folders::{Folder, Folders, bounded, open_exactly};
+use super::listing::{self, Kind, Record};
+use super::reader::{self, Entry, Reader};
+use super::{Error, Implied, MAX_DEPTH, MAX_PATH, disk, refuse};
+use crate::types::Digest;
 
-const MAX_PATH: usize = 4096;
-const MAX_DEPTH: usize = 256;
-
-/// Directories that are kept open: files of one directory mostly follow each other.
-const OPEN_FOLDERS: usize = 64;
-
-/// Tries of openat2(2), which gives EAGAIN when anything on the host is renamed meanwhile.
-const TRIES: u32 = 1000;
-
-pub(super) struct Tree {
-    root: OwnedFd,
-    /// By the path that led there, links and all.
-    folders: HashMap<PathBuf, Rc<OwnedFd>>,
-    /// Directories get their times last: what is put into them changes them.
-    times: BTreeMap<PathBuf, Timestamps>,
-    implied: Implied,
-    /// Bytes of the paths in the two above.
-    remembered: usize,
+pub(super) struct Tree<'a> {
+    folders: Folders,
+    /// Listed last: some turn out to hide nothing.
+    whiteouts: BTreeSet<PathBuf>,
+    listing: &'a mut dyn Write,
 }
 
 /// Where an entry goes: a name in a directory that is open.
-struct Target<'a> {
-    parent: Rc<OwnedFd>,
-    name: &'a OsStr,
-    path: &'a Path,
+struct Target {
+    parent: Rc<Folder>,
+    /// The real one.
+    path: PathBuf,
 }
 
-impl Tree {
-    pub fn new(root: OwnedFd) -> Self {
-        let implied = Implied::from([PathBuf::new()]);
-        Self { root, folders: HashMap::new(), times: BTreeMap::new(), implied, remembered: 0 }
+impl Target {
+    fn name(&self) -> &OsStr {
+        self.path.file_name().unwrap_or_default()
     }
 
-    pub fn add<R: Read>(&mut self, entry: &mut tar::Entry<'_, R>) -> Result<(), Error> {
-        let kind = entry.header().entry_type();
-        if kind == EntryType::XGlobalHeader {
-            return refuse("a global header, which readers take differently");
+    fn kind(&self) -> Result<Option<FileType>, Error> {
+        match statat(&self.parent.fd, self.name(), AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => Ok(Some(FileType::from_raw_mode(stat.st_mode))),
+            Err(Errno::NOENT) => Ok(None),
+            Err(error) => Err(disk(&self.path, error)),
         }
-        let attributes = attributes::read(entry)?;
-        let path = clean(&entry.path().map_err(Error::Broken)?)?;
-        let regular = matches!(kind, EntryType::Regular | EntryType::Continuous);
-        if entry.size() > 0 && !regular {
-            let what = format!("{}: {kind:?} with content, which readers take differently", path.display());
-            return refuse(what);
-        }
-        if regular && entry.path_bytes().ends_with(b"/") {
-            return refuse(format!("{}/: a file, or a directory: readers differ", path.display()));
-        }
+    }
+}
+
+impl<'a> Tree<'a> {
+    pub fn new(root: OwnedFd, listing: &'a mut dyn Write) -> Result<Self, Error> {
+        listing::begin(listing).map_err(unlisted)?;
+        Ok(Self { folders: Folders::new(root), whiteouts: BTreeSet::new(), listing })
+    }
+
+    pub fn add<R: BufRead>(&mut self, mut entry: Entry, reader: &mut Reader<R>) -> Result<(), Error> {
+        let attributes = Attributes::of(&mut entry)?;
+        let path = clean(&entry.path)?;
         let Some(name) = path.file_name() else {
             // The root itself: only its attributes.
-            return match kind {
-                EntryType::Directory => self.set_folder(Path::new(""), &attributes),
-                _ => refuse(format!("{kind:?} in place of the layer's root")),
+            return match entry.kind {
+                reader::Kind::Directory => {
+                    let root = self.folders.folder(&path)?;
+                    self.say(&root, attributes)
+                }
+                kind => refuse(format!("{kind:?} in place of the layer's root")),
             };
         };
-        let parent_path = path.parent().unwrap_or(Path::new(""));
-        let parent = self.folder(parent_path)?;
+        let parent = self.folders.folder(path.parent().unwrap_or(Path::new("")))?;
         if let Some(hidden) = name.as_bytes().strip_prefix(b".wh.") {
-            io::copy(entry, &mut io::sink()).map_err(Error::Broken)?;
-            return self.whiteout(parent, parent_path, hidden);
+            return self.whiteout(&parent, hidden);
         }
-        let target = Target { parent, name, path: &path };
-        match kind {
-            EntryType::Directory => self.add_folder(&target, &attributes),
-            EntryType::Regular | EntryType::Continuous => {
-                self.clear(&target)?;
-                let size = entry.size();
-                add_file(&target, entry, size, &attributes)
+        let target = Target { path: parent.path.join(name), parent };
+        bounded(&target.path)?;
+        let failed = |error| disk(&target.path, error);
+        let fd = &target.parent.fd;
+        match entry.kind {
+            reader::Kind::Directory => self.add_folder(target, attributes),
+            reader::Kind::File => self.add_file(&target, &attributes, entry.size, reader),
+            reader::Kind::Link => self.add_link(&target, &clean(&entry.link)?),
+            reader::Kind::Symlink => {
+                let link = OsStr::from_bytes(&entry.link);
+                self.make(&target, || symlinkat(link, fd, name))?;
+                set_nofollow(&target, &attributes)?;
+                // A link has no mode of its own (symlink(7)).
+                let record =
+                    Record { mode: 0o777, xattrs: None, ..attributes.record(Kind::Symlink(entry.link)) };
+                self.list(&target.path, &record)
             }
-            EntryType::Symlink => {
-                let link = entry.link_name().map_err(Error::Broken)?;
-                let Some(link) = link else {
-                    return refuse(format!("{}: a symbolic link to nothing", path.display()));
-                };
-                self.clear(&target)?;
-                symlinkat(&*link, &target.parent, name).map_err(|error| disk(&path, error))?;
-                set_nofollow(&target, &attributes)
-            }
-            EntryType::Link => {
-                let link = entry.link_name().map_err(Error::Broken)?;
-                let Some(link) = link else {
-                    return refuse(format!("{}: a hard link to nothing", path.display()));
-                };
-                self.add_link(&target, &clean(&link)?)
-            }
-            EntryType::Fifo => {
-                self.clear(&target)?;
+            // A container has a /dev of its own, which hides the image's: base images made by debootstrap hold some.
+            reader::Kind::Device if target.parent.path == Path::new("dev") => Ok(()),
+            reader::Kind::Device => refuse(format!("{}: a device", target.path.display())),
+            reader::Kind::Fifo => {
                 let mode = Mode::from_raw_mode(0o600);
-                mknodat(&target.parent, name, FileType::Fifo, mode, 0).map_err(|error| disk(&path, error))?;
+                self.make(&target, || mknodat(fd, name, FileType::Fifo, mode, 0))?;
                 set_nofollow(&target, &attributes)?;
                 // Only this process writes here: the name still is what it just made. mknod(2) minds the umask.
-                chmodat(&target.parent, name, attributes.mode, AtFlags::empty())
-                    .map_err(|error| disk(&path, error))
+                chmodat(fd, name, attributes.mode, AtFlags::empty()).map_err(failed)?;
+                let record = Record { xattrs: None, ..attributes.record(Kind::Fifo) };
+                self.list(&target.path, &record)
             }
-            EntryType::Char | EntryType::Block => refuse(format!("{}: a device", path.display())),
-            EntryType::GNUSparse => refuse(format!("{}: a sparse file", path.display())),
-            other => refuse(format!("{}: an entry of kind {other:?}", path.display())),
         }
     }
 
-    /// Sets the times of directories, and gives those of which the layer says nothing.
+    /// Sets the times of directories, last: what is put into them changes them. Gives those of which the layer says
+    /// nothing.
     pub fn finish(mut self) -> Result<Implied, Error> {
-        for (path, times) in std::mem::take(&mut self.times) {
-            // One that was named through a link may have made room for something else.
-            let Ok(folder) = self.open_exactly(&path) else { continue };
-            futimens(&folder, &times).map_err(|error| disk(&path, error))?;
+        let mut implied = Implied::new();
+        self.settle_whiteouts()?;
+        for (path, known) in std::mem::take(&mut self.folders.known) {
+            let Some(attributes) = known.attributes else {
+                implied.insert(path, known.opaque);
+                continue;
+            };
+            let folder = self.folders.folder(&path)?;
+            attributes.set_times(&folder.fd, &path)?;
+            self.list(&path, &attributes.record(Kind::Directory { opaque: known.opaque }))?;
         }
-        Ok(self.implied)
+        self.listing.flush().map_err(unlisted)?;
+        Ok(implied)
     }
 
-    /// A directory of the tree, made with its parents where it is missing. Links on the way are followed within the
-    /// tree, as a container would follow them.
-    fn folder(&mut self, path: &Path) -> Result<Rc<OwnedFd>, Error> {
-        if let Some(known) = self.folders.get(path) {
-            return Ok(known.clone());
-        }
-        let opened = match self.open_folder(path) {
-            Err(Errno::NOENT) => {
-                let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
-                    return Err(disk(path, Errno::NOENT));
-                };
-                let parent = self.folder(parent)?;
-                match mkdirat(&parent, name, Mode::from_raw_mode(0o755)) {
-                    Ok(()) => {
-                        self.remember(path)?;
-                        self.implied.insert(path.to_owned());
-                        // mkdir(2) minds the umask.
-                        chmodat(&parent, name, Mode::from_raw_mode(0o755), AtFlags::empty())
-                            .map_err(|error| disk(path, error))?;
-                    }
-                    // A link to nothing: the second try says so.
-                    Err(Errno::EXIST) => {}
-                    Err(error) => return Err(disk(path, error)),
-                }
-                self.open_folder(path)
-            }
-            result => result,
-        };
-        let opened = Rc::new(opened.map_err(|error| disk(path, error))?);
-        if self.folders.len() >= OPEN_FOLDERS {
-            self.folders.clear();
-        }
-        self.folders.insert(path.to_owned(), opened.clone());
-        Ok(opened)
-    }
-
-    fn open_folder(&self, path: &Path) -> Result<OwnedFd, Errno> {
-        let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let how = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-        openat2_again(|| openat2(&self.root, path, flags, Mode::empty(), how))
-    }
-
-    /// The directory of that very name: where its own name is a link, that is an error.
-    fn open_exactly(&mut self, path: &Path) -> Result<OwnedFd, Error> {
-        let parent = self.folder(path.parent().unwrap_or(Path::new("")))?;
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let name = path.file_name().unwrap_or(".".as_ref());
-        openat(&parent, name, flags, Mode::empty()).map_err(|error| disk(path, error))
-    }
-
-    fn add_folder(&mut self, target: &Target<'_>, attributes: &Attributes) -> Result<(), Error> {
-        let there = kind_of(target)?;
-        if there != Some(FileType::Directory) {
-            self.clear(target)?;
-            mkdirat(&target.parent, target.name, Mode::from_raw_mode(0o700))
-                .map_err(|error| disk(target.path, error))?;
-            if there == Some(FileType::CharacterDevice) {
-                // What was hidden of lower layers stays hidden behind the new directory.
-                self.make_opaque(target.path)?;
+    /// Below an opaque directory nothing is left to hide, and overlayfs would show the whiteout itself.
+    fn settle_whiteouts(&mut self) -> Result<(), Error> {
+        for path in std::mem::take(&mut self.whiteouts) {
+            let known = &self.folders.known;
+            if path.ancestors().skip(1).any(|above| known.get(above).is_some_and(|known| known.opaque)) {
+                let parent = self.folders.folder(path.parent().unwrap_or(Path::new("")))?;
+                let name = path.file_name().unwrap_or_default();
+                unlinkat(&parent.fd, name, AtFlags::empty()).map_err(|error| disk(&path, error))?;
+            } else {
+                self.list(&path, &anonymous(Kind::Whiteout))?;
             }
         }
-        self.set_folder(target.path, attributes)
-    }
-
-    fn set_folder(&mut self, path: &Path, attributes: &Attributes) -> Result<(), Error> {
-        let folder = self.open_exactly(path)?;
-        attributes.set(&folder, path)?;
-        self.implied.remove(path);
-        if !self.times.contains_key(path) {
-            self.remember(path)?;
-        }
-        self.times.insert(path.to_owned(), attributes.times());
         Ok(())
     }
 
-    fn add_link(&mut self, target: &Target<'_>, link: &Path) -> Result<(), Error> {
+    fn list(&mut self, path: &Path, record: &Record) -> Result<(), Error> {
+        self.listing.write_all(listing::line(path, record).as_bytes()).map_err(unlisted)
+    }
+
+    /// Makes something at a name; a later entry of the same name replaces the earlier one.
+    fn make<T>(&mut self, target: &Target, make: impl Fn() -> Result<T, Errno>) -> Result<T, Error> {
+        match make() {
+            Err(Errno::EXIST) => {
+                self.clear(target)?;
+                make()
+            }
+            made => made,
+        }
+        .map_err(|error| disk(&target.path, error))
+    }
+
+    fn clear(&mut self, target: &Target) -> Result<(), Error> {
+        let shown = target.path.display();
+        let (fd, name) = (&target.parent.fd, target.name());
+        let stat = statat(fd, name, AtFlags::SYMLINK_NOFOLLOW).map_err(|error| disk(&target.path, error))?;
+        let flags = match FileType::from_raw_mode(stat.st_mode) {
+            FileType::Directory => AtFlags::REMOVEDIR,
+            // The listing names content by the first of its names.
+            _ if stat.st_nlink > 1 => {
+                return refuse(format!("{shown}: replaced after other names were linked to it"));
+            }
+            _ => AtFlags::empty(),
+        };
+        self.folders.forget(&target.path);
+        self.whiteouts.remove(&target.path);
+        match unlinkat(fd, name, flags) {
+            Err(Errno::NOTEMPTY | Errno::EXIST) => refuse(format!("{shown}: a file in place of a directory")),
+            result => result.map_err(|error| disk(&target.path, error)),
+        }
+    }
+
+    fn add_folder(&mut self, target: Target, attributes: Attributes) -> Result<(), Error> {
+        let (fd, name) = (&target.parent.fd, target.name());
+        let there = match mkdirat(fd, name, Mode::from_raw_mode(0o700)) {
+            Ok(()) => None,
+            Err(Errno::EXIST) => target.kind()?,
+            Err(error) => return Err(disk(&target.path, error)),
+        };
+        if there.is_some_and(|there| there != FileType::Directory) {
+            self.make(&target, || mkdirat(fd, name, Mode::from_raw_mode(0o700)))?;
+        }
+        let opened = open_exactly(&target.parent, name).map_err(|error| disk(&target.path, error))?;
+        let folder = Folder { fd: opened, path: target.path };
+        if there == Some(FileType::CharacterDevice) {
+            // What was hidden of lower layers stays hidden behind the new directory.
+            self.make_opaque(&folder)?;
+        }
+        self.say(&folder, attributes)
+    }
+
+    fn say(&mut self, folder: &Folder, attributes: Attributes) -> Result<(), Error> {
+        attributes.set(&folder.fd, &folder.path)?;
+        self.folders.know(&folder.path)?.attributes = Some(attributes);
+        Ok(())
+    }
+
+    fn add_file<R: BufRead>(
+        &mut self,
+        target: &Target,
+        attributes: &Attributes,
+        size: u64,
+        reader: &mut Reader<R>,
+    ) -> Result<(), Error> {
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let mode = Mode::from_raw_mode(0o600);
+        let mut file =
+            File::from(self.make(target, || openat(&target.parent.fd, target.name(), flags, mode))?);
+        let mut hash = Sha256::new();
+        reader.content(|part| {
+            hash.update(part);
+            let failed = |error| Error::Disk(format!("writing {}", target.path.display()), error);
+            file.write_all(part).map_err(failed)
+        })?;
+        attributes.set(&file, &target.path)?;
+        attributes.set_times(&file, &target.path)?;
+        let digest = Digest::from_sha256(&hash.finalize().into());
+        self.list(&target.path, &attributes.record(Kind::File(size, digest)))
+    }
+
+    fn add_link(&mut self, target: &Target, link: &Path) -> Result<(), Error> {
         let shown = target.path.display();
         let Some(name) = link.file_name() else {
             return refuse(format!("{shown}: a hard link to a directory"));
         };
-        let from = self.folder(link.parent().unwrap_or(Path::new("")))?;
-        let from = Target { parent: from, name, path: link };
-        match kind_of(&from)? {
+        let parent = self.folders.folder(link.parent().unwrap_or(Path::new("")))?;
+        let from = Target { path: parent.path.join(name), parent };
+        match from.kind()? {
             Some(FileType::RegularFile | FileType::Symlink | FileType::Fifo) => {}
             Some(_) => {
                 return refuse(format!("{shown}: a hard link to {}, which is no file", link.display()));
@@ -223,144 +241,82 @@ impl Tree {
                 return refuse(what);
             }
         }
-        if link == target.path {
+        if from.path == target.path {
             return Ok(());
         }
-        self.clear(target)?;
-        linkat(&from.parent, name, &target.parent, target.name, AtFlags::empty())
-            .map_err(|error| disk(target.path, error))
+        let no_flags = AtFlags::empty();
+        self.make(target, || linkat(&from.parent.fd, name, &target.parent.fd, target.name(), no_flags))?;
+        self.list(&target.path, &anonymous(Kind::Link(from.path)))
     }
 
     /// OCI image-spec, layer.md, "Whiteouts"; overlayfs.rst, "whiteouts and opaque directories".
-    fn whiteout(&mut self, parent: Rc<OwnedFd>, parent_path: &Path, hidden: &[u8]) -> Result<(), Error> {
+    fn whiteout(&mut self, parent: &Rc<Folder>, hidden: &[u8]) -> Result<(), Error> {
         if hidden == b".wh..opq" {
-            return self.make_opaque(parent_path);
+            return self.make_opaque(parent);
         }
         if hidden.is_empty() || hidden == b"." || hidden == b".." || hidden.starts_with(b".wh.") {
-            return refuse(format!("{}: an odd whiteout", parent_path.display()));
+            return refuse(format!("{}: an odd whiteout", parent.path.display()));
         }
         let name = OsStr::from_bytes(hidden);
-        let path = parent_path.join(name);
-        match mknodat(&parent, name, FileType::CharacterDevice, Mode::empty(), makedev(0, 0)) {
-            Ok(()) => Ok(()),
+        let target = Target { parent: parent.clone(), path: parent.path.join(name) };
+        match mknodat(&parent.fd, name, FileType::CharacterDevice, Mode::empty(), makedev(0, 0)) {
+            Ok(()) => {
+                self.folders.remember(&target.path)?;
+                self.whiteouts.insert(target.path);
+                Ok(())
+            }
             // The same layer has something of that name: a whiteout hides lower layers only.
-            Err(Errno::EXIST) => match kind_of(&Target { parent, name, path: &path })? {
-                Some(FileType::Directory) => self.make_opaque(&path),
+            Err(Errno::EXIST) => match target.kind()? {
+                Some(FileType::Directory) => {
+                    let folder = self.folders.folder(&target.path)?;
+                    self.make_opaque(&folder)
+                }
                 _ => Ok(()),
             },
-            Err(error) => Err(disk(&path, error)),
+            Err(error) => Err(disk(&target.path, error)),
         }
     }
 
     /// Said again it costs the same again, however often an archive says so (CVE-2026-95838).
-    fn make_opaque(&mut self, path: &Path) -> Result<(), Error> {
-        if path.as_os_str().is_empty() {
+    fn make_opaque(&mut self, folder: &Folder) -> Result<(), Error> {
+        if folder.path.as_os_str().is_empty() {
             // overlayfs merges the roots of all layers, whatever they say.
             return refuse("it hides all layers below it, which overlayfs cannot do");
         }
-        let folder = self.folder(path)?;
-        fsetxattr(&folder, "trusted.overlay.opaque", b"y", XattrFlags::empty())
-            .map_err(|error| disk(path, error))
-    }
-
-    /// Makes room: a later entry of the same name replaces the earlier one.
-    fn clear(&mut self, target: &Target<'_>) -> Result<(), Error> {
-        let flags = match kind_of(target)? {
-            None => return Ok(()),
-            Some(FileType::Directory) => {
-                self.times.remove(target.path);
-                self.implied.remove(target.path);
-                AtFlags::REMOVEDIR
-            }
-            Some(_) => AtFlags::empty(),
-        };
-        // Paths may have led through what goes away.
-        self.folders.clear();
-        match unlinkat(&target.parent, target.name, flags) {
-            Err(Errno::NOTEMPTY | Errno::EXIST) => {
-                refuse(format!("{}: a file in place of a directory", target.path.display()))
-            }
-            result => result.map_err(|error| disk(target.path, error)),
-        }
-    }
-
-    fn remember(&mut self, path: &Path) -> Result<(), Error> {
-        self.remembered += path.as_os_str().len();
-        if self.remembered > MAX_REMEMBERED {
-            return refuse(format!("directories whose paths have more than {MAX_REMEMBERED} bytes"));
-        }
-        Ok(())
+        self.folders.know(&folder.path)?.opaque = true;
+        fsetxattr(&folder.fd, "trusted.overlay.opaque", b"y", XattrFlags::empty())
+            .map_err(|error| disk(&folder.path, error))
     }
 }
 
-/// Repeats a look-up that other renames on the host came between (openat2(2), EAGAIN).
-pub(super) fn openat2_again(mut open: impl FnMut() -> Result<OwnedFd, Errno>) -> Result<OwnedFd, Errno> {
-    for _ in 1..TRIES {
-        match open() {
-            Err(Errno::AGAIN | Errno::INTR) => {}
-            result => return result,
-        }
-    }
-    open()
+/// A record of something that has no attributes of its own.
+fn anonymous(kind: Kind) -> Record {
+    Record { kind, mode: 0, uid: 0, gid: 0, mtime: (0, 0), xattrs: None }
 }
 
-fn kind_of(target: &Target<'_>) -> Result<Option<FileType>, Error> {
-    match statat(&target.parent, target.name, AtFlags::SYMLINK_NOFOLLOW) {
-        Ok(stat) => Ok(Some(FileType::from_raw_mode(stat.st_mode))),
-        Err(Errno::NOENT) => Ok(None),
-        Err(error) => Err(disk(target.path, error)),
-    }
+fn unlisted(error: std::io::Error) -> Error {
+    Error::Disk("writing the layer's listing".to_owned(), error)
 }
 
-fn add_file(
-    target: &Target<'_>,
-    content: &mut dyn Read,
-    size: u64,
-    attributes: &Attributes,
-) -> Result<(), Error> {
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let opened = openat(&target.parent, target.name, flags, Mode::from_raw_mode(0o600));
-    let mut file = File::from(opened.map_err(|error| disk(target.path, error))?);
-    let mut buffer = [0u8; 64 << 10];
-    let mut written = 0u64;
-    loop {
-        let count = match content.read(&mut buffer) {
-            Ok(0) => break,
-            Ok(count) => count,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => return Err(Error::Broken(error)),
-        };
-        io::Write::write_all(&mut file, &buffer[..count])
-            .map_err(|error| Error::Disk(format!("writing {}", target.path.display()), error))?;
-        written += count as u64;
-    }
-    if written != size {
-        return Err(Error::Broken(io::ErrorKind::UnexpectedEof.into()));
-    }
-    attributes.set(&file, target.path)?;
-    attributes.set_times(&file, target.path)
-}
-
-fn set_nofollow(target: &Target<'_>, attributes: &Attributes) -> Result<(), Error> {
-    let failed = |error| disk(target.path, error);
+fn set_nofollow(target: &Target, attributes: &Attributes) -> Result<(), Error> {
+    let failed = |error| disk(&target.path, error);
+    let (fd, name) = (&target.parent.fd, target.name());
     let (uid, gid) = (Some(attributes.uid), Some(attributes.gid));
-    chownat(&target.parent, target.name, uid, gid, AtFlags::SYMLINK_NOFOLLOW).map_err(failed)?;
-    utimensat(&target.parent, target.name, &attributes.times(), AtFlags::SYMLINK_NOFOLLOW).map_err(failed)
+    chownat(fd, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW).map_err(failed)?;
+    utimensat(fd, name, &attributes.times(), AtFlags::SYMLINK_NOFOLLOW).map_err(failed)
 }
 
 /// A path within the tree: no `..`, no more than a kernel takes; a leading `/` or `./` means the root.
-fn clean(path: &Path) -> Result<PathBuf, Error> {
-    if path.as_os_str().len() > MAX_PATH {
+fn clean(path: &[u8]) -> Result<PathBuf, Error> {
+    if path.len() > MAX_PATH {
         return refuse("a path of more than 4096 bytes");
     }
+    let path = Path::new(OsStr::from_bytes(path));
     let mut clean = PathBuf::new();
     let mut depth = 0;
     for part in path.components() {
         match part {
             Component::Normal(name) => {
-                if name.as_bytes().contains(&0) {
-                    return refuse("a path with a NUL in it");
-                }
                 depth += 1;
                 clean.push(name);
             }

@@ -1,13 +1,4 @@
-//! Credentials: basic, and bearer tokens from the realm that a registry names.
-
-use std::path::Path;
-
-use super::PullError;
-use crate::config::agent::RegistryConfig;
-use crate::types::Reason;
-
-/// Largest file that may hold a password.
-const MAX_SECRET: u64 = 64 << 10;
+//! What a registry asks for before it answers, and whom this host may tell who it is.
 
 /// What a registry asks for in WWW-Authenticate (RFC 9110 section 11.6.1; distribution's token specification).
 #[derive(Debug, PartialEq)]
@@ -43,38 +34,28 @@ pub(super) fn parse(header: &str) -> Option<Challenge> {
     Some(Challenge::Bearer { realm: realm?, service, scope })
 }
 
-/// User and password for a registry; `None` = it is used without.
-pub(super) fn credentials(
-    host: &str,
-    config: &RegistryConfig,
-) -> Result<Option<(String, String)>, PullError> {
-    let (Some(user), Some(file)) = (&config.username, &config.password_file) else { return Ok(None) };
-    let read = || -> std::io::Result<String> {
-        if std::fs::metadata(file)?.len() > MAX_SECRET {
-            return Err(std::io::Error::other("it is too large for a password"));
-        }
-        std::fs::read_to_string(file)
-    };
-    let password = read().map_err(|error| unreadable(host, file, &error))?;
-    Ok(Some((user.clone(), password.trim_end_matches(['\n', '\r']).to_owned())))
-}
-
-fn unreadable(host: &str, file: &Path, error: &std::io::Error) -> PullError {
-    PullError::retry(
-        Reason::Auth,
-        format!("the password file {} of registry {host}: {error}", file.display()),
-    )
-}
-
-/// Whether a realm may be asked with this registry's credentials: the registry itself, or https on its own domain.
-/// Anything else could be anybody, also this machine's own metadata service.
-pub(super) fn realm_is_allowed(realm: &reqwest::Url, base: &reqwest::Url) -> bool {
-    if realm.origin() == base.origin() {
+/// Whether a realm may be asked with this registry's credentials: the registry's own host, https within its own domain,
+/// or https at a host that the configuration allows. Anything else could be anybody, also this machine's own metadata
+/// service (CVE-2026-48978).
+pub(super) fn realm_is_allowed(realm: &reqwest::Url, base: &reqwest::Url, allowed: &[String]) -> bool {
+    let secure = realm.scheme() == "https";
+    if secure && allowed.iter().any(|host| *host == super::http::authority(realm)) {
+        return true;
+    }
+    if realm.host() == base.host() && (secure || base.scheme() == "http") {
         return true;
     }
     let (Some(realm_host), Some(host)) = (realm.domain(), base.domain()) else { return false };
-    let domain = |name: &str| name.rsplitn(3, '.').take(2).map(str::to_owned).collect::<Vec<_>>();
-    realm.scheme() == "https" && realm_host.contains('.') && domain(realm_host) == domain(host)
+    let family = family(host);
+    secure && family.contains('.') && (realm_host == family || realm_host.ends_with(&format!(".{family}")))
+}
+
+/// The part of a name that one owner has: its last two labels, or three below the likes of `co.uk`.
+fn family(host: &str) -> String {
+    let labels: Vec<&str> = host.split('.').collect();
+    let below = matches!(labels.as_slice(), [.., second, top] if top.len() == 2 && second.len() <= 3);
+    let kept = if below { 3 } else { 2 };
+    labels[labels.len().saturating_sub(kept)..].join(".")
 }
 
 #[cfg(test)]
@@ -101,12 +82,30 @@ mod tests {
     #[test]
     fn realms_stay_in_the_family() {
         let url = |text: &str| text.parse::<reqwest::Url>().unwrap();
+        let realm_is_allowed = |realm: &reqwest::Url, base: &reqwest::Url| realm_is_allowed(realm, base, &[]);
         assert!(realm_is_allowed(&url("https://auth.docker.io/token"), &url("https://registry-1.docker.io")));
         assert!(realm_is_allowed(&url("http://127.0.0.1:5000/t"), &url("http://127.0.0.1:5000")));
+        assert!(realm_is_allowed(&url("http://127.0.0.1:5001/t"), &url("http://127.0.0.1:5000")));
+        assert!(realm_is_allowed(&url("https://gitlab.com/jwt/auth"), &url("https://registry.gitlab.com")));
+        assert!(realm_is_allowed(&url("https://a.shop.co.uk/t"), &url("https://r.shop.co.uk")));
+        assert!(!realm_is_allowed(&url("https://evil.co.uk/t"), &url("https://r.shop.co.uk")));
+        assert!(!realm_is_allowed(&url("http://r.io/t"), &url("https://r.io")), "out of https");
+        assert!(!realm_is_allowed(&url("https://xdocker.io/t"), &url("https://registry-1.docker.io")));
         for realm in
             ["http://auth.docker.io/token", "https://169.254.169.254/x", "https://evil.example.org/token"]
         {
             assert!(!realm_is_allowed(&url(realm), &url("https://registry-1.docker.io")), "{realm}");
         }
+    }
+
+    #[test]
+    fn realms_can_be_allowed() {
+        let url = |text: &str| text.parse::<reqwest::Url>().unwrap();
+        let allowed = ["auth.example.net".to_owned(), "127.0.0.1:9".to_owned()];
+        let base = url("https://r.example.org");
+        assert!(realm_is_allowed(&url("https://auth.example.net/t"), &base, &allowed));
+        assert!(realm_is_allowed(&url("https://127.0.0.1:9/t"), &base, &allowed));
+        assert!(!realm_is_allowed(&url("http://auth.example.net/t"), &base, &allowed), "in the clear");
+        assert!(!realm_is_allowed(&url("https://auth.example.net:8443/t"), &base, &allowed));
     }
 }

@@ -1,0 +1,128 @@
+//! A layer from where it is to the process that unpacks it: in order, each byte once, however often the way breaks.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc::UnboundedSender;
+
+use super::PullError;
+use super::layer::{LayerWriter, Unpacked};
+use super::manifest::{Descriptor, Packing};
+use super::retry::{self, Budget, Resume};
+use super::source::Source;
+use crate::types::{Digest, Reason};
+
+/// Bytes a second below which a connection counts as broken: another one may have a better way.
+const SLOWEST: u64 = 1024;
+
+/// Time over which that is measured.
+const WINDOW: Duration = Duration::from_secs(30);
+
+/// What is to be fetched.
+pub(super) struct Job {
+    /// Of the image, for messages.
+    pub image: String,
+    pub descriptor: Descriptor,
+    pub diff_id: Digest,
+    pub packing: Packing,
+    /// Told of each part of the layer that arrives, once.
+    pub counter: UnboundedSender<u64>,
+    /// All that came over the network, also what came twice.
+    pub received: Arc<AtomicU64>,
+    /// Further tries that all layers of the image have together.
+    pub budget: Arc<Budget>,
+}
+
+/// How fast bytes come, while somebody waits for them: a slow disk is no slow network.
+#[derive(Default)]
+struct Rate {
+    waited: Duration,
+    bytes: u64,
+}
+
+impl Rate {
+    fn is_fair(&mut self, bytes: u64, waited: Duration) -> bool {
+        self.bytes += bytes;
+        self.waited += waited;
+        if self.waited < WINDOW {
+            return true;
+        }
+        let fair = self.bytes >= SLOWEST * self.waited.as_secs();
+        *self = Self::default();
+        fair
+    }
+}
+
+/// Fetches, checks and unpacks a layer. Nothing is durable yet.
+pub(super) async fn fetch(source: &Source, job: &Job, mut to: LayerWriter) -> Result<Unpacked, PullError> {
+    let size = job.descriptor.size;
+    let mut resume = Resume::default();
+    while to.written() < size {
+        let result = stream(source, job, &mut to).await;
+        // Nothing is missing, however the connection ended; the digest says whether it is right.
+        if to.written() == size {
+            break;
+        }
+        let error = result.err().unwrap_or_else(|| {
+            let (digest, image, here) = (&job.descriptor.digest, &job.image, to.written());
+            let what = format!("layer {digest} of {image} broke off after {here} of {size} bytes");
+            PullError::network(what, None)
+        });
+        let Some(asked) = error.again else { return Err(error) };
+        match resume.broke(to.written(), Instant::now(), &job.budget) {
+            Some(attempt) => tokio::time::sleep(retry::pause(attempt, asked)).await,
+            None => return Err(error),
+        }
+    }
+    to.finish(Some(&job.descriptor.digest), Some(&job.diff_id)).await
+}
+
+/// One connection's worth of it.
+async fn stream(source: &Source, job: &Job, to: &mut LayerWriter) -> Result<(), PullError> {
+    let (mut body, mut skip) = source.open(&job.descriptor, to.written()).await?;
+    let mut rate = Rate::default();
+    loop {
+        let begun = Instant::now();
+        let next = body.chunk().await;
+        if next.is_err() {
+            body.blame();
+        }
+        let Some(mut chunk) = next? else { break };
+        if !rate.is_fair(chunk.len() as u64, begun.elapsed()) {
+            body.blame();
+            let (digest, image) = (&job.descriptor.digest, &job.image);
+            let what = format!("layer {digest} of {image} comes with less than {SLOWEST} bytes a second");
+            return Err(PullError::network(what, None));
+        }
+        job.received.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+        let skipped = usize::try_from(skip).unwrap_or(usize::MAX).min(chunk.len());
+        skip -= skipped as u64;
+        let _ = chunk.split_to(skipped);
+        if chunk.is_empty() {
+            continue;
+        }
+        if chunk.len() as u64 > job.descriptor.size - to.written() {
+            let (digest, image) = (&job.descriptor.digest, &job.image);
+            let what = format!("layer {digest} of {image} is longer than its manifest says");
+            return Err(PullError::retry(Reason::DigestMismatch, what));
+        }
+        // Whoever counts may be gone.
+        let _ = job.counter.send(chunk.len() as u64);
+        to.write(&chunk).await?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_trickle_is_no_connection() {
+        let mut rate = Rate::default();
+        assert!(rate.is_fair(0, Duration::from_secs(29)), "not yet");
+        assert!(!rate.is_fair(100, Duration::from_secs(2)));
+        assert!(rate.is_fair(1 << 20, Duration::from_secs(59)), "a new window");
+    }
+}

@@ -1,0 +1,73 @@
+//! What reads the bytes of strangers, for the fuzzers in `fuzz/`: the functions themselves, without a network before
+//! them. There only with the feature `fuzz`, which no release has.
+
+use std::fs::File;
+use std::path::Path;
+
+use super::unpack::reader::{Kind, Reader};
+use super::unpack::{self, Error};
+use super::{PullError, challenge, docker_config, manifest};
+
+/// An entry of an archive: its path, kind (as `ls` shows it, `h` for hard links), link and content.
+pub type Entry = (Vec<u8>, char, Vec<u8>, Vec<u8>);
+
+/// The entries of an archive, or why there are none.
+pub fn tar(bytes: &[u8]) -> Result<Vec<Entry>, PullError> {
+    read(bytes).map_err(|error| error.into_pull_error("tar"))
+}
+
+fn read(bytes: &[u8]) -> Result<Vec<Entry>, Error> {
+    let mut reader = Reader::new(bytes);
+    let mut entries = Vec::new();
+    while let Some(entry) = reader.next()? {
+        let mut content = Vec::new();
+        reader.content(|part| {
+            content.extend_from_slice(part);
+            Ok(())
+        })?;
+        let kind = match entry.kind {
+            Kind::File => '-',
+            Kind::Link => 'h',
+            Kind::Symlink => 'l',
+            Kind::Directory => 'd',
+            Kind::Fifo => 'p',
+            Kind::Device => 'c',
+        };
+        entries.push((entry.path, kind, entry.link, content));
+    }
+    Ok(entries)
+}
+
+/// Unpacks an archive into an empty directory.
+pub fn layer(bytes: &[u8], into: &Path) -> Result<(), PullError> {
+    let root = File::open(into).map_err(|error| PullError::io("opening the directory", &error))?;
+    let unpacked = unpack::unpack(bytes, root.into(), &mut std::io::sink());
+    unpacked.map(|_| ()).map_err(|error| error.into_pull_error("layer"))
+}
+
+/// Reads a manifest or an index.
+pub fn manifest(bytes: &[u8]) -> Result<(), PullError> {
+    manifest::parse("image", bytes).map(|_| ())
+}
+
+/// Reads the configuration of an image of that many layers.
+pub fn config(bytes: &[u8], layers: usize) -> Result<(), PullError> {
+    manifest::parse_config("image", bytes, layers).map(|_| ())
+}
+
+/// Reads a challenge; whether a registry at `base` may send its clients to the realm that it names.
+pub fn realm(header: &str, base: &reqwest::Url) -> Option<(reqwest::Url, bool)> {
+    match challenge::parse(header)? {
+        challenge::Challenge::Bearer { realm, .. } => {
+            let realm = realm.parse().ok()?;
+            let allowed = challenge::realm_is_allowed(&realm, base, &[]);
+            Some((realm, allowed))
+        }
+        challenge::Challenge::Basic => None,
+    }
+}
+
+/// Looks a registry up in a file that is meant to be Docker's `config.json`: whether it knows of credentials.
+pub async fn docker_config(file: &Path, registry: &str) -> Result<bool, String> {
+    docker_config::look_up(file, registry).await.map(|found| found.is_some())
+}

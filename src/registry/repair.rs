@@ -1,0 +1,327 @@
+//! Damaged layers, had again: pulled by digest, unpacked, verified, put in the damaged one's place while containers
+//! run. A layer that cannot be had again is taken out of use.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+
+use super::layer::LayerWriter;
+use super::manifest::{self, Descriptor};
+use super::source::Source;
+use super::store::record::ImageRecord;
+use super::{PullError, Registry, download};
+use crate::types::{Digest, ImageRef, PinnedImage, Reason};
+
+/// What was done about something damaged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Remedy {
+    /// It is here again, as it was.
+    Rebuilt,
+    /// Nothing used it, and it is gone.
+    Removed,
+    /// It could not be had again: nothing new runs on it, and it is pulled when something needs it.
+    Quarantined,
+    /// It is as it was found.
+    Left,
+}
+
+impl Remedy {
+    /// The word for people.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Rebuilt => "rebuilt",
+            Self::Removed => "removed, as nothing used it",
+            Self::Quarantined => "taken out of use",
+            Self::Left => "left as it is",
+        }
+    }
+}
+
+/// What came of one repair.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Repaired {
+    /// The layer's diff-ID, or the image's manifest.
+    pub digest: Digest,
+    /// What was done.
+    pub remedy: Remedy,
+    /// Bytes that came over the network for it.
+    pub pulled_bytes: u64,
+    /// Wall time.
+    pub seconds: f64,
+    /// Why it could not be had again.
+    pub reason: Option<Reason>,
+    /// The same, for people.
+    pub message: Option<String>,
+}
+
+impl Repaired {
+    /// Whether nothing is wrong with it any more.
+    pub fn is_well(&self) -> bool {
+        matches!(self.remedy, Remedy::Rebuilt | Remedy::Removed)
+    }
+}
+
+/// How far a repair is: a layer of the list, and its bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RepairProgress {
+    /// The layer.
+    pub layer: Digest,
+    /// Bytes of it that are here.
+    pub bytes: u64,
+    /// Bytes that it has, as it is packed.
+    pub total: u64,
+}
+
+/// Who hears of the progress.
+type Tell<'a> = &'a (dyn Fn(RepairProgress) + Send + Sync);
+
+impl Registry {
+    /// Has layers and image records again. `known`: images by the names that services have for them.
+    pub async fn repair(
+        &self,
+        mut layers: Vec<Digest>,
+        images: Vec<Digest>,
+        known: &[PinnedImage],
+        tell: Tell<'_>,
+    ) -> Vec<Repaired> {
+        let records = self.store.image_records();
+        // Lower ones first: what a layer only implies it takes from those below.
+        let place = |layer: &Digest| {
+            let places =
+                records.iter().filter_map(|record| record.diff_ids.iter().position(|id| id == layer));
+            places.min().unwrap_or(usize::MAX)
+        };
+        layers.sort_by_key(|layer| place(layer));
+        layers.dedup();
+        let mut results = Vec::new();
+        for layer in layers {
+            let begun = Instant::now();
+            let received = Arc::new(AtomicU64::new(0));
+            let result = self.repair_layer(&layer, &records, &received, tell).await;
+            results.push(self.conclude(layer, result, &received, begun));
+        }
+        for image in images {
+            let begun = Instant::now();
+            let received = Arc::new(AtomicU64::new(0));
+            let result = self.repair_image(&image, known, &received).await;
+            results.push(repaired(image, result, Remedy::Left, &received, begun));
+        }
+        results
+    }
+
+    /// A layer that cannot be had again is nobody's to run.
+    fn conclude(
+        &self,
+        layer: Digest,
+        result: Result<Remedy, PullError>,
+        received: &AtomicU64,
+        begun: Instant,
+    ) -> Repaired {
+        let otherwise = match result {
+            Ok(_) => Remedy::Left,
+            Err(_) => match self.store.quarantine(&layer) {
+                Ok(()) => Remedy::Quarantined,
+                Err(error) => {
+                    tracing::warn!("{error}");
+                    Remedy::Left
+                }
+            },
+        };
+        repaired(layer, result, otherwise, received, begun)
+    }
+
+    async fn repair_layer(
+        &self,
+        layer: &Digest,
+        records: &[ImageRecord],
+        received: &Arc<AtomicU64>,
+        tell: Tell<'_>,
+    ) -> Result<Remedy, PullError> {
+        let _gate = self.underway.gate(layer).lock_owned().await;
+        let users: Vec<&ImageRecord> =
+            records.iter().filter(|record| record.diff_ids.contains(layer)).collect();
+        let Some(user) = users.first() else {
+            return if self.store.discard(layer)? { Ok(Remedy::Removed) } else { Ok(Remedy::Left) };
+        };
+        let _pins = self.store.pin(&user.diff_ids);
+        let mut trouble = None;
+        // What its own record says needs no further trip; what the images say is as good.
+        let own = self.store.layer_record(layer).and_then(|record| {
+            // Where it is in an archive, only the archive says.
+            let ImageRef::Registry(place) = &record.reference else { return None };
+            let source = Source::Registry(self.client.clone(), place.clone());
+            let blob = record.blob;
+            Some((record.reference, (source, Descriptor::of_layer(blob.media_type, blob.digest, blob.size))))
+        });
+        if let Some((reference, found)) = own {
+            match self.rebuild(layer, user, &reference, found, received, tell).await {
+                Ok(()) => return Ok(Remedy::Rebuilt),
+                Err(error) if is_local(&error) => return Err(error),
+                Err(error) => trouble = Some(error),
+            }
+        }
+        for record in &users {
+            for reference in &record.references {
+                let result = match self.find_layer(record, layer, reference).await {
+                    Ok(found) => self.rebuild(layer, record, reference, found, received, tell).await,
+                    Err(error) => Err(error),
+                };
+                match result {
+                    Ok(()) => return Ok(Remedy::Rebuilt),
+                    Err(error) if is_local(&error) => return Err(error),
+                    Err(error) => trouble = Some(error),
+                }
+            }
+        }
+        let what = format!("layer {layer}: nothing says where it came from");
+        Err(trouble.unwrap_or_else(|| PullError::fatal(Reason::ImageNotFound, what)))
+    }
+
+    /// What a layer is in an image, and where it can be had.
+    async fn find_layer(
+        &self,
+        record: &ImageRecord,
+        layer: &Digest,
+        reference: &ImageRef,
+    ) -> Result<(Source, Descriptor), PullError> {
+        let (source, layers) = match reference {
+            ImageRef::Registry(place) => {
+                let manifest = self.manifest(place, &record.digest).await?;
+                (Source::Registry(self.client.clone(), place.clone()), manifest.layers.clone())
+            }
+            ImageRef::Archive(url) => {
+                let contents = self.archive(url, &record.digest).await?;
+                (contents.source, contents.layers)
+            }
+        };
+        let position = record.diff_ids.iter().position(|id| id == layer);
+        let descriptor = position.and_then(|position| layers.get(position).cloned());
+        let what = || format!("{reference} does not have layer {layer}");
+        Ok((source, descriptor.ok_or_else(|| PullError::fatal(Reason::ImageInvalid, what()))?))
+    }
+
+    /// Fetches one layer and puts it in its place.
+    async fn rebuild(
+        &self,
+        layer: &Digest,
+        user: &ImageRecord,
+        reference: &ImageRef,
+        (source, descriptor): (Source, Descriptor),
+        received: &Arc<AtomicU64>,
+        tell: Tell<'_>,
+    ) -> Result<(), PullError> {
+        let name = reference.to_string();
+        let barrier = self.store.barrier()?;
+        let (counter, mut counts) = tokio::sync::mpsc::unbounded_channel();
+        let (present, mut gone) = tokio::sync::mpsc::channel(1);
+        let packing = manifest::packing(&name, &descriptor)?;
+        let (media_type, total) = (descriptor.media_type.clone(), descriptor.size);
+        let job = download::Job {
+            image: name.clone(),
+            diff_id: layer.clone(),
+            packing,
+            counter,
+            received: received.clone(),
+            descriptor,
+            budget: Arc::default(),
+        };
+        let text = format!("layer {} of {name}", job.descriptor.digest);
+        let to = LayerWriter::start(&self.store, &self.program, text, packing, present)?;
+        let fetch = async {
+            let unpacked = download::fetch(&source, &job, to).await;
+            // Ends the count.
+            drop(job);
+            unpacked
+        };
+        let count = async {
+            let mut bytes = 0;
+            while let Some(part) = counts.recv().await {
+                bytes += part;
+                tell(RepairProgress { layer: layer.clone(), bytes, total });
+            }
+        };
+        let (unpacked, ()) = tokio::join!(fetch, count);
+        let unpacked = match unpacked {
+            Ok(unpacked) => unpacked,
+            Err(error) => {
+                // Whoever hears of the error finds nothing half done.
+                let _ = gone.recv().await;
+                return Err(error);
+            }
+        };
+        let (store, ids) = (self.store.clone(), user.diff_ids.clone());
+        let (reference, layer) = (reference.clone(), layer.clone());
+        let placed = tokio::task::spawn_blocking(move || {
+            let one = BTreeMap::from([(layer.clone(), unpacked)]);
+            store.settle(&ids, &one)?;
+            one.values().try_for_each(|unpacked| {
+                store.describe(unpacked, &media_type, &reference)?;
+                store.replace(&barrier, &layer, unpacked)
+            })
+        });
+        placed.await.map_err(|error| PullError::retry(Reason::Internal, format!("repairing: {error}")))?
+    }
+
+    async fn repair_image(
+        &self,
+        image: &Digest,
+        known: &[PinnedImage],
+        received: &AtomicU64,
+    ) -> Result<Remedy, PullError> {
+        let former = self.store.image_record(image);
+        if let Some(record) = &former {
+            self.store.rewrite(record)?;
+            if self.store.image(image).is_some() {
+                return Ok(Remedy::Rebuilt);
+            }
+        }
+        let names = former.iter().flat_map(|record| &record.references);
+        let names =
+            names.map(|reference| PinnedImage { reference: reference.clone(), digest: image.clone() });
+        let mut trouble = None;
+        for pinned in known.iter().filter(|known| known.digest == *image).cloned().chain(names) {
+            match self.pull(&pinned, &|_| {}).await {
+                Ok(pulled) => {
+                    received.fetch_add(pulled.bytes, Ordering::Relaxed);
+                    return Ok(Remedy::Rebuilt);
+                }
+                Err(error) => trouble = Some(error),
+            }
+        }
+        match trouble {
+            Some(error) => Err(error),
+            // Nobody has a name for it.
+            None => self.store.forget_image(image).map(|()| Remedy::Removed),
+        }
+    }
+}
+
+/// No other source can do better.
+fn is_local(error: &PullError) -> bool {
+    matches!(error.reason, Reason::DiskSpace | Reason::StorageIo | Reason::Internal)
+}
+
+fn repaired(
+    digest: Digest,
+    result: Result<Remedy, PullError>,
+    otherwise: Remedy,
+    received: &AtomicU64,
+    begun: Instant,
+) -> Repaired {
+    let (remedy, trouble) = match result {
+        Ok(remedy) => (remedy, None),
+        Err(error) => (otherwise, Some(error)),
+    };
+    Repaired {
+        digest,
+        remedy,
+        pulled_bytes: received.load(Ordering::Relaxed),
+        seconds: begun.elapsed().as_secs_f64(),
+        reason: trouble.as_ref().map(|error| error.reason),
+        message: trouble.map(|error| error.to_string()),
+    }
+}

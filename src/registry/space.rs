@@ -1,0 +1,248 @@
+//! Room for a pull: refused before its first byte where it cannot fit, given up before it takes what others need.
+//!
+//! The least that a layer needs is known before it comes (its packed size), and what it really needs only after it came.
+//! So a pull that turns out not to fit is remembered with what it had written, and is not begun again in as little room.
+
+use std::collections::{HashMap, HashSet};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use super::PullError;
+use super::manifest::Descriptor;
+use super::store::Temporary;
+use crate::types::{ByteSize, Digest, Reason};
+
+/// How often a pull looks at what is left: at 1 GB/s this is 25 MB.
+pub(super) const LOOK_EVERY: Duration = Duration::from_millis(25);
+
+/// One part in so many stays free for containers and state, of bytes and of inodes.
+const KEPT_PART: u64 = 50;
+
+/// More than this is not kept free, however large the file system: 256 MiB.
+const MOST_KEPT_BYTES: u64 = 256 << 20;
+
+/// The same for inodes.
+const MOST_KEPT_INODES: u64 = 4096;
+
+/// Pulls remembered that did not fit.
+const REMEMBERED: usize = 64;
+
+const HINT: &str = "make room, or see what `gitopsd gc --dry-run` would remove";
+
+/// Bytes and inodes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Amount {
+    bytes: u64,
+    inodes: u64,
+}
+
+impl std::fmt::Display for Amount {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", ByteSize(self.bytes).human())?;
+        match self.inodes {
+            // Without end: nobody's concern.
+            u64::MAX => Ok(()),
+            inodes => write!(f, " and {inodes} inodes"),
+        }
+    }
+}
+
+/// A file system's state.
+#[derive(Debug, Clone, Copy)]
+struct Room {
+    /// What others than root may still take. Inodes without end where the file system makes them as it needs them.
+    free: Amount,
+    /// What a pull leaves of it.
+    kept: Amount,
+}
+
+impl Room {
+    /// statvfs(3) of the file system that holds `path`.
+    fn of(path: &Path) -> Result<Self, PullError> {
+        let stat = rustix::fs::statvfs(path).map_err(|error| {
+            PullError::io(format_args!("looking for room below {}", path.display()), &error.into())
+        })?;
+        let limited = stat.f_files > 0;
+        Ok(Self {
+            free: Amount {
+                bytes: stat.f_bavail.saturating_mul(stat.f_frsize),
+                inodes: if limited { stat.f_favail } else { u64::MAX },
+            },
+            kept: Amount {
+                bytes: (stat.f_blocks.saturating_mul(stat.f_frsize) / KEPT_PART).min(MOST_KEPT_BYTES),
+                inodes: if limited { (stat.f_files / KEPT_PART).min(MOST_KEPT_INODES) } else { 0 },
+            },
+        })
+    }
+
+    /// What is missing, if `need` does not fit above what is kept: as a sentence's end.
+    fn shortage(&self, need: Amount) -> Option<String> {
+        let Self { free, kept } = self;
+        if need.bytes.saturating_add(kept.bytes) > free.bytes {
+            let [free, kept] = [free.bytes, kept.bytes].map(|bytes| ByteSize(bytes).human());
+            return Some(format!("{free} are free, and {kept} are kept for others"));
+        }
+        if need.inodes.saturating_add(kept.inodes) > free.inodes {
+            return Some(format!("{} inodes are free, and {} are kept for others", free.inodes, kept.inodes));
+        }
+        None
+    }
+}
+
+/// What pulls that did not fit need at least, by the layers they were to fetch.
+#[derive(Clone, Default)]
+pub(super) struct Needs(Arc<Mutex<HashMap<Vec<Digest>, Amount>>>);
+
+impl Needs {
+    fn get(&self, layers: &[Digest]) -> Amount {
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        known.get(layers).copied().unwrap_or_default()
+    }
+
+    fn remember(&self, layers: Vec<Digest>, need: Amount) {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() >= REMEMBERED {
+            known.clear();
+        }
+        known.insert(layers, need);
+    }
+}
+
+/// Looks after the room while one image is pulled.
+#[derive(Clone)]
+pub(super) struct Watch {
+    root: PathBuf,
+    name: String,
+    begun: Room,
+}
+
+impl Watch {
+    /// Refuses what cannot fit.
+    pub fn begin(
+        root: &Path,
+        name: &str,
+        missing: &[(Digest, Descriptor)],
+        needs: &Needs,
+    ) -> Result<Self, PullError> {
+        let begun = Room::of(root)?;
+        let watch = Self { root: root.to_owned(), name: name.to_owned(), begun };
+        let need = needed(missing, needs.get(&ids(missing)));
+        match begun.shortage(need).filter(|_| !missing.is_empty()) {
+            None => Ok(watch),
+            Some(shortage) => {
+                let what = format!(
+                    "{name}: its missing layers need at least {need}, and on the file system of {} {shortage}: {HINT}",
+                    root.display()
+                );
+                Err(PullError::retry(Reason::DiskSpace, what))
+            }
+        }
+    }
+
+    /// The image.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Whether a pull under way still leaves what is to be kept.
+    pub fn look(&self) -> Result<(), PullError> {
+        match Room::of(&self.root)?.shortage(Amount::default()) {
+            None => Ok(()),
+            Some(shortage) => {
+                let what = format!("{} does not fit: {shortage}", self.name);
+                Err(PullError::retry(Reason::DiskSpace, what))
+            }
+        }
+    }
+
+    /// Adds the numbers to an error for lack of room, and remembers them for the next try. `places`: what was written,
+    /// still there; `rest`: bytes of layers that did not come yet.
+    pub fn explain(
+        &self,
+        error: PullError,
+        missing: &[(Digest, Descriptor)],
+        places: &[Arc<Temporary>],
+        rest: u64,
+        needs: &Needs,
+    ) -> PullError {
+        if error.reason != Reason::DiskSpace {
+            return error;
+        }
+        let mut need = Amount { bytes: rest, inodes: 1 };
+        let mut linked = HashSet::new();
+        for place in places {
+            measure(place.path(), &mut linked, &mut need);
+        }
+        needs.remember(ids(missing), need);
+        let (root, free) = (self.root.display(), self.begun.free);
+        error.and(format_args!(
+            "the image needs at least {need}, and {free} were free on the file system of {root} at its begin; nothing of \
+             it was kept: {HINT}"
+        ))
+    }
+}
+
+/// The least that layers need: their packed sizes, a directory each, and what is known from a former try.
+fn needed(missing: &[(Digest, Descriptor)], known: Amount) -> Amount {
+    // Sizes are whatever a manifest says.
+    let packed = missing.iter().fold(0u64, |sum, (_, layer)| sum.saturating_add(layer.size));
+    Amount { bytes: packed.max(known.bytes), inodes: (2 * missing.len() as u64).max(known.inodes) }
+}
+
+fn ids(missing: &[(Digest, Descriptor)]) -> Vec<Digest> {
+    missing.iter().map(|(diff_id, _)| diff_id.clone()).collect()
+}
+
+/// Adds what a tree takes. What cannot be read takes nothing: it is a least amount.
+fn measure(path: &Path, linked: &mut HashSet<u64>, sum: &mut Amount) {
+    let Ok(meta) = std::fs::symlink_metadata(path) else { return };
+    if meta.is_dir() {
+        for entry in std::fs::read_dir(path).into_iter().flatten().flatten() {
+            measure(&entry.path(), linked, sum);
+        }
+    } else if meta.nlink() > 1 && !linked.insert(meta.ino()) {
+        return;
+    }
+    // stat(2): blocks of 512 bytes, whatever the file system's own.
+    sum.bytes = sum.bytes.saturating_add(meta.blocks().saturating_mul(512));
+    sum.inodes = sum.inodes.saturating_add(1);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ROOM: Room = Room {
+        free: Amount { bytes: 100 << 20, inodes: 1000 },
+        kept: Amount { bytes: 10 << 20, inodes: 100 },
+    };
+
+    #[test]
+    fn what_fits_above_what_is_kept() {
+        let short = |bytes, inodes| ROOM.shortage(Amount { bytes, inodes });
+        assert_eq!(short(90 << 20, 900), None);
+        let bytes = "100.0 MiB are free, and 10.0 MiB are kept for others";
+        assert_eq!(short((90 << 20) + 1, 0).as_deref(), Some(bytes));
+        assert_eq!(short(u64::MAX, u64::MAX).as_deref(), Some(bytes));
+        let inodes = "1000 inodes are free, and 100 are kept for others";
+        assert_eq!(short(0, 901).as_deref(), Some(inodes));
+        // Less than what is kept: nothing fits, not even nothing.
+        let full = Room { free: Amount { bytes: 5 << 20, inodes: 5 }, ..ROOM };
+        let both = "5.0 MiB are free, and 10.0 MiB are kept for others";
+        assert_eq!(full.shortage(Amount::default()).as_deref(), Some(both));
+    }
+
+    #[test]
+    fn a_tree_is_measured_once_a_file() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("a"), vec![1; 100_000]).unwrap();
+        std::fs::hard_link(dir.path().join("a"), dir.path().join("b")).unwrap();
+        std::os::unix::fs::symlink("/", dir.path().join("c")).unwrap();
+        let mut sum = Amount::default();
+        measure(dir.path(), &mut HashSet::new(), &mut sum);
+        assert_eq!(sum.inodes, 3);
+        assert!((100_000..200_000).contains(&sum.bytes), "{sum}");
+    }
+}

@@ -1,0 +1,328 @@
+//! What may go, and taking it away: records first, then layers that no record names, by way of tmp. A crash in between
+//! leaves layers without an image, which are found the next time.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::ErrorKind;
+use std::path::PathBuf;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::sizes::measure;
+use super::{PullError, Store, Temporary, layer_path};
+use crate::config::agent::{ImagesConfig, MinFree};
+use crate::types::{Digest, ImageRef, Timestamp};
+
+/// A use is written down no more often than this.
+const USED_EVERY: Duration = Duration::from_secs(600);
+
+/// What was removed, or would be.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Collection {
+    /// Images.
+    pub images: Vec<Gone>,
+    /// Layers that no image had.
+    pub unused: Vec<Digest>,
+    /// Bytes of those.
+    pub unused_bytes: u64,
+    /// Bytes of all of it.
+    pub freed: u64,
+    /// Whether there is less free space than there should be.
+    pub short_of_space: bool,
+}
+
+/// An image that goes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Gone {
+    /// Its manifest.
+    pub digest: Digest,
+    /// What it was pulled as.
+    pub references: Vec<ImageRef>,
+    /// When it was last needed, or pulled.
+    pub used_at: Option<Timestamp>,
+    /// Layers that go with it; one that goes with several images is counted for the first.
+    pub layers: usize,
+    /// Bytes of those, and of its record.
+    pub bytes: u64,
+}
+
+/// An image as the choice sees it.
+#[derive(Debug, Clone)]
+struct Known {
+    digest: Digest,
+    layers: BTreeSet<Digest>,
+    references: BTreeSet<ImageRef>,
+    pulled_at: Option<Timestamp>,
+    used_at: Option<Timestamp>,
+}
+
+impl Known {
+    /// When anybody last wanted it.
+    fn last(&self) -> Timestamp {
+        self.used_at.max(self.pulled_at).unwrap_or(Timestamp::MIN)
+    }
+}
+
+/// How much room there is to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pressure {
+    /// What the configuration wants free.
+    Configured,
+    /// A pull did not fit: all that is not needed may go.
+    Everything,
+}
+
+/// What is on its way out: it has no name any more.
+#[derive(Debug)]
+pub struct Doomed {
+    collection: Collection,
+    images: Vec<(usize, Vec<PathBuf>)>,
+    unused: Vec<PathBuf>,
+    _place: Option<Arc<Temporary>>,
+}
+
+impl Doomed {
+    /// Measures it, and removes it for good.
+    pub fn finish(mut self) -> Collection {
+        for (index, paths) in &self.images {
+            let bytes: u64 = paths.iter().map(|path| measure(path)).sum();
+            if let Some(gone) = self.collection.images.get_mut(*index) {
+                gone.bytes += bytes;
+            }
+            self.collection.freed += bytes;
+        }
+        self.collection.unused_bytes = self.unused.iter().map(|path| measure(path)).sum();
+        self.collection.freed += self.collection.unused_bytes;
+        self.collection
+    }
+}
+
+impl Store {
+    /// Writes down that images are needed now: a collection counts from then.
+    pub fn note_uses(&self, needed: &BTreeSet<Digest>, now: Timestamp) {
+        for digest in needed {
+            let path = self.image_path(digest);
+            let recent =
+                self.used_at(digest).is_some_and(|at| now.duration_since(at).unsigned_abs() < USED_EVERY);
+            if recent || !path.exists() {
+                continue;
+            }
+            let file = std::fs::OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .open(path.with_extension("used"));
+            // A time that is lost makes an image look older than it is, and needed it is all the same.
+            let _ = file.and_then(|file| file.set_modified(now.into()));
+        }
+    }
+
+    /// Takes what is not needed out of use, or only says what that would be. Quick: what takes long is
+    /// [`Doomed::finish`]'s.
+    pub fn collect(
+        &self,
+        config: &ImagesConfig,
+        needed: &BTreeSet<Digest>,
+        pressure: Pressure,
+        now: Timestamp,
+        dry_run: bool,
+    ) -> Result<Doomed, PullError> {
+        let pins = self.pins.lock().unwrap_or_else(PoisonError::into_inner);
+        let names = self.digests("images")?;
+        let known: Vec<Known> = names.iter().filter_map(|digest| self.known(digest)).collect();
+        let lacking = match pressure {
+            Pressure::Everything => u64::MAX,
+            Pressure::Configured => self.lacking(config.min_free)?,
+        };
+        let chosen = choose(&known, needed, config, lacking, now, &|layer| {
+            // What it has unpacked is close to what it takes.
+            self.layer_record(layer).map_or(0, |record| record.size)
+        });
+        let kept: BTreeSet<&Digest> = known
+            .iter()
+            .filter(|image| !chosen.contains(&image.digest))
+            .flat_map(|image| &image.layers)
+            .chain(pins.keys())
+            .collect();
+        let mut going = BTreeSet::new();
+        let mut parts = Vec::new();
+        for image in chosen.iter().filter_map(|digest| known.iter().find(|image| image.digest == *digest)) {
+            let layers = image.layers.iter().filter(|layer| !kept.contains(layer) && self.has_layer(layer));
+            let layers: Vec<Digest> =
+                layers.filter(|layer| going.insert((*layer).clone())).cloned().collect();
+            parts.push((image, layers));
+        }
+        // A record that cannot be read may name any layer.
+        let unused = if known.len() == names.len() {
+            let all = self.digests("layers")?;
+            let named = |layer: &Digest| known.iter().any(|image| image.layers.contains(layer));
+            all.into_iter()
+                .filter(|layer| !named(layer) && !kept.contains(layer))
+                .filter(|layer| lacking == u64::MAX || self.is_old(layer, config.keep, now))
+                .collect()
+        } else {
+            Vec::new()
+        };
+        let mut doomed = Doomed {
+            collection: Collection { short_of_space: lacking > 0, ..Collection::default() },
+            images: Vec::new(),
+            unused: Vec::new(),
+            _place: None,
+        };
+        let place =
+            if dry_run || (parts.is_empty() && unused.is_empty()) { None } else { Some(self.temporary()?) };
+        for (index, (image, layers)) in parts.iter().enumerate() {
+            let record = self.record_bytes(&image.digest);
+            if place.is_some() {
+                self.forget_image(&image.digest)?;
+            }
+            doomed.collection.freed += record;
+            doomed.collection.images.push(Gone {
+                digest: image.digest.clone(),
+                references: image.references.iter().cloned().collect(),
+                used_at: image.used_at.max(image.pulled_at),
+                layers: layers.len(),
+                bytes: record,
+            });
+            crate::failpoint::hit("gc::after_record");
+            let paths = layers.iter().map(|layer| self.take_away(layer, place.as_deref()));
+            doomed.images.push((index, paths.collect::<Result<_, _>>()?));
+        }
+        doomed.unused = unused
+            .iter()
+            .map(|layer| self.take_away(layer, place.as_deref()))
+            .collect::<Result<_, PullError>>()?;
+        doomed.collection.unused = unused;
+        if place.is_some() {
+            self.sync_names().map_err(|error| PullError::io("removing layers", &error))?;
+        }
+        doomed._place = place;
+        Ok(doomed)
+    }
+
+    /// Moves a layer to where it is removed with all that is there; where it is then.
+    fn take_away(&self, layer: &Digest, to: Option<&Temporary>) -> Result<PathBuf, PullError> {
+        let from = layer_path(&self.root, layer);
+        let Some(to) = to else { return Ok(from) };
+        let path = to.path().join(layer.hex());
+        match std::fs::rename(&from, &path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                Err(PullError::io(format_args!("removing layer {layer}"), &error))
+            }
+            _ => Ok(path),
+        }
+    }
+
+    fn known(&self, digest: &Digest) -> Option<Known> {
+        let record = self.image_record(digest)?;
+        Some(Known {
+            digest: record.digest,
+            layers: record.diff_ids.into_iter().collect(),
+            references: record.references,
+            pulled_at: record.pulled_at,
+            used_at: self.used_at(digest),
+        })
+    }
+
+    fn record_bytes(&self, digest: &Digest) -> u64 {
+        let path = self.image_path(digest);
+        let files = ["json", "previous.json", "used"].map(|extension| path.with_extension(extension));
+        files.iter().map(|file| measure(file)).sum()
+    }
+
+    /// Whether a layer that no image has was there for long: the pull that it belongs to may go on after a restart.
+    fn is_old(&self, layer: &Digest, keep: Duration, now: Timestamp) -> bool {
+        let modified = std::fs::metadata(layer_path(&self.root, layer)).and_then(|meta| meta.modified());
+        let modified = modified.ok().and_then(|modified| Timestamp::try_from(modified).ok());
+        modified.is_none_or(|modified| is_over(modified, keep, now))
+    }
+
+    /// Bytes that are missing to what is to be free.
+    fn lacking(&self, min_free: MinFree) -> Result<u64, PullError> {
+        let stat = rustix::fs::statvfs(&self.root).map_err(|error| {
+            PullError::io(format_args!("looking for room below {}", self.root.display()), &error.into())
+        })?;
+        let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+        let wanted = match min_free {
+            MinFree::Bytes(bytes) => bytes,
+            MinFree::Percent(percent) => {
+                stat.f_blocks.saturating_mul(stat.f_frsize) / 100 * u64::from(percent)
+            }
+        };
+        Ok(wanted.saturating_sub(free))
+    }
+}
+
+fn is_over(since: Timestamp, keep: Duration, now: Timestamp) -> bool {
+    let age = now.duration_since(since);
+    !age.is_negative() && age.unsigned_abs() >= keep
+}
+
+/// Which images go. What is needed stays, and so does what was pulled ahead and is not old. Of the rest those go that
+/// are old and not among the newest of their repository; where bytes are lacking, also further ones, oldest first.
+fn choose(
+    known: &[Known],
+    needed: &BTreeSet<Digest>,
+    config: &ImagesConfig,
+    lacking: u64,
+    now: Timestamp,
+    size: &dyn Fn(&Digest) -> u64,
+) -> BTreeSet<Digest> {
+    let mut oldest: Vec<&Known> = known.iter().collect();
+    oldest.sort_by_key(|image| (image.last(), &image.digest));
+    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+    let mut newest = BTreeSet::new();
+    for image in oldest.iter().rev() {
+        for repository in repositories(image) {
+            let count = counts.entry(repository).or_default();
+            *count += 1;
+            if *count <= config.keep_count {
+                newest.insert(&image.digest);
+            }
+        }
+    }
+    let old = |image: &Known| is_over(image.last(), config.keep, now);
+    let ahead = |image: &Known| image.used_at.is_none() && !old(image);
+    let free: Vec<&Known> =
+        oldest.into_iter().filter(|image| !needed.contains(&image.digest) && !ahead(image)).collect();
+    let mut chosen: BTreeSet<Digest> = free
+        .iter()
+        .filter(|image| old(image) && !newest.contains(&image.digest))
+        .map(|image| image.digest.clone())
+        .collect();
+    if lacking == 0 {
+        return chosen;
+    }
+    let layers: BTreeSet<&Digest> = free.iter().flat_map(|image| &image.layers).collect();
+    let sizes: BTreeMap<&Digest, u64> = layers.into_iter().map(|layer| (layer, size(layer))).collect();
+    let freed = |chosen: &BTreeSet<Digest>| -> u64 {
+        let (gone, kept): (Vec<&Known>, Vec<&Known>) =
+            known.iter().partition(|image| chosen.contains(&image.digest));
+        let kept: BTreeSet<&Digest> = kept.into_iter().flat_map(|image| &image.layers).collect();
+        let gone: BTreeSet<&Digest> = gone.into_iter().flat_map(|image| &image.layers).collect();
+        gone.difference(&kept)
+            .filter_map(|layer| sizes.get(*layer))
+            .fold(0, |sum, size| sum.saturating_add(*size))
+    };
+    for image in free {
+        if lacking != u64::MAX && freed(&chosen) >= lacking {
+            break;
+        }
+        chosen.insert(image.digest.clone());
+    }
+    chosen
+}
+
+/// The repositories that an image was pulled from; one without a name is on its own.
+fn repositories(image: &Known) -> BTreeSet<String> {
+    let name = |reference: &ImageRef| match reference {
+        ImageRef::Registry(reference) => format!("{}/{}", reference.registry, reference.repository),
+        ImageRef::Archive(url) => url.to_string(),
+    };
+    let names: BTreeSet<String> = image.references.iter().map(name).collect();
+    if names.is_empty() { BTreeSet::from([image.digest.to_string()]) } else { names }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,157 @@
+//! What is written down of images and layers: enough to run them, and to get them again.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::{PullError, Store, Temporary, clock, layer_path};
+use crate::engine::ImageConfig;
+use crate::registry::layer::Unpacked;
+use crate::state::atomic;
+use crate::types::{Digest, ImageRef, Timestamp};
+
+/// An image whose layers are here: `images/<hex>.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(in crate::registry) struct ImageRecord {
+    pub digest: Digest,
+    /// Lowest first.
+    pub diff_ids: Vec<Digest>,
+    pub config: ImageConfig,
+    /// What it was pulled as.
+    #[serde(default)]
+    pub references: BTreeSet<ImageRef>,
+    /// `None`: by a version that did not write it down.
+    #[serde(default)]
+    pub pulled_at: Option<Timestamp>,
+}
+
+/// A layer, and where it can be had again: `layers/<hex>/layer.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(in crate::registry) struct LayerRecord {
+    pub diff_id: Digest,
+    pub blob: BlobRecord,
+    /// Bytes of its tar stream.
+    pub size: u64,
+    /// An image that had it.
+    pub reference: ImageRef,
+}
+
+/// A layer as it is packed in a registry.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(in crate::registry) struct BlobRecord {
+    pub digest: Digest,
+    pub size: u64,
+    pub media_type: String,
+}
+
+impl Temporary {
+    /// Where the layer came from.
+    fn record(&self) -> std::path::PathBuf {
+        self.0.join("layer.json")
+    }
+}
+
+impl Store {
+    /// Writes down where an unfinished layer came from. Durable with the layer, by the sync of [`Store::admit`].
+    pub(in crate::registry) fn describe(
+        &self,
+        layer: &Unpacked,
+        media_type: &str,
+        reference: &ImageRef,
+    ) -> Result<(), PullError> {
+        let (blob, size) = layer.blob.clone();
+        let record = LayerRecord {
+            diff_id: layer.diff_id.clone(),
+            blob: BlobRecord { digest: blob, size, media_type: media_type.to_owned() },
+            size: layer.size,
+            reference: reference.clone(),
+        };
+        let path = layer.place.record();
+        let text = atomic::encode(&path, &record).map_err(|error| from_state(&error))?;
+        std::fs::write(&path, text)
+            .map_err(|error| PullError::io(format_args!("writing {}", path.display()), &error))
+    }
+
+    /// Writes down that an image is complete, or one more name of it.
+    pub(in crate::registry) fn record(
+        &self,
+        digest: &Digest,
+        diff_ids: &[Digest],
+        config: ImageConfig,
+        reference: &ImageRef,
+    ) -> Result<(), PullError> {
+        crate::failpoint::hit("pull::before_record");
+        let former = self.image_record(digest);
+        let mut references = former.as_ref().map(|former| former.references.clone()).unwrap_or_default();
+        references.insert(reference.clone());
+        let record = ImageRecord {
+            digest: digest.clone(),
+            diff_ids: diff_ids.to_vec(),
+            config,
+            references,
+            pulled_at: Some(clock::now()),
+        };
+        atomic::write(&self.image_path(digest), &record).map_err(|error| from_state(&error))
+    }
+
+    /// An image that is here was asked for by a name: worth a write only if the name is new.
+    pub(in crate::registry) fn note_reference(&self, digest: &Digest, reference: &ImageRef) {
+        let Some(mut record) = self.image_record(digest) else { return };
+        if record.references.insert(reference.clone())
+            && let Err(error) = atomic::write(&self.image_path(digest), &record)
+        {
+            // Only a list for people lacks it.
+            tracing::warn!("{}", error.to_refusal());
+        }
+    }
+
+    pub(in crate::registry) fn image_record(&self, digest: &Digest) -> Option<ImageRecord> {
+        atomic::read::<ImageRecord>(&self.image_path(digest))
+            .ok()
+            .flatten()
+            .filter(|record| record.digest == *digest)
+    }
+
+    /// All images that can be read.
+    pub(in crate::registry) fn image_records(&self) -> Vec<ImageRecord> {
+        let digests = self.digests("images").unwrap_or_default();
+        digests.iter().filter_map(|digest| self.image_record(digest)).collect()
+    }
+
+    /// Writes a record anew, over a damaged one: that must not become the former version.
+    pub(in crate::registry) fn rewrite(&self, record: &ImageRecord) -> Result<(), PullError> {
+        let path = self.image_path(&record.digest);
+        let text = atomic::encode(&path, record).map_err(|error| from_state(&error))?;
+        atomic::write_plain(&path, &text).map_err(|error| from_state(&error))
+    }
+
+    /// Forgets an image; its layers stay.
+    pub(in crate::registry) fn forget_image(&self, digest: &Digest) -> Result<(), PullError> {
+        let path = self.image_path(digest);
+        // Only a time.
+        let _ = std::fs::remove_file(path.with_extension("used"));
+        atomic::remove(&path).map_err(|error| from_state(&error))
+    }
+
+    /// Where a layer came from; `None` where that is damaged, or was never written down.
+    pub(in crate::registry) fn layer_record(&self, diff_id: &Digest) -> Option<LayerRecord> {
+        read_layer_record(&layer_path(&self.root, diff_id))
+            .ok()
+            .flatten()
+            .filter(|record| record.diff_id == *diff_id)
+    }
+}
+
+/// The record in a layer's directory. `Ok(None)`: it has none.
+pub(super) fn read_layer_record(layer: &Path) -> Result<Option<LayerRecord>, crate::state::StateError> {
+    atomic::read_one(&layer.join("layer.json"))
+}
+
+/// The store's files are state files.
+pub(super) fn from_state(error: &crate::state::StateError) -> PullError {
+    PullError::retry(error.reason(), error.to_refusal().message)
+}

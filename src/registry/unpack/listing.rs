@@ -1,0 +1,256 @@
+//! What a layer holds, written down as it was unpacked: one line for each path, so that a flipped bit can be found.
+//!
+//! ```text
+//! gitopsd-layer 1
+//! d 0755 0 0 1700000000.0 - - usr/bin
+//! f 0644 0 0 1700000000.5 - 1234:<sha256> etc/passwd
+//! l 0777 0 0 1700000000.0 - ../run var/run
+//! end 3 <sha256 of all before this line>
+//! ```
+//!
+//! Kind, mode, owner, group, time, attributes (their digest), value, path. Bytes that are not plain are %-escaped. A
+//! later line of a path replaces an earlier one, as a later entry of an archive replaces an earlier one.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fmt::Write as _;
+use std::io::{self, Write};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use percent_encoding::{AsciiSet, CONTROLS, percent_decode, percent_encode};
+use sha2::{Digest as _, Sha256};
+
+use crate::types::Digest;
+
+const HEAD: &str = "gitopsd-layer 1\n";
+
+/// What cannot stand for itself in a field.
+const ESCAPED: &AsciiSet = &CONTROLS.add(b' ').add(b'%');
+
+/// One path of a layer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::registry) struct Record {
+    pub kind: Kind,
+    /// Permission bits, with set-id and sticky.
+    pub mode: u32,
+    pub uid: u32,
+    pub gid: u32,
+    /// Seconds and nanoseconds.
+    pub mtime: (i64, u32),
+    /// Of the extended attributes, see [`xattrs`]; `None` = it has none.
+    pub xattrs: Option<Digest>,
+}
+
+/// What is at a path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::registry) enum Kind {
+    /// A regular file: its size in bytes, and the digest of its content.
+    File(u64, Digest),
+    /// A directory; whether it hides what lower layers have in it.
+    Directory { opaque: bool },
+    /// A symbolic link to that.
+    Symlink(Vec<u8>),
+    /// Another name of that path of the layer.
+    Link(PathBuf),
+    /// A named pipe.
+    Fifo,
+    /// Hides the path in lower layers: character device 0/0 (overlayfs.rst).
+    Whiteout,
+}
+
+/// Why a listing cannot be believed.
+#[derive(Debug, thiserror::Error)]
+pub(in crate::registry) enum ListingError {
+    /// It cannot be read.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    /// It was never finished, or has changed.
+    #[error("line {0}: {1}")]
+    Damaged(usize, &'static str),
+}
+
+/// The digest of extended attributes; sorted here, so that their order does not matter.
+pub(in crate::registry) fn xattrs<'a>(all: impl IntoIterator<Item = (&'a [u8], &'a [u8])>) -> Option<Digest> {
+    let sorted: BTreeMap<&[u8], &[u8]> = all.into_iter().collect();
+    if sorted.is_empty() {
+        return None;
+    }
+    let mut hash = Sha256::new();
+    for (name, value) in sorted {
+        for part in [name, value] {
+            hash.update((part.len() as u64).to_le_bytes());
+            hash.update(part);
+        }
+    }
+    Some(Digest::from_sha256(&hash.finalize().into()))
+}
+
+/// The line of one path.
+pub(in crate::registry) fn line(path: &Path, record: &Record) -> String {
+    let escape = |bytes: &[u8]| percent_encode(bytes, ESCAPED).to_string();
+    let (letter, value) = match &record.kind {
+        Kind::File(size, digest) => ('f', format!("{size}:{}", digest.hex())),
+        Kind::Directory { opaque: true } => ('d', "opaque".to_owned()),
+        Kind::Directory { opaque: false } => ('d', "-".to_owned()),
+        Kind::Symlink(target) => ('l', escape(target)),
+        Kind::Link(path) => ('h', escape(path.as_os_str().as_bytes())),
+        Kind::Fifo => ('p', "-".to_owned()),
+        Kind::Whiteout => ('w', "-".to_owned()),
+    };
+    let mut line = String::with_capacity(160);
+    let (mode, uid, gid, (seconds, nanoseconds)) = (record.mode, record.uid, record.gid, record.mtime);
+    let attributes = record.xattrs.as_ref().map_or("-", Digest::hex);
+    // Writing to a String cannot fail.
+    let _ = write!(line, "{letter} {mode:04o} {uid} {gid} {seconds}.{nanoseconds} {attributes} {value} ");
+    line.extend(percent_encode(path.as_os_str().as_bytes(), ESCAPED));
+    line.push('\n');
+    line
+}
+
+/// Begins a listing.
+pub(super) fn begin(to: &mut dyn Write) -> io::Result<()> {
+    to.write_all(HEAD.as_bytes())
+}
+
+/// Adds the last lines and the end to what [`begin`] began.
+pub(in crate::registry) fn seal(path: &Path, last: &[(PathBuf, Record)]) -> io::Result<()> {
+    let mut file = std::fs::OpenOptions::new().read(true).append(true).open(path)?;
+    let mut text = Vec::new();
+    io::Read::read_to_end(&mut file, &mut text)?;
+    let begun = text.len();
+    for (path, record) in last {
+        text.extend_from_slice(line(path, record).as_bytes());
+    }
+    let lines = text.iter().filter(|byte| **byte == b'\n').count() - 1;
+    let digest = Digest::from_sha256(&Sha256::digest(&text).into());
+    text.extend_from_slice(format!("end {lines} {}\n", digest.hex()).as_bytes());
+    file.write_all(&text[begun..])
+}
+
+/// Reads a finished listing.
+pub(in crate::registry) fn read(path: &Path) -> Result<BTreeMap<PathBuf, Record>, ListingError> {
+    parse(&std::fs::read(path)?)
+}
+
+fn parse(text: &[u8]) -> Result<BTreeMap<PathBuf, Record>, ListingError> {
+    let damaged = |line: usize, why| Err(ListingError::Damaged(line, why));
+    let Some(body) = text.strip_suffix(b"\n") else { return damaged(0, "it does not end with a line") };
+    let last = body.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+    let (before, end) = text.split_at(last);
+    let digest = Digest::from_sha256(&Sha256::digest(before).into());
+    let mut records = BTreeMap::new();
+    let mut count = 0;
+    let Some(lines) = before.strip_prefix(HEAD.as_bytes()) else { return damaged(1, "not a listing") };
+    for line in lines.split_inclusive(|byte| *byte == b'\n') {
+        count += 1;
+        let parsed = std::str::from_utf8(line).ok().and_then(|line| record(line.trim_end_matches('\n')));
+        let Some((path, record)) = parsed else { return damaged(count + 1, "not a record") };
+        records.insert(path, record);
+    }
+    if end != format!("end {count} {}\n", digest.hex()).as_bytes() {
+        return damaged(count + 2, "its checksum does not match");
+    }
+    Ok(records)
+}
+
+fn record(line: &str) -> Option<(PathBuf, Record)> {
+    let mut fields = line.split(' ');
+    let mut next = || fields.next();
+    let (letter, mode, uid, gid) = (next()?, next()?, next()?, next()?);
+    let (seconds, nanoseconds) = next()?.split_once('.')?;
+    let (attributes, value, path) = (next()?, next()?, next()?);
+    let unescape = |text: &str| percent_decode(text.as_bytes()).collect::<Vec<u8>>();
+    let digest = |hex: &str| format!("sha256:{hex}").parse::<Digest>().ok();
+    let kind = match letter {
+        "f" => {
+            let (size, hex) = value.split_once(':')?;
+            Kind::File(size.parse().ok()?, digest(hex)?)
+        }
+        "d" => Kind::Directory { opaque: value == "opaque" },
+        "l" => Kind::Symlink(unescape(value)),
+        "h" => Kind::Link(OsString::from_vec(unescape(value)).into()),
+        "p" => Kind::Fifo,
+        "w" => Kind::Whiteout,
+        _ => return None,
+    };
+    let record = Record {
+        kind,
+        mode: u32::from_str_radix(mode, 8).ok()?,
+        uid: uid.parse().ok()?,
+        gid: gid.parse().ok()?,
+        mtime: (seconds.parse().ok()?, nanoseconds.parse().ok()?),
+        xattrs: if attributes == "-" { None } else { Some(digest(attributes)?) },
+    };
+    fields.next().is_none().then(|| (OsString::from_vec(unescape(path)).into(), record))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> Vec<(PathBuf, Record)> {
+        let digest = Digest::from_sha256(&[7; 32]);
+        let kinds = [
+            ("", Kind::Directory { opaque: false }),
+            ("a b%\n", Kind::File(5, digest.clone())),
+            ("d", Kind::Directory { opaque: true }),
+            ("d/l", Kind::Symlink(b"../\xff x".to_vec())),
+            ("d/h", Kind::Link("a b%\n".into())),
+            ("p", Kind::Fifo),
+            ("w", Kind::Whiteout),
+        ];
+        kinds
+            .into_iter()
+            .map(|(path, kind)| {
+                let record = Record {
+                    kind,
+                    mode: 0o4755,
+                    uid: 1,
+                    gid: 2,
+                    mtime: (-3, 999_999_999),
+                    xattrs: xattrs([(&b"user.a"[..], &b"\0"[..])]),
+                };
+                (path.into(), record)
+            })
+            .collect()
+    }
+
+    fn written() -> Vec<u8> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let mut text = Vec::new();
+        begin(&mut text).unwrap();
+        let sample = sample();
+        let stale = Record { mode: 0, ..sample[1].1.clone() };
+        text.extend_from_slice(line(&sample[1].0, &stale).as_bytes());
+        std::fs::write(file.path(), &text).unwrap();
+        seal(file.path(), &sample).unwrap();
+        assert_eq!(read(file.path()).unwrap(), sample.into_iter().collect());
+        std::fs::read(file.path()).unwrap()
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        written();
+    }
+
+    #[test]
+    fn no_bit_can_change() {
+        let good = written();
+        assert!(parse(&good).is_ok());
+        for at in 0..good.len() {
+            let mut bad = good.clone();
+            bad[at] ^= 1;
+            assert!(parse(&bad).is_err(), "byte {at}");
+            assert!(parse(&good[..at]).is_err(), "cut at {at}");
+        }
+    }
+
+    #[test]
+    fn the_order_of_attributes_does_not_matter() {
+        let (a, b): ((&[u8], &[u8]), (&[u8], &[u8])) = ((b"a", b"1"), (b"b", b"2"));
+        assert_eq!(xattrs([a, b]), xattrs([b, a]));
+        assert_ne!(xattrs([a, b]), xattrs([a]));
+        assert_eq!(xattrs([]), None);
+    }
+}

@@ -1,0 +1,87 @@
+//! What is made of layers as they should be.
+
+use std::fs;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use super::forge::{Tar, head, tar};
+use super::table::Seen;
+use super::unpack;
+
+fn unpacked(tar: Tar) -> (tempfile::TempDir, Seen) {
+    let dir = tempfile::tempdir().unwrap();
+    unpack(&tar.end(), dir.path()).unwrap();
+    let seen = Seen(dir.path().to_owned());
+    (dir, seen)
+}
+
+#[test]
+fn a_layer_is_what_its_archive_says() {
+    let (_dir, seen) = unpacked(
+        tar()
+            .head(head(b'5', "./tmp/").mode(0o1777).owner(7))
+            .entry(head(b'0', "usr/bin/su").mode(0o4755).owner(1000), b"program")
+            .hardlink("usr/bin/sudo", "usr/bin/su")
+            .symlink("bin", "usr/bin")
+            .file("bin/late", b"through the link")
+            .head(head(b'6', "run/fifo").mode(0o600))
+            .pax(&[("SCHILY.xattr.user.note", b"hi")])
+            .file("noted", b"")
+            .file("etc/.wh.gone", b"")
+            .file("opt/.wh..wh..opq", b"")
+            .file(".wh.dir", b"")
+            .dir("dir/"),
+    );
+    let mode = |path: &str| (seen.meta(path).mode() & 0o7777, seen.meta(path).uid());
+    assert_eq!(mode("tmp"), (0o1777, 7));
+    assert_eq!(mode("usr/bin/su"), (0o4755, 1000));
+    assert_eq!(seen.meta("usr/bin/su").ino(), seen.meta("usr/bin/sudo").ino());
+    assert_eq!(seen.meta("usr/bin/su").mtime(), 1_700_000_000);
+    assert_eq!(seen.meta("tmp").mtime(), 1_700_000_000, "times of directories come last");
+    assert_eq!(seen.text("usr/bin/late"), "through the link");
+    assert!(seen.meta("run/fifo").file_type().is_fifo());
+    assert_eq!(mode("run"), (0o755, 0), "a parent that is not in the archive");
+    assert!(seen.meta("etc/gone").file_type().is_char_device());
+    assert_eq!(seen.meta("etc/gone").rdev(), 0);
+    assert_eq!(seen.xattr("noted", "user.note").unwrap(), b"hi");
+    assert_eq!(seen.xattr("opt", "trusted.overlay.opaque").unwrap(), b"y");
+    assert_eq!(seen.xattr("dir", "trusted.overlay.opaque").unwrap(), b"y", "what was hidden stays hidden");
+}
+
+#[test]
+fn nothing_goes_through_a_link_once_something_else_took_its_place() {
+    let (_dir, seen) =
+        unpacked(tar().dir("e/").symlink("a", "e").file("a/x", b"1").dir("a/").file("a/y", b"2"));
+    assert_eq!(seen.text("e/x"), "1");
+    assert_eq!(seen.text("a/y"), "2");
+    // Nor does the time of a directory go to where a link in its place leads.
+    let (_dir, seen) = unpacked(tar().dir("e/").head(head(b'5', "d/").time(5)).symlink("d", "e"));
+    assert_eq!(seen.meta("e").mtime(), 1_700_000_000);
+}
+
+#[test]
+fn what_a_layer_does_not_say_is_told() {
+    let archive = tar().file("a/b/c", b"x").dir("a/").symlink("l", "a").file("l/d/.wh.e", b"").end();
+    let dir = tempfile::tempdir().unwrap();
+    let implied = unpack(&archive, dir.path()).unwrap();
+    let expected = [Path::new(""), Path::new("a/b"), Path::new("a/d")];
+    assert_eq!(implied.keys().map(PathBuf::as_path).collect::<Vec<_>>(), expected);
+}
+
+#[test]
+fn long_names_and_long_contents() {
+    let name = format!("d/{}", "n".repeat(200));
+    let content = vec![b'x'; 3 << 20];
+    let (_dir, seen) = unpacked(
+        tar()
+            .long(b'L', &name)
+            .file("short", &content)
+            .file(".wh.b", &content)
+            .file("c", &content)
+            .long(b'K', "t".repeat(300))
+            .head(head(b'2', "l").link("short")),
+    );
+    assert_eq!(fs::read(seen.at(&name)).unwrap(), content);
+    assert_eq!(fs::read(seen.at("c")).unwrap(), content);
+    assert_eq!(fs::read_link(seen.at("l")).unwrap().as_os_str().len(), 300);
+}

@@ -1,0 +1,319 @@
+//! Three threads with a bounded number of buffers between them: inflate -> diff-ID -> (tar, digest of each file, write).
+//!
+//! Hashing stands by itself because inflating and writing are about as much work each: whichever of them has both cores'
+//! attention, the other one is not held up by it.
+
+use std::cell::Cell;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::OwnedFd;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+
+use flate2::bufread::MultiGzDecoder;
+use rustix::fs::{Mode, OFlags, openat};
+use sha2::{Digest as _, Sha256};
+
+use super::{Done, Order, Product, SPOOLED};
+use crate::registry::manifest::Packing;
+use crate::registry::unpack::{self, Error, Implied};
+use crate::types::Digest;
+
+/// Bytes handed from one thread to the other at a time.
+const CHUNK: usize = 256 << 10;
+
+/// Buffers there are: bounds the memory.
+const BUFFERS: usize = 8;
+
+/// Largest window of a zstd frame, as a power of two: 128 MiB, what `zstd --long` makes and its decoder takes.
+const WINDOW_LOG: u32 = 27;
+
+/// Bytes that an xz decoder may take: `xz -9` needs 65 MiB (xz(1)).
+const XZ_MEMORY: u64 = 128 << 20;
+
+/// Unpacked bytes for each packed one; gzip cannot do more than 1,032 (zlib's technical details).
+const MOST_RATIO: u64 = 1100;
+
+/// What may come out before the ratio counts.
+const ALLOWANCE: u64 = 64 << 20;
+
+/// Unpacks `input` below `root`. `seal` is called once all threads are there, before the first byte is read.
+pub(super) fn run(
+    input: File,
+    order: &Order,
+    root: OwnedFd,
+    listing: &mut dyn Write,
+    seal: impl FnOnce() -> io::Result<()>,
+) -> Result<Done, Error> {
+    let (packing, most) = (order.packing, order.most);
+    let (inflated, to_hash) = sync_channel::<Vec<u8>>(BUFFERS);
+    let (hashed, to_write) = sync_channel::<Vec<u8>>(BUFFERS);
+    let (back, empty) = sync_channel::<Vec<u8>>(BUFFERS);
+    for _ in 0..BUFFERS {
+        // The receiver is here, and there is room for all.
+        let _ = back.send(Vec::new());
+    }
+    let (go, gone) = sync_channel::<()>(1);
+    std::thread::scope(move |scope| {
+        let inflating = scope.spawn(move || match gone.recv() {
+            Ok(()) => inflate(input, packing, most, &empty, &inflated),
+            Err(_) => Err(io::Error::other("it was not confined")),
+        });
+        let hashing = scope.spawn(move || hash(&to_hash, &hashed));
+        // The threads wait for a word, or for its sender to be gone.
+        let go = go;
+        seal().map_err(|error| Error::Disk(format!("confining it: {error}"), error))?;
+        let _ = go.send(());
+        let stream = Inflated { from: to_write, back, part: Vec::new(), at: 0 };
+        let written = match order.product {
+            Product::Tree => unpack::unpack(stream, root, listing),
+            Product::File => spool(stream, &root).map(|()| Implied::new()),
+        };
+        let panicked = |stage| Error::Broken(io::Error::other(format!("{stage} panicked")));
+        // What broke in an earlier stage also broke the later ones: its error says more.
+        inflating.join().map_err(|_| panicked("inflating"))?.map_err(Error::Broken)?;
+        let (diff_id, size) = hashing.join().map_err(|_| panicked("hashing"))?;
+        Ok(Done { diff_id, size, implied: written? })
+    })
+}
+
+/// Keeps the stream as it is.
+fn spool(mut stream: Inflated, root: &OwnedFd) -> Result<(), Error> {
+    let failed = |error: io::Error| Error::Disk("writing the archive".to_owned(), error);
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+    let opened =
+        openat(root, SPOOLED, flags, Mode::RUSR | Mode::WUSR).map_err(|error| failed(error.into()))?;
+    let mut file = File::from(opened);
+    loop {
+        let part = stream.fill_buf().map_err(Error::Broken)?;
+        if part.is_empty() {
+            return Ok(());
+        }
+        file.write_all(part).map_err(failed)?;
+        let count = part.len();
+        stream.consume(count);
+    }
+}
+
+/// The first thread: all of the input, whatever becomes of it, so that whoever hands it over can check it to its end.
+fn inflate(
+    input: File,
+    packing: Packing,
+    most: u64,
+    empty: &Receiver<Vec<u8>>,
+    full: &SyncSender<Vec<u8>>,
+) -> io::Result<()> {
+    let taken = Cell::new(0);
+    let mut packed = BufReader::with_capacity(CHUNK, Counted { inner: input, count: &taken });
+    let mut sink = Sink { size: 0, most, taken: &taken, empty, full };
+    let copied = match packing {
+        Packing::Plain => sink.take(&mut packed),
+        Packing::Gzip => sink.take(&mut MultiGzDecoder::new(&mut packed)),
+        Packing::Bzip2 => sink.take(&mut bzip2::bufread::MultiBzDecoder::new(&mut packed)),
+        Packing::Xz => liblzma::stream::Stream::new_auto_decoder(XZ_MEMORY, liblzma::stream::CONCATENATED)
+            .map_err(io::Error::from)
+            .and_then(|stream| sink.take(&mut liblzma::bufread::XzDecoder::new_stream(&mut packed, stream))),
+        Packing::Zstd => zstd::stream::read::Decoder::with_buffer(&mut packed).and_then(|mut decoder| {
+            decoder.window_log_max(WINDOW_LOG)?;
+            sink.take(&mut decoder)
+        }),
+    };
+    io::copy(&mut packed, &mut io::sink())?;
+    copied
+}
+
+/// Where unpacked bytes go to.
+struct Sink<'a> {
+    size: u64,
+    most: u64,
+    /// Packed bytes so far.
+    taken: &'a Cell<u64>,
+    empty: &'a Receiver<Vec<u8>>,
+    full: &'a SyncSender<Vec<u8>>,
+}
+
+impl Sink<'_> {
+    fn take(&mut self, from: &mut impl Read) -> io::Result<()> {
+        // Nobody hands buffers back once a later stage has failed: its error is the one that counts.
+        while let Ok(mut buffer) = self.empty.recv() {
+            buffer.resize(CHUNK, 0);
+            let filled = fill(from, &mut buffer)?;
+            if filled == 0 {
+                break;
+            }
+            self.size += filled as u64;
+            let most = self.most.min(self.taken.get().saturating_mul(MOST_RATIO).saturating_add(ALLOWANCE));
+            if self.size > most {
+                return Err(io::Error::other(format!("it unpacks to more than {most} bytes")));
+            }
+            buffer.truncate(filled);
+            if self.full.send(buffer).is_err() {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The second thread: the digest of the content, and its length.
+fn hash(from: &Receiver<Vec<u8>>, to: &SyncSender<Vec<u8>>) -> (Digest, u64) {
+    let (mut hash, mut size) = (Sha256::new(), 0);
+    while let Ok(buffer) = from.recv() {
+        hash.update(&buffer);
+        size += buffer.len() as u64;
+        if to.send(buffer).is_err() {
+            break;
+        }
+    }
+    (Digest::from_sha256(&hash.finalize().into()), size)
+}
+
+/// As much as there is and has room.
+fn fill(from: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut filled = 0;
+    while filled < buffer.len() {
+        match from.read(&mut buffer[filled..]) {
+            Ok(0) => break,
+            Ok(count) => filled += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(filled)
+}
+
+/// Counts what came in.
+struct Counted<'a> {
+    inner: File,
+    count: &'a Cell<u64>,
+}
+
+impl Read for Counted<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.inner.read(buffer)?;
+        self.count.set(self.count.get() + count as u64);
+        Ok(count)
+    }
+}
+
+/// What the third thread reads from, without another copy.
+struct Inflated {
+    from: Receiver<Vec<u8>>,
+    back: SyncSender<Vec<u8>>,
+    part: Vec<u8>,
+    at: usize,
+}
+
+impl Read for Inflated {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let part = self.fill_buf()?;
+        let count = part.len().min(buffer.len());
+        buffer[..count].copy_from_slice(&part[..count]);
+        self.consume(count);
+        Ok(count)
+    }
+}
+
+impl BufRead for Inflated {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        if self.at == self.part.len() {
+            let used = std::mem::take(&mut self.part);
+            if used.capacity() > 0 {
+                // There is room for all buffers; the first thread may have come to its end.
+                let _ = self.back.try_send(used);
+            }
+            // Closed: that was all.
+            (self.part, self.at) = (self.from.recv().unwrap_or_default(), 0);
+        }
+        Ok(&self.part[self.at..])
+    }
+
+    fn consume(&mut self, count: usize) {
+        self.at = (self.at + count).min(self.part.len());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn order(packing: Packing, most: u64) -> Order {
+        let (tree, listing) = ("/nowhere".into(), "/nowhere".into());
+        Order { tree, listing, packing, product: Product::Tree, most, parent: 0 }
+    }
+
+    /// Runs the stages on a packed tar with one file of `size` zeros.
+    fn run_on(size: u64, packing: Packing, most: u64) -> (Result<Done, Error>, u64) {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(size);
+        header.set_cksum();
+        let mut tar = tar::Builder::new(Vec::new());
+        tar.append_data(&mut header, "zeros", io::repeat(0).take(size)).unwrap();
+        let tar = tar.into_inner().unwrap();
+        let blob = match packing {
+            Packing::Plain => tar.clone(),
+            Packing::Gzip => {
+                // Two members, as `pigz` and concatenation make them.
+                let member = |part: &[u8]| {
+                    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+                    gzip.write_all(part).unwrap();
+                    gzip.finish().unwrap()
+                };
+                let (a, b) = tar.split_at(tar.len() / 3);
+                [member(a), member(b)].concat()
+            }
+            Packing::Bzip2 | Packing::Xz => unreachable!("see tests/archive"),
+            Packing::Zstd => {
+                let (a, b) = tar.split_at(tar.len() / 3);
+                [zstd::encode_all(a, 3).unwrap(), zstd::encode_all(b, 3).unwrap()].concat()
+            }
+        };
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("blob"), &blob).unwrap();
+        std::fs::create_dir(dir.path().join("fs")).unwrap();
+        let (blob, root) = (File::open(dir.path().join("blob")), File::open(dir.path().join("fs")));
+        let mut listing = Vec::new();
+        let order = order(packing, most);
+        let result = run(blob.unwrap(), &order, root.unwrap().into(), &mut listing, || Ok(()));
+        if let Ok(done) = &result {
+            assert_eq!(done.diff_id, Digest::from_sha256(&Sha256::digest(&tar).into()));
+            assert_eq!(done.size, tar.len() as u64);
+        }
+        (result, std::fs::metadata(dir.path().join("fs/zeros")).map_or(0, |file| file.len()))
+    }
+
+    #[test]
+    fn all_parts_of_a_stream_are_read() {
+        for packing in [Packing::Plain, Packing::Gzip, Packing::Zstd] {
+            let (result, written) = run_on(4 << 20, packing, 8 << 20);
+            result.unwrap();
+            assert_eq!(written, 4 << 20, "{packing:?}");
+        }
+    }
+
+    #[test]
+    fn a_bomb_goes_off_within_its_limit() {
+        let (result, written) = run_on(64 << 20, Packing::Gzip, 8 << 20);
+        assert!(
+            matches!(&result, Err(Error::Broken(error)) if error.to_string() == "it unpacks to more than 8388608 bytes"),
+            "{result:?}"
+        );
+        assert!(written <= 8 << 20, "{written} bytes on disk");
+    }
+
+    #[test]
+    fn no_layer_is_nearly_all_air() {
+        let (result, written) = run_on(256 << 20, Packing::Zstd, 1 << 30);
+        assert!(matches!(result, Err(Error::Broken(_))), "{result:?}");
+        assert!(written < 128 << 20, "{written} bytes on disk");
+    }
+
+    #[test]
+    fn nothing_is_read_unconfined() {
+        let dir = tempfile::tempdir().unwrap();
+        let root: OwnedFd = File::open(dir.path()).unwrap().into();
+        let input = File::open("/dev/zero").unwrap();
+        let refuse = || Err(io::Error::other("no"));
+        let result = run(input, &order(Packing::Plain, 1 << 20), root, &mut Vec::new(), refuse);
+        assert!(matches!(result, Err(Error::Disk(..))), "{result:?}");
+    }
+}
