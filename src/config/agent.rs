@@ -23,8 +23,12 @@ pub struct AgentConfig {
     pub engine: EngineConfig,
     /// How to talk to each registry, by its `host[:port]`.
     pub registries: BTreeMap<String, RegistryConfig>,
+    /// Where `s3://` is.
+    pub s3: S3Config,
     /// What the repo may ask for.
     pub policy: Policy,
+    /// How long images are kept.
+    pub images: ImagesConfig,
     /// Where results go.
     pub report: ReportConfig,
 }
@@ -85,6 +89,53 @@ pub struct RegistryConfig {
     pub username: Option<String>,
     /// For basic authentication.
     pub password_file: Option<PathBuf>,
+    /// A bearer token that the registry takes as it is.
+    pub token_file: Option<PathBuf>,
+    /// Docker's `config.json`, instead of root's own.
+    pub docker_config: Option<PathBuf>,
+    /// Certificate that this host shows; with `client_key`.
+    pub client_cert: Option<PathBuf>,
+    /// Its key.
+    pub client_key: Option<PathBuf>,
+    /// `host[:port]` of token services outside of the registry's own domain that may see its credentials.
+    pub realms: Vec<String>,
+}
+
+/// `[images]`: how long images are kept that nothing needs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImagesConfig {
+    /// After their last use.
+    pub keep: Duration,
+    /// So many of each repository are kept in any case, but where space is short.
+    pub keep_count: usize,
+    /// Where less is free, images go before their time.
+    pub min_free: MinFree,
+}
+
+impl Default for ImagesConfig {
+    fn default() -> Self {
+        Self { keep: Duration::from_secs(7 * 86400), keep_count: 3, min_free: MinFree::Percent(10) }
+    }
+}
+
+/// Room that is to be free on the file system of the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MinFree {
+    /// Hundredths of it.
+    Percent(u8),
+    /// Bytes.
+    Bytes(u64),
+}
+
+/// `[s3]`
+#[derive(Debug, Clone, Default)]
+pub struct S3Config {
+    /// Default: that of AWS in the region.
+    pub endpoint: Option<SafeUrl>,
+    /// Default: `AWS_REGION`, then us-east-1.
+    pub region: Option<String>,
+    /// `endpoint/bucket/key` instead of `bucket.endpoint/key`.
+    pub path_style: bool,
 }
 
 /// `[report]`

@@ -7,8 +7,11 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::agent::{AgentConfig, EngineConfig, HostIdentity, RegistryConfig, RepoConfig, ReportConfig};
+use super::agent::{
+    AgentConfig, EngineConfig, HostIdentity, RegistryConfig, RepoConfig, ReportConfig, S3Config,
+};
 use super::diagnostic::Diagnostic;
+use super::images::ImagesPart;
 use super::port::absolute;
 use super::section::{Findings, Section, parse};
 use crate::types::{HostName, Policy, SafeUrl};
@@ -62,10 +65,12 @@ struct Part {
     labels: Option<Vec<String>>,
     subnet: Option<(Ipv4Addr, u8)>,
     registries: BTreeMap<String, RegistryConfig>,
+    s3: Option<S3Config>,
     allowed: Option<Vec<String>>,
     host_mounts: Option<Vec<String>>,
     max_removals: Option<u32>,
     require_digest: Option<bool>,
+    images: ImagesPart,
     push: Option<bool>,
     remote: Option<SafeUrl>,
 }
@@ -157,6 +162,9 @@ fn read(file: &Path, text: &str) -> (Part, Vec<Diagnostic>) {
     if let Some(policy) = section.table("policy") {
         read_policy(&policy, &mut part);
     }
+    if let Some(images) = section.table("images") {
+        part.images = ImagesPart::read(&images);
+    }
     if let Some(report) = section.table("report") {
         part.push = report.boolean("push");
         part.remote = report.parsed("remote");
@@ -166,7 +174,14 @@ fn read(file: &Path, text: &str) -> (Part, Vec<Diagnostic>) {
         report.finish(|_| None);
     }
     section.unsupported("webhook", "the repo is polled; a local one is watched");
-    section.unsupported("s3", "images come from registries only");
+    if let Some(s3) = section.table("s3") {
+        part.s3 = Some(S3Config {
+            endpoint: s3.parsed("endpoint"),
+            region: s3.string("region"),
+            path_style: s3.boolean("path_style").unwrap_or(false),
+        });
+        s3.finish(|_| None);
+    }
     section.finish(|_| None);
     drop(section);
     (part, findings.into_sorted())
@@ -256,9 +271,15 @@ fn read_registry(section: &Section<'_, '_>) -> RegistryConfig {
         ca_file: path(section, "ca_file"),
         username: section.string("username"),
         password_file: secret(section, "password_file"),
+        token_file: secret(section, "token_file"),
+        docker_config: secret(section, "docker_config"),
+        client_cert: path(section, "client_cert"),
+        client_key: secret(section, "client_key"),
+        realms: section.strings("realms").unwrap_or_default().into_iter().map(|(text, _)| text).collect(),
     };
-    for key in ["client_cert", "client_key", "token_file", "credential_helper"] {
-        section.unsupported(key, "use username and password_file");
+    if config.client_cert.is_some() != config.client_key.is_some() {
+        let message = "`client_cert` and `client_key` belong together";
+        section.findings.error(section.key_span("client_cert"), message, None);
     }
     section.finish(|key| {
         (key == "password")
@@ -372,10 +393,12 @@ impl Part {
             labels: over.labels.or(self.labels),
             subnet: over.subnet.or(self.subnet),
             registries,
+            s3: over.s3.or(self.s3),
             allowed: over.allowed.or(self.allowed),
             host_mounts: over.host_mounts.or(self.host_mounts),
             max_removals: over.max_removals.or(self.max_removals),
             require_digest: over.require_digest.or(self.require_digest),
+            images: self.images.under(over.images),
             push: over.push.or(self.push),
             remote: over.remote.or(self.remote),
         }
@@ -417,12 +440,14 @@ impl Part {
             host: HostIdentity { name, labels: labels.into_iter().collect() },
             engine: EngineConfig { subnet: self.subnet.unwrap_or((Ipv4Addr::new(10, 98, 0, 0), 16)) },
             registries: self.registries,
+            s3: self.s3.unwrap_or_default(),
             policy: Policy {
                 registries: self.allowed.unwrap_or_default(),
                 host_mounts: self.host_mounts.unwrap_or_default(),
                 max_removals: self.max_removals,
                 require_digest: self.require_digest.unwrap_or(false),
             },
+            images: self.images.finish(),
             report: ReportConfig { push: self.push.unwrap_or(true), remote: self.remote },
         })
     }

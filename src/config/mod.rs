@@ -5,6 +5,7 @@
 
 pub mod agent;
 mod diagnostic;
+mod images;
 mod layer;
 mod load;
 mod port;

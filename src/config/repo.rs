@@ -356,14 +356,19 @@ fn violation(spec: &Declared, policy: &Policy) -> Option<Refusal> {
     let fits = |patterns: &[String], text: &str| {
         patterns.iter().any(|pattern| glob::Pattern::new(pattern).is_ok_and(|pattern| pattern.matches(text)))
     };
-    if let ImageRef::Registry(image) = &spec.image {
-        let name = format!("{}/{}", image.registry, image.repository);
-        if !policy.registries.is_empty() && !fits(&policy.registries, &name) {
-            return refuse(format!("policy.registries does not allow {name}"));
-        }
-        if policy.require_digest && image.digest.is_none() {
-            return refuse(format!("policy.require_digest: {image} names no digest"));
-        }
+    let image = match &spec.image {
+        ImageRef::Registry(image) => format!("{}/{}", image.registry, image.repository),
+        ImageRef::Archive(url) => url.to_string(),
+    };
+    // An archive is an image from elsewhere, whatever it stands in for.
+    let refused = std::iter::once(&image)
+        .chain(&spec.fallback)
+        .find(|name| !policy.registries.is_empty() && !fits(&policy.registries, name));
+    if let Some(name) = refused {
+        return refuse(format!("policy.registries does not allow {name}"));
+    }
+    if policy.require_digest && !matches!(&spec.image, ImageRef::Registry(image) if image.digest.is_some()) {
+        return refuse(format!("policy.require_digest: {} names no digest", spec.image));
     }
     for volume in &spec.volumes {
         if let VolumeSource::Bind(path) = &volume.source

@@ -125,16 +125,10 @@ pub(super) fn read(section: &Section<'_, '_>) -> Layer {
 
 fn fallback(findings: &Findings<'_>, all: Vec<(String, Range<usize>)>) -> Vec<String> {
     for (text, span) in &all {
-        let sample = text.replace("{tag}", "tag");
+        let sample = text.replace("{tag}", "tag").replace("{digest}", "digest");
         let fine = matches!(sample.parse::<ImageRef>(), Ok(ImageRef::Archive(_)))
             && sample.parse::<SafeUrl>().is_ok();
-        if fine {
-            findings.warn(
-                span.clone(),
-                "`fallback` is not used by this version: images come from registries only",
-                None,
-            );
-        } else {
+        if !fine {
             findings.error(
                 span.clone(),
                 format!("`fallback`: `{text}` is not an s3://, https:// or file:/// address"),
