@@ -1,4 +1,4 @@
-//! The control socket: one JSON line in, one JSON line out. For root, and the user the agent runs as, alone.
+//! The control socket: one JSON line in, one JSON line out; what takes long is told of by lines before it. For root, and the user the agent runs as, alone.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::wake::{Wake, Waker};
-use crate::types::ServiceName;
+use crate::types::{Digest, ImageRef, ServiceName};
 
 /// Longest line that is read.
 const MAX_LINE: u64 = 64 << 10;
@@ -49,6 +49,44 @@ pub enum Command {
         /// Which service.
         service: ServiceName,
     },
+    /// Make images local, ahead of a deploy.
+    Pull {
+        /// These.
+        images: Vec<ImageRef>,
+        /// And all that the repo wants of this host.
+        all: bool,
+    },
+    /// Remove images that nothing needs.
+    Gc {
+        /// Only say which.
+        dry_run: bool,
+    },
+    /// Have damaged layers and image records again.
+    Repair {
+        /// By their diff-IDs.
+        layers: Vec<Digest>,
+        /// By their manifests.
+        images: Vec<Digest>,
+    },
+}
+
+/// What an asker hears: any number of words on progress, then the reply.
+#[derive(Debug)]
+pub enum Answer {
+    /// How far it is.
+    Progress(serde_json::Value),
+    /// That was it.
+    Reply(Reply),
+}
+
+/// Where answers go. An error means that the asker is gone: its own business.
+pub type Answers = mpsc::Sender<Answer>;
+
+/// A line before the last one.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ProgressLine {
+    progress: serde_json::Value,
 }
 
 /// The answer.
@@ -109,12 +147,19 @@ pub fn listen(run_dir: &Path, waker: Waker) -> std::io::Result<()> {
 
 fn serve(stream: &UnixStream, waker: &Waker) {
     let reply = match read_command(stream) {
-        Ok(command) => ask(command, waker),
-        Err(error) => Reply::failed(format!("not a command: {error}")),
+        Ok(command) => ask(command, waker, stream),
+        Err(error) => Some(Reply::failed(format!("not a command: {error}"))),
     };
-    let line = serde_json::to_vec(&reply).unwrap_or_default();
-    // The asker may be gone by now: its own business.
-    let _ = (&*stream).write_all(&line).and_then(|()| (&*stream).write_all(b"\n"));
+    if let Some(reply) = reply {
+        // The asker may be gone by now: its own business.
+        let _ = write_line(stream, &reply);
+    }
+}
+
+fn write_line(mut stream: &UnixStream, line: &impl Serialize) -> std::io::Result<()> {
+    let mut line = serde_json::to_vec(line)?;
+    line.push(b'\n');
+    stream.write_all(&line)
 }
 
 fn read_command(stream: &UnixStream) -> std::io::Result<Command> {
@@ -124,18 +169,34 @@ fn read_command(stream: &UnixStream) -> std::io::Result<Command> {
     Ok(serde_json::from_str(&line)?)
 }
 
-fn ask(command: Command, waker: &Waker) -> Reply {
+/// `None`: the asker is gone.
+fn ask(command: Command, waker: &Waker, stream: &UnixStream) -> Option<Reply> {
     let (sender, receiver) = mpsc::channel();
-    let gone = || Reply::failed("the agent is ending");
+    let gone = || Some(Reply::failed("the agent is ending"));
     if waker.send(Wake::Operator(command, sender)).is_err() {
         return gone();
     }
-    receiver.recv().unwrap_or_else(|_| gone())
+    for answer in receiver {
+        match answer {
+            Answer::Progress(progress) => write_line(stream, &ProgressLine { progress }).ok()?,
+            Answer::Reply(reply) => return Some(reply),
+        }
+    }
+    gone()
 }
 
 /// Asks the agent of `run_dir`. `Ok(None)`: none is running.
 pub fn request(run_dir: &Path, command: &Command) -> std::io::Result<Option<Reply>> {
-    let mut stream = match UnixStream::connect(socket_path(run_dir)) {
+    request_with(run_dir, command, &mut |_| Ok(()))
+}
+
+/// Asks for something that takes long, and hears how far it is.
+pub fn request_with(
+    run_dir: &Path,
+    command: &Command,
+    progress: &mut dyn FnMut(serde_json::Value) -> std::io::Result<()>,
+) -> std::io::Result<Option<Reply>> {
+    let stream = match UnixStream::connect(socket_path(run_dir)) {
         Ok(stream) => stream,
         Err(error)
             if matches!(
@@ -147,13 +208,15 @@ pub fn request(run_dir: &Path, command: &Command) -> std::io::Result<Option<Repl
         }
         Err(error) => return Err(error),
     };
-    let mut line = serde_json::to_vec(command)?;
-    line.push(b'\n');
-    stream.write_all(&line)?;
-    let mut answer = String::new();
-    BufReader::new(stream).read_line(&mut answer)?;
-    if answer.is_empty() {
-        return Ok(Some(Reply::failed("the agent ended before it answered")));
+    write_line(&stream, command)?;
+    let mut answers = BufReader::new(stream);
+    let mut line = String::new();
+    while answers.read_line(&mut line)? > 0 {
+        match serde_json::from_str::<ProgressLine>(&line) {
+            Ok(told) => progress(told.progress)?,
+            Err(_) => return Ok(Some(serde_json::from_str(&line)?)),
+        }
+        line.clear();
     }
-    Ok(Some(serde_json::from_str(&answer)?))
+    Ok(Some(Reply::failed("the agent ended before it answered")))
 }

@@ -1,7 +1,7 @@
 //! Long effects: carried out beside the loop, one at a time for each service.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
@@ -12,7 +12,7 @@ use crate::reconcile::later;
 use crate::reconcile::step::Step;
 use crate::reconcile::transition::Outcome;
 use crate::reconcile::world::Busy;
-use crate::registry::Registry;
+use crate::registry::{Progress, Registry};
 use crate::types::{
     ContainerState, InstanceId, PinnedImage, PortMapping, Reason, Refusal, ServiceName, Timestamp,
 };
@@ -43,8 +43,8 @@ pub struct Hands {
 /// A long effect, with all that it needs: nothing is looked up while it runs.
 #[derive(Debug)]
 pub enum Effect {
-    /// Make an image local.
-    Pull(PinnedImage),
+    /// Make an image local; the archives are for when its registry cannot serve.
+    Pull(PinnedImage, Vec<String>),
     /// Start a container; the ports are those that must be free on the host first.
     Start(Box<ContainerRequest>, Vec<PortMapping>),
     /// Run a one-shot to its end.
@@ -63,6 +63,8 @@ pub struct Effects {
     waker: Waker,
     busy: BTreeMap<ServiceName, Busy>,
     pulling: BTreeMap<ServiceName, Busy>,
+    /// How far each pull is.
+    progress: BTreeMap<ServiceName, Arc<Mutex<Progress>>>,
     pauses: BTreeMap<ServiceName, (u32, Timestamp, Refusal)>,
     /// The last step of each service, how often in a row, and since when.
     repeats: BTreeMap<ServiceName, (Step, u32, Timestamp)>,
@@ -76,6 +78,7 @@ impl Effects {
             waker,
             busy: BTreeMap::new(),
             pulling: BTreeMap::new(),
+            progress: BTreeMap::new(),
             pauses: BTreeMap::new(),
             repeats: BTreeMap::new(),
         }
@@ -93,6 +96,12 @@ impl Effects {
     /// The images that are on their way.
     pub fn pulling(&self) -> BTreeMap<ServiceName, Busy> {
         self.pulling.clone()
+    }
+
+    /// How far the pull of a service's image is.
+    pub fn progress(&self, service: &ServiceName) -> Option<Progress> {
+        let progress = self.progress.get(service)?;
+        Some(*progress.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// When the next pause ends.
@@ -140,11 +149,15 @@ impl Effects {
 
     /// Begins an effect; its end is a wake.
     pub fn begin(&mut self, service: &ServiceName, step: Step, effect: Effect, now: Timestamp) {
-        let slot = if matches!(effect, Effect::Pull(_)) { &mut self.pulling } else { &mut self.busy };
+        let slot = if matches!(effect, Effect::Pull(..)) { &mut self.pulling } else { &mut self.busy };
         slot.insert(service.clone(), Busy { what: describe(&step, &effect), since: now });
         let (hands, waker, service) = (self.hands.clone(), self.waker.clone(), service.clone());
+        let progress = Arc::<Mutex<Progress>>::default();
+        if matches!(effect, Effect::Pull(..)) {
+            self.progress.insert(service.clone(), progress.clone());
+        }
         self.hands.runtime.spawn_blocking(move || {
-            let outcome = carry_out(&hands, &step, effect);
+            let outcome = carry_out(&hands, &step, effect, &progress);
             super::execute::failpoint(&step, "after");
             // The loop may be gone: the next agent finds what was done.
             let _ = waker.send(Wake::Effect { service, step, outcome });
@@ -153,14 +166,18 @@ impl Effects {
 
     /// An effect has ended.
     pub fn ended(&mut self, service: &ServiceName, step: &Step) {
-        let slot = if matches!(step, Step::Pull(_)) { &mut self.pulling } else { &mut self.busy };
-        slot.remove(service);
+        if matches!(step, Step::Pull(_)) {
+            self.pulling.remove(service);
+            self.progress.remove(service);
+        } else {
+            self.busy.remove(service);
+        }
     }
 }
 
 fn describe(step: &Step, effect: &Effect) -> String {
     match effect {
-        Effect::Pull(image) => format!("pulling {}", image.reference),
+        Effect::Pull(image, _) => format!("pulling {}", image.reference),
         Effect::Start(request, _) => format!("starting generation {}", request.id.generation),
         Effect::Prepare(request, _) => format!("running deploy.pre of generation {}", request.id.generation),
         Effect::Stop(id, _) => format!("stopping generation {}", id.generation),
@@ -169,9 +186,9 @@ fn describe(step: &Step, effect: &Effect) -> String {
     }
 }
 
-fn carry_out(hands: &Hands, step: &Step, effect: Effect) -> Outcome {
+fn carry_out(hands: &Hands, step: &Step, effect: Effect, progress: &Mutex<Progress>) -> Outcome {
     let result = match effect {
-        Effect::Pull(image) => return pull(hands, &image),
+        Effect::Pull(image, fallback) => return pull(hands, &image, &fallback, progress),
         Effect::Start(request, ports) => match conflict(hands, &ports) {
             Some(refusal) => return Outcome::Failed(refusal),
             None => start(hands, step, &request),
@@ -193,9 +210,10 @@ fn carry_out(hands: &Hands, step: &Step, effect: Effect) -> Outcome {
     }
 }
 
-fn pull(hands: &Hands, image: &PinnedImage) -> Outcome {
+fn pull(hands: &Hands, image: &PinnedImage, fallback: &[String], progress: &Mutex<Progress>) -> Outcome {
     let begun = Instant::now();
-    match hands.runtime.block_on(hands.registry.pull(image, &|_| {})) {
+    let tell = |now| *progress.lock().unwrap_or_else(PoisonError::into_inner) = now;
+    match hands.runtime.block_on(hands.registry.pull_or(image, fallback, &tell)) {
         Ok(pulled) => Outcome::Pulled(crate::reconcile::record::PullCost {
             bytes: pulled.bytes,
             seconds: begun.elapsed().as_secs_f64(),

@@ -104,6 +104,7 @@ impl Agent {
         if let Err(error) = saved {
             return self.state_trouble(service, &error);
         }
+        self.garbage.after(step, outcome);
         let remembered = applied.record.as_ref() != Some(&record);
         match outcome {
             Outcome::Failed(refusal) | Outcome::Retry(refusal) if !remembered => {
@@ -194,7 +195,10 @@ impl Agent {
                 return at_once(result);
             }
             Step::Return { to: None, .. } | Step::Withdraw => return at_once(traffic.withdraw(service)),
-            Step::Pull(generation) => Effect::Pull(self.live(service, *generation)?.1.spec.image.clone()),
+            Step::Pull(generation) => {
+                let spec = &self.live(service, *generation)?.1.spec;
+                Effect::Pull(spec.image.clone(), spec.fallback.clone())
+            }
             Step::Prepare(generation) => {
                 let mut request = self.request(service, *generation)?;
                 request.one_shot = Some(request.spec.deploy.pre.clone());

@@ -7,6 +7,8 @@ pub mod clock;
 pub mod control;
 mod effects;
 mod execute;
+mod garbage;
+pub mod images;
 mod news;
 mod operator;
 mod outbox;
@@ -42,6 +44,7 @@ use crate::state::journal::Journal;
 use crate::state::trust::HighWater;
 use crate::types::{InstanceId, Refusal, ServiceName, Timestamp};
 use effects::{Effects, Hands};
+use garbage::Garbage;
 use operator::Waiter;
 use probes::Probes;
 use source::Source;
@@ -101,6 +104,7 @@ pub struct Agent {
     outbox_changed: bool,
     outbox: outbox::Outbox,
     waiters: Vec<Waiter>,
+    garbage: Garbage,
     events: EventLog,
     notifier: Notifier,
     status: Option<Status>,
@@ -118,6 +122,9 @@ pub fn run(config: AgentConfig, once: bool) -> Result<bool, AgentError> {
     let mut agent = Agent::new(config)?;
     agent.start();
     let in_sync = agent.run(once);
+    if let Err(error) = agent.state.end_boot() {
+        tracing::warn!("{}", error.to_refusal());
+    }
     // What is under way beside the loop is not waited for: the next agent finds what it was, and goes on.
     if let Some(runtime) = agent.runtime.take() {
         runtime.shutdown_background();
@@ -145,7 +152,8 @@ impl Agent {
         let store =
             Arc::new(Store::open(&config.state_dir).map_err(|error| AgentError::Host(error.to_refusal()))?);
         let registry = Registry::new(store.clone(), config.registries.clone());
-        let registry = Arc::new(registry.map_err(|error| AgentError::Host(error.to_refusal()))?);
+        let registry = registry.map_err(|error| AgentError::Host(error.to_refusal()))?;
+        let registry = Arc::new(registry.with_s3(config.s3.clone()));
         let repository = Repository::open(&config.repo, &config.state_dir.join("git"));
         let repository = Arc::new(repository.map_err(|error| AgentError::Host(error.to_refusal()))?);
         let (waker, wakes) = mpsc::channel();
@@ -177,6 +185,7 @@ impl Agent {
             outbox_changed: true,
             outbox: outbox::Outbox::default(),
             waiters: Vec::new(),
+            garbage: Garbage::at_start(),
             events: EventLog::open(&config.state_dir),
             notifier: Notifier::default(),
             status: None,
@@ -200,6 +209,7 @@ impl Agent {
             self.config.host.name, self.config.repo.url, self.config.repo.branch
         );
         self.tell(Some(Message::new(Kind::AgentStarted, text)));
+        self.look_at_store();
         // A route that is right is pointed once more: that brings the table's fixed part up to this version's.
         match self.hands.traffic.observe() {
             Ok(routes) => {

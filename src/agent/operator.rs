@@ -1,9 +1,8 @@
 //! What operators ask.
 
-use std::sync::mpsc;
 use std::time::Duration;
 
-use super::control::{Command, Reply};
+use super::control::{Answer, Answers, Command, Reply};
 use super::{Agent, clock};
 use crate::reconcile::later;
 use crate::reconcile::record::{Hold, ServiceRecord};
@@ -17,15 +16,15 @@ use crate::types::ServiceName;
 pub(super) struct Waiter {
     /// After this look at the repo.
     look: u64,
-    answer: mpsc::Sender<Reply>,
+    answer: Answers,
 }
 
 impl Agent {
     /// Hears an operator.
-    pub(super) fn operator(&mut self, command: Command, answer: mpsc::Sender<Reply>) {
+    pub(super) fn operator(&mut self, command: Command, answer: Answers) {
         let reply = match command {
             Command::Status => {
-                let body = self.status.as_ref().and_then(|status| serde_json::to_value(status).ok());
+                let body = self.status_now().and_then(|status| serde_json::to_value(status).ok());
                 Reply { code: 0, message: String::new(), body }
             }
             Command::Sync { wait } => {
@@ -64,9 +63,12 @@ impl Agent {
                 );
                 agent.keep(&service, record, message, format!("{service} follows the repo"))
             }),
+            Command::Pull { images, all } => return self.pull_ahead(images, all, answer),
+            Command::Gc { dry_run } => return self.collect_for(dry_run, answer),
+            Command::Repair { layers, images } => return self.repair(layers, images, answer),
         };
         // The asker may be gone: its own business.
-        let _ = answer.send(reply);
+        let _ = answer.send(Answer::Reply(reply));
     }
 
     fn with_record(
@@ -141,7 +143,7 @@ impl Agent {
             let due = looks >= waiter.look;
             if due {
                 // The asker may be gone: its own business.
-                let _ = waiter.answer.send(reply.clone());
+                let _ = waiter.answer.send(Answer::Reply(reply.clone()));
             }
             !due
         });

@@ -33,13 +33,15 @@ impl Agent {
             self.poll();
             let more = self.round();
             self.push_receipts();
+            self.collect_garbage();
             self.publish();
             self.answer_waiters();
             self.notifier.alive();
             if !std::mem::replace(&mut ready, true) {
                 self.notifier.ready();
             }
-            if once && !more && self.at_rest() && self.source.looks > 0 && self.outbox.is_quiet() {
+            let done = self.at_rest() && self.outbox.is_quiet() && !self.is_collecting();
+            if once && !more && done && self.source.looks > 0 {
                 return self.in_sync();
             }
             let pause = if more { Duration::ZERO } else { self.pause() };
@@ -102,6 +104,7 @@ impl Agent {
                 self.plan.steps().map(|(service, step)| (service.clone(), step.clone())).collect();
             if steps.is_empty() {
                 self.note_refusals();
+                self.state.refill_reserve();
                 return false;
             }
             for (service, step) in &steps {
@@ -211,6 +214,7 @@ impl Agent {
                 self.conclude(&service, &step, &outcome);
             }
             Wake::Pushed(result) => self.pushed(result),
+            Wake::Collected(collection) => self.collected(collection),
             Wake::Operator(command, answer) => self.operator(command, answer),
             // Taken care of by the caller.
             Wake::Stop => {}

@@ -184,8 +184,9 @@ impl Source {
     pub fn resolve(&self, commit: &CommitId, name: &ServiceName, spec: &Declared) {
         let (registry, waker) = (self.registry.clone(), self.waker.clone());
         let (commit, service, image) = (commit.clone(), name.clone(), spec.image.clone());
+        let fallback = spec.fallback.clone();
         self.runtime.spawn(async move {
-            let result = registry.resolve(&image).await;
+            let result = registry.resolve_or(&image, &fallback).await;
             // The loop may be gone: then nobody is left to tell.
             let _ = waker.send(Wake::Resolved { commit, service, result });
         });

@@ -8,7 +8,8 @@ use crate::reconcile::later;
 use crate::reconcile::record::{Deployed, ServiceRecord};
 use crate::reconcile::step::{Next, Planned, Situation};
 use crate::report::status::{
-    AgentState, AgentStatus, RepoStatus, RevisionStatus, RolloutStatus, ServiceState, ServiceStatus, Status,
+    AgentState, AgentStatus, PullStatus, RepoStatus, RevisionStatus, RolloutStatus, ServiceState,
+    ServiceStatus, Status,
 };
 use crate::types::{ContainerState, InstanceId, Reason, ServiceName, Timestamp};
 
@@ -34,6 +35,18 @@ impl Agent {
             tracing::warn!("cannot write the status file: {error}");
         }
         self.status = Some(status);
+    }
+
+    /// The status for somebody who asks: with what changes all the time.
+    pub(super) fn status_now(&self) -> Option<Status> {
+        let mut status = self.status.clone()?;
+        for service in &mut status.services {
+            let progress = self.effects.progress(&service.name).filter(|progress| progress.total > 0);
+            if let (Some(rollout), Some(progress)) = (&mut service.rollout, progress) {
+                rollout.progress = Some(PullStatus { bytes: progress.bytes, total: progress.total });
+            }
+        }
+        Some(status)
     }
 
     fn summary(&self, now: Timestamp) -> Status {
@@ -137,6 +150,7 @@ impl Agent {
                 phase: rollout.phase.word().to_owned(),
                 image: rollout.to.spec.image.reference.clone(),
                 started_at: rollout.started_at,
+                progress: None,
             }),
             doing,
             reason: refusal.map(|(refusal, _)| refusal.reason),

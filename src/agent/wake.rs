@@ -2,11 +2,11 @@
 
 use std::sync::mpsc;
 
-use super::control::{Command, Reply};
+use super::control::{Answers, Command};
 use super::source::Revision;
 use crate::reconcile::step::Step;
 use crate::reconcile::transition::Outcome;
-use crate::registry::PullError;
+use crate::registry::{Collection, PullError};
 use crate::types::{CommitId, Digest, Refusal, ServiceName};
 
 /// Everything that can wake the loop. A wake says "look"; what some carry is only what was seen beside the loop.
@@ -38,8 +38,10 @@ pub enum Wake {
     },
     /// Receipts were pushed: the names of those that are in git now.
     Pushed(Result<Vec<String>, Refusal>),
+    /// Images are away; `None` = it was an operator's, who heard of it.
+    Collected(Option<Collection>),
     /// An operator asks.
-    Operator(Command, mpsc::Sender<Reply>),
+    Operator(Command, Answers),
     /// The agent is to end; containers go on.
     Stop,
 }

@@ -18,6 +18,7 @@ pub mod replace;
 pub mod rolling;
 pub mod step;
 pub mod transition;
+pub mod uses;
 pub(crate) mod view;
 pub mod world;
 

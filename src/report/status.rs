@@ -178,4 +178,16 @@ pub struct RolloutStatus {
     pub image: ImageRef,
     /// When it was begun.
     pub started_at: Timestamp,
+    /// While its image is pulled, for those who ask: the file has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progress: Option<PullStatus>,
+}
+
+/// How far a pull is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PullStatus {
+    /// Bytes of missing layers that are here.
+    pub bytes: u64,
+    /// Bytes that all missing layers have, as they are packed.
+    pub total: u64,
 }

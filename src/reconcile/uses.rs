@@ -1,0 +1,88 @@
+//! Which images a host needs, and for what: these are never collected.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::record::ServiceRecord;
+use super::world::{Desired, DesiredService};
+use crate::types::{PinnedImage, ServiceName};
+
+/// What a service needs an image for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Role {
+    /// It has traffic.
+    Current,
+    /// What `rollback` goes back to.
+    Previous,
+    /// On its way.
+    Candidate,
+    /// On its way out.
+    Retiring,
+    /// The repo asks for it, and it is not under way: held, failed, or next.
+    Wanted,
+}
+
+impl Role {
+    /// The word for people.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Current => "current",
+            Self::Previous => "previous",
+            Self::Candidate => "in flight",
+            Self::Retiring => "retiring",
+            Self::Wanted => "wanted",
+        }
+    }
+
+    /// Whether a container may run on it.
+    pub fn runs(self) -> bool {
+        matches!(self, Self::Current | Self::Candidate | Self::Retiring)
+    }
+}
+
+/// A service's need of an image.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Use {
+    /// The image.
+    pub image: PinnedImage,
+    /// Who needs it.
+    pub service: ServiceName,
+    /// What for.
+    pub role: Role,
+    /// Whether an operator holds the service.
+    pub held: bool,
+}
+
+/// Every need, by service; an image that a service needs twice is named for the first of its roles.
+pub fn uses(desired: Option<&Desired>, records: &BTreeMap<ServiceName, ServiceRecord>) -> Vec<Use> {
+    let mut uses: Vec<Use> = Vec::new();
+    let mut add = |image: &PinnedImage, service: &ServiceName, role, held| {
+        if !uses.iter().any(|known| known.image == *image && known.service == *service) {
+            uses.push(Use { image: image.clone(), service: service.clone(), role, held });
+        }
+    };
+    for (service, record) in records {
+        let held = record.hold.is_some();
+        let rollout = record.rollout.as_ref().map(|rollout| &rollout.to);
+        let retiring = record.retiring.as_ref().map(|retiring| &retiring.old);
+        for (deployed, role) in [
+            (record.incumbent.as_ref(), Role::Current),
+            (rollout, Role::Candidate),
+            (retiring, Role::Retiring),
+            (record.previous.as_ref(), Role::Previous),
+        ] {
+            if let Some(deployed) = deployed {
+                add(&deployed.spec.image, service, role, held);
+            }
+        }
+    }
+    for (service, wanted) in desired.into_iter().flat_map(|desired| &desired.services) {
+        if let DesiredService::Run(spec) = wanted {
+            let held = records.get(service).is_some_and(|record| record.hold.is_some());
+            add(&spec.image, service, Role::Wanted, held);
+        }
+    }
+    uses
+}
