@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 
-use crate::types::{HostName, ServiceName};
+use crate::types::{HostName, ImageRef, ServiceName};
 
 /// GitOps agent for systemd hosts: commit a tag bump, get a health-checked swap and a receipt in git
 #[derive(Debug, Parser)]
@@ -127,18 +127,32 @@ pub enum Verb {
         #[arg(long)]
         yes: bool,
     },
-    /// Not in this version: fetch images ahead of a deploy
-    #[command(hide = true)]
-    Pull(Later),
-    /// Not in this version: list images
-    #[command(hide = true)]
-    Images(Later),
-    /// Not in this version: remove images that nothing uses
-    #[command(hide = true)]
-    Gc(Later),
-    /// Not in this version: check and repair the store
-    #[command(hide = true)]
-    Fsck(Later),
+    /// Fetch images ahead of a deploy: the agent does, or this command where none is running
+    Pull {
+        /// Images, as a service file names them
+        #[arg(value_name = "REF", conflicts_with = "all")]
+        images: Vec<ImageRef>,
+        /// Every image that the repo wants on this host
+        #[arg(long)]
+        all: bool,
+    },
+    /// List images: what they take on the disk, alone and with others, and which services need them
+    Images,
+    /// Remove images that nothing needs, by the `images` section of the configuration; the agent does so by itself too
+    Gc {
+        /// Only list them
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Check every layer against what was unpacked; changes nothing without --repair. Exit 0 sound, 1 damaged
+    Fsck {
+        /// Read every file, at low priority; else only names, owners, modes, sizes and times are looked at
+        #[arg(long)]
+        full: bool,
+        /// Get what is damaged again, layer by layer, while containers run
+        #[arg(long)]
+        repair: bool,
+    },
     /// Not in this version: every host's last receipt
     #[command(hide = true)]
     Fleet(Later),

@@ -11,6 +11,9 @@ pub fn dispatch() -> Option<ExitCode> {
     match args.split_first() {
         Some((command, rest)) if command == "internal-shim" => Some(native::shim::main(rest)),
         Some((command, rest)) if command == "internal-exec" => Some(native::exec::main(rest)),
+        Some((command, rest)) if command == crate::registry::UNPACK => {
+            Some(crate::registry::unpack_main(rest))
+        }
         _ => None,
     }
 }

@@ -3,12 +3,17 @@
 mod args;
 mod check;
 mod error;
+mod fsck;
+mod gc;
 mod history;
+mod images;
 mod internal;
 mod logs;
 mod manual;
 mod operate;
 mod plan;
+mod progress;
+mod pull;
 mod run;
 mod status;
 mod table;
@@ -53,6 +58,8 @@ pub fn main() -> ExitCode {
 }
 
 fn dispatch(args: &Args, out: &mut dyn Write) -> Result<u8, Failure> {
+    // Reads FAILPOINTS; nothing without the feature.
+    let _failpoints = fail::FailScenario::setup();
     let json = args.json;
     match &args.verb {
         Verb::Run { once } => run::run(&args.config, *once),
@@ -73,12 +80,14 @@ fn dispatch(args: &Args, out: &mut dyn Write) -> Result<u8, Failure> {
         Verb::Logs { service, follow, lines } => logs::logs(&args.config, service, *follow, *lines, out),
         Verb::Exec { service, command } => logs::exec(&args.config, service, command),
         Verb::Teardown { purge, yes } => teardown::teardown(&args.config, *purge, *yes, json, out),
-        Verb::Pull(_) | Verb::Images(_) | Verb::Gc(_) | Verb::Fsck(_) | Verb::Fleet(_) | Verb::Doctor(_) => {
-            Err(Failure::Failed {
-                message: "this version does not have that command yet".to_owned(),
-                hint: Some("CHANGELOG.md says what is planned; `gitopsd help` what is there".to_owned()),
-            })
-        }
+        Verb::Pull { images, all } => pull::pull(&args.config, images, *all, json, out),
+        Verb::Fsck { full, repair } => fsck::fsck(&args.config, *full, *repair, json, out),
+        Verb::Images => images::images(&args.config, json, out),
+        Verb::Gc { dry_run } => gc::gc(&args.config, *dry_run, json, out),
+        Verb::Fleet(_) | Verb::Doctor(_) => Err(Failure::Failed {
+            message: "this version does not have that command yet".to_owned(),
+            hint: Some("CHANGELOG.md says what is planned; `gitopsd help` what is there".to_owned()),
+        }),
         Verb::Completions { shell } => manual::completions(*shell, out),
         Verb::Man { dir } => manual::man(dir.as_deref(), out),
     }
@@ -92,6 +101,13 @@ fn color() -> bool {
 /// Writes one JSON value and a line feed.
 fn write_json(out: &mut dyn Write, value: &impl serde::Serialize) -> Result<(), Failure> {
     serde_json::to_writer_pretty(&mut *out, value).map_err(std::io::Error::from)?;
+    writeln!(out)?;
+    Ok(())
+}
+
+/// Writes one JSON value on one line, for answers of several lines.
+fn write_json_line(out: &mut dyn Write, value: &impl serde::Serialize) -> Result<(), Failure> {
+    serde_json::to_writer(&mut *out, value).map_err(std::io::Error::from)?;
     writeln!(out)?;
     Ok(())
 }

@@ -5,13 +5,22 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::{Failure, run, write_json};
-use crate::agent::control::{Command, Reply, request};
+use crate::agent::control::{Command, Reply, request_with};
+use crate::config::agent::AgentConfig;
 use crate::types::ServiceName;
 
 /// Asks the agent.
 pub(super) fn ask(config: &Path, command: &Command) -> Result<Reply, Failure> {
-    let config = run::config(config)?;
-    match request(&config.run_dir, command) {
+    ask_with(&run::config(config)?, command, &mut |_| Ok(()))
+}
+
+/// Asks the agent for something that takes long, and hears how far it is.
+pub(super) fn ask_with(
+    config: &AgentConfig,
+    command: &Command,
+    progress: &mut dyn FnMut(serde_json::Value) -> std::io::Result<()>,
+) -> Result<Reply, Failure> {
+    match request_with(&config.run_dir, command, progress) {
         Ok(reply) => reply.ok_or(Failure::NotRunning),
         Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => Err(Failure::Failed {
             message: format!("the agent's socket in {} is root's", config.run_dir.display()),

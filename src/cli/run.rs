@@ -12,8 +12,6 @@ pub(super) fn config(path: &Path) -> Result<AgentConfig, Failure> {
 
 /// Runs until it is told to stop. Exit 0; with `once`: 0 in sync, 1 otherwise.
 pub fn run(path: &Path, once: bool) -> Result<u8, Failure> {
-    // Reads FAILPOINTS; nothing without the feature.
-    let _failpoints = fail::FailScenario::setup();
     let in_sync = crate::agent::run(config(path)?, once)?;
     Ok(u8::from(once && !in_sync))
 }

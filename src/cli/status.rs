@@ -9,7 +9,7 @@ use crate::agent::clock;
 use crate::agent::control::Command;
 use crate::report::status::{AgentState, ServiceState, ServiceStatus, Status};
 use crate::state::receipts::Receipt;
-use crate::types::{ServiceName, Timestamp};
+use crate::types::{ByteSize, ServiceName, Timestamp};
 
 const GREEN: &str = "\x1b[32m";
 const YELLOW: &str = "\x1b[33m";
@@ -124,9 +124,12 @@ fn details(service: &ServiceStatus, color: bool, now: Timestamp, out: &mut dyn W
     let name = &service.name;
     if let Some(rollout) = &service.rollout {
         let since = ago(rollout.started_at, now);
+        let come = rollout.progress.as_ref().map_or_else(String::new, |pull| {
+            format!(", {} of {}", ByteSize(pull.bytes).human(), ByteSize(pull.total).human())
+        });
         writeln!(
             out,
-            "{name}: {} {} as generation {}, for {since}",
+            "{name}: {} {} as generation {}, for {since}{come}",
             rollout.phase, rollout.image, rollout.to
         )?;
     }
