@@ -176,7 +176,8 @@ async fn pull(fake: &Fake, state: &Path) -> Result<Pulled, PullError> {
     let store = Arc::new(Store::open(state)?);
     let host = format!("127.0.0.1:{}", fake.port);
     let config = RegistryConfig { plain_http: true, ..RegistryConfig::default() };
-    let registry = Registry::new(store.clone(), BTreeMap::from([(host.clone(), config)]))?;
+    let registry = Registry::new(store.clone(), BTreeMap::from([(host.clone(), config)]))?
+        .with_program(env!("CARGO_BIN_EXE_gitopsd").into());
     let reference: ImageRef = format!("{host}/app:1").parse().unwrap();
     let digest = registry.resolve(&reference).await?;
     let image = PinnedImage { reference, digest };
@@ -249,8 +250,8 @@ async fn what_may_pass_is_told_from_what_will_not() {
             "linux/s390x",
         ),
         (
-            json!({ "schemaVersion": 2, "config": { "digest": sha256(b"x"), "size": 1 }, "layers": [{ "mediaType": "application/vnd.oci.image.layer.v1.tar+zstd", "digest": sha256(b"y"), "size": 1 }] }),
-            "tar+zstd",
+            json!({ "schemaVersion": 2, "config": { "digest": sha256(b"x"), "size": 1 }, "layers": [{ "mediaType": "application/vnd.oci.image.layer.v1.tar+lzma", "digest": sha256(b"y"), "size": 1 }] }),
+            "tar+lzma",
         ),
     ] {
         let documents =

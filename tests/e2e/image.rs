@@ -24,11 +24,16 @@ pub enum Kind {
 
 /// Writes an OCI layout with one image, and gives its folder.
 pub fn build(dir: &Path, version: &str, kind: Kind) -> PathBuf {
+    build_with(dir, version, kind, 0)
+}
+
+/// The same, with so many bytes more that do not get smaller.
+pub fn build_with(dir: &Path, version: &str, kind: Kind, more: usize) -> PathBuf {
     let layout = dir.join(format!("image-{version}"));
     let blobs = layout.join("blobs/sha256");
     fs::create_dir_all(&blobs).unwrap();
     let base = layer(&blobs, &base_layer());
-    let page = layer(&blobs, &page_layer(version, kind));
+    let page = layer(&blobs, &page_layer(version, kind, more));
     let serve = match kind {
         Kind::Exits => "echo no luck >&2; exit 3".to_owned(),
         Kind::Decays => {
@@ -119,8 +124,17 @@ fn base_layer() -> Vec<u8> {
     tar.into_inner().unwrap()
 }
 
-fn page_layer(version: &str, kind: Kind) -> Vec<u8> {
+fn page_layer(version: &str, kind: Kind, more: usize) -> Vec<u8> {
     let mut tar = tar::Builder::new(Vec::new());
+    if more > 0 {
+        let mut state = Sha256::digest(version);
+        let mut noise = Vec::with_capacity(more + state.len());
+        while noise.len() < more {
+            noise.extend_from_slice(&state);
+            state = Sha256::digest(state);
+        }
+        entry(&mut tar, "www/more", tar::EntryType::Regular, 0o644, &noise);
+    }
     let page = format!("version {version}\n");
     entry(&mut tar, "www/index.html", tar::EntryType::Regular, 0o644, page.as_bytes());
     if kind != Kind::Sick {

@@ -131,6 +131,13 @@ max_removals = 1
         reference
     }
 
+    /// Pushes a good image that takes some room, and gives its reference.
+    pub fn large_image(&self, version: &str, bytes: usize) -> String {
+        let reference = self.reference(version);
+        image::push(&image::build_with(self.dir.path(), version, Kind::Good, bytes), &reference);
+        reference
+    }
+
     pub fn reference(&self, version: &str) -> String {
         format!("127.0.0.1:{}/web:{version}", self.registry_port)
     }
@@ -370,6 +377,12 @@ max_removals = 1
         }
         traces
     }
+}
+
+/// The names in a folder.
+pub fn names(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).unwrap();
+    entries.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned()).collect()
 }
 
 /// Calls `found` with each cgroup directory below one that is named after the instance.

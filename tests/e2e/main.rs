@@ -15,6 +15,7 @@
 mod deploy;
 mod faults;
 mod image;
+mod images;
 mod kill;
 mod lab;
 mod load;

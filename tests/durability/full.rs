@@ -1,0 +1,283 @@
+//! No room: of bytes, of inodes, before a pull and in the middle of one. What else is on the disk does not notice, and
+//! the same process goes on when there is room again.
+
+use std::fs;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use gitopsd::registry::{Disposition, PullError, Registry, Store};
+use gitopsd::state::{StateDir, atomic};
+use gitopsd::types::{ImageRef, PinnedImage, Reason};
+
+use super::disk::{Disk, EXT4, EXT4_CAREFUL, EXT4_FEW, Memory, alone, fill_up, free};
+use super::relay::Relay;
+use super::support::image::{Blob, Layer, noise};
+use super::support::tree::{Overlay, describe};
+use super::support::{names, plain, wait_for};
+use super::truth::{Holds, Truth};
+
+/// What comes besides layers: manifest, configuration, headers.
+const BESIDES: u64 = 32 << 10;
+
+/// A host that lives on, with `app:1` as what it runs.
+struct Host {
+    disk: Disk,
+    /// The disk's own.
+    _memory: Memory,
+    state: PathBuf,
+    store: Arc<Store>,
+    registry: Registry,
+    overlay: Option<Overlay>,
+    /// What the container sees.
+    seen: String,
+}
+
+impl Host {
+    async fn new(truth: &Truth, kind: super::disk::Kind, size: u64, line: &Relay) -> Self {
+        let memory = Memory::new(size + 64);
+        let disk = Disk::below(memory.root(), kind, size);
+        let state = disk.root().join("state");
+        fs::create_dir(&state).unwrap();
+        let store = Arc::new(Store::open(&state).unwrap());
+        let hosts = [line.address(), truth.server.address()].map(|address| (address, plain()));
+        let registry = Registry::new(store.clone(), hosts.into())
+            .unwrap()
+            .with_program(env!("CARGO_BIN_EXE_gitopsd").into());
+        let first = truth.image(&truth.server.address(), "1");
+        registry.pull(&first, &|_| {}).await.unwrap();
+        let overlay = Overlay::mount(&store.image(&first.digest).unwrap().layers);
+        let seen = describe(&overlay.root());
+        Self { disk, _memory: memory, state, store, registry, overlay: Some(overlay), seen }
+    }
+
+    async fn pull(&self, image: &PinnedImage) -> Result<(), PullError> {
+        self.registry.pull(image, &|_| {}).await.map(|_| ())
+    }
+
+    /// What runs is untouched, and of what failed nothing is left.
+    #[track_caller]
+    fn assert_untouched(&self, truth: &Truth) {
+        let overlay = self.overlay.as_ref().unwrap();
+        assert_eq!(describe(&overlay.root()), self.seen, "what the container sees");
+        let tmp = self.state.join("store/tmp");
+        wait_for("what is unfinished to go", || names(&tmp).is_empty().then_some(()));
+        let holds = truth.check(&self.state).unwrap();
+        assert_eq!(holds, Holds { layers: [0, 1].into(), images: ["1"].into() });
+    }
+}
+
+#[track_caller]
+fn assert_full(error: &PullError, parts: &[&str]) {
+    println!("{error}");
+    assert_eq!((error.reason, error.disposition), (Reason::DiskSpace, Disposition::Retry), "{error}");
+    for part in parts {
+        assert!(error.to_string().contains(part), "`{part}` is missing in: {error}");
+    }
+}
+
+/// A layer of files that are half noise and half zeros: it unpacks to twice its size.
+fn airy(files: u64) -> Blob {
+    let mut layer = Layer::default().dir("./", 0o755).dir("air/", 0o755);
+    for number in 0..files {
+        let mut content = noise(9000 + number, 512 << 10);
+        content.resize(1 << 20, 0);
+        layer = layer.file(&format!("air/{number}"), &content);
+    }
+    layer.gzip()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_fit_is_refused_before_its_first_byte() {
+    let _alone = alone().await;
+    let truth = Truth::new().await;
+    let line = Relay::new(&truth.server, 1 << 40);
+    let host = Host::new(&truth, EXT4, 96, &line).await;
+    let image = truth.image(&line.address(), "2");
+    let ballast = fill_up(&host.disk.root(), 3 << 20);
+    let error = host.pull(&image).await.unwrap_err();
+    assert_full(&error, &["app:2: its missing layers need at least 4.", "3.0 MiB are free", "gitopsd gc"]);
+    assert!(line.sent() < BESIDES, "{} bytes came", line.sent());
+    host.assert_untouched(&truth);
+    fs::remove_file(ballast).unwrap();
+    host.pull(&image).await.unwrap();
+    assert_eq!(truth.check(&host.state).unwrap().images.len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_fills_up_on_the_way() {
+    let _alone = alone().await;
+    let truth = Truth::new().await;
+    let line = Relay::new(&truth.server, 1 << 40);
+    let host = Host::new(&truth, EXT4, 128, &line).await;
+    // Hardly anything to fetch, and much to write.
+    let mut layer = Layer::default().dir("./", 0o755).dir("zeros/", 0o755);
+    for number in 0..30 {
+        layer = layer.file(&format!("zeros/{number}"), &vec![0; 2 << 20]);
+    }
+    let image = truth.push(&line.address(), "zeros", layer.gzip()).await;
+    let ballast = fill_up(&host.disk.root(), 30 << 20);
+    let before = free(&host.disk.root());
+    let error = host.pull(&image).await.unwrap_err();
+    assert_full(&error, &["the image needs at least ", "30.0 MiB and ", " inodes were free", "gitopsd gc"]);
+    host.assert_untouched(&truth);
+    let after = free(&host.disk.root());
+    assert!(after + (1 << 20) > before, "{after} bytes are free again, of {before}");
+    // As little room as before: it is not even begun.
+    let came = line.sent();
+    let error = host.pull(&image).await.unwrap_err();
+    assert_full(&error, &["its missing layers need at least ", "MiB are free"]);
+    assert!(line.sent() < came + BESIDES);
+    fs::remove_file(ballast).unwrap();
+    host.pull(&image).await.unwrap();
+    assert!(host.store.image(&image.digest).is_some());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn inodes_that_run_out_on_the_way() {
+    let _alone = alone().await;
+    let truth = Truth::new().await;
+    let line = Relay::new(&truth.server, 1 << 40);
+    let host = Host::new(&truth, EXT4_FEW, 128, &line).await;
+    let folder = host.disk.root().join("others");
+    fs::create_dir(&folder).unwrap();
+    let left = || rustix::fs::statvfs(host.disk.root()).unwrap().f_favail;
+    let mut number = 0;
+    while left() > 1000 {
+        fs::write(folder.join(number.to_string()), b"").unwrap();
+        number += 1;
+    }
+    let image = truth.image(&line.address(), "2");
+    let error = host.pull(&image).await.unwrap_err();
+    assert_full(&error, &["the image needs at least ", "1000 inodes were free", "gitopsd gc"]);
+    host.assert_untouched(&truth);
+    let came = line.sent();
+    let error = host.pull(&image).await.unwrap_err();
+    assert_full(&error, &["its missing layers need at least ", "inodes are free, and "]);
+    assert!(line.sent() < came + BESIDES);
+    fs::remove_dir_all(folder).unwrap();
+    host.pull(&image).await.unwrap();
+    assert_eq!(truth.check(&host.state).unwrap().images.len(), 2);
+}
+
+/// A pull ends before it takes the last of the disk: a container that writes all the while never fails.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pull_leaves_room_for_those_who_write() {
+    let _alone = alone().await;
+    let truth = Truth::new().await;
+    let line = Relay::new(&truth.server, 10 << 20);
+    let host = Host::new(&truth, EXT4, 512, &line).await;
+    let image = truth.push(&line.address(), "air", airy(50)).await;
+    // Room for what is packed, and not for what it unpacks to.
+    let ballast = fill_up(&host.disk.root(), 44 << 20);
+    let ended = AtomicBool::new(false);
+    let file = host.disk.root().join("container-writes-here");
+    let (error, written) = std::thread::scope(|scope| {
+        let writer = scope.spawn(|| write_until(&file, &ended));
+        let error =
+            tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(host.pull(&image)));
+        ended.store(true, Ordering::Relaxed);
+        (error.unwrap_err(), writer.join().unwrap())
+    });
+    assert_full(&error, &["app:air does not fit: ", "are kept for others", "44.0 MiB and ", "gitopsd gc"]);
+    assert!(written.unwrap() > 10, "it wrote all the while");
+    host.assert_untouched(&truth);
+    fs::remove_file(ballast).unwrap();
+    host.pull(&image).await.unwrap();
+}
+
+/// A few kB at a time into one file, each time to the disk; how often that went well.
+fn write_until(path: &Path, ended: &AtomicBool) -> std::io::Result<u32> {
+    let mut times = 0;
+    while !ended.load(Ordering::Relaxed) {
+        write_once(path)?;
+        times += 1;
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Ok(times)
+}
+
+fn write_once(path: &Path) -> std::io::Result<()> {
+    let mut file = fs::File::create(path)?;
+    file.write_all(b"a line")?;
+    file.sync_data()
+}
+
+/// The last byte and the last inode are gone, also those that only root may take: records are written all the same.
+#[tokio::test]
+async fn state_is_written_on_a_full_disk() {
+    let _alone = alone().await;
+    for inodes in [false, true] {
+        let memory = Memory::new(160);
+        let disk = Disk::below(memory.root(), EXT4_FEW, 96);
+        let root = disk.root().join("state");
+        let state = StateDir::open(&root).unwrap();
+        let (known, new) = (root.join("services/known.json"), root.join("receipts/new.json"));
+        atomic::write(&known, &"before").unwrap();
+        let ballast = disk.root().join("ballast");
+        fs::create_dir(&ballast).unwrap();
+        if inodes {
+            let full = (0..).find_map(|number: u32| fs::write(ballast.join(number.to_string()), b"").err());
+            assert!(atomic::is_full(&full.unwrap()));
+        } else {
+            let mut file = fs::File::create(ballast.join("file")).unwrap();
+            while file.write_all(&[1; 64 << 10]).is_ok() {}
+            file.sync_all().unwrap();
+            // The last blocks, one a file: the file system sets some aside, and gives them when it is asked again.
+            let mut refused = 0;
+            for number in 0.. {
+                refused += u32::from(write_once(&ballast.join(number.to_string())).is_err());
+                if refused == 20 {
+                    break;
+                }
+            }
+        }
+        let stat = rustix::fs::statvfs(&root).unwrap();
+        let left = format!("{} blocks and {} inodes were free", stat.f_bfree, stat.f_ffree);
+        atomic::write(&known, &"after").unwrap();
+        atomic::write(&new, &"a receipt").unwrap();
+        assert_eq!(atomic::read::<String>(&known).unwrap().as_deref(), Some("after"));
+        assert_eq!(atomic::read::<String>(&new).unwrap().as_deref(), Some("a receipt"));
+        let reserve = root.join("reserve/space");
+        assert!(!reserve.exists(), "the reserve was given back: {left}");
+        state.refill_reserve();
+        assert!(!reserve.exists(), "the last of a disk is not for the reserve");
+        fs::remove_dir_all(ballast).unwrap();
+        state.refill_reserve();
+        assert_eq!(fs::metadata(&reserve).unwrap().len(), 8 << 20);
+    }
+}
+
+/// ext4 finds something wrong with itself, and turns read-only in the middle of a pull.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_turns_read_only_on_the_way() {
+    let _alone = alone().await;
+    let truth = Truth::new().await;
+    let line = Relay::new(&truth.server, 2 << 20);
+    let mut host = Host::new(&truth, EXT4_CAREFUL, 128, &line).await;
+    let image = truth.image(&line.address(), "2");
+    let tmp = host.state.join("store/tmp");
+    let trigger = Path::new("/sys/fs/ext4").join(host.disk.device()).join("trigger_fs_error");
+    let broken = std::thread::spawn(move || {
+        let half = || {
+            names(&tmp)
+                .iter()
+                .any(|name| fs::read_dir(tmp.join(name).join("fs")).is_ok_and(|folder| folder.count() > 0))
+        };
+        wait_for("the middle of a layer", || half().then_some(()));
+        fs::write(trigger, b"1").unwrap();
+    });
+    let error = host.pull(&image).await.unwrap_err();
+    broken.join().unwrap();
+    assert_eq!((error.reason, error.disposition), (Reason::StorageIo, Disposition::Retry), "{error}");
+    assert!(error.to_string().contains("Read-only file system"), "{error}");
+    let overlay = host.overlay.take().unwrap();
+    assert_eq!(describe(&overlay.root()), host.seen, "what the container sees");
+    assert_eq!(truth.check(&host.state).unwrap(), Holds { layers: [0, 1].into(), images: ["1"].into() });
+    drop(overlay);
+    host.disk.repair();
+    let ImageRef::Registry(_) = &image.reference else { unreachable!() };
+    truth.recover(&host.state, "2", &truth.server.address()).await;
+}
