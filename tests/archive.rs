@@ -111,6 +111,9 @@ fn oci(image: &Image, media: &str, packed: fn(&[u8]) -> Vec<u8>) -> Vec<u8> {
     tar(&files.iter().map(|(path, content)| (path.as_str(), content.as_slice())).collect::<Vec<_>>())
 }
 
+/// Packs bytes.
+type Pack = fn(&[u8]) -> Vec<u8>;
+
 fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut to = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     to.write_all(bytes).unwrap();
@@ -134,7 +137,7 @@ fn xz(bytes: &[u8]) -> Vec<u8> {
 }
 
 /// Two streams, one behind the other.
-fn twice(pack: fn(&[u8]) -> Vec<u8>, bytes: &[u8]) -> Vec<u8> {
+fn twice(pack: Pack, bytes: &[u8]) -> Vec<u8> {
     let (a, b) = bytes.split_at(bytes.len() / 2);
     [pack(a), pack(b)].concat()
 }
@@ -196,7 +199,7 @@ async fn every_form_in_every_packing() {
         ("oci gzip", oci(&image, "application/vnd.oci.image.layer.v1.tar+gzip", gzip)),
         ("oci zstd", oci(&image, "application/vnd.oci.image.layer.v1.tar+zstd", zstd)),
     ];
-    let packings: [(&str, fn(&[u8]) -> Vec<u8>); 7] = [
+    let packings: [(&str, Pack); 7] = [
         ("plain", <[u8]>::to_vec),
         ("gzip", gzip),
         ("two gzip members", |bytes| twice(gzip, bytes)),
@@ -224,7 +227,7 @@ async fn every_form_in_every_packing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_root_file_system() {
     let root = tar(&[("etc/hostname", b"x"), ("bin/tool", &noise(10_000, 1))]);
-    for pack in [<[u8]>::to_vec, gzip as fn(&[u8]) -> Vec<u8>, xz] {
+    for pack in [<[u8]>::to_vec, gzip as Pack, xz] {
         let host = host(S3Config::default());
         let (digest, _) = host.pull(&host.put("root", &pack(&root))).await.unwrap();
         assert_eq!(host.file(&digest, "bin/tool"), Some(noise(10_000, 1)));
