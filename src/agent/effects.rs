@@ -125,6 +125,14 @@ impl Effects {
         news
     }
 
+    /// An effect did not work, and the record says when it is tried again: only why is kept, and nothing else of the
+    /// service waits for it. Gives whether that is news.
+    pub fn note(&mut self, service: &ServiceName, refusal: &Refusal, now: Timestamp) -> bool {
+        let news = self.trouble(service) != Some(refusal);
+        self.pauses.insert(service.clone(), (0, now, refusal.clone()));
+        news
+    }
+
     /// Notes that a step is about to be taken. `Some`: it was taken again and again, and has to wait.
     pub fn repeated(&mut self, service: &ServiceName, step: &Step, now: Timestamp) -> Option<Refusal> {
         let (count, since) = match self.repeats.get(service) {

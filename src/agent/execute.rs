@@ -19,7 +19,7 @@ use crate::report::Message;
 use crate::report::message::Kind;
 use crate::state::StateError;
 use crate::state::receipts::Receipt;
-use crate::types::{Generation, InstanceId, Reason, Refusal, ServiceName};
+use crate::types::{ContainerState, Generation, InstanceId, Reason, Refusal, ServiceName};
 
 /// How an effect is carried out.
 enum Way {
@@ -33,7 +33,9 @@ impl Agent {
     /// Carries one step out, or begins to.
     pub(super) fn execute(&mut self, service: &ServiceName, step: &Step) {
         tracing::debug!("{service}: {step}");
-        if let Some(refusal) = self.effects.repeated(service, step, clock::now()) {
+        if !self.is_paced(service, step)
+            && let Some(refusal) = self.effects.repeated(service, step, clock::now())
+        {
             if self.effects.pause(service, &refusal, clock::now()) {
                 self.tell(Some(
                     Message::of(Kind::EffectFailed, service, format!("{service}: {}", refusal.message))
@@ -47,6 +49,7 @@ impl Agent {
             self.state_trouble(service, &error);
             return;
         }
+        self.note_end(service, step);
         failpoint(step, "before");
         match self.way(service, step) {
             Ok(Way::Beside(effect)) => self.effects.begin(service, step.clone(), effect, clock::now()),
@@ -99,7 +102,12 @@ impl Agent {
             // What no record names: only that it is away is worth a word.
             return self.conclude_unrecorded(service, step, outcome);
         };
-        let applied = transition::conclude(service, &record, step, outcome, now);
+        let mut applied = transition::conclude(service, &record, step, outcome, now);
+        let end = self.ends.remove(service).filter(|_| matches!(step, Step::Start(_)));
+        if let (Some(end), Some(receipt)) = (&end, &mut applied.receipt) {
+            let generation = receipt.to.as_ref().map_or(Generation(0), |to| to.generation);
+            receipt.message = format!("generation {generation} {end} and was started again");
+        }
         let saved = self.save(service, &record, &applied);
         if let Err(error) = saved {
             return self.state_trouble(service, &error);
@@ -108,13 +116,23 @@ impl Agent {
         let remembered = applied.record.as_ref() != Some(&record);
         match outcome {
             Outcome::Failed(refusal) | Outcome::Retry(refusal) if !remembered => {
-                if self.effects.pause(service, refusal, now) {
+                let news = match self.is_paced(service, step) {
+                    true => self.effects.note(service, refusal, now),
+                    false => self.effects.pause(service, refusal, now),
+                };
+                if news {
                     self.tell(news::of(service, Some(&record), step, outcome, None));
                 }
             }
             _ => {
                 self.effects.clear(service);
-                self.tell(news::of(service, Some(&record), step, outcome, applied.receipt.as_ref()));
+                let mut news = news::of(service, Some(&record), step, outcome, applied.receipt.as_ref());
+                if let (Some(end), Step::Start(generation), Some(news)) = (&end, step, &mut news)
+                    && news.kind == Kind::Restarted
+                {
+                    news.text = format!("{service}: generation {generation} {end} and is started again");
+                }
+                self.tell(news);
             }
         }
         match applied.record {
@@ -126,6 +144,27 @@ impl Agent {
             }
         }
         failpoint(step, "done");
+    }
+
+    /// Keeps how a container ended that is about to be started again: the start takes the record of it away.
+    fn note_end(&mut self, service: &ServiceName, step: &Step) {
+        let Step::Start(generation) = step else { return };
+        match self.seen.containers.get(&InstanceId::new(service, *generation)) {
+            Some(ContainerState::Exited(exit)) => self.ends.insert(service.clone(), exit.clone()),
+            _ => self.ends.remove(service),
+        };
+    }
+
+    /// Whether the record itself says when `step` may be taken again: what brings an incumbent back that does not run.
+    /// A pause of the whole service would hold up the newer version that may be the cure.
+    fn is_paced(&self, service: &ServiceName, step: &Step) -> bool {
+        let incumbent = self.journal.records.get(service).and_then(|record| record.incumbent.as_ref());
+        match step {
+            Step::Start(generation) | Step::Pull(generation) => {
+                incumbent.is_some_and(|incumbent| incumbent.generation == *generation)
+            }
+            _ => false,
+        }
     }
 
     fn conclude_unrecorded(&mut self, service: &ServiceName, step: &Step, outcome: &Outcome) {

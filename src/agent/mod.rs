@@ -3,6 +3,7 @@
 //! One thread runs the loop and owns all state. What takes long (fetches, look-ups, pulls, starts, probes, pushes)
 //! runs beside it and reports by a `Wake`; the loop never waits for it.
 
+mod ailing;
 pub mod clock;
 pub mod control;
 mod effects;
@@ -42,7 +43,7 @@ use crate::state::StateDir;
 use crate::state::addresses::Pool;
 use crate::state::journal::Journal;
 use crate::state::trust::HighWater;
-use crate::types::{InstanceId, Refusal, ServiceName, Timestamp};
+use crate::types::{Exit, InstanceId, Refusal, ServiceName, Timestamp};
 use effects::{Effects, Hands};
 use garbage::Garbage;
 use operator::Waiter;
@@ -100,6 +101,12 @@ pub struct Agent {
     blind: Option<Refusal>,
     /// The last word on each service that is not as the repo wants it: only a change of it is news.
     refusals: BTreeMap<ServiceName, Refusal>,
+    /// The incumbents that fail their health check.
+    ailing: BTreeMap<ServiceName, Refusal>,
+    /// State that could not be read and is made anew.
+    lost: Option<Refusal>,
+    /// How a container ended that is being started again.
+    ends: BTreeMap<ServiceName, Exit>,
     repository: Arc<Repository>,
     outbox_changed: bool,
     outbox: outbox::Outbox,
@@ -170,9 +177,14 @@ impl Agent {
             config.policy.clone(),
             now,
         );
+        // It is read out of the repo anew. Its former version may be of an older commit, and is not to be deployed.
+        let (desired, lost) = match state.load_desired() {
+            Err(error @ crate::state::StateError::Damaged { .. }) => (None, Some(error.to_refusal())),
+            desired => (desired?, None),
+        };
         Ok(Self {
             journal: state.load_journal()?,
-            desired: state.load_desired()?,
+            desired,
             high_water: state.load_high_water()?,
             pool: Pool::new(config.engine.subnet),
             effects: Effects::new(hands.clone(), waker.clone()),
@@ -182,6 +194,9 @@ impl Agent {
             plan: Plan { services: BTreeMap::new(), wake_at: None },
             blind: None,
             refusals: BTreeMap::new(),
+            ailing: BTreeMap::new(),
+            lost,
+            ends: BTreeMap::new(),
             outbox_changed: true,
             outbox: outbox::Outbox::default(),
             waiters: Vec::new(),
@@ -221,7 +236,7 @@ impl Agent {
             }
             Err(error) => tracing::warn!("{}", error.to_refusal()),
         }
-        for refusal in self.journal.frozen.values().cloned().collect::<Vec<_>>() {
+        for refusal in self.journal.frozen.values().chain(&self.lost).cloned().collect::<Vec<_>>() {
             self.tell(Some(Message::new(Kind::StateTrouble, refusal.message.clone()).because(&refusal)));
         }
     }

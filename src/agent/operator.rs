@@ -163,6 +163,11 @@ impl Agent {
             Next::Held { refusal, .. } => Some(format!("{service}: {refusal}")),
             _ => None,
         }));
+        let told = |service: &ServiceName| {
+            matches!(self.plan.services.get(service).map(|planned| &planned.next), Some(Next::Held { .. }))
+        };
+        let ailing = self.ailing.iter().filter(|(service, _)| !told(service));
+        lines.extend(ailing.map(|(service, refusal)| format!("{service}: {refusal}")));
         Reply::failed(lines.join("\n"))
     }
 }

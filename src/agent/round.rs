@@ -104,6 +104,7 @@ impl Agent {
                 self.plan.steps().map(|(service, step)| (service.clone(), step.clone())).collect();
             if steps.is_empty() {
                 self.note_refusals();
+                self.note_ailing();
                 self.state.refill_reserve();
                 return false;
             }
@@ -335,9 +336,13 @@ impl Agent {
         first.map_or(limit, |first| limit.min(first + Duration::from_millis(1)))
     }
 
-    /// Whether every service is as the repo wants it, and the repo is followed.
+    /// Whether every service is as the repo wants it and well, and the repo is followed.
     pub(super) fn in_sync(&self) -> bool {
-        self.plan.in_sync() && self.desired.is_some() && self.source.refusal.is_none() && self.blind.is_none()
+        self.plan.in_sync()
+            && self.desired.is_some()
+            && self.source.refusal.is_none()
+            && self.blind.is_none()
+            && self.ailing.is_empty()
     }
 
     /// Whether nothing is under way.

@@ -92,9 +92,7 @@ impl Agent {
             AgentState::Starting
         } else if lost && self.source.reached_at.is_none_or(|at| now >= later(at, patience)) {
             AgentState::Stale
-        } else if self.in_sync()
-            && services.iter().all(|service| service.health.as_deref() != Some("unhealthy"))
-        {
+        } else if self.in_sync() {
             AgentState::InSync
         } else if self.source.refusal.is_some()
             || self.blind.is_some()
@@ -120,6 +118,7 @@ impl Agent {
             Next::Held { refusal, until } => Some((refusal, *until)),
             _ => self.effects.trouble(name).map(|refusal| (refusal, None)),
         };
+        let said = refusal.or_else(|| self.ailing.get(name).map(|refusal| (refusal, None)));
         let doing = match &planned.next {
             Next::Wait { why, .. } => Some(why.clone()),
             Next::Do(step) => Some(step.to_string()),
@@ -142,6 +141,7 @@ impl Agent {
             ports: serving.map_or_else(Vec::new, |d| d.spec.ports.iter().map(ToString::to_string).collect()),
             health: serving.map(|deployed| self.health(name, deployed, now).to_owned()),
             restarts: serving.map_or(0, |deployed| deployed.restarts),
+            restarted_at: serving.and_then(|deployed| deployed.restarted_at),
             rollout: rollout.map(|rollout| RolloutStatus {
                 from: record
                     .and_then(|record| record.incumbent.as_ref())
@@ -153,8 +153,8 @@ impl Agent {
                 progress: None,
             }),
             doing,
-            reason: refusal.map(|(refusal, _)| refusal.reason),
-            message: refusal.map(|(refusal, _)| refusal.message.clone()),
+            reason: said.map(|(refusal, _)| refusal.reason),
+            message: said.map(|(refusal, _)| refusal.message.clone()),
             retry_at: refusal.and_then(|(_, until)| until),
         })
     }
@@ -165,7 +165,7 @@ impl Agent {
         routed.or(record.incumbent.as_ref())
     }
 
-    fn running(&self, name: &ServiceName, deployed: &Deployed) -> Option<Timestamp> {
+    pub(super) fn running(&self, name: &ServiceName, deployed: &Deployed) -> Option<Timestamp> {
         match self.seen.containers.get(&InstanceId::new(name, deployed.generation)) {
             Some(ContainerState::Running { started_at, .. }) => Some(*started_at),
             _ => None,

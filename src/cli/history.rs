@@ -10,6 +10,7 @@ use super::{Failure, logs, run, write_json};
 use crate::agent::clock;
 use crate::report::events;
 use crate::report::status::ServiceStatus;
+use crate::state::StateError;
 use crate::state::receipts::{Receipt, read_receipts};
 use crate::types::{Generation, ServiceName};
 
@@ -103,7 +104,7 @@ fn open(path: &Path) -> Result<Option<File>, Failure> {
     match File::open(path) {
         Ok(file) => Ok(Some(file)),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(Failure::plain(format!("reading {}: {error}", path.display()))),
+        Err(source) => Err(StateError::io("reading", path, source).into()),
     }
 }
 

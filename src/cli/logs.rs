@@ -1,5 +1,6 @@
 //! `gitopsd logs` and `gitopsd exec`: what a service wrote, and a command inside it.
 
+use std::collections::BTreeMap;
 use std::io::{BufReader, Seek, SeekFrom, Write};
 use std::path::Path;
 use std::sync::Arc;
@@ -42,9 +43,10 @@ pub fn logs(
     let Some(generation) = generation else {
         return Err(Failure::plain(format!("{service} has not run on this host")));
     };
-    let path = log_file(&state_dir, &InstanceId::new(service, generation));
-    // Its end is taken before its last lines are read: a line in between is shown twice rather than never.
-    let mut position = std::fs::metadata(&path).map_or(0, |metadata| metadata.len());
+    // Their ends are taken before its last lines are read: a line in between is shown twice rather than never.
+    let mut positions: BTreeMap<Generation, u64> = generations(&state_dir, service)
+        .map(|generation| (generation, length(&state_dir, service, generation)))
+        .collect();
     for line in tail(&state_dir, service, generation, lines) {
         writeln!(out, "{line}")?;
     }
@@ -54,13 +56,27 @@ pub fn logs(
     loop {
         out.flush()?;
         std::thread::sleep(history::FOLLOW);
-        let Ok(mut file) = std::fs::File::open(&path) else { continue };
-        if file.metadata()?.len() < position {
-            position = 0;
+        // A deploy brings another generation: what is followed is the service.
+        for generation in generations(&state_dir, service) {
+            let position = positions.entry(generation).or_insert(0);
+            let length = length(&state_dir, service, generation);
+            if length < *position {
+                *position = 0;
+            }
+            let path = log_file(&state_dir, &InstanceId::new(service, generation));
+            let Some(mut file) = (length > *position).then(|| std::fs::File::open(path).ok()).flatten()
+            else {
+                continue;
+            };
+            file.seek(SeekFrom::Start(*position))?;
+            *position += history::copy(&mut BufReader::new(file), out, text)?;
         }
-        file.seek(SeekFrom::Start(position))?;
-        position += history::copy(&mut BufReader::new(file), out, text)?;
     }
+}
+
+fn length(state_dir: &Path, service: &ServiceName, generation: Generation) -> u64 {
+    let path = log_file(state_dir, &InstanceId::new(service, generation));
+    std::fs::metadata(path).map_or(0, |metadata| metadata.len())
 }
 
 /// Runs a command inside the container that serves.
@@ -93,10 +109,14 @@ fn find(config: &Path, service: &ServiceName) -> Result<ServiceStatus, Failure> 
 }
 
 fn newest(state_dir: &Path, service: &ServiceName) -> Option<Generation> {
-    let folder = state_dir.join("logs").join(service.as_str());
-    let names =
-        std::fs::read_dir(folder).ok()?.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-    names.filter_map(|name| name.strip_suffix(".log")?.parse().ok().map(Generation)).max()
+    generations(state_dir, service).max()
+}
+
+/// Those that wrote something that is still there.
+fn generations(state_dir: &Path, service: &ServiceName) -> impl Iterator<Item = Generation> {
+    let entries = std::fs::read_dir(state_dir.join("logs").join(service.as_str())).into_iter().flatten();
+    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    names.filter_map(|name| name.strip_suffix(".log")?.parse().ok().map(Generation))
 }
 
 /// The text of an entry: what stands behind its time, stream and tag.

@@ -40,7 +40,11 @@ pub fn plan(
         Some(agent) if here => known(agent)?,
         _ => Journal::default(),
     };
-    let changes = preview(&view.services, &journal.records);
+    let mut changes = preview(&view.services, &journal.records);
+    // What runs of these is not known, and the agent does not touch them.
+    for (service, refusal) in &journal.frozen {
+        changes.insert(service.clone(), Change::Refuse(refusal.clone()));
+    }
     let pending = changes.values().any(Change::is_change);
     if json {
         let rows = changes.iter().map(|(service, change)| as_json(service.as_str(), change));

@@ -136,6 +136,16 @@ fn details(service: &ServiceStatus, color: bool, now: Timestamp, out: &mut dyn W
     if let Some(doing) = &service.doing {
         writeln!(out, "{name}: {doing}")?;
     }
+    if let Some(at) = service.restarted_at.filter(|_| service.restarts > 0) {
+        let ago = ago(at, now);
+        let text = match service.restarts {
+            1 => format!("its container ended, and was started again {ago} ago"),
+            times => {
+                format!("its container ended, and was started again {times} times, the last time {ago} ago")
+            }
+        };
+        writeln!(out, "{}: {text}", paint(name.as_str(), YELLOW, color))?;
+    }
     if let (Some(reason), Some(message)) = (service.reason, &service.message) {
         let code = if service.state == ServiceState::Held { YELLOW } else { RED };
         writeln!(out, "{}: {message} ({reason})", paint(name.as_str(), code, color))?;
@@ -197,6 +207,9 @@ fn explain(
     }
     if let Some(doing) = &service.doing {
         rows.push(row("doing", doing.clone()));
+    }
+    if let Some(at) = service.restarted_at.filter(|_| service.restarts > 0) {
+        rows.push(row("restarts", format!("{}, the last one {} ago", service.restarts, ago(at, now))));
     }
     match (service.reason, &service.message) {
         (Some(reason), Some(message)) => {

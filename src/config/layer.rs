@@ -108,7 +108,7 @@ impl Layer {
     /// The spec that all layers together make. What is missing is a finding of the service's own file.
     pub fn into_spec(self, findings: &Findings<'_>) -> Option<Declared> {
         let Some(image) = self.image else {
-            if !self.names_image {
+            if !self.names_image && !findings.is_guessed() {
                 let hint = Some("image = \"registry/name:tag\"".to_owned());
                 findings.error(0..0, "the service has no `image`", hint);
             }

@@ -139,7 +139,7 @@ fn read_top(texts: &Texts<'_>) -> Top {
             findings.error(section.key_span("format"), message, None);
         }
         Some(_) => findings.error(section.key_span("format"), "`format` is 1", None),
-        None if section.has("format") => {}
+        None if section.has("format") || findings.is_guessed() => {}
         None => findings.error(0..0, "`format` is missing", Some("format = 1".to_owned())),
     }
     let repo_id = section.string("repo_id");

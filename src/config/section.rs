@@ -1,6 +1,6 @@
 //! Reads a TOML table key by key. What is wrong is collected, never the end: the next key is read all the same.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::str::FromStr;
@@ -16,12 +16,14 @@ use crate::types::parse_duration;
 pub(super) struct Findings<'a> {
     pub source: Source<'a>,
     found: RefCell<Vec<Diagnostic>>,
+    /// How many of them, from the first on, are errors of syntax.
+    syntax: Cell<usize>,
 }
 
 impl<'a> Findings<'a> {
     /// Nothing yet.
     pub fn new(file: &'a str, text: &'a str) -> Self {
-        Self { source: Source { file, text }, found: RefCell::default() }
+        Self { source: Source { file, text }, found: RefCell::default(), syntax: Cell::new(0) }
     }
 
     pub fn error(&self, span: Range<usize>, message: impl Into<String>, hint: Option<String>) {
@@ -36,21 +38,34 @@ impl<'a> Findings<'a> {
         self.found.borrow().iter().any(Diagnostic::is_error)
     }
 
-    /// All of them, in the order of the file.
+    /// Whether what the file does not have may stand where its syntax is broken.
+    pub fn is_guessed(&self) -> bool {
+        self.syntax.get() > 0
+    }
+
+    /// All of them, in the order of the file. From the line on where its syntax is broken the file was only guessed
+    /// at, and so was what else is wrong with it: that is left out.
     pub fn into_sorted(self) -> Vec<Diagnostic> {
         let mut found = self.found.into_inner();
+        let mut others = found.split_off(self.syntax.get());
+        if let Some(broken) = found.iter().map(|diagnostic| diagnostic.line).min() {
+            found.retain(|diagnostic| diagnostic.line == broken);
+            others.retain(|diagnostic| diagnostic.line < broken);
+        }
+        found.append(&mut others);
         found.sort_by_key(|diagnostic| (diagnostic.line, diagnostic.column));
         found
     }
 }
 
-/// Parses a file; syntax errors are findings, and what could be read is read.
+/// Parses a file before anything else is found in it; syntax errors are findings, and what could be read is read.
 pub(super) fn parse<'a>(findings: &Findings<'a>) -> Spanned<DeTable<'a>> {
     let (table, errors) = DeTable::parse_recoverable(findings.source.text);
     for error in errors {
         let end = findings.source.text.len();
         findings.error(error.span().unwrap_or(end..end), error.message().to_owned(), None);
     }
+    findings.syntax.set(findings.found.borrow().len());
     table
 }
 

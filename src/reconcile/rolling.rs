@@ -32,7 +32,8 @@ pub(super) fn next(
             return next;
         }
     }
-    if rollout.phase < Phase::Switching
+    // A switch that was meant and did not happen (its port is another service's) is no reason to stay with it.
+    if (rollout.phase < Phase::Switching || (rollout.phase == Phase::Switching && !switched))
         && let Some(refusal) = superseded(view, rollout, removal_refusal)
     {
         return Next::Do(Step::Fail(refusal));
@@ -155,7 +156,10 @@ fn proving(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next {
         Some(ContainerState::Remains) | None => return Next::Do(Step::Advance(Phase::Starting)),
     }
     match view.verdict(&rollout.to) {
-        Some(Verdict::Healthy) => paused(view, rollout).unwrap_or(Next::Do(Step::Switch(generation))),
+        Some(Verdict::Healthy) => match keeps_port(view, rollout) {
+            Some(refusal) => Next::Do(Step::Fail(refusal)),
+            None => paused(view, rollout).unwrap_or(Next::Do(Step::Switch(generation))),
+        },
         Some(Verdict::Unhealthy(why)) => {
             let message = format!("generation {generation} failed its health check: {why}");
             Next::Do(Step::Fail(Refusal::new(Reason::Unhealthy, message)))
@@ -184,6 +188,14 @@ fn proving(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next {
         }
         None => wait("not probed yet".to_owned()),
     }
+}
+
+/// Another service may still have the port because its own change of this commit is under way; one that has it for
+/// longer than a deploy may take keeps it, as two that want each other's ports do.
+fn keeps_port(view: &View<'_>, rollout: &Rollout) -> Option<Refusal> {
+    let over = view.now >= later(rollout.phase_since, rollout.to.spec.deploy.timeout);
+    let taken = rollout.trouble.as_ref().filter(|trouble| trouble.reason == Reason::PortInUse);
+    taken.filter(|_| rollout.phase == Phase::Switching && over).cloned()
 }
 
 fn baking(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next {

@@ -153,6 +153,9 @@ pub struct ServiceStatus {
     pub health: Option<String>,
     /// Starts in a row after the first.
     pub restarts: u32,
+    /// The last one of these.
+    #[serde(default)]
+    pub restarted_at: Option<Timestamp>,
     /// The new generation under way.
     pub rollout: Option<RolloutStatus>,
     /// What is being done or waited for, for people.

@@ -50,9 +50,10 @@ impl StateDir {
     }
 }
 
-/// What was wanted last, read without holding the state directory: for commands beside an agent.
+/// What was wanted last, read without holding the state directory: for commands beside an agent. Its former version
+/// never stands in: that is what an older commit wanted.
 pub fn read_desired(state_dir: &std::path::Path) -> Result<Option<Desired>, StateError> {
-    let file: Option<File> = atomic::read(&state_dir.join("desired.json"))?;
+    let file: Option<File> = atomic::read_one(&state_dir.join("desired.json"))?;
     Ok(file.map(|file| Desired {
         commit: file.commit,
         declared_in_repo: file.declared_in_repo,

@@ -68,7 +68,7 @@ reasons! {
     OperatorRollback "operator-rollback" "An operator put the previous generation back." "Commit a fix, or `gitopsd resume SERVICE`."
     Superseded "superseded" "A newer commit arrived before this one was switched to." "Nothing: the newer one is under way."
     Unsupported "unsupported" "The service asks for something that this version does not do." "Leave it out, or see CHANGELOG.md for what is planned."
-    StateInvalid "state-invalid" "A state file is damaged or written by a newer version." "The message names it and what was done about it."
+    StateInvalid "state-invalid" "A state file is damaged or written by a newer version." "Restore the file that is named, or move it and its `.previous.json` away and restart the agent: what it held begins anew. One of a newer version needs that version."
     Internal "internal" "The agent met a case it has no answer for." "Please report it, with the journal's lines around it."
 }
 

@@ -181,6 +181,7 @@ fn a_damaged_record_costs_its_own_service_only() {
     lab.start_agent();
     lab.wait_agent();
     wait_reason(&lab, "web", "state-invalid");
+    assert!(lab.ok(&["plan"]).contains("(state-invalid)"), "{}", lab.ok(&["plan"]));
     let v2 = lab.image("2", Kind::Good);
     lab.write("services/web.toml", &web(&v2, port, ""));
     lab.deploy("other", &web(&v2, other, ""), "both bumped");

@@ -19,5 +19,6 @@ mod images;
 mod kill;
 mod lab;
 mod load;
+mod mended;
 mod service;
 mod sidebyside;

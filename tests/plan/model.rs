@@ -80,6 +80,8 @@ pub struct Host {
     // The world outside.
     pub registry_up: bool,
     pub traffic_works: bool,
+    /// Whether somebody else has every port.
+    pub ports_taken: bool,
     pub behaviours: BTreeMap<String, Behaviour>,
     /// Crash after passing this many points.
     pub crash_in: Option<(u32, Crash)>,
@@ -114,6 +116,7 @@ impl Host {
             agent_up: true,
             registry_up: true,
             traffic_works: true,
+            ports_taken: false,
             behaviours: BTreeMap::new(),
             crash_in: None,
             audit: audit::Audit::default(),

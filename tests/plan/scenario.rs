@@ -12,7 +12,7 @@
 //!                        (nothing)      an unrelated change
 //! image TAG WORDS…     how an image behaves: missing, exists, corrupt, intact, nostart, pre-fails, pre-works, retag,
 //!                        pull=3s, healthy=1s, healthy=never, sick=20s, exits=2s, lingers=8s, well
-//! registry up|down     traffic works|fails     agent down|up
+//! registry up|down     traffic works|fails     ports free|taken     agent down|up
 //! run 10s              goes on for so long
 //! run until settled    goes on until nothing is under way, at most an hour
 //! run until PHASE web  goes on until the candidate is in that phase, at most an hour
@@ -179,6 +179,7 @@ fn obey(host: &mut Host, line: &str) -> Result<(), String> {
         ["image", tag, rest @ ..] => image(host, tag, rest),
         ["registry", word] => host.registry_up = *word == "up",
         ["traffic", word] => host.traffic_works = *word == "works",
+        ["ports", word] => host.ports_taken = *word == "taken",
         ["agent", "down"] => {
             host.crash(Crash::Kill);
             host.agent_up = false;

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::net::Ipv4Addr;
+use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -27,7 +28,30 @@ pub(super) fn observe(engine: &NativeEngine) -> Result<Vec<ObservedContainer>, E
     }
     ids.extend(engine.network.attached()?);
     let boot = this_boot()?;
-    Ok(ids.into_iter().map(|id| observe_one(engine, id, &boot)).collect())
+    let seen: Vec<ObservedContainer> = ids.into_iter().map(|id| observe_one(engine, id, &boot)).collect();
+    mend_networks(engine, &seen, &boot)?;
+    Ok(seen)
+}
+
+/// A container that runs and whose interface somebody took away serves nobody, and would for as long as it runs. A
+/// failure here is no more than that: the next look tries again.
+fn mend_networks(engine: &NativeEngine, seen: &[ObservedContainer], boot: &str) -> Result<(), EngineError> {
+    let alive = seen.iter().filter(|one| matches!(one.state, ContainerState::Running { .. }));
+    let ids: Vec<InstanceId> = alive.map(|one| one.id.clone()).collect();
+    for id in engine.network.broken(&ids)? {
+        let run = engine.layout.run(&id);
+        // Its process is held while its namespace is opened: the number may not have gone to another one.
+        let Some((record, _process)) = running(&run, boot) else { continue };
+        let Ok(namespace) = fs::File::open(format!("/proc/{}/ns/net", record.init.pid)) else { continue };
+        if running(&run, boot).is_none() {
+            continue;
+        }
+        match engine.network.mend(&id, record.address, namespace.as_fd()) {
+            Ok(()) => tracing::warn!(instance = %id, "its network was not whole and was put right"),
+            Err(error) => tracing::warn!(instance = %id, "{}", error.to_refusal()),
+        }
+    }
+    Ok(())
 }
 
 /// This boot's name, as the engine's error.

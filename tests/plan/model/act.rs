@@ -233,6 +233,9 @@ impl Host {
             return Outcome::Retry(Refusal::new(Reason::Network, "nft: Operation not permitted"));
         }
         let from = self.routes.get(name).map(|route| route.generation);
+        if self.ports_taken && to.is_some() && from != to {
+            return Outcome::Retry(Refusal::new(Reason::PortInUse, "port 80/tcp belongs to service other"));
+        }
         match to {
             None => {
                 self.routes.remove(name);

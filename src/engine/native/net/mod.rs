@@ -13,10 +13,11 @@ pub mod names;
 pub mod namespace;
 mod sysctl;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::net::Ipv4Addr;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -214,6 +215,29 @@ impl Network for BridgeNetwork {
         list().map_err(|error| {
             failed(format!("cannot list the networks of instance {}", self.names.instance), error)
         })
+    }
+
+    fn broken(&self, running: &[InstanceId]) -> Result<Vec<InstanceId>, EngineError> {
+        let links =
+            Links::new().list().map_err(|error| failed("cannot list interfaces".to_owned(), error))?;
+        let names: BTreeSet<&str> = links.iter().map(|link| link.name.as_str()).collect();
+        // Routes from the host to its containers go with the address of the bridge.
+        let bridged = names.contains(self.names.bridge.as_str());
+        let whole = |id: &&InstanceId| {
+            bridged
+                && names.contains(self.names.veth(id).as_str())
+                && namespace::is_pinned(&self.pin_path(id))
+        };
+        Ok(running.iter().filter(|id| !whole(id)).cloned().collect())
+    }
+
+    fn mend(&self, id: &InstanceId, address: Ipv4Addr, namespace: BorrowedFd<'_>) -> Result<(), EngineError> {
+        if !namespace::is_pinned(&self.pin_path(id)) {
+            let _turn = self.turn();
+            namespace::pin_again(&self.pin_path(id), namespace)
+                .map_err(|error| failed(format!("cannot pin the network of {id}"), error))?;
+        }
+        self.attach(id, address).map(|_| ())
     }
 }
 

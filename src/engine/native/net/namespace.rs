@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
 use std::path::Path;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -29,6 +29,17 @@ pub fn pin(path: &Path) -> io::Result<()> {
         mount(Some("/proc/thread-self/ns/net"), path, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
         Ok(())
     })
+}
+
+/// Pins a namespace that is there already, such as that of a container whose pin somebody took away.
+pub fn pin_again(path: &Path, namespace: BorrowedFd<'_>) -> io::Result<()> {
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    fs::OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
+    let source = format!("/proc/self/fd/{}", namespace.as_raw_fd());
+    mount(Some(source.as_str()), path, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
+    Ok(())
 }
 
 /// Takes the pin and its file away; fine if either is not there. Processes inside keep the namespace itself.

@@ -1,0 +1,47 @@
+//! What serves and fails its health check: nothing is done about it, so somebody has to hear of it.
+
+use std::collections::BTreeMap;
+
+use super::{Agent, clock};
+use crate::reconcile::health::{EffectiveCheck, Verdict, judge};
+use crate::report::Message;
+use crate::report::message::Kind;
+use crate::types::{InstanceId, Reason, Refusal, ServiceName, Timestamp};
+
+impl Agent {
+    /// Says which incumbents have become unhealthy, and which are well again.
+    pub(super) fn note_ailing(&mut self) {
+        let now = self.ailing_at(clock::now());
+        let former = std::mem::replace(&mut self.ailing, now);
+        let mut news = Vec::new();
+        for (service, refusal) in self.ailing.iter().filter(|(service, _)| !former.contains_key(*service)) {
+            let text = format!("{service}: {}", refusal.message);
+            news.push(Message::of(Kind::Unhealthy, service, text).because(refusal));
+        }
+        for service in former.keys().filter(|service| !self.ailing.contains_key(*service)) {
+            if self.journal.records.get(service).is_some_and(|record| record.incumbent.is_some()) {
+                let text = format!("{service}: it no longer fails its health check");
+                news.push(Message::of(Kind::Recovered, service, text));
+            }
+        }
+        for message in news {
+            self.tell(Some(message));
+        }
+    }
+
+    /// The incumbents that run and fail their health check.
+    fn ailing_at(&self, now: Timestamp) -> BTreeMap<ServiceName, Refusal> {
+        let mut ailing = BTreeMap::new();
+        for (service, record) in &self.journal.records {
+            let Some(incumbent) = &record.incumbent else { continue };
+            let Some(started_at) = self.running(service, incumbent) else { continue };
+            let history = self.seen.health.get(&InstanceId::new(service, incumbent.generation));
+            let verdict = judge(&EffectiveCheck::of(&incumbent.spec), history, started_at, now);
+            if let Verdict::Unhealthy(why) = verdict {
+                let text = format!("generation {} fails its health check: {why}", incumbent.generation);
+                ailing.insert(service.clone(), Refusal::new(Reason::Unhealthy, text));
+            }
+        }
+        ailing
+    }
+}
