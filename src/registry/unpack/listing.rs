@@ -248,7 +248,8 @@ mod tests {
 
     #[test]
     fn the_order_of_attributes_does_not_matter() {
-        let (a, b): ((&[u8], &[u8]), (&[u8], &[u8])) = ((b"a", b"1"), (b"b", b"2"));
+        let a: (&[u8], &[u8]) = (b"a", b"1");
+        let b: (&[u8], &[u8]) = (b"b", b"2");
         assert_eq!(xattrs([a, b]), xattrs([b, a]));
         assert_ne!(xattrs([a, b]), xattrs([a]));
         assert_eq!(xattrs([]), None);

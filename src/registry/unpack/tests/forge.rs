@@ -79,7 +79,7 @@ impl Head {
     }
 
     /// Leaves the checksum as it was put.
-    pub fn as_it_is(mut self) -> Self {
+    pub fn summed_already(mut self) -> Self {
         self.summed = false;
         self
     }

@@ -19,12 +19,10 @@ fn twice(key: &str, first: &[u8], second: &[u8]) -> Vec<u8> {
     tar().entry(head(b'x', "x"), pax(&[(key, first), (key, second)])).head(head(b'2', "a").link("b")).end()
 }
 
+type Archive = fn(&Outside) -> Vec<u8>;
+
 /// Rows that differ only in the archive.
-fn each(
-    source: &'static str,
-    part: &'static str,
-    rows: &[(&'static str, fn(&Outside) -> Vec<u8>)],
-) -> Vec<Row> {
+fn each(source: &'static str, part: &'static str, rows: &[(&'static str, Archive)]) -> Vec<Row> {
     rows.iter().map(|(name, archive)| refused(name, source, part, *archive)).collect()
 }
 
