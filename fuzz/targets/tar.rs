@@ -1,5 +1,5 @@
-//! Tar: no panic, and whatever is taken, the `tar` crate takes for the same. Its one known fault, PAX values with
-//! newlines, is left out.
+//! Tar: no panic, and whatever is taken, the `tar` crate takes for the same, as far as it comes. Its one known fault,
+//! PAX values with newlines, is left out.
 #![no_main]
 
 mod mend;
@@ -13,18 +13,21 @@ fuzz_target!(|bytes: &[u8]| {
     let bytes = mend::mended(bytes);
     match gitopsd::registry::fuzz::tar(&bytes) {
         Ok(ours) => {
-            let crates = theirs(&bytes);
-            if !bytes.windows(7).any(|part| part == b"SCHILY." || part == b"comment") {
-                assert_eq!(Some(ours), crates.ok());
+            if mend::is_plain(&bytes) {
+                let mut theirs = Vec::new();
+                let ended = read(&bytes, &mut theirs).is_ok();
+                assert!(
+                    ours.starts_with(&theirs) && (!ended || ours == theirs),
+                    "{ours:?} is not {theirs:?}"
+                );
             }
         }
         Err(error) => assert!(!error.to_string().chars().any(char::is_control), "{error:?}"),
     }
 });
 
-fn theirs(bytes: &[u8]) -> std::io::Result<Vec<Entry>> {
+fn read(bytes: &[u8], entries: &mut Vec<Entry>) -> std::io::Result<()> {
     let mut archive = tar::Archive::new(bytes);
-    let mut entries = Vec::new();
     for entry in archive.entries()? {
         let mut entry = entry?;
         let kind = match entry.header().entry_type() {
@@ -43,5 +46,5 @@ fn theirs(bytes: &[u8]) -> std::io::Result<Vec<Entry>> {
         entry.read_to_end(&mut content)?;
         entries.push((path, kind, link, content));
     }
-    Ok(entries)
+    Ok(())
 }

@@ -7,6 +7,7 @@ use std::path::Path;
 use super::unpack::reader::{Kind, Reader};
 use super::unpack::{self, Error};
 use super::{PullError, challenge, docker_config, manifest};
+use crate::types::Reason;
 
 /// An entry of an archive: its path, kind (as `ls` shows it, `h` for hard links), link and content.
 pub type Entry = (Vec<u8>, char, Vec<u8>, Vec<u8>);
@@ -68,6 +69,7 @@ pub fn realm(header: &str, base: &reqwest::Url) -> Option<(reqwest::Url, bool)> 
 }
 
 /// Looks a registry up in a file that is meant to be Docker's `config.json`: whether it knows of credentials.
-pub async fn docker_config(file: &Path, registry: &str) -> Result<bool, String> {
-    docker_config::look_up(file, registry).await.map(|found| found.is_some())
+pub async fn docker_config(file: &Path, registry: &str) -> Result<bool, PullError> {
+    let found = docker_config::look_up(file, registry).await;
+    found.map(|found| found.is_some()).map_err(|why| PullError::retry(Reason::Auth, why))
 }

@@ -13,6 +13,7 @@ mod documents;
 mod host;
 mod names;
 mod page;
+mod saved;
 mod servers;
 mod web;
 

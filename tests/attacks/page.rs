@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use super::shared::table::{self, Verdict};
-use super::{archives, documents, names, servers};
+use super::{archives, documents, names, saved, servers};
 
 /// A section: its heading, and rows of case, source and verdict.
 type Section = (&'static str, Vec<[String; 3]>);
@@ -34,6 +34,9 @@ fn sections() -> Vec<Section> {
         [(*name).to_owned(), (*source).to_owned(), format!("harmless: {words}")]
     });
     sections.push(("Manifests, indexes and configurations", documents_rows.chain(ignored).collect()));
+    let saved =
+        saved::rows().into_iter().map(|row| [row.name.into(), row.source.into(), refused(row.reason)]);
+    sections.push(("Image archives", saved.collect()));
     let servers = servers::rows().into_iter().map(|row| {
         let verdict = match row.reason {
             Some(reason) => format!("{}: {}", refused(reason), row.says),

@@ -12,6 +12,10 @@ use super::listing::{self, Kind, Record};
 use super::reader::Entry;
 use super::{Error, disk, refuse};
 
+/// The seconds that ext4 keeps (kernel documentation, ext4/inodes.rst, "Inode Timestamps"); XFS and btrfs keep more. The
+/// kernel would cut off what is beyond in silence, and the listing would never agree with the disk.
+const SECONDS: std::ops::RangeInclusive<i64> = -(1 << 31)..=(3 << 32) + (1 << 31) - 1;
+
 /// What the kernel takes (xattr(7)).
 const MAX_XATTR: usize = 64 << 10;
 
@@ -39,7 +43,7 @@ impl Attributes {
             mode: Mode::from_raw_mode(entry.mode as RawMode),
             uid: Uid::from_raw(entry.uid),
             gid: Gid::from_raw(entry.gid),
-            mtime: entry.mtime,
+            mtime: kept(entry.mtime),
             xattrs,
         })
     }
@@ -98,6 +102,14 @@ impl Attributes {
 fn has_room(fd: &impl AsFd) -> bool {
     let free = fstatfs(fd).map(|stat| stat.f_bavail.saturating_mul(u64::try_from(stat.f_bsize).unwrap_or(0)));
     free.is_ok_and(|bytes| bytes > 1 << 20)
+}
+
+/// The nearest time that is kept.
+fn kept((seconds, nanoseconds): (i64, u32)) -> (i64, u32) {
+    match seconds {
+        seconds if SECONDS.contains(&seconds) => (seconds, nanoseconds),
+        seconds => (seconds.clamp(*SECONDS.start(), *SECONDS.end()), 0),
+    }
 }
 
 /// Overlay's own attributes would change how the layer is read, the others belong to the host's policy.

@@ -97,6 +97,9 @@ impl<R: BufRead> Reader<R> {
             };
             let header = Header::read(&block)?;
             match header.kind {
+                b'x' | b'L' | b'K' if !header.is_marked() => {
+                    return refuse("an extended header without a mark, which readers take differently");
+                }
                 b'x' if pax.is_some() => {
                     return refuse("two PAX headers for one entry, which readers take differently");
                 }
@@ -248,6 +251,11 @@ impl<'a> Header<'a> {
             prefix if self.magic == Magic::Posix && !prefix.is_empty() => [prefix, b"/", name].concat(),
             _ => name.to_vec(),
         }
+    }
+
+    /// Whether it bears POSIX's mark or GNU's, version and all: without one some readers take any header for a file's.
+    fn is_marked(&self) -> bool {
+        matches!(&self.block[257..265], b"ustar\x0000" | b"ustar  \0")
     }
 
     /// Python reads a second part of the name whatever the mark, Go also behind GNU's, libarchive behind any `ustar`,

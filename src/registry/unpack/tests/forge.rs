@@ -79,7 +79,7 @@ impl Head {
     }
 
     /// Leaves the checksum as it was put.
-    pub fn summed_already(mut self) -> Self {
+    pub fn unsummed(mut self) -> Self {
         self.summed = false;
         self
     }

@@ -85,3 +85,26 @@ fn long_names_and_long_contents() {
     assert_eq!(fs::read(seen.at("c")).unwrap(), content);
     assert_eq!(fs::read_link(seen.at("l")).unwrap().as_os_str().len(), 300);
 }
+
+#[test]
+fn the_listing_says_what_the_disk_keeps() {
+    let archive = tar()
+        .pax(&[("mtime", b"9223372036854775807.5")])
+        .file("late", b"x")
+        .pax(&[("mtime", b"-9223372036854775808")])
+        .file("early", b"x")
+        .pax(&[("mtime", b"-1.25")])
+        .dir("d")
+        .end();
+    let dir = tempfile::tempdir().unwrap();
+    let mut listing = Vec::new();
+    let root = fs::File::open(dir.path()).unwrap().into();
+    super::super::unpack(archive.as_slice(), root, &mut listing).unwrap();
+    let listing = String::from_utf8(listing).unwrap();
+    for name in ["late", "early", "d"] {
+        let meta = dir.path().join(name).metadata().unwrap();
+        let time = format!(" {}.{} ", meta.mtime(), meta.mtime_nsec());
+        let line = listing.lines().find(|line| line.ends_with(&format!(" {name}"))).unwrap();
+        assert!(line.contains(&time), "{line} is not{time}");
+    }
+}

@@ -19,6 +19,7 @@ fn twice(key: &str, first: &[u8], second: &[u8]) -> Vec<u8> {
     tar().entry(head(b'x', "x"), pax(&[(key, first), (key, second)])).head(head(b'2', "a").link("b")).end()
 }
 
+/// How an archive is made.
 type Archive = fn(&Outside) -> Vec<u8>;
 
 /// Rows that differ only in the archive.
