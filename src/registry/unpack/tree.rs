@@ -14,14 +14,13 @@ use rustix::fs::{
     mknodat, openat, statat, symlinkat, unlinkat, utimensat,
 };
 use rustix::io::Errno;
-use sha2::{Digest as _, Sha256};
 
 use super::attributes::Attributes;
+use super::content::Content;
 use super::folders::{Folder, Folders, bounded, open_exactly};
 use super::listing::{self, Kind, Record};
 use super::reader::{self, Entry, Reader};
 use super::{Error, Implied, MAX_DEPTH, MAX_PATH, disk, refuse};
-use crate::types::Digest;
 
 pub(super) struct Tree<'a> {
     folders: Folders,
@@ -209,17 +208,15 @@ impl<'a> Tree<'a> {
     ) -> Result<(), Error> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let mode = Mode::from_raw_mode(0o600);
-        let mut file =
-            File::from(self.make(target, || openat(&target.parent.fd, target.name(), flags, mode))?);
-        let mut hash = Sha256::new();
+        let file = File::from(self.make(target, || openat(&target.parent.fd, target.name(), flags, mode))?);
+        let mut content = Content::of(&file);
         reader.content(|part| {
-            hash.update(part);
             let failed = |error| Error::Disk(format!("writing {}", target.path.display()), error);
-            file.write_all(part).map_err(failed)
+            content.write(part).map_err(failed)
         })?;
+        let digest = content.digest();
         attributes.set(&file, &target.path)?;
         attributes.set_times(&file, &target.path)?;
-        let digest = Digest::from_sha256(&hash.finalize().into());
         self.list(&target.path, &attributes.record(Kind::File(size, digest)))
     }
 

@@ -1,0 +1,56 @@
+//! The content of one file on its way to the disk: written, hashed, and begun to be written back.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::AsRawFd;
+
+use nix::libc;
+use sha2::{Digest as _, Sha256};
+
+use crate::types::Digest;
+
+/// Bytes of a file after which the disk is asked to begin with them.
+const WRITE_BACK: u64 = 1 << 20;
+
+/// A new file that is being filled.
+pub(super) struct Content<'a> {
+    file: &'a File,
+    hash: Sha256,
+    written: u64,
+    /// Of these, bytes that the disk was asked to begin with.
+    begun: u64,
+}
+
+impl<'a> Content<'a> {
+    pub fn of(file: &'a File) -> Self {
+        Self { file, hash: Sha256::new(), written: 0, begun: 0 }
+    }
+
+    pub fn write(&mut self, part: &[u8]) -> io::Result<()> {
+        self.hash.update(part);
+        let mut file = self.file;
+        file.write_all(part)?;
+        self.written += part.len() as u64;
+        if self.written - self.begun >= WRITE_BACK {
+            self.write_back();
+        }
+        Ok(())
+    }
+
+    /// All of it is written.
+    pub fn digest(self) -> Digest {
+        Digest::from_sha256(&self.hash.finalize().into())
+    }
+
+    /// The disk works while the next bytes are inflated, and the sync at the end finds little left to do. This promises
+    /// nothing and need not succeed: errors of the disk come out at that sync (sync_file_range(2)).
+    fn write_back(&mut self) {
+        let (Ok(from), Ok(count)) = (i64::try_from(self.begun), i64::try_from(self.written - self.begun))
+        else {
+            return;
+        };
+        // SAFETY: the descriptor is open as long as `self.file`, and no memory is handed over.
+        unsafe { libc::sync_file_range(self.file.as_raw_fd(), from, count, libc::SYNC_FILE_RANGE_WRITE) };
+        self.begun = self.written;
+    }
+}
