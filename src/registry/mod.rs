@@ -19,6 +19,7 @@ mod manifest;
 mod pull;
 mod repair;
 mod retry;
+mod sha256;
 mod source;
 mod space;
 mod store;

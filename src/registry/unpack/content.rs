@@ -1,21 +1,16 @@
-//! The content of one file on its way to the disk: written, hashed, and begun to be written back.
+//! The content of one file on its way to the disk.
 
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 
 use nix::libc;
-use sha2::{Digest as _, Sha256};
-
-use crate::types::Digest;
-
 /// Bytes of a file after which the disk is asked to begin with them.
 const WRITE_BACK: u64 = 1 << 20;
 
 /// A new file that is being filled.
 pub(super) struct Content<'a> {
     file: &'a File,
-    hash: Sha256,
     written: u64,
     /// Of these, bytes that the disk was asked to begin with.
     begun: u64,
@@ -23,11 +18,10 @@ pub(super) struct Content<'a> {
 
 impl<'a> Content<'a> {
     pub fn of(file: &'a File) -> Self {
-        Self { file, hash: Sha256::new(), written: 0, begun: 0 }
+        Self { file, written: 0, begun: 0 }
     }
 
     pub fn write(&mut self, part: &[u8]) -> io::Result<()> {
-        self.hash.update(part);
         let mut file = self.file;
         file.write_all(part)?;
         self.written += part.len() as u64;
@@ -35,11 +29,6 @@ impl<'a> Content<'a> {
             self.write_back();
         }
         Ok(())
-    }
-
-    /// All of it is written.
-    pub fn digest(self) -> Digest {
-        Digest::from_sha256(&self.hash.finalize().into())
     }
 
     /// The disk works while the next bytes are inflated, and the sync at the end finds little left to do. This promises

@@ -13,7 +13,7 @@ pub(super) mod reader;
 mod tree;
 
 use std::collections::BTreeMap;
-use std::io::{self, BufRead, Write};
+use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
@@ -24,6 +24,7 @@ use crate::types::Reason;
 pub(super) use attributes::is_kept;
 pub(super) use parents::inherit;
 use reader::Reader;
+pub(super) use reader::Stream;
 pub(super) use reader::{Entry, Kind};
 use tree::Tree;
 
@@ -82,7 +83,7 @@ fn disk(path: &Path, error: Errno) -> Error {
 }
 
 /// Unpacks a tar stream into `root`, an empty directory of ours, and lists what it made. Reads the stream to its end.
-pub(super) fn unpack(stream: impl BufRead, root: OwnedFd, listing: &mut dyn Write) -> Result<Implied, Error> {
+pub(super) fn unpack(stream: impl Stream, root: OwnedFd, listing: &mut dyn Write) -> Result<Implied, Error> {
     let mut tree = Tree::new(root, listing)?;
     let mut reader = Reader::new(stream);
     let mut count = 0u64;

@@ -6,6 +6,8 @@ use std::io::{self, BufRead};
 
 use super::pax::{self, Pax};
 use super::{Error, refuse};
+use crate::registry::sha256::Sha256;
+use crate::types::Digest;
 
 const BLOCK: usize = 512;
 
@@ -75,7 +77,7 @@ pub struct Reader<R> {
     padding: u64,
 }
 
-impl<R: BufRead> Reader<R> {
+impl<R: Stream> Reader<R> {
     /// Begins at the first header.
     pub fn new(inner: R) -> Self {
         Self { inner, left: 0, padding: 0 }
@@ -125,23 +127,37 @@ impl<R: BufRead> Reader<R> {
         }
     }
 
-    /// Hands the rest of the entry's content to `take`, part by part.
-    pub fn content(&mut self, mut take: impl FnMut(&[u8]) -> Result<(), Error>) -> Result<(), Error> {
-        while self.left > 0 {
-            let part = fill(&mut self.inner)?;
-            if part.is_empty() {
-                return Err(Error::Broken(io::ErrorKind::UnexpectedEof.into()));
-            }
-            let count = usize::try_from(self.left).unwrap_or(usize::MAX).min(part.len());
-            take(&part[..count])?;
-            self.inner.consume(count);
+    /// Hands the rest of the entry's content to `take`, part by part, and gives its digest.
+    pub fn content(&mut self, mut take: impl FnMut(&[u8]) -> Result<(), Error>) -> Result<Digest, Error> {
+        let mut hash = Sha256::new();
+        while let Some(part) = self.part()? {
+            take(part)?;
+            let count = part.len();
+            self.inner.consume_content(count, &mut hash);
             self.left -= count as u64;
         }
-        Ok(())
+        Ok(hash.finish())
+    }
+
+    /// What is there of the entry's content.
+    fn part(&mut self) -> Result<Option<&[u8]>, Error> {
+        if self.left == 0 {
+            return Ok(None);
+        }
+        let part = fill(&mut self.inner)?;
+        if part.is_empty() {
+            return Err(Error::Broken(io::ErrorKind::UnexpectedEof.into()));
+        }
+        let count = usize::try_from(self.left).unwrap_or(usize::MAX).min(part.len());
+        Ok(Some(&part[..count]))
     }
 
     fn skip_content(&mut self) -> Result<(), Error> {
-        self.content(|_| Ok(()))?;
+        while let Some(part) = self.part()? {
+            let count = part.len();
+            self.inner.consume(count);
+            self.left -= count as u64;
+        }
         let padding = std::mem::take(&mut self.padding);
         let mut rest = [0u8; BLOCK];
         // At most a block less one byte.
@@ -193,6 +209,27 @@ impl<R: BufRead> Reader<R> {
         Ok(bytes)
     }
 }
+
+/// What a tar is read from.
+pub(in crate::registry) trait Stream: BufRead {
+    /// Consumes bytes that are content, and adds them to its hash. A stream that hashes what passes does both at once.
+    fn consume_content(&mut self, count: usize, content: &mut Sha256) {
+        // What is consumed was seen before.
+        content.update(self.fill_buf().ok().and_then(|part| part.get(..count)).unwrap_or_default());
+        self.consume(count);
+    }
+}
+
+impl Stream for &[u8] {}
+
+impl<S: Stream> Stream for &mut S {
+    fn consume_content(&mut self, count: usize, content: &mut Sha256) {
+        (**self).consume_content(count, content);
+    }
+}
+
+#[cfg(test)]
+impl<R: io::Read> Stream for io::BufReader<R> {}
 
 fn fill(inner: &mut impl BufRead) -> Result<&[u8], Error> {
     // Twice, as the borrow checker does not let go of a buffer that is returned on one way only.

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{BufRead, Write};
+use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
@@ -19,7 +19,7 @@ use super::attributes::Attributes;
 use super::content::Content;
 use super::folders::{Folder, Folders, bounded, open_exactly};
 use super::listing::{self, Kind, Record};
-use super::reader::{self, Entry, Reader};
+use super::reader::{self, Entry, Reader, Stream};
 use super::{Error, Implied, MAX_DEPTH, MAX_PATH, disk, refuse};
 
 pub(super) struct Tree<'a> {
@@ -56,7 +56,7 @@ impl<'a> Tree<'a> {
         Ok(Self { folders: Folders::new(root), whiteouts: BTreeSet::new(), listing })
     }
 
-    pub fn add<R: BufRead>(&mut self, mut entry: Entry, reader: &mut Reader<R>) -> Result<(), Error> {
+    pub fn add<R: Stream>(&mut self, mut entry: Entry, reader: &mut Reader<R>) -> Result<(), Error> {
         let attributes = Attributes::of(&mut entry)?;
         let path = clean(&entry.path)?;
         let Some(name) = path.file_name() else {
@@ -199,7 +199,7 @@ impl<'a> Tree<'a> {
         Ok(())
     }
 
-    fn add_file<R: BufRead>(
+    fn add_file<R: Stream>(
         &mut self,
         target: &Target,
         attributes: &Attributes,
@@ -210,11 +210,10 @@ impl<'a> Tree<'a> {
         let mode = Mode::from_raw_mode(0o600);
         let file = File::from(self.make(target, || openat(&target.parent.fd, target.name(), flags, mode))?);
         let mut content = Content::of(&file);
-        reader.content(|part| {
+        let digest = reader.content(|part| {
             let failed = |error| Error::Disk(format!("writing {}", target.path.display()), error);
             content.write(part).map_err(failed)
         })?;
-        let digest = content.digest();
         attributes.set(&file, &target.path)?;
         attributes.set_times(&file, &target.path)?;
         self.list(&target.path, &attributes.record(Kind::File(size, digest)))

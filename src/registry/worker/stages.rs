@@ -1,7 +1,4 @@
-//! Three threads with a bounded number of buffers between them: inflate -> diff-ID -> (tar, digest of each file, write).
-//!
-//! Hashing stands by itself because inflating and writing are about as much work each: whichever of them has both cores'
-//! attention, the other one is not held up by it.
+//! Two threads with a bounded number of buffers between them: inflate -> (diff-ID, tar, digest of each file, write).
 
 use std::cell::Cell;
 use std::fs::File;
@@ -11,12 +8,11 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use flate2::bufread::MultiGzDecoder;
 use rustix::fs::{Mode, OFlags, openat};
-use sha2::{Digest as _, Sha256};
 
 use super::{Done, Order, Product, SPOOLED};
 use crate::registry::manifest::Packing;
-use crate::registry::unpack::{self, Error, Implied};
-use crate::types::Digest;
+use crate::registry::sha256::Sha256;
+use crate::registry::unpack::{self, Error, Implied, Stream};
 
 /// Bytes handed from one thread to the other at a time.
 const CHUNK: usize = 256 << 10;
@@ -45,8 +41,7 @@ pub(super) fn run(
     seal: impl FnOnce() -> io::Result<()>,
 ) -> Result<Done, Error> {
     let (packing, most) = (order.packing, order.most);
-    let (inflated, to_hash) = sync_channel::<Vec<u8>>(BUFFERS);
-    let (hashed, to_write) = sync_channel::<Vec<u8>>(BUFFERS);
+    let (inflated, to_write) = sync_channel::<Vec<u8>>(BUFFERS);
     let (back, empty) = sync_channel::<Vec<u8>>(BUFFERS);
     for _ in 0..BUFFERS {
         // The receiver is here, and there is room for all.
@@ -58,26 +53,26 @@ pub(super) fn run(
             Ok(()) => inflate(input, packing, most, &empty, &inflated),
             Err(_) => Err(io::Error::other("it was not confined")),
         });
-        let hashing = scope.spawn(move || hash(&to_hash, &hashed));
-        // The threads wait for a word, or for its sender to be gone.
+        // The thread waits for a word, or for its sender to be gone.
         let go = go;
         seal().map_err(|error| Error::Disk(format!("confining it: {error}"), error))?;
         let _ = go.send(());
-        let stream = Inflated { from: to_write, back, part: Vec::new(), at: 0 };
+        let mut stream = Inflated { from: to_write, back, part: Vec::new(), at: 0, hash: Sha256::new() };
         let written = match order.product {
-            Product::Tree => unpack::unpack(stream, root, listing),
-            Product::File => spool(stream, &root).map(|()| Implied::new()),
+            Product::Tree => unpack::unpack(&mut stream, root, listing),
+            Product::File => spool(&mut stream, &root).map(|()| Implied::new()),
         };
-        let panicked = |stage| Error::Broken(io::Error::other(format!("{stage} panicked")));
-        // What broke in an earlier stage also broke the later ones: its error says more.
-        inflating.join().map_err(|_| panicked("inflating"))?.map_err(Error::Broken)?;
-        let (diff_id, size) = hashing.join().map_err(|_| panicked("hashing"))?;
-        Ok(Done { diff_id, size, implied: written? })
+        let hash = stream.end();
+        let inflated = inflating.join().map_err(|_| Error::Broken(io::Error::other("inflating panicked")))?;
+        // What broke there also broke the writing: its error says more.
+        inflated.map_err(Error::Broken)?;
+        let implied = written?;
+        Ok(Done { size: hash.length(), diff_id: hash.finish(), implied })
     })
 }
 
 /// Keeps the stream as it is.
-fn spool(mut stream: Inflated, root: &OwnedFd) -> Result<(), Error> {
+fn spool(stream: &mut Inflated, root: &OwnedFd) -> Result<(), Error> {
     let failed = |error: io::Error| Error::Disk("writing the archive".to_owned(), error);
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
     let opened =
@@ -154,19 +149,6 @@ impl Sink<'_> {
     }
 }
 
-/// The second thread: the digest of the content, and its length.
-fn hash(from: &Receiver<Vec<u8>>, to: &SyncSender<Vec<u8>>) -> (Digest, u64) {
-    let (mut hash, mut size) = (Sha256::new(), 0);
-    while let Ok(buffer) = from.recv() {
-        hash.update(&buffer);
-        size += buffer.len() as u64;
-        if to.send(buffer).is_err() {
-            break;
-        }
-    }
-    (Digest::from_sha256(&hash.finalize().into()), size)
-}
-
 /// As much as there is and has room.
 fn fill(from: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
     let mut filled = 0;
@@ -195,12 +177,20 @@ impl Read for Counted<'_> {
     }
 }
 
-/// What the third thread reads from, without another copy.
+/// What the second thread reads from, without another copy; hashes what is consumed.
 struct Inflated {
     from: Receiver<Vec<u8>>,
     back: SyncSender<Vec<u8>>,
     part: Vec<u8>,
     at: usize,
+    hash: Sha256,
+}
+
+impl Inflated {
+    /// The hash of all that was consumed. Whoever waits for room in here hears that there will be none.
+    fn end(self) -> Sha256 {
+        self.hash
+    }
 }
 
 impl Read for Inflated {
@@ -228,13 +218,28 @@ impl BufRead for Inflated {
     }
 
     fn consume(&mut self, count: usize) {
-        self.at = (self.at + count).min(self.part.len());
+        let part = &self.part[self.at..];
+        let part = &part[..count.min(part.len())];
+        self.hash.update(part);
+        self.at += part.len();
+    }
+}
+
+impl Stream for Inflated {
+    fn consume_content(&mut self, count: usize, content: &mut Sha256) {
+        let part = &self.part[self.at..];
+        let part = &part[..count.min(part.len())];
+        self.hash.update_both(content, part);
+        self.at += part.len();
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use sha2::Digest as _;
+
     use super::*;
+    use crate::types::Digest;
 
     fn order(packing: Packing, most: u64) -> Order {
         let (tree, listing) = ("/nowhere".into(), "/nowhere".into());
@@ -275,7 +280,7 @@ mod tests {
         let order = order(packing, most);
         let result = run(blob.unwrap(), &order, root.unwrap().into(), &mut listing, || Ok(()));
         if let Ok(done) = &result {
-            assert_eq!(done.diff_id, Digest::from_sha256(&Sha256::digest(&tar).into()));
+            assert_eq!(done.diff_id, Digest::from_sha256(&sha2::Sha256::digest(&tar).into()));
             assert_eq!(done.size, tar.len() as u64);
         }
         (result, std::fs::metadata(dir.path().join("fs/zeros")).map_or(0, |file| file.len()))
