@@ -79,6 +79,8 @@ const UNSAFE: &[(&str, &str)] = &[
     ("src/engine/native/shim/program.rs", "the container's own process, between fork and exec"),
     ("src/git/credentials.rs", "a list of libgit2 that git2 does not wrap"),
     ("src/git/library.rs", "settings of libgit2, which are global"),
+    ("src/registry/sha256.rs", "instructions that not every CPU has"),
+    ("src/registry/unpack/content.rs", "a system call that no crate wraps"),
 ];
 
 /// Files that may ask what time it is, and why.
