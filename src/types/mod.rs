@@ -4,6 +4,7 @@
 //! passed its validator: there is one per type, and both [`std::str::FromStr`] and serde go through it.
 
 mod commit;
+mod container;
 mod image;
 mod names;
 mod policy;
@@ -11,9 +12,11 @@ mod quantity;
 mod reason;
 mod runtime;
 mod service;
+mod signal;
 mod url;
 
 pub use commit::{CommitId, CommitInfo};
+pub use container::{Container, DEFAULT_CAPABILITIES, Tmpfs, Ulimit};
 pub use image::{Digest, ImageRef, PinnedImage, RegistryRef};
 pub use names::{Color, Generation, HostName, InstanceId, ServiceName};
 pub use policy::Policy;
@@ -24,6 +27,7 @@ pub use service::{
     Declared, Deploy, HealthCheck, PortMapping, Probe, Protocol, ServiceSpec, Strategy, VolumeMount,
     VolumeSource,
 };
+pub use signal::signal_number;
 pub use url::SafeUrl;
 
 /// A point in time. Always a parameter: only `agent::clock` may ask what time it is.
