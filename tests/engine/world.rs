@@ -182,3 +182,46 @@ fn names_of_peers_can_be_renewed() {
     assert_eq!(log.last().unwrap(), "10.98.7.2 shop");
     rig.engine.write_hosts(&"never.1".parse().unwrap(), &hosts).unwrap();
 }
+
+/// Docker's default profile: what a container needs goes, what reaches into the kernel or the host does not.
+#[test]
+fn system_calls_are_limited() {
+    let rig = Rig::new();
+    let mut request = rig.script(
+        "shop.1",
+        "grep -E '^Seccomp' /proc/self/status
+         unshare -U true 2>&1 && echo MADE A USER NAMESPACE
+         unshare -m true 2>&1 && echo MADE A MOUNT NAMESPACE
+         dmesg 2>&1 | head -n 1
+         chroot / true && echo chroot
+         (sleep 0.01 & wait) && echo forks
+         date +%s >/dev/null && echo clock
+         echo done",
+    );
+    let (_, log) = rig.run(&request);
+    let text = log.join("\n");
+    for expected in ["Seccomp:\t2", "Seccomp_filters:\t2", "chroot", "forks", "clock", "done"] {
+        assert!(log.iter().any(|line| line.contains(expected)), "`{expected}` is missing in:\n{text}");
+    }
+    assert!(!text.contains("MADE"), "{text}");
+    assert_eq!(text.matches("not permitted").count(), 3, "{text}");
+    // A capability brings the calls that it is for.
+    request.spec.container.cap_add = Some(vec!["CAP_SYS_ADMIN".into()]);
+    request.id = "shop.2".parse().unwrap();
+    let (_, log) = rig.run(&request);
+    assert!(log.iter().any(|line| line.contains("MADE A MOUNT NAMESPACE")), "{}", log.join("\n"));
+    assert!(log.iter().any(|line| line.contains("Seccomp_filters:\t1")), "{}", log.join("\n"));
+}
+
+/// A command in a container is held as the container is.
+#[test]
+fn system_calls_of_commands_are_limited() {
+    let rig = Rig::new();
+    let request = rig.script("shop.1", "exec sleep 60");
+    rig.engine.start(&request).unwrap();
+    let command = ["/bin/sh", "-c", "grep -E '^Seccomp:' /proc/self/status; unshare -U true; exit 9"];
+    let command = command.map(str::to_owned);
+    let done = rig.engine.exec(&request.id, &command, std::time::Duration::from_secs(20)).unwrap();
+    assert_eq!(done.code, Some(9), "{}", done.output);
+    assert!(done.output.contains("Seccomp:\t2") && done.output.contains("not permitted"), "{}", done.output);
+}
