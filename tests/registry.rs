@@ -20,7 +20,11 @@ mod content;
 mod crash;
 #[path = "registry/documents.rs"]
 mod documents;
+#[path = "registry/mirrors.rs"]
+mod mirrors;
 #[path = "registry/network.rs"]
 mod network;
 #[path = "registry/pull.rs"]
 mod pull;
+#[path = "registry/tokens.rs"]
+mod tokens;

@@ -22,6 +22,8 @@ pub struct Face<'a> {
     pub htpasswd: Option<&'a str>,
     /// Certificate and key.
     pub tls: Option<(&'a Path, &'a Path)>,
+    /// The authority of certificates that clients have to show.
+    pub clients_by: Option<&'a Path>,
 }
 
 impl Server {
@@ -61,7 +63,9 @@ impl Server {
         write!(text, "http:\n  addr: 127.0.0.1:{port}\n").unwrap();
         if let Some((certificate, key)) = face.tls {
             let (certificate, key) = (certificate.display(), key.display());
-            writeln!(text, "  tls: {{certificate: {certificate}, key: {key}}}").unwrap();
+            let clients = face.clients_by.map(|ca| format!(", clientcas: [{}]", ca.display()));
+            let clients = clients.unwrap_or_default();
+            writeln!(text, "  tls: {{certificate: {certificate}, key: {key}{clients}}}").unwrap();
         }
         let config = dir.path().join(format!("{port}.yml"));
         fs::write(&config, text).unwrap();
