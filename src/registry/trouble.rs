@@ -44,6 +44,13 @@ impl Way<'_> {
         } else {
             String::new()
         };
+        // A tunnel that the proxy does not make (hyper-util's `TunnelError`).
+        if text.contains("proxy auth") {
+            let what = format!(
+                "{whom}:{at} {text}{by}; it takes user and password in its address, http://user:password@proxy"
+            );
+            return PullError::retry(Reason::Auth, what);
+        }
         PullError::network(format!("{whom}:{at} {text}{by}{hint}"), None)
     }
 
