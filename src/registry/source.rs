@@ -21,7 +21,7 @@ pub(super) enum Source {
 /// Bytes as they come.
 pub(super) enum Body {
     /// An answer, and who gave it.
-    Http(Blob, Server),
+    Http(Box<Blob>, Server),
     /// A range of an archive.
     Part(Part),
 }
@@ -49,7 +49,7 @@ impl Source {
             Self::Registry(client, image) => {
                 let blob = client.blob(image, layer, offset).await?;
                 let (skip, server) = (blob.skip, Server(client.clone(), blob.address.clone()));
-                Ok((Body::Http(blob, server), skip))
+                Ok((Body::Http(Box::new(blob), server), skip))
             }
             Self::Archive(archive) => Ok((Body::Part(archive.open(layer, offset).await?), 0)),
         }

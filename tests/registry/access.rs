@@ -259,3 +259,50 @@ async fn https_is_not_given_up_by_a_redirect() {
     let error = result.unwrap_err();
     assert!(error.to_string().contains("from https to http"), "{error}");
 }
+
+/// All that is logged, by anybody.
+#[derive(Clone, Default)]
+struct Log(std::sync::Arc<std::sync::Mutex<Vec<u8>>>);
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_secret_is_logged() {
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber =
+        tracing_subscriber::fmt().with_max_level(tracing::Level::TRACE).with_writer(move || writer.clone());
+    tracing::subscriber::set_global_default(subscriber.finish()).unwrap();
+    let server = Server::new();
+    server.push("1", &[layer()]).await;
+    let dir = tempfile::tempdir().unwrap();
+    // Right and wrong, as a password and for a token.
+    for password in ["secret", "wrong-secret"] {
+        let closed = server.face(&Face { htpasswd: Some(HTPASSWD), ..Face::default() });
+        let tokens = token_registry(&server, "http://{}/token", 100);
+        for address in [closed.address(), tokens.address()] {
+            let result = host(&address, ada(dir.path(), password)).pull(&format!("{address}/app:1")).await;
+            assert_eq!(result.is_ok(), password == "secret");
+            if let Err(error) = result {
+                tracing::warn!("{} {error:?}", error.to_refusal());
+                assert_secret(&error);
+            }
+        }
+    }
+    let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    assert!(text.contains("does not let this host"), "it was listened to: {text}");
+    // The path of its file is no secret.
+    let text = text.replace("password-wrong-secret", "").replace("password-secret", "");
+    for secret in ["secret", "YWRh", "Bearer t"] {
+        assert!(!text.contains(secret), "{secret}: {text}");
+    }
+}

@@ -151,6 +151,9 @@ impl Lab {
     }
 }
 
+/// The environment, whom to ask at which port, and whether the proxy leads there.
+type Row<'a> = (Vec<(&'a str, &'a str)>, &'a str, u16, bool);
+
 #[test]
 fn each_way_is_the_right_one() {
     apart(|| {
@@ -159,11 +162,10 @@ fn each_way_is_the_right_one() {
         let (name, address) = (format!("{NAME}:{}", lab.http), format!("{ADDRESS}:{}", lab.http));
         let connect = format!("CONNECT {NAME}:{} HTTP/1.1", lab.https);
         let get = format!("GET http://{name}/v2/app/manifests/1 HTTP/1.1");
-        // By which variable, to whom, and whether by the proxy.
         let (http, https) = (lab.http, lab.https);
         let with_port = format!("{NAME}:{http}");
         let other_port = format!("{NAME}:{https}");
-        let rows: Vec<(Vec<(&str, &str)>, &str, u16, bool)> = vec![
+        let rows: Vec<Row<'_>> = vec![
             (vec![], NAME, http, false),
             (vec![], NAME, https, false),
             (vec![("HTTP_PROXY", &url)], NAME, http, true),
