@@ -323,11 +323,16 @@ impl Refusals {
         self.own.as_ref().is_some_and(|error| error.reason == Reason::ImageNotFound)
     }
 
-    /// The registry's own counts; what was wrong with mirrors is told beside it.
+    /// The registry's own counts; what was wrong with mirrors is told beside it. Where one of these may have it a moment
+    /// later, it is worth another try: not every host can reach the registry itself.
     fn into_error(self) -> PullError {
         let none = || PullError::fatal(Reason::Internal, "a registry has no address");
+        let mut own = self.own.unwrap_or_else(none);
+        if own.reason != Reason::ImageNotFound {
+            own.again = own.again.or_else(|| self.mirrors.iter().find_map(|error| error.again));
+        }
         let troubles = self.mirrors.into_iter().filter(|error| error.reason != Reason::ImageNotFound);
-        troubles.fold(self.own.unwrap_or_else(none), |error, mirror| error.and(mirror))
+        troubles.fold(own, PullError::and)
     }
 }
 

@@ -162,3 +162,19 @@ async fn all_that_failed_are_named() {
     assert!(text.starts_with(&first) && text.contains(&second), "{text}");
     assert!(!text.contains(&empty.address()), "that it does not have it is no fault: {text}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mirror_that_is_busy_is_tried_again_where_there_is_nobody_else() {
+    let server = Server::new();
+    server.push("1", &[layer(1)]).await;
+    // The registry itself does not know this host.
+    let forbidden = Proxy::new(&server, |_, _| Answer::new(403, b"{}"));
+    let times = std::sync::atomic::AtomicUsize::new(0);
+    let busy = Proxy::new(&server, move |request, upstream| match times.fetch_add(1, Ordering::SeqCst) {
+        0 => Answer::new(503, b"busy"),
+        _ => upstream.get(request),
+    });
+    let host = host(&forbidden.address(), &[format!("http://{}", busy.address())]);
+    host.pull(&format!("{}/app:1", forbidden.address())).await.unwrap();
+    assert_eq!(busy.requests().len(), 4);
+}
