@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use base64::Engine as _;
 use serde::Deserialize;
 
+use super::credential_helper;
 use super::credentials::{Credentials, Found, Origin};
-use super::helper;
 
 /// Largest file.
 const MOST: u64 = 1 << 20;
@@ -43,7 +43,7 @@ struct Auth {
 pub(super) fn default_path() -> PathBuf {
     match std::env::var_os("DOCKER_CONFIG").filter(|folder| !folder.is_empty()) {
         Some(folder) => PathBuf::from(folder).join("config.json"),
-        None => helper::home().join(".docker/config.json"),
+        None => credential_helper::home().join(".docker/config.json"),
     }
 }
 
@@ -68,8 +68,8 @@ pub(super) async fn look_up(path: &Path, authority: &str, repository: &str) -> R
     let helper = best(&helpers, authority, repository).or(file.creds_store.as_ref());
     if let Some(helper) = helper.filter(|helper| !helper.is_empty()) {
         for name in names_of(authority) {
-            if let Some(found) = helper::ask(helper, &name).await? {
-                return Ok(Some((found, Origin::Helper(helper::program(helper)))));
+            if let Some(found) = credential_helper::ask(helper, &name).await? {
+                return Ok(Some((found, Origin::Helper(credential_helper::program(helper)))));
             }
         }
     }

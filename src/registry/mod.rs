@@ -10,13 +10,13 @@ mod archive;
 mod artifact;
 mod challenge;
 mod client;
+mod credential_helper;
 mod credentials;
 mod docker_config;
 mod download;
 mod error;
 #[cfg(feature = "fuzz")]
 pub mod fuzz;
-mod helper;
 mod http;
 mod layer;
 mod manifest;
