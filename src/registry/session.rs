@@ -104,3 +104,34 @@ impl Session {
         self.known.lock().unwrap_or_else(PoisonError::into_inner).refusal.clone()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+
+    use super::*;
+    use crate::types::Reason;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn who_waited_for_a_refusal_has_it_too() {
+        let session = Arc::new(Session::default());
+        let asked = Arc::new(AtomicUsize::new(0));
+        let renew = |session: Arc<Session>, asked: Arc<AtomicUsize>| async move {
+            let ask = async {
+                asked.fetch_add(1, Ordering::SeqCst);
+                // Until all of them wait.
+                tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+                Err(PullError::retry(Reason::Auth, "no"))
+            };
+            session.renew(None, ask).await.map(|_| ())
+        };
+        let all: Vec<_> = (0..3).map(|_| tokio::spawn(renew(session.clone(), asked.clone()))).collect();
+        for one in all {
+            assert_eq!(one.await.unwrap().unwrap_err().reason, Reason::Auth);
+        }
+        assert_eq!(asked.load(Ordering::SeqCst), 1, "who guesses passwords is locked out");
+        // Whoever comes later asks anew: somebody may have corrected it.
+        renew(session.clone(), asked.clone()).await.unwrap_err();
+        assert_eq!(asked.load(Ordering::SeqCst), 2);
+    }
+}

@@ -191,35 +191,6 @@ async fn layers_beside_each_other_get_one_token() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refusal_is_asked_for_once() {
-    let server = Server::new();
-    let blobs: Vec<Blob> = (0..3).map(layer).collect();
-    server.push("1", &blobs).await;
-    let digests: Vec<String> = blobs.iter().map(Blob::digest).collect();
-    let (given, crowd) = (AtomicUsize::new(0), Crowd::default());
-    let proxy = Proxy::new(&server, move |request, upstream| {
-        if request.path.starts_with("/token") {
-            if given.fetch_add(1, Ordering::SeqCst) == 0 {
-                return Answer::new(200, br#"{"token":"t1"}"#);
-            }
-            std::thread::sleep(Duration::from_millis(200));
-            return Answer::new(401, b"{}");
-        }
-        if digests.iter().any(|digest| request.path.contains(digest)) {
-            crowd.wait(3);
-            return challenge(request);
-        }
-        guarded(request, upstream, "t1")
-    });
-    let reference = format!("{}/app:1", proxy.address());
-    let host = host(&proxy.address(), plain());
-    let error = host.pull(&reference).await.unwrap_err();
-    assert_eq!(error.reason, Reason::Auth, "{error}");
-    assert_eq!(proxy.count("/token"), 2, "who guesses passwords is locked out");
-    host.assert_empty();
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn a_token_that_ends_in_the_middle_of_a_layer() {
     let server = Server::new();
     let blob = layer(1);
