@@ -24,8 +24,8 @@ mod crash;
 mod documents;
 #[path = "registry/environment.rs"]
 mod environment;
-#[path = "registry/helpers.rs"]
-mod helpers;
+#[path = "registry/logins.rs"]
+mod logins;
 #[path = "registry/mirrors.rs"]
 mod mirrors;
 #[path = "registry/network.rs"]

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use reqwest::header::{
-    ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, HeaderMap, LOCATION, RANGE,
-    TRANSFER_ENCODING, WWW_AUTHENTICATE,
+    ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderMap,
+    LOCATION, RANGE, TRANSFER_ENCODING, WWW_AUTHENTICATE,
 };
 use reqwest::{Response, StatusCode, Url};
 
@@ -144,6 +144,13 @@ impl Client {
         let url = address.url(image, &format!("{kind}/{wanted}"))?;
         let response = self.get(address, image, &Request { url, accept, offset: 0 }).await?;
         let headers = response.headers().clone();
+        let page = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+        if page.is_some_and(|page| page.to_ascii_lowercase().starts_with("text/html")) {
+            let what = format!(
+                "{address} sends a page of HTML for {image}: is it a registry, or does a proxy ask to log in?"
+            );
+            return Err(PullError::retry(Reason::RegistryUnreachable, what));
+        }
         let lost = |error: &reqwest::Error| self.way(address, &address.api().clone()).trouble(error);
         let bytes = body(Asked::of(address, image), response, MAX_DOCUMENT, &lost).await?;
         let found = manifest::sha256(&bytes).to_string();

@@ -65,3 +65,26 @@ async fn the_right_one_and_only_where_it_belongs() {
     Host::with(both).pull(&reference).await.unwrap();
     assert_eq!(home.requests().len(), 3, "the mirror has all");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_archive_that_lies_elsewhere_does_not_get_it() {
+    let server = Server::new();
+    let dir = tempfile::tempdir().unwrap();
+    let lab = Certificates::new(dir.path(), "lab", "IP:127.0.0.1", "2");
+    let elsewhere = Proxy::secure(&server, &lab, |_, _| Answer::new(404, b""));
+    let place = format!("https://{}/app.tar", elsewhere.address());
+    let leading = Proxy::secure(&server, &lab, move |_, _| Answer::new(302, b"").header("Location", &place));
+    let config = RegistryConfig { ca_file: Some(lab.ca.clone()), ..RegistryConfig::default() };
+    let certified = RegistryConfig {
+        client_cert: Some(lab.certificate.clone()),
+        client_key: Some(lab.key.clone()),
+        ..config.clone()
+    };
+    for (config, asked) in [(config, true), (certified, false)] {
+        let host = Host::with(BTreeMap::from([(leading.address(), config)]));
+        let before = elsewhere.requests().len();
+        let error = host.resolve(&format!("https://{}/app.tar", leading.address())).await.unwrap_err();
+        assert_eq!(elsewhere.requests().len() > before, asked, "{error}");
+        assert_eq!(error.to_string().contains("client_cert"), !asked, "{error}");
+    }
+}

@@ -148,6 +148,23 @@ async fn a_mirror_that_failed_is_the_last_resort() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_page_to_log_in_is_no_image() {
+    let server = Server::new();
+    server.push("1", &[layer(1)]).await;
+    let portal = Proxy::new(&server, |_, _| {
+        Answer::new(200, b"<html>Who are you?</html>").header("Content-Type", "text/html; charset=utf-8")
+    });
+    let alone = host(&portal.address(), &[]);
+    let error = alone.resolve(&format!("{}/app:1", portal.address())).await.unwrap_err();
+    assert_eq!(error.reason, Reason::RegistryUnreachable, "{error}");
+    assert!(error.may_pass() && error.to_string().contains("a page of HTML"), "{error}");
+    let home = Proxy::counting(&server);
+    let host = host(&home.address(), &[format!("http://{}", portal.address())]);
+    host.pull(&format!("{}/app:1", home.address())).await.unwrap();
+    assert_eq!((portal.requests().len(), home.requests().len()), (1, 3));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn all_that_failed_are_named() {
     let server = Server::new();
     let ill = Proxy::new(&server, |_, _| Answer::new(502, b"out of order"));
