@@ -161,7 +161,7 @@ async fn a_page_to_log_in_is_no_image() {
     let home = Proxy::counting(&server);
     let host = host(&home.address(), &[format!("http://{}", portal.address())]);
     host.pull(&format!("{}/app:1", home.address())).await.unwrap();
-    assert_eq!((portal.requests().len(), home.requests().len()), (1, 3));
+    assert_eq!((portal.requests().len(), home.requests().len()), (2, 3), "it is asked once by each host");
 }
 
 #[tokio::test(flavor = "multi_thread")]
