@@ -297,6 +297,53 @@ fn the_host_configuration_gives_all_errors_and_merges_drop_ins() {
     assert_eq!(output.status.code(), Some(78));
 }
 
+#[test]
+fn a_registrys_section_says_nothing_in_vain() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("gitopsd.toml");
+    let load = |section: &str| {
+        let text = format!("[repo]\nurl = \"/srv/config.git\"\n[registry.\"r.io\"]\n{section}\n");
+        std::fs::write(&path, text).unwrap();
+        gitopsd::config::load(&path).map_err(|error| error.to_string())
+    };
+    let fine = [
+        "username = \"a\"\npassword_file = \"/p\"",
+        "token_file = \"/t\"",
+        "client_cert = \"/c\"\nclient_key = \"/k\"",
+        "mirrors = [\"https://m/prefix\", \"http://m:5000\"]",
+    ];
+    for section in fine {
+        let config = load(section).unwrap();
+        assert_eq!(config.registries.len(), 1, "{section}");
+    }
+    let refused: &[(&str, &[&str])] = &[
+        ("username = \"a\"", &["`username`", "`password_file`"]),
+        ("password_file = \"/p\"", &["`username`", "`password_file`"]),
+        ("client_cert = \"/c\"", &["`client_cert`", "`client_key`"]),
+        ("client_key = \"/c\"", &["`client_cert`", "`client_key`"]),
+        (
+            "token_file = \"/t\"\nusername = \"a\"\npassword_file = \"/p\"",
+            &["`token_file`", "`password_file`", "`username`", "exclude"],
+        ),
+        ("token_file = \"/t\"\npassword_file = \"/p\"", &["`token_file` and `password_file`"]),
+        ("password = \"hunter2\"", &["`password_file`"]),
+        ("token = \"hunter2\"", &["`token_file`"]),
+        ("mirrors = [\"m.example\"]", &["`mirrors`", "http://"]),
+        ("mirrors = [\"ftp://m.example\"]", &["`mirrors`", "http://"]),
+        ("mirrors = [\"https://\"]", &["`mirrors`", "http://"]),
+        ("mirrors = [\"https://bob:hunter2@m.example/p\"]", &["https://m.example/p", "section of its own"]),
+        ("mirrors = [\"https://m.example/p?token=hunter2\"]", &["https://m.example/p", "`?`"]),
+    ];
+    for (section, words) in refused {
+        let text = load(section).unwrap_err();
+        for word in *words {
+            assert!(text.contains(word), "{word} is missing in:\n{text}");
+        }
+        assert!(!text.contains("hunter2"), "{text}");
+        assert!(text.contains("gitopsd.toml:"), "{text}");
+    }
+}
+
 /// What the page says and what the parser takes are the same keys.
 #[test]
 fn the_page_and_the_parser_know_the_same_keys() {
@@ -308,7 +355,7 @@ fn the_page_and_the_parser_know_the_same_keys() {
         .map(|cell| cell.trim().trim_matches('`'))
         .collect();
     let mut taken = Vec::new();
-    for file in ["service", "container", "repo", "load", "images"] {
+    for file in ["service", "container", "repo", "load", "images", "registry"] {
         let source = std::fs::read_to_string(root().join(format!("src/config/{file}.rs"))).unwrap();
         let source = source.split("#[cfg(test)]").next().unwrap().to_owned();
         let calls = [

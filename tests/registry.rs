@@ -14,13 +14,27 @@ mod support;
 
 #[path = "registry/access.rs"]
 mod access;
+#[path = "registry/clients.rs"]
+mod clients;
 #[path = "registry/content.rs"]
 mod content;
 #[path = "registry/crash.rs"]
 mod crash;
 #[path = "registry/documents.rs"]
 mod documents;
+#[path = "registry/environment.rs"]
+mod environment;
+#[path = "registry/logins.rs"]
+mod logins;
+#[path = "registry/mirrors.rs"]
+mod mirrors;
 #[path = "registry/network.rs"]
 mod network;
 #[path = "registry/pull.rs"]
 mod pull;
+#[path = "registry/refusals.rs"]
+mod refusals;
+#[path = "registry/tokens.rs"]
+mod tokens;
+#[path = "registry/transfers.rs"]
+mod transfers;

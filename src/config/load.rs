@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::Ipv4Addr;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -14,6 +13,7 @@ use super::container;
 use super::diagnostic::Diagnostic;
 use super::images::ImagesPart;
 use super::port::absolute;
+use super::registry;
 use super::section::{Findings, Section, parse};
 use crate::types::{HostName, Policy, SafeUrl};
 
@@ -155,7 +155,7 @@ fn read(file: &Path, text: &str) -> (Part, Vec<Diagnostic>) {
             match value.get_ref().as_table() {
                 Some(table) => {
                     let section = Section::new(&findings, &format!("[registry.\"{host}\"]"), table, span);
-                    part.registries.insert(host.to_owned(), read_registry(&section));
+                    part.registries.insert(host.to_owned(), registry::read(&section));
                 }
                 None => findings.error(value.span(), format!("`{host}` takes a table"), None),
             }
@@ -254,42 +254,6 @@ fn subnet(text: &str) -> Option<(Ipv4Addr, u8)> {
     ((8..=28).contains(&prefix) && u32::from(address) & hosts == 0).then_some((address, prefix))
 }
 
-fn read_registry(section: &Section<'_, '_>) -> RegistryConfig {
-    let mirrors = section.strings("mirrors").unwrap_or_default();
-    let mirrors = mirrors.into_iter().filter_map(|(text, span): (String, Range<usize>)| {
-        let url = text.parse::<SafeUrl>().ok().filter(|url| matches!(url.scheme(), Some("http" | "https")));
-        if url.is_none() {
-            section.findings.error(
-                span,
-                format!("`mirrors`: `{text}` is not an http:// or https:// address"),
-                None,
-            );
-        }
-        url
-    });
-    let config = RegistryConfig {
-        plain_http: section.boolean("plain_http").unwrap_or(false),
-        mirrors: mirrors.collect(),
-        ca_file: path(section, "ca_file"),
-        username: section.string("username"),
-        password_file: secret(section, "password_file"),
-        token_file: secret(section, "token_file"),
-        docker_config: secret(section, "docker_config"),
-        client_cert: path(section, "client_cert"),
-        client_key: secret(section, "client_key"),
-        realms: section.strings("realms").unwrap_or_default().into_iter().map(|(text, _)| text).collect(),
-    };
-    if config.client_cert.is_some() != config.client_key.is_some() {
-        let message = "`client_cert` and `client_key` belong together";
-        section.findings.error(section.key_span("client_cert"), message, None);
-    }
-    section.finish(|key| {
-        (key == "password")
-            .then(|| "`password`: a secret is named by its file, as `password_file`".to_owned())
-    });
-    config
-}
-
 fn read_policy(policy: &Section<'_, '_>, part: &mut Part) {
     part.allowed = globs(policy, "registries");
     part.host_mounts = globs(policy, "host_mounts");
@@ -321,7 +285,8 @@ fn globs(section: &Section<'_, '_>, key: &'static str) -> Option<Vec<String>> {
     Some(patterns.into_iter().map(|(pattern, _)| pattern).collect())
 }
 
-fn path(section: &Section<'_, '_>, key: &'static str) -> Option<PathBuf> {
+/// An absolute path.
+pub(super) fn path(section: &Section<'_, '_>, key: &'static str) -> Option<PathBuf> {
     let text = section.string(key)?;
     let path = absolute(&text);
     if path.is_none() {
@@ -335,7 +300,7 @@ fn path(section: &Section<'_, '_>, key: &'static str) -> Option<PathBuf> {
 }
 
 /// A path, or `credential:NAME` for what systemd hands over (systemd.exec(5), LoadCredential=).
-fn secret(section: &Section<'_, '_>, key: &'static str) -> Option<PathBuf> {
+pub(super) fn secret(section: &Section<'_, '_>, key: &'static str) -> Option<PathBuf> {
     let text = section.get(key).and_then(|value| value.get_ref().as_str().map(str::to_owned));
     let Some(name) = text.as_deref().and_then(|text| text.strip_prefix("credential:")) else {
         return path(section, key);

@@ -10,6 +10,7 @@ mod images;
 mod layer;
 mod load;
 mod port;
+mod registry;
 pub mod repo;
 mod section;
 mod service;

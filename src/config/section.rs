@@ -30,6 +30,13 @@ impl<'a> Findings<'a> {
         self.found.borrow_mut().push(self.source.at(Severity::Error, span, message.into(), hint));
     }
 
+    /// The same, without the line itself: there is a secret in it.
+    pub fn error_unseen(&self, span: Range<usize>, message: impl Into<String>, hint: Option<String>) {
+        let mut found = self.source.at(Severity::Error, span, message.into(), hint);
+        found.source_line.clear();
+        self.found.borrow_mut().push(found);
+    }
+
     pub fn warn(&self, span: Range<usize>, message: impl Into<String>, hint: Option<String>) {
         self.found.borrow_mut().push(self.source.at(Severity::Warning, span, message.into(), hint));
     }
@@ -231,6 +238,9 @@ impl<'f, 'a> Section<'f, 'a> {
             let name = key.get_ref().as_ref();
             let place = if self.name.is_empty() { String::new() } else { format!(" in {}", self.name) };
             match elsewhere(name) {
+                Some(what) if matches!(name, "password" | "token") => {
+                    self.findings.error_unseen(key.span(), what, None);
+                }
                 Some(what) => self.findings.error(key.span(), what, None),
                 None => {
                     let message = format!("unknown key `{name}`{place}");

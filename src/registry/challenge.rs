@@ -7,31 +7,67 @@ pub(super) enum Challenge {
     Bearer { realm: String, service: Option<String>, scope: Option<String> },
 }
 
-/// Reads a challenge; `None` = of a kind that is not known.
+/// Reads a header, which may hold several challenges: the first one of a kind that is known; `None` = there is none.
 pub(super) fn parse(header: &str) -> Option<Challenge> {
-    let (scheme, rest) = header.trim().split_once(' ').unwrap_or((header.trim(), ""));
-    if scheme.eq_ignore_ascii_case("basic") {
-        return Some(Challenge::Basic);
+    let mut rest = header.trim();
+    // A scheme, then its parameters, until a word comes that is followed by no `=`.
+    while !rest.is_empty() {
+        let (scheme, after) = word(rest);
+        let mut parameters = Vec::new();
+        let mut after = after.trim_start();
+        while let Some((name, value, next)) = parameter(after) {
+            parameters.push((name.to_ascii_lowercase(), value));
+            after = next.trim_start_matches([',', ' ', '\t']);
+        }
+        let mut take = |wanted: &str| {
+            let at = parameters.iter().position(|(name, _)| name == wanted)?;
+            Some(parameters.swap_remove(at).1).filter(|value| !value.is_empty())
+        };
+        if scheme.eq_ignore_ascii_case("basic") {
+            return Some(Challenge::Basic);
+        }
+        if scheme.eq_ignore_ascii_case("bearer")
+            && let Some(realm) = take("realm")
+        {
+            return Some(Challenge::Bearer { realm, service: take("service"), scope: take("scope") });
+        }
+        // What is no parameter and no scheme ends it: nothing behind it can be trusted to mean what it seems.
+        if scheme.is_empty() {
+            return None;
+        }
+        rest = after.trim_start_matches([',', ' ', '\t']);
     }
-    if !scheme.eq_ignore_ascii_case("bearer") {
+    None
+}
+
+/// A token (RFC 9110 section 5.6.2), and what follows it.
+fn word(text: &str) -> (&str, &str) {
+    let is_token = |c: char| c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c);
+    text.split_at(text.find(|c| !is_token(c)).unwrap_or(text.len()))
+}
+
+/// `name=value` or `name="value"`, and what follows it.
+fn parameter(text: &str) -> Option<(&str, String, &str)> {
+    let (name, after) = word(text);
+    let after = after.trim_start().strip_prefix('=')?.trim_start();
+    if name.is_empty() {
         return None;
     }
-    let (mut realm, mut service, mut scope) = (None, None, None);
-    let mut rest = rest.trim();
-    while let Some((name, after)) = rest.split_once('=') {
-        let (value, after) = match after.strip_prefix('"') {
-            Some(quoted) => quoted.split_once('"')?,
-            None => after.split_once(',').map_or((after, ""), |(value, after)| (value, after)),
-        };
-        match name.trim().trim_start_matches(',').trim() {
-            "realm" => realm = Some(value.to_owned()),
-            "service" => service = Some(value.to_owned()),
-            "scope" => scope = Some(value.to_owned()),
-            _ => {}
+    let Some(quoted) = after.strip_prefix('"') else {
+        let end = after.find([',', ' ', '\t']).unwrap_or(after.len());
+        let (value, after) = after.split_at(end);
+        return Some((name, value.to_owned(), after));
+    };
+    let mut value = String::new();
+    let mut chars = quoted.char_indices();
+    while let Some((at, c)) = chars.next() {
+        match c {
+            '"' => return Some((name, value, quoted.get(at + 1..).unwrap_or_default())),
+            '\\' => value.push(chars.next()?.1),
+            c => value.push(c),
         }
-        rest = after.trim_start_matches(',').trim();
     }
-    Some(Challenge::Bearer { realm: realm?, service, scope })
+    None
 }
 
 /// Whether a realm may be asked with this registry's credentials: the registry's own host, https within its own domain,
@@ -74,7 +110,42 @@ mod tests {
         };
         assert_eq!(bearer, Some(expected));
         assert_eq!(parse("Basic realm=x"), Some(Challenge::Basic));
-        for odd in ["", "Negotiate", "Bearer", "Bearer service=x", "Bearer realm=\"x"] {
+        let realm = |header: &str| match parse(header) {
+            Some(Challenge::Bearer { realm, service, scope }) => Some((realm, service, scope)),
+            _ => None,
+        };
+        let some = |text: &str| Some(text.to_owned());
+        for header in [
+            r#"Bearer realm="https://a/t",service="s",scope="x""#,
+            r#"bearer Realm = "https://a/t" , SERVICE=s,scope=x"#,
+            r#"Bearer scope="x", realm="https://a/t", error="invalid_token", service="s""#,
+            r#"Negotiate, Bearer realm="https://a/t",service="s",scope="x""#,
+            r#"Negotiate abc==, Bearer realm="https://a/t",service="s",scope="x""#,
+            r#"Digest realm="d, Bearer realm=", nonce="n", Bearer realm="https://a/t",service="s",scope="x""#,
+            r#"Bearer realm="https:\/\/a/t",service="s",scope="x",more="y"#,
+            r#"Bearer realm="https://a/t",service="s",scope="x", Basic realm="b""#,
+        ] {
+            assert_eq!(realm(header), Some(("https://a/t".to_owned(), some("s"), some("x"))), "{header}");
+        }
+        assert_eq!(
+            realm(r#"Bearer realm="https://a/t",service="""#),
+            Some(("https://a/t".to_owned(), None, None))
+        );
+        assert_eq!(parse(r#"Bearer service="s", Basic realm="b""#), Some(Challenge::Basic));
+        for odd in [
+            "",
+            ",",
+            "=",
+            "\"",
+            "Negotiate",
+            "Bearer",
+            "Bearer service=x",
+            "Bearer realm=\"x",
+            "Bearer realm=\"\"",
+            "Bearer realm=",
+            "Bearer ,,,=,=\"",
+            "Bearer realm=\"x\\",
+        ] {
             assert!(!matches!(parse(odd), Some(Challenge::Bearer { .. })), "{odd}");
         }
     }

@@ -10,7 +10,7 @@ use super::PullError;
 use super::layer::{LayerWriter, Unpacked};
 use super::manifest::{Descriptor, Packing};
 use super::retry::{self, Budget, Resume};
-use super::source::Source;
+use super::source::{Server, Source};
 use crate::types::{Digest, Reason};
 
 /// Bytes a second below which a connection counts as broken: another one may have a better way.
@@ -54,12 +54,41 @@ impl Rate {
     }
 }
 
-/// Fetches, checks and unpacks a layer. Nothing is durable yet.
-pub(super) async fn fetch(source: &Source, job: &Job, mut to: LayerWriter) -> Result<Unpacked, PullError> {
+/// Fetches, checks and unpacks a layer. Nothing is durable yet. `start` begins with it: once, and anew where a mirror
+/// sent all of another one, which only the end of it tells.
+pub(super) async fn fetch(
+    source: &Source,
+    job: &Job,
+    start: impl Fn() -> Result<LayerWriter, PullError>,
+) -> Result<Unpacked, PullError> {
+    let mut told = 0;
+    loop {
+        let mut servers = Vec::new();
+        let error = match fetch_once(source, job, start()?, &mut told, &mut servers).await {
+            Ok(unpacked) => return Ok(unpacked),
+            Err(error) => error,
+        };
+        // Who sent a part of it is asked last from now on; a registry without mirrors has nobody else.
+        let wrong = error.reason == Reason::DigestMismatch && error.may_pass();
+        let elsewhere = servers.iter().any(Server::is_mirror);
+        if !wrong || !elsewhere || !job.budget.take() {
+            return Err(error);
+        }
+        servers.iter().for_each(Server::blame);
+    }
+}
+
+async fn fetch_once(
+    source: &Source,
+    job: &Job,
+    mut to: LayerWriter,
+    told: &mut u64,
+    servers: &mut Vec<Server>,
+) -> Result<Unpacked, PullError> {
     let size = job.descriptor.size;
-    let mut resume = Resume::default();
+    let mut resume = Resume::begin(Instant::now());
     while to.written() < size {
-        let result = stream(source, job, &mut to).await;
+        let result = stream(source, job, &mut to, told, servers).await;
         // Nothing is missing, however the connection ended; the digest says whether it is right.
         if to.written() == size {
             break;
@@ -72,15 +101,22 @@ pub(super) async fn fetch(source: &Source, job: &Job, mut to: LayerWriter) -> Re
         let Some(asked) = error.again else { return Err(error) };
         match resume.broke(to.written(), Instant::now(), &job.budget) {
             Some(attempt) => tokio::time::sleep(retry::pause(attempt, asked)).await,
-            None => return Err(error),
+            None => return Err(error.and(resume.told(Instant::now()))),
         }
     }
     to.finish(Some(&job.descriptor.digest), Some(&job.diff_id)).await
 }
 
 /// One connection's worth of it.
-async fn stream(source: &Source, job: &Job, to: &mut LayerWriter) -> Result<(), PullError> {
+async fn stream(
+    source: &Source,
+    job: &Job,
+    to: &mut LayerWriter,
+    told: &mut u64,
+    servers: &mut Vec<Server>,
+) -> Result<(), PullError> {
     let (mut body, mut skip) = source.open(&job.descriptor, to.written()).await?;
+    servers.extend(body.server());
     let mut rate = Rate::default();
     loop {
         let begun = Instant::now();
@@ -88,7 +124,13 @@ async fn stream(source: &Source, job: &Job, to: &mut LayerWriter) -> Result<(), 
         if next.is_err() {
             body.blame();
         }
-        let Some(mut chunk) = next? else { break };
+        let Some(mut chunk) = next? else {
+            // Whoever ends before the end is asked last from now on.
+            if to.written() < job.descriptor.size {
+                body.blame();
+            }
+            break;
+        };
         if !rate.is_fair(chunk.len() as u64, begun.elapsed()) {
             body.blame();
             let (digest, image) = (&job.descriptor.digest, &job.image);
@@ -107,9 +149,14 @@ async fn stream(source: &Source, job: &Job, to: &mut LayerWriter) -> Result<(), 
             let what = format!("layer {digest} of {image} is longer than its manifest says");
             return Err(PullError::retry(Reason::DigestMismatch, what));
         }
-        // Whoever counts may be gone.
-        let _ = job.counter.send(chunk.len() as u64);
         to.write(&chunk).await?;
+        // What came before, and was wrong, counts once.
+        let new = to.written().saturating_sub(*told);
+        if new > 0 {
+            *told += new;
+            // Whoever counts may be gone.
+            let _ = job.counter.send(new);
+        }
     }
     Ok(())
 }

@@ -70,6 +70,6 @@ pub fn realm(header: &str, base: &reqwest::Url) -> Option<(reqwest::Url, bool)> 
 
 /// Looks a registry up in a file that is meant to be Docker's `config.json`: whether it knows of credentials.
 pub async fn docker_config(file: &Path, registry: &str) -> Result<bool, PullError> {
-    let found = docker_config::look_up(file, registry).await;
+    let found = docker_config::look_up(file, registry, "app/of/somebody").await;
     found.map(|found| found.is_some()).map_err(|why| PullError::retry(Reason::Auth, why))
 }

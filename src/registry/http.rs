@@ -1,26 +1,26 @@
-//! The HTTP underneath: clients, redirects, and what answers mean here.
+//! The HTTP clients underneath: authorities, certificates, proxies, time-outs; and which of them is for whom.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use reqwest::redirect::Policy;
-use reqwest::{NoProxy, Proxy, Response, StatusCode, Url};
+use reqwest::{Proxy, Url};
 
-use super::{PullError, retry};
-use crate::types::{Reason, RegistryRef};
+use super::PullError;
+use super::address::Address;
+use super::proxies::{Proxies, Via};
+use crate::config::agent::RegistryConfig;
+use crate::types::Reason;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Longest silence within an answer.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
 
-const MAX_REDIRECTS: usize = 5;
-
-/// Largest error document that is read.
-const MAX_ERROR: usize = 1 << 20;
-
-/// Characters of it that are shown.
-const MAX_SAID: usize = 200;
+/// Redirects of one request.
+pub(super) const MAX_REDIRECTS: usize = 5;
 
 /// `host[:port]`, as configuration names registries.
 pub(super) fn authority(url: &Url) -> String {
@@ -28,14 +28,18 @@ pub(super) fn authority(url: &Url) -> String {
     url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
 }
 
-/// At most five redirects, and none that gives up TLS.
-fn redirects() -> Policy {
-    Policy::custom(|attempt| {
-        let secure = attempt.previous().last().is_some_and(|url| url.scheme() == "https");
+/// For archives: at most five redirects, none that gives up TLS, and none that takes this host's certificate elsewhere.
+fn redirects(certified: bool) -> Policy {
+    Policy::custom(move |attempt| {
+        let last = attempt.previous().last();
+        let secure = last.is_some_and(|url| url.scheme() == "https");
+        let elsewhere = last.is_some_and(|url| url.origin() != attempt.url().origin());
         if attempt.previous().len() > MAX_REDIRECTS {
             attempt.error("too many redirects")
         } else if secure && attempt.url().scheme() != "https" {
             attempt.error("it redirects from https to http")
+        } else if certified && elsewhere {
+            attempt.error("it redirects to another host, which client_cert is not for")
         } else {
             attempt.follow()
         }
@@ -44,65 +48,114 @@ fn redirects() -> Policy {
 
 /// What a client needs beside the system's authorities.
 #[derive(Default)]
-pub(super) struct Tls {
-    pub ca_file: Option<PathBuf>,
+struct Tls {
+    ca_file: Option<PathBuf>,
     /// Certificate and key that this host shows.
-    pub client: Option<(PathBuf, PathBuf)>,
+    client: Option<(PathBuf, PathBuf)>,
 }
 
 /// The clients for one set of authorities and certificates.
 #[derive(Clone)]
-pub(super) struct Door {
-    /// For content: follows redirects.
-    pub content: reqwest::Client,
-    /// For secrets: a redirect would carry them on, and is an answer like any other.
-    pub tokens: reqwest::Client,
+struct Door {
+    /// A redirect is an answer like any other: who follows it decides what goes along.
+    direct: reqwest::Client,
+    /// Follows them.
+    following: reqwest::Client,
+    /// Whether this host shows a certificate.
+    certified: bool,
+}
+
+/// All clients.
+pub(super) struct Doors {
+    plain: Door,
+    /// For a registry's own address: with its authorities and this host's certificate.
+    own: BTreeMap<String, Door>,
+    /// For what it leads to, mirrors, token services and storage: with its authorities alone.
+    trusting: BTreeMap<String, Door>,
+    proxies: Arc<Proxies>,
+}
+
+impl Doors {
+    /// Reads the certificates; touches no network.
+    pub fn new(hosts: &BTreeMap<String, RegistryConfig>) -> Result<Self, PullError> {
+        // Fails only when one is installed already, which is as good.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let proxies = Arc::new(Proxies::of_environment()?);
+        let plain = Door::new("this host", &Tls::default(), &proxies)?;
+        let (mut own, mut trusting) = (BTreeMap::new(), BTreeMap::new());
+        for (host, config) in hosts {
+            let whose = format!("registry {host}");
+            let ca_file = config.ca_file.clone();
+            let client = config.client_cert.clone().zip(config.client_key.clone());
+            if ca_file.is_some() {
+                let tls = Tls { ca_file: ca_file.clone(), client: None };
+                trusting.insert(host.clone(), Door::new(&whose, &tls, &proxies)?);
+            }
+            if ca_file.is_some() || client.is_some() {
+                own.insert(host.clone(), Door::new(&whose, &Tls { ca_file, client }, &proxies)?);
+            }
+        }
+        Ok(Self { plain, own, trusting, proxies })
+    }
+
+    /// For a URL that an address has or leads to. A certificate is for the server whose section names it.
+    fn of(&self, address: &Address, url: &Url) -> &Door {
+        let section = match address.is_home(url) {
+            true => self.own.get(&address.registry),
+            false => self.own.get(&authority(url)),
+        };
+        section.or_else(|| self.trusting.get(&address.registry)).unwrap_or(&self.plain)
+    }
+
+    /// The client for a URL that an address has or leads to. It follows no redirect.
+    pub fn client(&self, address: &Address, url: &Url) -> &reqwest::Client {
+        &self.of(address, url).direct
+    }
+
+    /// Whether this host shows a certificate there.
+    pub fn is_certified(&self, address: &Address, url: &Url) -> bool {
+        self.of(address, url).certified
+    }
+
+    /// The proxy that a URL is reached by.
+    pub fn proxy(&self, url: &Url) -> Option<&Via> {
+        self.proxies.of(url)
+    }
+
+    /// The client for an archive's address: a section of its authority has its certificates.
+    pub fn archive(&self, url: &str) -> reqwest::Client {
+        let authority = url.parse::<Url>().map(|url| authority(&url)).unwrap_or_default();
+        self.own.get(&authority).unwrap_or(&self.plain).following.clone()
+    }
 }
 
 impl Door {
     /// `whose` is for messages.
-    pub fn new(whose: &str, tls: &Tls) -> Result<Self, PullError> {
-        Ok(Self { content: build(whose, tls, redirects())?, tokens: build(whose, tls, Policy::none())? })
+    fn new(whose: &str, tls: &Tls, proxies: &Arc<Proxies>) -> Result<Self, PullError> {
+        let certified = tls.client.is_some();
+        Ok(Self {
+            direct: build(whose, tls, proxies, Policy::none())?,
+            following: build(whose, tls, proxies, redirects(certified))?,
+            certified,
+        })
     }
 }
 
-/// The proxies of the environment, as in all that speaks http (curl(1), "ENVIRONMENT"); never for this host itself.
-fn proxies() -> Result<Vec<Proxy>, PullError> {
-    let variable = |name: &str| {
-        let found = std::env::var(name.to_ascii_lowercase()).or_else(|_| std::env::var(name));
-        found.ok().filter(|text| !text.is_empty())
-    };
-    let never = format!("{},localhost,127.0.0.0/8,::1", variable("NO_PROXY").unwrap_or_default());
-    let mut proxies = Vec::new();
-    type Make = fn(String) -> reqwest::Result<Proxy>;
-    let kinds: [(&str, Make); 3] =
-        [("HTTPS_PROXY", Proxy::https), ("HTTP_PROXY", Proxy::http), ("ALL_PROXY", Proxy::all)];
-    for (name, make) in kinds {
-        if let Some(url) = variable(name) {
-            // The address may hold a password.
-            let proxy = make(url).map_err(|_| {
-                PullError::fatal(
-                    Reason::ConfigInvalid,
-                    format!("{name} in the environment is no address of a proxy"),
-                )
-            })?;
-            proxies.push(proxy.no_proxy(NoProxy::from_string(&never)));
-        }
-    }
-    Ok(proxies)
-}
-
-fn build(whose: &str, tls: &Tls, redirects: Policy) -> Result<reqwest::Client, PullError> {
+fn build(
+    whose: &str,
+    tls: &Tls,
+    proxies: &Arc<Proxies>,
+    redirects: Policy,
+) -> Result<reqwest::Client, PullError> {
+    let proxies = proxies.clone();
     let mut builder = reqwest::Client::builder()
         .user_agent(concat!("gitopsd/", env!("CARGO_PKG_VERSION")))
         .connect_timeout(CONNECT_TIMEOUT)
         .read_timeout(READ_TIMEOUT)
         .referer(false)
         .no_proxy()
+        .proxy(Proxy::custom(move |url| proxies.of(url).map(|via| via.url.clone())))
         .redirect(redirects);
-    for proxy in proxies()? {
-        builder = builder.proxy(proxy);
-    }
     let invalid = |what: &str, file: &Path, why: &dyn std::fmt::Display| {
         PullError::fatal(Reason::Tls, format!("{what} {} of {whose}: {why}", file.display()))
     };
@@ -127,90 +180,4 @@ fn build(whose: &str, tls: &Tls, redirects: Policy) -> Result<reqwest::Client, P
     builder
         .build()
         .map_err(|error| PullError::fatal(Reason::Internal, format!("making an http client: {error}")))
-}
-
-/// Sorts a status into what it means here, with the registry's own words where it has some.
-pub(super) async fn checked(image: &RegistryRef, response: Response) -> Result<Response, PullError> {
-    let status = response.status();
-    if status.is_success() {
-        return Ok(response);
-    }
-    let registry = &image.registry;
-    let wait = retry::asked_to_wait(response.headers());
-    let said = said(response).await;
-    Err(match status {
-        StatusCode::NOT_FOUND => {
-            PullError::fatal(Reason::ImageNotFound, format!("registry {registry} has no {image}{said}"))
-        }
-        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-            let what = format!("registry {registry} does not let this host have {image}{said}");
-            PullError::retry(Reason::Auth, what)
-        }
-        status => {
-            let what = format!("registry {registry} answers {} for {image}{said}", status.as_u16());
-            if retry::may_pass(status) {
-                PullError::network(what, wait)
-            } else {
-                PullError::retry(Reason::RegistryUnreachable, what)
-            }
-        }
-    })
-}
-
-/// What a registry says of a refusal: `: CODE: message` (OCI distribution-spec, "Error Codes"); empty where it says
-/// nothing that is understood.
-async fn said(mut response: Response) -> String {
-    let mut bytes = Vec::new();
-    while let Ok(Some(chunk)) = response.chunk().await {
-        if bytes.len() + chunk.len() > MAX_ERROR {
-            return String::new();
-        }
-        bytes.extend_from_slice(&chunk);
-    }
-    let document: serde_json::Value = serde_json::from_slice(&bytes).unwrap_or_default();
-    let error = &document["errors"][0];
-    let part = |key: &str| error[key].as_str().unwrap_or_default();
-    let text =
-        [part("code"), part("message")].into_iter().filter(|text| !text.is_empty()).collect::<Vec<_>>();
-    if text.is_empty() {
-        return String::new();
-    }
-    // It is the registry's, and goes to logs and terminals.
-    let shown: String = text.join(": ").chars().take(MAX_SAID).flat_map(char::escape_debug).collect();
-    format!(" ({shown})")
-}
-
-/// A failure below HTTP, without the URL: it may carry a signature.
-pub(super) fn unreachable(image: &RegistryRef, error: &reqwest::Error) -> PullError {
-    let mut text = String::new();
-    let mut cause: Option<&dyn std::error::Error> = std::error::Error::source(error);
-    while let Some(error) = cause {
-        text = error.to_string();
-        cause = error.source();
-    }
-    let is_tls = ["certificate", "Certificate", "UnknownCA", "HandshakeFailure"]
-        .iter()
-        .any(|word| text.contains(word));
-    let text = if text.is_empty() { "the connection was lost".to_owned() } else { text };
-    let what = format!("registry {}: {text}", image.registry);
-    if is_tls { PullError::retry(Reason::Tls, what) } else { PullError::network(what, None) }
-}
-
-/// All of an answer, up to a limit.
-pub(super) async fn body(
-    image: &RegistryRef,
-    mut response: Response,
-    limit: u64,
-) -> Result<Vec<u8>, PullError> {
-    let mut bytes = Vec::new();
-    while let Some(chunk) = response.chunk().await.map_err(|error| unreachable(image, &error))? {
-        if bytes.len() as u64 + chunk.len() as u64 > limit {
-            return Err(PullError::fatal(
-                Reason::ImageInvalid,
-                format!("{image}: a document of more than {limit} bytes"),
-            ));
-        }
-        bytes.extend_from_slice(&chunk);
-    }
-    Ok(bytes)
 }

@@ -3,7 +3,8 @@
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use super::PullError;
+use super::platform::{Machine, Platform};
+use super::{PullError, artifact};
 use crate::engine::ImageConfig;
 use crate::types::{Digest, Reason};
 
@@ -54,20 +55,14 @@ impl Descriptor {
     }
 }
 
-#[derive(Debug, Clone, Deserialize)]
-struct Platform {
-    architecture: String,
-    os: String,
-    #[serde(default)]
-    variant: Option<String>,
-}
-
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Document {
     schema_version: u32,
     #[serde(default)]
     media_type: Option<String>,
+    #[serde(default)]
+    artifact_type: Option<String>,
     config: Option<Descriptor>,
     layers: Option<Vec<Descriptor>>,
     manifests: Option<Vec<Descriptor>>,
@@ -117,12 +112,23 @@ pub(super) fn parse(name: &str, bytes: &[u8]) -> Result<Parsed, PullError> {
         return Err(PullError::fatal(Reason::ImageUnsupported, what));
     }
     let media = document.media_type.as_deref();
+    let no_image = |what: &str| {
+        let what = format!("{name} is no container image, but {}", artifact::name_of(what));
+        PullError::fatal(Reason::ImageUnsupported, what)
+    };
+    // What it is for comes first: what else is odd about it may belong to that.
+    let for_what = document.artifact_type.as_deref().filter(|kind| !CONFIG.contains(kind));
+    if let Some(kind) = for_what.or(media.filter(|media| media.contains("artifact.manifest"))) {
+        return Err(no_image(kind));
+    }
     match (document.config, document.layers, document.manifests) {
         (Some(config), Some(layers), None) if media.is_none_or(|media| IMAGE.contains(&media)) => {
             if !CONFIG.contains(&config.media_type.as_str()) {
-                let what =
-                    format!("{name} is no container image, but an artifact of type {}", config.media_type);
-                return Err(PullError::fatal(Reason::ImageUnsupported, what));
+                return Err(no_image(&config.media_type));
+            }
+            // Signatures and attestations call their configuration that of an image.
+            if let Some(layer) = layers.iter().find(|layer| artifact::is_known(&layer.media_type)) {
+                return Err(no_image(&layer.media_type));
             }
             if layers.is_empty() || layers.len() > MAX_LAYERS {
                 return Err(invalid(format!("it has {} layers", layers.len())));
@@ -147,59 +153,35 @@ pub(super) fn parse(name: &str, bytes: &[u8]) -> Result<Parsed, PullError> {
     }
 }
 
-/// The architecture that this program was built for, in the words of images (Go's), and the variants that this machine
-/// runs, best first.
-fn platform() -> (&'static str, &'static [&'static str]) {
-    match std::env::consts::ARCH {
-        "x86_64" => ("amd64", amd64_variants()),
-        "aarch64" => ("arm64", &["v8", ""]),
-        "arm" => ("arm", &["v7", "v6", "v5", ""]),
-        other => (other, &[""]),
-    }
-}
-
-/// The levels of the x86-64 psABI. An entry without a variant is for every machine, and comes before the level that says
-/// the same.
-fn amd64_variants() -> &'static [&'static str] {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::is_x86_feature_detected as has;
-        let v2 = has!("sse4.2") && has!("ssse3") && has!("popcnt");
-        let v3 = v2
-            && has!("avx2")
-            && has!("bmi1")
-            && has!("bmi2")
-            && has!("fma")
-            && has!("f16c")
-            && has!("movbe");
-        if v3 && has!("lzcnt") {
-            return &["v3", "v2", "", "v1"];
-        }
-        if v2 {
-            return &["v2", "", "v1"];
-        }
-    }
-    &["", "v1"]
-}
-
-/// The entry of an index for the platform that this program was built for.
+/// The entry of an index that is best for this machine.
 fn choose(name: &str, manifests: Vec<Descriptor>) -> Result<Descriptor, PullError> {
-    let (architecture, variants) = platform();
-    let fits = |platform: &Platform| platform.os == "linux" && platform.architecture == architecture;
-    let variant = |descriptor: &Descriptor| {
-        let platform = descriptor.platform.as_ref().filter(|platform| fits(platform))?;
-        variants.iter().position(|known| *known == platform.variant.as_deref().unwrap_or_default())
+    let machine = Machine::this();
+    let mut images: Vec<Descriptor> = manifests;
+    images.retain(|entry| {
+        let media = entry.media_type.as_str();
+        media.is_empty() || IMAGE.contains(&media) || INDEX.contains(&media)
+    });
+    let ranked = images.iter().enumerate().filter_map(|(at, entry)| {
+        let rank = machine.rank(entry.platform.as_ref()?)?;
+        Some((rank, at))
+    });
+    // Of one that does not say what it is for, its own configuration does; of several nobody knows which.
+    let mut unsaid = images.iter().enumerate().filter(|(_, entry)| entry.platform.is_none());
+    let only = match (unsaid.next(), unsaid.next()) {
+        (Some((at, _)), None) => Some(at),
+        _ => None,
     };
-    let shown: Vec<String> = manifests
+    let best = ranked.min().map(|(_, at)| at).or(only);
+    let shown: Vec<String> = images
         .iter()
-        .filter_map(|m| m.platform.as_ref())
-        .filter(|p| p.os != "unknown")
-        .map(|p| format!("{}/{}", p.os, p.architecture))
+        .filter_map(|entry| entry.platform.as_ref())
+        .filter(|platform| platform.os != "unknown")
+        .map(Platform::to_string)
         .collect();
-    let best = manifests.into_iter().filter_map(|m| Some((variant(&m)?, m))).min_by_key(|(rank, _)| *rank);
-    best.map(|(_, descriptor)| descriptor).ok_or_else(|| {
-        let what = format!("{name} has no image for linux/{architecture}, only for {}", shown.join(", "));
-        PullError::fatal(Reason::ImageUnsupported, what)
+    best.and_then(|at| images.into_iter().nth(at)).ok_or_else(|| {
+        let others =
+            if shown.is_empty() { String::new() } else { format!(", only for {}", shown.join(", ")) };
+        PullError::fatal(Reason::ImageUnsupported, format!("{name} has no image for {machine}{others}"))
     })
 }
 
@@ -232,6 +214,8 @@ struct ConfigDocument {
     #[serde(default)]
     os: String,
     #[serde(default)]
+    variant: Option<String>,
+    #[serde(default)]
     config: Option<ConfigSection>,
     rootfs: RootFs,
 }
@@ -263,10 +247,11 @@ pub(super) fn parse_config(
     let document: ConfigDocument =
         serde_json::from_slice(bytes).map_err(|error| invalid(error.to_string()))?;
     // An image without an index says its platform here alone. Old ones leave it out.
-    let (architecture, _) = platform();
-    let (its_os, its) = (document.os.as_str(), document.architecture.as_str());
-    if (!its.is_empty() && its != architecture) || (!its_os.is_empty() && its_os != "linux") {
-        let what = format!("{name} is for {its_os}/{its}, and this host is linux/{architecture}");
+    let platform =
+        Platform { architecture: document.architecture, os: document.os, variant: document.variant };
+    let machine = Machine::this();
+    if !machine.runs(&platform) {
+        let what = format!("{name} is for {platform}, and this host is {machine}");
         return Err(PullError::fatal(Reason::ImageUnsupported, what));
     }
     // An archive of `docker save` has no manifest that says so before.

@@ -3,10 +3,14 @@
 //! A layer gets its final name after both of its digests were checked and one `syncfs` for its whole image succeeded:
 //! a final name means complete and durable, and there is no flag beside it that could disagree.
 
+mod address;
 mod ahead;
+mod answer;
 mod archive;
+mod artifact;
 mod challenge;
 mod client;
+mod credential_helper;
 mod credentials;
 mod docker_config;
 mod download;
@@ -16,14 +20,18 @@ pub mod fuzz;
 mod http;
 mod layer;
 mod manifest;
+mod platform;
+mod proxies;
 mod pull;
 mod repair;
 mod retry;
+mod session;
 mod sha256;
 mod source;
 mod space;
 mod store;
 mod token;
+mod trouble;
 mod unpack;
 mod worker;
 
@@ -45,6 +53,7 @@ use crate::config::agent::{RegistryConfig, S3Config};
 use crate::types::{Digest, ImageRef, PinnedImage, Reason, RegistryRef, SafeUrl};
 use client::Client;
 use manifest::Manifest;
+use retry::Budget;
 
 /// Manifests remembered between resolving a tag and pulling what it stands for.
 const REMEMBERED: usize = 64;
@@ -129,7 +138,7 @@ impl Registry {
                 return Err(PullError::fatal(Reason::ImageInvalid, format!("{reference} names no tag")));
             }
         };
-        let manifest = self.client.manifest(reference, &wanted).await?;
+        let manifest = self.client.manifest(reference, &wanted, &Budget::default()).await?;
         let digest = manifest.digest.clone();
         let mut known = self.manifests.lock().unwrap_or_else(PoisonError::into_inner);
         if known.len() >= REMEMBERED {
@@ -162,10 +171,15 @@ impl Registry {
         self.manifests.lock().unwrap_or_else(PoisonError::into_inner).get(digest).cloned()
     }
 
-    async fn manifest(&self, reference: &RegistryRef, digest: &Digest) -> Result<Arc<Manifest>, PullError> {
+    async fn manifest(
+        &self,
+        reference: &RegistryRef,
+        digest: &Digest,
+        budget: &Budget,
+    ) -> Result<Arc<Manifest>, PullError> {
         match self.known(digest) {
             Some(manifest) => Ok(manifest),
-            None => Ok(Arc::new(self.client.manifest(reference, &digest.to_string()).await?)),
+            None => Ok(Arc::new(self.client.manifest(reference, &digest.to_string(), budget).await?)),
         }
     }
 }

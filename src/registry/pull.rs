@@ -82,8 +82,10 @@ pub(super) async fn pull(
         store.note_reference(&image.digest, &image.reference);
         return Ok(Pulled { bytes: 0, layers_total: local.layers.len(), layers_reused: local.layers.len() });
     }
-    let contents = find(registry, image, fallback).await?;
-    pull_contents(registry, image, contents, progress).await
+    // One for all of it: a registry that is ill is not asked by every part of an image anew.
+    let budget = Arc::new(Budget::default());
+    let contents = find(registry, image, fallback, &budget).await?;
+    pull_within(registry, image, contents, &budget, progress).await
 }
 
 /// Where the image is: in its registry, else in the first archive that stands in for it.
@@ -91,12 +93,13 @@ pub(super) async fn find(
     registry: &Registry,
     image: &PinnedImage,
     fallback: &[String],
+    budget: &Budget,
 ) -> Result<Contents, PullError> {
     let reference = match &image.reference {
         ImageRef::Archive(url) => return registry.archive(url, &image.digest).await,
         ImageRef::Registry(reference) => reference,
     };
-    let error = match of_registry(registry, image, reference).await {
+    let error = match of_registry(registry, image, reference, budget).await {
         Ok(contents) => return Ok(contents),
         Err(error) => error,
     };
@@ -118,10 +121,11 @@ async fn of_registry(
     registry: &Registry,
     image: &PinnedImage,
     reference: &RegistryRef,
+    budget: &Budget,
 ) -> Result<Contents, PullError> {
     let name = image.reference.to_string();
-    let manifest = registry.manifest(reference, &image.digest).await?;
-    let bytes = registry.client.small_blob(reference, &manifest.config).await?;
+    let manifest = registry.manifest(reference, &image.digest, budget).await?;
+    let bytes = registry.client.small_blob(reference, &manifest.config, budget).await?;
     let (config, diff_ids) = manifest::parse_config(&name, &bytes, manifest.layers.len())?;
     Ok(Contents {
         source: Source::Registry(registry.client.clone(), reference.clone()),
@@ -137,6 +141,16 @@ pub(super) async fn pull_contents(
     registry: &Registry,
     image: &PinnedImage,
     contents: Contents,
+    progress: &(dyn Fn(Progress) + Send + Sync),
+) -> Result<Pulled, PullError> {
+    pull_within(registry, image, contents, &Arc::default(), progress).await
+}
+
+async fn pull_within(
+    registry: &Registry,
+    image: &PinnedImage,
+    contents: Contents,
+    budget: &Arc<Budget>,
     progress: &(dyn Fn(Progress) + Send + Sync),
 ) -> Result<Pulled, PullError> {
     let store = &registry.store;
@@ -161,7 +175,7 @@ pub(super) async fn pull_contents(
     let received = Arc::new(AtomicU64::new(received));
     let layers = descriptors.len();
     let seen = Progress { layers, layers_here: layers - missing.len(), ..Progress::default() };
-    let fetched = fetch_all(registry, &source, &watch, &missing, &received, seen, progress).await?;
+    let fetched = fetch_all(registry, &source, &watch, &missing, (&received, budget), seen, progress).await?;
     let (store, digest, ids) = (store.clone(), image.digest.clone(), diff_ids.clone());
     let (reference, described) = (image.reference.clone(), missing.clone());
     let needs = registry.needs.clone();
@@ -194,13 +208,12 @@ async fn fetch_all(
     source: &Source,
     watch: &space::Watch,
     missing: &[(Digest, Descriptor)],
-    received: &Arc<AtomicU64>,
+    (received, budget): (&Arc<AtomicU64>, &Arc<Budget>),
     mut seen: Progress,
     progress: &(dyn Fn(Progress) + Send + Sync),
 ) -> Result<BTreeMap<Digest, Unpacked>, PullError> {
     let name = watch.name();
     let slots = Arc::new(Semaphore::new(AT_ONCE));
-    let budget = Arc::new(Budget::default());
     let (counter, mut counts) = tokio::sync::mpsc::unbounded_channel::<u64>();
     let (present, mut gone) = tokio::sync::mpsc::channel(1);
     let mut tasks = JoinSet::new();
@@ -224,9 +237,13 @@ async fn fetch_all(
         tasks.spawn(async move {
             let _slot = slots.acquire().await;
             let layer = format!("layer {} of {}", job.descriptor.digest, job.image);
-            let to = LayerWriter::start(&store, &program, layer, job.packing, present)?;
-            places.lock().unwrap_or_else(PoisonError::into_inner).push(to.place());
-            let unpacked = download::fetch(&source, &job, to).await?;
+            let start = || {
+                let (layer, present) = (layer.clone(), present.clone());
+                let to = LayerWriter::start(&store, &program, layer, job.packing, present)?;
+                places.lock().unwrap_or_else(PoisonError::into_inner).push(to.place());
+                Ok(to)
+            };
+            let unpacked = download::fetch(&source, &job, start).await?;
             Ok((job.diff_id, unpacked))
         });
     }

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::layer::LayerWriter;
 use super::manifest::{self, Descriptor};
+use super::retry::Budget;
 use super::source::Source;
 use super::store::record::ImageRecord;
 use super::{PullError, Registry, download};
@@ -190,7 +191,7 @@ impl Registry {
     ) -> Result<(Source, Descriptor), PullError> {
         let (source, layers) = match reference {
             ImageRef::Registry(place) => {
-                let manifest = self.manifest(place, &record.digest).await?;
+                let manifest = self.manifest(place, &record.digest, &Budget::default()).await?;
                 (Source::Registry(self.client.clone(), place.clone()), manifest.layers.clone())
             }
             ImageRef::Archive(url) => {
@@ -230,9 +231,10 @@ impl Registry {
             budget: Arc::default(),
         };
         let text = format!("layer {} of {name}", job.descriptor.digest);
-        let to = LayerWriter::start(&self.store, &self.program, text, packing, present)?;
+        let (store, program) = (&self.store, &self.program);
+        let start = move || LayerWriter::start(store, program, text.clone(), packing, present.clone());
         let fetch = async {
-            let unpacked = download::fetch(&source, &job, to).await;
+            let unpacked = download::fetch(&source, &job, start).await;
             // Ends the count.
             drop(job);
             unpacked

@@ -81,14 +81,25 @@ pub(super) struct Resume {
     attempt: u32,
     /// Where and when it broke the last time.
     last: Option<(u64, Instant)>,
+    /// When it began.
+    begun: Option<Instant>,
+    /// How often it broke off.
+    broken: u32,
 }
 
 impl Resume {
+    /// Of a request that is about to begin.
+    pub fn begin(now: Instant) -> Self {
+        Self { begun: Some(now), ..Self::default() }
+    }
+
     /// It broke off at `offset`: the attempt that is to follow, counted from 0, or `None` if it is given up.
     pub fn broke(&mut self, offset: u64, now: Instant, budget: &Budget) -> Option<u32> {
+        self.broken = self.broken.saturating_add(1);
+        self.begun.get_or_insert(now);
         let former = self.last.replace((offset, now));
         let progress = former.is_none_or(|(at, when)| {
-            offset >= at + WORTH_ANOTHER || now.saturating_duration_since(when) >= FORGOTTEN
+            offset >= at.saturating_add(WORTH_ANOTHER) || now.saturating_duration_since(when) >= FORGOTTEN
         });
         if progress {
             self.attempt = 0;
@@ -101,6 +112,18 @@ impl Resume {
         }
         self.attempt += 1;
         Some(self.attempt - 1)
+    }
+
+    /// Why it is given up: how often it was tried, for how long, and whether others used up what there was.
+    pub fn told(&self, now: Instant) -> String {
+        let took = self.begun.map_or(Duration::ZERO, |begun| now.saturating_duration_since(begun));
+        let times = if self.broken == 1 { "once".to_owned() } else { format!("{} times", self.broken) };
+        let spent = if self.attempt + 1 < TRIES {
+            format!(", and all {BUDGET} further tries of this pull are used up")
+        } else {
+            String::new()
+        };
+        format!("tried {times} in {:.1} s{spent}", took.as_secs_f64())
     }
 }
 
@@ -133,6 +156,19 @@ mod tests {
         let (budget, now) = (Budget::default(), Instant::now());
         let given = (0..100).filter(|_| Resume::default().broke(0, now, &budget).is_some()).count();
         assert_eq!(given, BUDGET as usize);
+    }
+
+    #[test]
+    fn giving_up_says_how_often_and_how_long() {
+        let (budget, now) = (Budget::default(), Instant::now());
+        let mut resume = Resume::begin(now);
+        while resume.broke(7, now, &budget).is_some() {}
+        assert_eq!(resume.told(now + Duration::from_millis(3240)), "tried 4 times in 3.2 s");
+        while budget.take() {}
+        let mut late = Resume::begin(now);
+        assert_eq!(late.broke(7, now, &budget), None);
+        let told = late.told(now + Duration::from_secs(1));
+        assert_eq!(told, "tried once in 1.0 s, and all 20 further tries of this pull are used up");
     }
 
     #[test]

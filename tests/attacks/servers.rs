@@ -282,10 +282,10 @@ pub fn rows() -> Vec<Row> {
             }
         }),
         row(
-            "a header that names another digest",
+            "a header that names another digest than a tag's bytes have",
             "CVE-2026-50195",
-            "the bytes' own digest counts",
-            None,
+            "neither is believed",
+            Some(Reason::DigestMismatch),
             |lab| {
                 let documents = good();
                 let web = Web::new(move |asked| match documents.get(&asked.path) {
@@ -293,9 +293,11 @@ pub fn rows() -> Vec<Row> {
                         .header("Docker-Content-Digest", format!("sha256:{}", "a".repeat(64))),
                     None => Answer::new(404, ""),
                 });
-                pull(&lab.dir.path().join("state"), &web).unwrap();
+                let error = pull(&lab.dir.path().join("state"), &web).unwrap_err();
+                assert_line("digest", &error);
+                assert_eq!(error.reason, Reason::DigestMismatch, "{error}");
                 let images = std::fs::read_dir(lab.dir.path().join("state/store/images")).unwrap();
-                assert!(images.flatten().all(|entry| !entry.file_name().to_string_lossy().contains("aaaa")));
+                assert_eq!(images.count(), 0);
             },
         ),
     ]

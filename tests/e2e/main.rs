@@ -20,5 +20,6 @@ mod kill;
 mod lab;
 mod load;
 mod mended;
+mod secrets;
 mod service;
 mod sidebyside;

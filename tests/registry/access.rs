@@ -1,7 +1,7 @@
 //! Who may have an image: passwords, tokens, certificates; and who never gets to see a password.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -9,6 +9,7 @@ use gitopsd::config::agent::RegistryConfig;
 use gitopsd::registry::{PullError, Registry, Store};
 use gitopsd::types::Reason;
 
+use super::support::certificates::Certificates;
 use super::support::image::{Blob, Layer, noise};
 use super::support::proxy::{Answer, Proxy};
 use super::support::server::{Face, Server};
@@ -183,38 +184,14 @@ async fn a_mirror_does_not_get_the_registrys_password() {
     assert!(given.iter().all(|value| value == "Basic YWRhOm90aGVy") && !given.is_empty(), "{given:?}");
 }
 
-/// A certificate authority, and a certificate for 127.0.0.1 by it.
-struct Certificates {
-    ca: PathBuf,
-    certificate: PathBuf,
-    key: PathBuf,
-}
-
-fn certificates(dir: &Path, name: &str, subject: &str, days: &str) -> Certificates {
-    let openssl = |line: &str| {
-        let line = line.replace("NAME", name);
-        let output = Command::new("openssl").current_dir(dir).args(line.split(' ')).output().unwrap();
-        assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
-    };
-    let extensions = format!("basicConstraints=critical,CA:FALSE\nsubjectAltName={subject}\n");
-    std::fs::write(dir.join(format!("{name}.ext")), extensions).unwrap();
-    let key = "-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes";
-    openssl(&format!("req -x509 {key} -subj /CN=lab -days 2 -keyout NAME-ca.key -out NAME-ca.pem"));
-    openssl(&format!("req {key} -subj /CN=registry -keyout NAME.key -out NAME.csr"));
-    let by = "-CA NAME-ca.pem -CAkey NAME-ca.key -CAcreateserial";
-    openssl(&format!("x509 -req -in NAME.csr {by} -extfile NAME.ext -days {days} -out NAME.pem"));
-    let path = |kind: &str| dir.join(format!("{name}{kind}"));
-    Certificates { ca: path("-ca.pem"), certificate: path(".pem"), key: path(".key") }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn https_by_an_authority_of_ones_own() {
     let server = Server::new();
     server.push("1", &[layer()]).await;
     let dir = tempfile::tempdir().unwrap();
-    let good = certificates(dir.path(), "good", "IP:127.0.0.1", "2");
-    let other = certificates(dir.path(), "other", "IP:127.0.0.2", "2");
-    let expired = certificates(dir.path(), "expired", "IP:127.0.0.1", "-1");
+    let good = Certificates::new(dir.path(), "good", "IP:127.0.0.1", "2");
+    let other = Certificates::new(dir.path(), "other", "IP:127.0.0.2", "2");
+    let expired = Certificates::new(dir.path(), "expired", "IP:127.0.0.1", "-1");
     let by = |ca: &Path| RegistryConfig { ca_file: Some(ca.to_owned()), ..RegistryConfig::default() };
     let face =
         |of: &Certificates| server.face(&Face { tls: Some((&of.certificate, &of.key)), ..Face::default() });
@@ -252,7 +229,7 @@ async fn https_is_not_given_up_by_a_redirect() {
     let server = Server::new();
     server.push("1", &[layer()]).await;
     let dir = tempfile::tempdir().unwrap();
-    let good = certificates(dir.path(), "good", "IP:127.0.0.1", "2");
+    let good = Certificates::new(dir.path(), "good", "IP:127.0.0.1", "2");
     // openssl's own server answers with a file that holds a whole answer.
     let answer = format!(
         "HTTP/1.0 307 x\r\nLocation: http://{}/v2/app/manifests/1\r\nContent-Length: 0\r\n\r\n",
@@ -281,4 +258,51 @@ async fn https_is_not_given_up_by_a_redirect() {
     tls.wait().unwrap();
     let error = result.unwrap_err();
     assert!(error.to_string().contains("from https to http"), "{error}");
+}
+
+/// All that is logged, by anybody.
+#[derive(Clone, Default)]
+struct Log(std::sync::Arc<std::sync::Mutex<Vec<u8>>>);
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_secret_is_logged() {
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber =
+        tracing_subscriber::fmt().with_max_level(tracing::Level::TRACE).with_writer(move || writer.clone());
+    tracing::subscriber::set_global_default(subscriber.finish()).unwrap();
+    let server = Server::new();
+    server.push("1", &[layer()]).await;
+    let dir = tempfile::tempdir().unwrap();
+    // Right and wrong, as a password and for a token.
+    for password in ["secret", "wrong-secret"] {
+        let closed = server.face(&Face { htpasswd: Some(HTPASSWD), ..Face::default() });
+        let tokens = token_registry(&server, "http://{}/token", 100);
+        for address in [closed.address(), tokens.address()] {
+            let result = host(&address, ada(dir.path(), password)).pull(&format!("{address}/app:1")).await;
+            assert_eq!(result.is_ok(), password == "secret");
+            if let Err(error) = result {
+                tracing::warn!("{} {error:?}", error.to_refusal());
+                assert_secret(&error);
+            }
+        }
+    }
+    let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    assert!(text.contains("does not let this host"), "it was listened to: {text}");
+    // The path of its file is no secret.
+    let text = text.replace("password-wrong-secret", "").replace("password-secret", "");
+    for secret in ["secret", "YWRh", "Bearer t"] {
+        assert!(!text.contains(secret), "{secret}: {text}");
+    }
 }

@@ -48,6 +48,14 @@ async fn the_good_one_is_good() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_image_may_say_that_it_is_one() {
+    let mut document = good();
+    document["artifactType"] = json!("application/vnd.oci.image.config.v1+json");
+    let (_server, proxy) = serve(document.to_string().into_bytes()).await;
+    Host::new(&[&proxy.address()]).pull(&format!("{}/app:1", proxy.address())).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn manifests_that_are_refused() {
     let changed = |change: &dyn Fn(&mut Value)| {
         let mut document = good();
@@ -133,6 +141,74 @@ async fn manifests_that_are_refused() {
             changed(&|d| d["layers"][0]["urls"] = json!(["http://169.254.169.254/"])),
             unsupported,
             "outside",
+        ),
+        (
+            "a Helm chart",
+            changed(&|d| d["config"]["mediaType"] = json!("application/vnd.cncf.helm.config.v1+json")),
+            unsupported,
+            "no container image, but a Helm chart (application/vnd.cncf.helm.config.v1+json)",
+        ),
+        (
+            "a signature, with the configuration of an image",
+            changed(&media("application/vnd.dev.cosign.simplesigning.v1+json")),
+            unsupported,
+            "no container image, but a signature (application/vnd.dev.cosign",
+        ),
+        (
+            "an attestation, with the configuration of an image",
+            changed(&media("application/vnd.in-toto+json")),
+            unsupported,
+            "no container image, but an attestation (application/vnd.in-toto+json)",
+        ),
+        (
+            "an artifact by its type",
+            changed(&|d| {
+                d["artifactType"] = json!("application/vnd.example.thing.v1");
+                d["config"]["mediaType"] = json!("application/vnd.oci.empty.v1+json");
+            }),
+            unsupported,
+            "no container image, but an artifact of type application/vnd.example.thing.v1",
+        ),
+        (
+            "an artifact without layers",
+            changed(&|d| {
+                d["artifactType"] = json!("application/vnd.example.thing.v1");
+                d["layers"] = json!([]);
+            }),
+            unsupported,
+            "application/vnd.example.thing.v1",
+        ),
+        (
+            "an artifact manifest",
+            json!({ "schemaVersion": 2, "mediaType": "application/vnd.oci.artifact.manifest.v1+json", "blobs": [] })
+                .to_string()
+                .into(),
+            unsupported,
+            "no container image",
+        ),
+        (
+            "an empty configuration",
+            changed(&|d| d["config"]["mediaType"] = json!("application/vnd.oci.empty.v1+json")),
+            unsupported,
+            "application/vnd.oci.empty.v1+json",
+        ),
+        (
+            "an index of charts alone",
+            json!({ "schemaVersion": 2, "manifests": [
+                { "mediaType": "application/vnd.example", "digest": layer().digest(), "size": 1 }] })
+                .to_string()
+                .into(),
+            unsupported,
+            "has no image for linux/",
+        ),
+        (
+            "an index of images that do not say what they are for",
+            json!({ "schemaVersion": 2, "manifests": [
+                { "digest": layer().digest(), "size": 1 }, { "digest": layer().diff_id, "size": 1 }] })
+                .to_string()
+                .into(),
+            unsupported,
+            "has no image for linux/",
         ),
         (
             "an empty index",

@@ -84,6 +84,57 @@ async fn of_an_index_this_platforms_image() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn of_several_variants_the_best_that_is_not_above() {
+    let server = Server::new();
+    let entry = |mut descriptor: serde_json::Value, platform: Option<serde_json::Value>| {
+        if let Some(platform) = platform {
+            descriptor["platform"] = platform;
+        }
+        descriptor
+    };
+    let plain = server.push("plain", &[layer(1)]).await;
+    let above = server.push("above", &[layer(2)]).await;
+    let base = json!({ "os": "linux", "architecture": architecture() });
+    let mut beyond = base.clone();
+    // No processor has it.
+    beyond["variant"] = json!("v99");
+    let attestation = json!({ "os": "unknown", "architecture": "unknown" });
+    let rows = [
+        ("both", vec![entry(above.clone(), Some(beyond.clone())), entry(plain.clone(), Some(base))], true),
+        ("above", vec![entry(above.clone(), Some(beyond.clone()))], false),
+        // One that does not say what it is for is judged by its configuration.
+        ("unsaid", vec![entry(above.clone(), Some(beyond)), entry(plain.clone(), None)], true),
+        ("attested", vec![entry(above, Some(attestation)), entry(plain.clone(), None)], true),
+    ];
+    let address = server.address();
+    for (tag, manifests, found) in rows {
+        let index = json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": manifests });
+        server.push_manifest(tag, INDEX, &index).await;
+        let host = Host::new(&[&address]);
+        let result = host.pull(&format!("{address}/app:{tag}")).await;
+        match result {
+            Ok((digest, _)) => {
+                assert!(found && digest.to_string() == plain["digest"].as_str().unwrap(), "{tag}")
+            }
+            Err(error) => {
+                assert!(!found && error.to_string().contains("/v99"), "{tag}: {error}");
+                assert_eq!(error.reason, Reason::ImageUnsupported);
+            }
+        }
+    }
+    // Without an index, the configuration says it.
+    let blob = layer(3);
+    let mut config = super::support::image::config(std::slice::from_ref(&blob));
+    config["variant"] = json!("v99");
+    server.push_with("alone", &[blob], config).await;
+    let host = Host::new(&[&address]);
+    let error = host.pull(&format!("{address}/app:alone")).await.unwrap_err();
+    assert_eq!(error.reason, Reason::ImageUnsupported, "{error}");
+    assert!(error.to_string().contains("/v99, and this host is linux/"), "{error}");
+    host.assert_empty();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_image_for_another_machine_without_an_index() {
     let server = Server::new();
     let blob = layer(1);

@@ -1,5 +1,7 @@
 //! What the registry tests stand on: Debian's docker-registry, a proxy that does damage, images to order.
 
+pub mod certificates;
+pub mod command;
 pub mod image;
 pub mod proxy;
 pub mod server;

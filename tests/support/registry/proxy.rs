@@ -4,14 +4,18 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
+use super::certificates::Certificates;
 use super::server::Server;
 
 /// What a client asked for, and how many bytes of content it got.
 #[derive(Debug, Clone)]
 pub struct Request {
+    pub method: String,
     pub path: String,
     headers: Vec<(String, String)>,
+    pub body: String,
     pub sent: usize,
 }
 
@@ -28,6 +32,17 @@ impl Request {
         self.headers.retain(|(known, _)| known != name);
         self
     }
+
+    /// For another path.
+    pub fn to(mut self, path: &str) -> Self {
+        self.path = path.to_owned();
+        self
+    }
+
+    /// Everything that was sent.
+    pub fn all(&self) -> String {
+        format!("{self:?}")
+    }
 }
 
 #[derive(Debug, Clone, Default)]
@@ -39,6 +54,10 @@ pub struct Answer {
     pub cut: Option<usize>,
     /// Whether the connection then stays open instead, until the client goes.
     pub hold: bool,
+    /// Whether the body comes in chunks, and its length is not said.
+    pub chunked: bool,
+    /// The pause after each hundred bytes.
+    pub slow: Option<Duration>,
 }
 
 impl Answer {
@@ -49,6 +68,11 @@ impl Answer {
     pub fn header(mut self, name: &str, value: &str) -> Self {
         self.headers.push((name.to_owned(), value.to_owned()));
         self
+    }
+
+    /// Who it is has to be said first.
+    pub fn challenge(challenge: &str) -> Self {
+        Self::new(401, b"{}").header("WWW-Authenticate", challenge)
     }
 }
 
@@ -89,6 +113,23 @@ impl Proxy {
         server: &Server,
         rule: impl Fn(&Request, &Upstream) -> Answer + Send + Sync + 'static,
     ) -> Self {
+        Self::start(server, None, rule)
+    }
+
+    /// The same, by https.
+    pub fn secure(
+        server: &Server,
+        certificates: &Certificates,
+        rule: impl Fn(&Request, &Upstream) -> Answer + Send + Sync + 'static,
+    ) -> Self {
+        Self::start(server, Some(certificates.server()), rule)
+    }
+
+    fn start(
+        server: &Server,
+        tls: Option<Arc<rustls::ServerConfig>>,
+        rule: impl Fn(&Request, &Upstream) -> Answer + Send + Sync + 'static,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let (log, ended) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(false)));
@@ -100,9 +141,24 @@ impl Proxy {
                 if its_end.load(Ordering::Relaxed) {
                     break;
                 }
-                let (rule, log) = (rule.clone(), its_log.clone());
+                let (rule, log, tls) = (rule.clone(), its_log.clone(), tls.clone());
                 // A client that goes away is no trouble of ours.
-                std::thread::spawn(move || serve(stream.unwrap(), &*rule, upstream, &log));
+                std::thread::spawn(move || {
+                    let stream = stream.unwrap();
+                    let ending = stream.try_clone().ok()?;
+                    match tls {
+                        None => serve(stream, &*rule, upstream, &log),
+                        Some(tls) => {
+                            let connection = rustls::ServerConnection::new(tls).ok()?;
+                            let mut stream = rustls::StreamOwned::new(connection, stream);
+                            let served = serve(&mut stream, &*rule, upstream, &log);
+                            stream.conn.send_close_notify();
+                            let _ = stream.flush();
+                            served
+                        }
+                    };
+                    ending.shutdown(Shutdown::Both).ok()
+                });
             }
         });
         Self { port, log, ended }
@@ -121,6 +177,11 @@ impl Proxy {
         self.log.lock().unwrap().clone()
     }
 
+    /// How many requests there were for paths with this in them.
+    pub fn count(&self, part: &str) -> usize {
+        self.requests().iter().filter(|request| request.path.contains(part)).count()
+    }
+
     /// Bytes of blobs that were sent.
     pub fn blob_bytes(&self) -> usize {
         self.requests().iter().filter(|request| request.is_blob()).map(|request| request.sent).sum()
@@ -135,35 +196,55 @@ impl Drop for Proxy {
     }
 }
 
-fn serve(stream: TcpStream, rule: &Rule, upstream: u16, log: &Mutex<Vec<Request>>) -> Option<()> {
-    let mut reader = BufReader::new(stream.try_clone().ok()?);
+fn serve(stream: impl Read + Write, rule: &Rule, upstream: u16, log: &Mutex<Vec<Request>>) -> Option<()> {
+    let mut reader = BufReader::new(stream);
     let (first, headers) = head(&mut reader)?;
-    let path = first.split(' ').nth(1)?.to_owned();
-    let mut request = Request { path, headers, sent: 0 };
+    let mut words = first.split(' ').map(str::to_owned);
+    let (method, path) = (words.next()?, words.next()?);
+    let mut request = Request { method, path, headers, body: String::new(), sent: 0 };
+    let length: u64 = request.header("content-length").map_or(0, |length| length.parse().unwrap());
+    (&mut reader).take(length).read_to_string(&mut request.body).ok()?;
     let answer = rule(&request, &Upstream(upstream));
     let sent = answer.cut.unwrap_or(answer.body.len()).min(answer.body.len());
     request.sent = sent;
     log.lock().unwrap().push(request);
-    let mut text = format!(
-        "HTTP/1.1 {} x\r\nContent-Length: {}\r\nConnection: close\r\n",
-        answer.status,
-        answer.body.len()
-    );
+    let mut text = format!("HTTP/1.1 {} x\r\nConnection: close\r\n", answer.status);
+    match answer.chunked {
+        true => text.push_str("Transfer-Encoding: chunked\r\n"),
+        false => text.push_str(&format!("Content-Length: {}\r\n", answer.body.len())),
+    }
     for (name, value) in &answer.headers {
         text.push_str(&format!("{name}: {value}\r\n"));
     }
-    let mut stream = stream;
+    let stream = reader.get_mut();
     stream.write_all(format!("{text}\r\n").as_bytes()).ok()?;
-    stream.write_all(&answer.body[..sent]).ok()?;
+    let part = if answer.slow.is_some() { 100 } else { 60_000 };
+    for part in answer.body[..sent].chunks(part) {
+        if answer.chunked {
+            stream.write_all(format!("{:x}\r\n", part.len()).as_bytes()).ok()?;
+        }
+        stream.write_all(part).ok()?;
+        if answer.chunked {
+            stream.write_all(b"\r\n").ok()?;
+        }
+        if let Some(pause) = answer.slow {
+            stream.flush().ok()?;
+            std::thread::sleep(pause);
+        }
+    }
+    if answer.chunked && sent == answer.body.len() {
+        stream.write_all(b"0\r\n\r\n").ok()?;
+    }
+    stream.flush().ok()?;
     if answer.hold {
         // Until the client goes.
         let _ = reader.read_to_end(&mut Vec::new());
     }
-    stream.shutdown(Shutdown::Both).ok()
+    Some(())
 }
 
 /// First line and headers, their names in lower case.
-fn head(reader: &mut impl BufRead) -> Option<(String, Vec<(String, String)>)> {
+pub fn head(reader: &mut impl BufRead) -> Option<(String, Vec<(String, String)>)> {
     let mut first = String::new();
     reader.read_line(&mut first).ok()?;
     let mut headers = Vec::new();

@@ -22,12 +22,22 @@ pub struct Face<'a> {
     pub htpasswd: Option<&'a str>,
     /// Certificate and key.
     pub tls: Option<(&'a Path, &'a Path)>,
+    /// The authority of certificates that clients have to show.
+    pub clients_by: Option<&'a Path>,
+    /// Whether it is on all addresses, and not on loopback alone.
+    pub everywhere: bool,
 }
 
 impl Server {
     pub fn new() -> Self {
         let dir = tempfile::Builder::new().prefix("gitopsd-registry-").tempdir().unwrap();
         Self::start(Arc::new(dir), &Face::default())
+    }
+
+    /// On all addresses.
+    pub fn everywhere(face: &Face<'_>) -> Self {
+        let dir = tempfile::Builder::new().prefix("gitopsd-registry-").tempdir().unwrap();
+        Self::start(Arc::new(dir), &Face { everywhere: true, ..*face })
     }
 
     /// A further registry with the same images.
@@ -58,10 +68,13 @@ impl Server {
             fs::write(&file, format!("{line}\n")).unwrap();
             writeln!(text, "auth: {{htpasswd: {{realm: lab, path: {}}}}}", file.display()).unwrap();
         }
-        write!(text, "http:\n  addr: 127.0.0.1:{port}\n").unwrap();
+        let address = if face.everywhere { "" } else { "127.0.0.1" };
+        write!(text, "http:\n  addr: {address}:{port}\n").unwrap();
         if let Some((certificate, key)) = face.tls {
             let (certificate, key) = (certificate.display(), key.display());
-            writeln!(text, "  tls: {{certificate: {certificate}, key: {key}}}").unwrap();
+            let clients = face.clients_by.map(|ca| format!(", clientcas: [{}]", ca.display()));
+            let clients = clients.unwrap_or_default();
+            writeln!(text, "  tls: {{certificate: {certificate}, key: {key}{clients}}}").unwrap();
         }
         let config = dir.path().join(format!("{port}.yml"));
         fs::write(&config, text).unwrap();
