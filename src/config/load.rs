@@ -179,6 +179,7 @@ fn read(file: &Path, text: &str) -> (Part, Vec<Diagnostic>) {
             endpoint: s3.parsed("endpoint"),
             region: s3.string("region"),
             path_style: s3.boolean("path_style").unwrap_or(false),
+            ca_file: path(&s3, "ca_file"),
         });
         s3.finish(|_| None);
     }

@@ -12,7 +12,7 @@ mod port;
 pub mod repo;
 mod section;
 mod service;
-mod words;
+pub(crate) mod words;
 
 pub use diagnostic::{Diagnostic, Severity};
 pub use load::{ConfigErrors, load, without_agent};

@@ -1,5 +1,7 @@
 //! From bytes to manifests, strictly (OCI image-spec, manifest.md and image-index.md; Docker's schema 2).
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
@@ -45,12 +47,29 @@ pub(super) struct Descriptor {
     platform: Option<Platform>,
     #[serde(default)]
     urls: Vec<String>,
+    #[serde(default)]
+    annotations: Option<BTreeMap<String, String>>,
 }
 
 impl Descriptor {
     /// A layer that is known from elsewhere than a manifest.
     pub fn of_layer(media_type: String, digest: Digest, size: u64) -> Self {
-        Self { media_type, digest, size, platform: None, urls: Vec::new() }
+        Self { media_type, digest, size, platform: None, urls: Vec::new(), annotations: None }
+    }
+}
+
+impl Descriptor {
+    /// What an archive calls the image: with its repository by containerd, else the tag alone (OCI image-layout.md).
+    pub fn name(&self) -> Option<&str> {
+        let all = self.annotations.as_ref()?;
+        let name =
+            all.get("io.containerd.image.name").or_else(|| all.get("org.opencontainers.image.ref.name"));
+        name.map(String::as_str)
+    }
+
+    /// Whether it says for which platform it is.
+    pub fn has_platform(&self) -> bool {
+        self.platform.is_some()
     }
 }
 
@@ -84,8 +103,8 @@ pub(super) struct Manifest {
 /// What a manifest's bytes turned out to be.
 pub(super) enum Parsed {
     Image(Manifest),
-    /// The manifest for this platform.
-    Index(Descriptor),
+    /// What [`choose`] is to choose from.
+    Index(Vec<Descriptor>),
 }
 
 /// How a layer is packed.
@@ -140,7 +159,7 @@ pub(super) fn parse(name: &str, bytes: &[u8]) -> Result<Parsed, PullError> {
             Ok(Parsed::Image(Manifest { digest: sha256(bytes), config, layers }))
         }
         (None, None, Some(manifests)) if media.is_none_or(|media| INDEX.contains(&media)) => {
-            choose(name, manifests).map(Parsed::Index)
+            Ok(Parsed::Index(manifests))
         }
         // Both at once, or under the other's name, is how one document is made to mean two things (CVE-2021-41190).
         _ => Err(invalid(format!("it is neither an image nor an index ({})", media.unwrap_or_default()))),
@@ -149,7 +168,7 @@ pub(super) fn parse(name: &str, bytes: &[u8]) -> Result<Parsed, PullError> {
 
 /// The architecture that this program was built for, in the words of images (Go's), and the variants that this machine
 /// runs, best first.
-fn platform() -> (&'static str, &'static [&'static str]) {
+pub(super) fn platform() -> (&'static str, &'static [&'static str]) {
     match std::env::consts::ARCH {
         "x86_64" => ("amd64", amd64_variants()),
         "aarch64" => ("arm64", &["v8", ""]),
@@ -182,8 +201,14 @@ fn amd64_variants() -> &'static [&'static str] {
     &["", "v1"]
 }
 
-/// The entry of an index for the platform that this program was built for.
-fn choose(name: &str, manifests: Vec<Descriptor>) -> Result<Descriptor, PullError> {
+/// The entry of an index for the platform that this program was built for; of several the first, as others take it.
+pub(super) fn choose(name: &str, manifests: Vec<Descriptor>) -> Result<Descriptor, PullError> {
+    let none = || PullError::fatal(Reason::ImageUnsupported, format!("{name} has no image for this machine"));
+    fitting(name, manifests)?.into_iter().next().ok_or_else(none)
+}
+
+/// The entries of an index that fit this machine best: one at least, in their order.
+pub(super) fn fitting(name: &str, manifests: Vec<Descriptor>) -> Result<Vec<Descriptor>, PullError> {
     let (architecture, variants) = platform();
     let fits = |platform: &Platform| platform.os == "linux" && platform.architecture == architecture;
     let variant = |descriptor: &Descriptor| {
@@ -196,11 +221,12 @@ fn choose(name: &str, manifests: Vec<Descriptor>) -> Result<Descriptor, PullErro
         .filter(|p| p.os != "unknown")
         .map(|p| format!("{}/{}", p.os, p.architecture))
         .collect();
-    let best = manifests.into_iter().filter_map(|m| Some((variant(&m)?, m))).min_by_key(|(rank, _)| *rank);
-    best.map(|(_, descriptor)| descriptor).ok_or_else(|| {
+    let ranked: Vec<_> = manifests.into_iter().filter_map(|m| Some((variant(&m)?, m))).collect();
+    let Some(best) = ranked.iter().map(|(rank, _)| *rank).min() else {
         let what = format!("{name} has no image for linux/{architecture}, only for {}", shown.join(", "));
-        PullError::fatal(Reason::ImageUnsupported, what)
-    })
+        return Err(PullError::fatal(Reason::ImageUnsupported, what));
+    };
+    Ok(ranked.into_iter().filter(|(rank, _)| *rank == best).map(|(_, descriptor)| descriptor).collect())
 }
 
 /// How a layer is packed, by its media type; a kind that is not known is refused by name.

@@ -47,7 +47,12 @@ pub struct Pulled {
 /// What an image consists of, and where its layers are.
 pub(super) struct Contents {
     pub source: Source,
+    /// Whether the source is a copy on this host: its bytes came before, and were counted.
+    pub is_local: bool,
     pub config: ImageConfig,
+    pub config_digest: Digest,
+    /// What the configuration's digest is of.
+    pub config_text: Vec<u8>,
     /// Lowest first.
     pub diff_ids: Vec<Digest>,
     /// The same layers.
@@ -80,10 +85,24 @@ pub(super) async fn pull(
     let store = &registry.store;
     if let Some(local) = store.image(&image.digest) {
         store.note_reference(&image.digest, &image.reference);
-        return Ok(Pulled { bytes: 0, layers_total: local.layers.len(), layers_reused: local.layers.len() });
+        // A look-up may have brought it, and nobody was told of that yet.
+        let layers = local.layers.len();
+        let here = Pulled { bytes: 0, layers_total: layers, layers_reused: layers };
+        return Ok(registry.take_brought(&image.digest).unwrap_or(here));
     }
-    let contents = find(registry, image, fallback).await?;
-    pull_contents(registry, image, contents, progress).await
+    let contents = find(registry, image, fallback, progress).await?;
+    let source = contents.source.clone();
+    match pull_contents(registry, image, contents, progress).await {
+        // What is there by now may be the same image, written anew.
+        Err(error) if source.has_moved() => {
+            let again = async {
+                let contents = find(registry, image, fallback, progress).await?;
+                pull_contents(registry, image, contents, progress).await
+            };
+            again.await.map_err(|next| next.and(error))
+        }
+        result => result,
+    }
 }
 
 /// Where the image is: in its registry, else in the first archive that stands in for it.
@@ -91,9 +110,10 @@ pub(super) async fn find(
     registry: &Registry,
     image: &PinnedImage,
     fallback: &[String],
+    progress: &(dyn Fn(Progress) + Send + Sync),
 ) -> Result<Contents, PullError> {
     let reference = match &image.reference {
-        ImageRef::Archive(url) => return registry.archive(url, &image.digest).await,
+        ImageRef::Archive(url) => return registry.archive(url, &image.digest, progress).await,
         ImageRef::Registry(reference) => reference,
     };
     let error = match of_registry(registry, image, reference).await {
@@ -103,12 +123,18 @@ pub(super) async fn find(
     if !error.is_the_registrys() {
         return Err(error);
     }
+    // A `docker save` archive has no manifest: it is known by its configuration.
     let config = registry.known(&image.digest).map(|manifest| manifest.config.digest.clone());
+    let config = config.or_else(|| registry.store.config_of(&image.digest));
     let mut also = String::new();
     for url in super::fallbacks(reference, Some(&image.digest), fallback) {
-        match registry.fallback(&url, &image.digest, config.as_ref()).await {
+        let result = match url {
+            Ok(url) => registry.fallback(&url, &image.digest, config.as_ref(), progress).await,
+            Err(error) => Err(error),
+        };
+        match result {
             Ok(contents) => return Ok(contents),
-            Err(next) => also = format!("; {next}"),
+            Err(next) => also.push_str(&format!("; {next}")),
         }
     }
     Err(error.with(&also))
@@ -125,10 +151,13 @@ async fn of_registry(
     let (config, diff_ids) = manifest::parse_config(&name, &bytes, manifest.layers.len())?;
     Ok(Contents {
         source: Source::Registry(registry.client.clone(), reference.clone()),
+        is_local: false,
         config,
+        config_digest: manifest.config.digest.clone(),
         diff_ids,
         layers: manifest.layers.clone(),
         received: bytes.len() as u64,
+        config_text: bytes,
     })
 }
 
@@ -141,7 +170,8 @@ pub(super) async fn pull_contents(
 ) -> Result<Pulled, PullError> {
     let store = &registry.store;
     let name = image.reference.to_string();
-    let Contents { source, config, diff_ids, layers: descriptors, received } = contents;
+    let Contents { source, is_local, config, config_digest, diff_ids, layers: descriptors, received, .. } =
+        contents;
     let _pins = store.pin(&diff_ids);
     let mut missing: Vec<(Digest, Descriptor)> = Vec::new();
     for (diff_id, layer) in diff_ids.iter().zip(&descriptors) {
@@ -161,7 +191,8 @@ pub(super) async fn pull_contents(
     let received = Arc::new(AtomicU64::new(received));
     let layers = descriptors.len();
     let seen = Progress { layers, layers_here: layers - missing.len(), ..Progress::default() };
-    let fetched = fetch_all(registry, &source, &watch, &missing, &received, seen, progress).await?;
+    let counted = if is_local { Arc::default() } else { received.clone() };
+    let fetched = fetch_all(registry, &source, &watch, &missing, &counted, seen, progress).await?;
     let (store, digest, ids) = (store.clone(), image.digest.clone(), diff_ids.clone());
     let (reference, described) = (image.reference.clone(), missing.clone());
     let needs = registry.needs.clone();
@@ -174,7 +205,7 @@ pub(super) async fn pull_contents(
                 }
             }
             store.admit(&barrier, &fetched)?;
-            store.record(&digest, &ids, config, &reference)
+            store.record(&digest, &ids, config, Some(config_digest), &reference)
         };
         keep().map_err(|error| {
             let places: Vec<_> = fetched.values().map(|layer| layer.place.clone()).collect();
