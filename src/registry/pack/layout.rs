@@ -87,6 +87,9 @@ fn append(tar: &mut tar::Builder<impl Write>, path: &str, size: u64, content: im
     header.set_path(path)?;
     header.set_size(size);
     header.set_mode(0o644);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(0);
     header.set_cksum();
     tar.append(&header, content)
 }
