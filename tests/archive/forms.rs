@@ -77,7 +77,7 @@ async fn what_is_wrong_is_said() {
         ("nothing, packed", gzip(b""), Reason::ImageInvalid, "holds nothing"),
         ("no entries", tar(&[]), Reason::ImageInvalid, "holds nothing"),
         ("no entries, packed", zstd(&tar(&[])), Reason::ImageInvalid, "holds nothing"),
-        ("only a root", tar(&[("./", b"")]), Reason::ImageInvalid, "holds nothing"),
+        ("only a root", only_a_root(), Reason::ImageInvalid, "holds nothing"),
     ];
     for (what, bytes, reason, part) in rows {
         let host = host(S3Config::default());

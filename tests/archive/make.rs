@@ -22,6 +22,18 @@ pub fn tar(files: &[(&str, &[u8])]) -> Vec<u8> {
     builder.into_inner().unwrap()
 }
 
+/// A tar of a root, and nothing in it.
+pub fn only_a_root() -> Vec<u8> {
+    let mut builder = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_ustar();
+    header.set_entry_type(tar::EntryType::Directory);
+    header.set_size(0);
+    header.set_mode(0o755);
+    header.set_cksum();
+    builder.append_data(&mut header, "./", &[][..]).unwrap();
+    builder.into_inner().unwrap()
+}
+
 /// Bytes that do not compress.
 pub fn noise(size: usize, seed: u64) -> Vec<u8> {
     let mut state = seed | 1;

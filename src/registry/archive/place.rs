@@ -91,6 +91,7 @@ enum Stream {
     File {
         file: Arc<File>,
         at: u64,
+        version: Version,
     },
     /// The answer may begin before what was asked for.
     Http {
@@ -166,7 +167,7 @@ impl Place {
                 if now != self.version {
                     return Err(self.watched.changed(&self.name));
                 }
-                Stream::File { file: file.clone(), at: offset }
+                Stream::File { file: file.clone(), at: offset, version: now }
             }
             From::Server(remote) => {
                 let (response, skip) = remote.get(&self.version, offset, length.max(1)).await?;
@@ -228,13 +229,16 @@ impl Part {
     async fn next(&mut self) -> Result<Option<bytes::Bytes>, PullError> {
         let Self { name, left, watched, from } = self;
         match from {
-            Stream::File { file, at } => {
+            Stream::File { file, at, version } => {
                 let (offset, length) = (*at, PART.min(*left));
-                let file = file.clone();
+                let (file, version) = (file.clone(), version.clone());
                 let read = tokio::task::spawn_blocking(move || {
                     // At most PART.
                     let mut bytes = vec![0; length as usize];
-                    file.read_exact_at(&mut bytes, offset).map(|()| bytes)
+                    file.read_exact_at(&mut bytes, offset)?;
+                    // It is as it was, also after these bytes were read.
+                    let same = Version::of(&file)? == version;
+                    if same { Ok(bytes) } else { Err(std::io::ErrorKind::UnexpectedEof.into()) }
                 });
                 let bytes = match read.await.map_err(std::io::Error::other).flatten() {
                     Ok(bytes) => bytes,
