@@ -100,7 +100,8 @@ pub fn load(path: &Path) -> Result<AgentConfig, ConfigErrors> {
 /// Who and what is assumed where there is no host configuration: for `check` and `plan` on a laptop.
 pub fn without_agent() -> (HostIdentity, Policy) {
     let name = hostname().unwrap_or_else(|| HostName::from_static("localhost"));
-    let policy = Policy { host_mounts: vec!["*".to_owned()], ..Policy::default() };
+    let all = || vec!["*".to_owned()];
+    let policy = Policy { registries: all(), host_mounts: all(), ..Policy::default() };
     (HostIdentity { name, labels: Vec::new() }, policy)
 }
 

@@ -374,11 +374,16 @@ fn violation(spec: &Declared, policy: &Policy) -> Option<Refusal> {
         ImageRef::Archive(url) => url.to_string(),
     };
     // An archive is an image from elsewhere, whatever it stands in for.
-    let refused = std::iter::once(&image).chain(&spec.fallback).find(|name| {
-        !policy.registries.is_empty() && !policy.registries.iter().any(|rule| allows(rule, name))
-    });
-    if let Some(name) = refused {
-        return refuse(format!("policy.registries does not allow {name}"));
+    for name in std::iter::once(&image).chain(&spec.fallback) {
+        // Root reads it, and a container shows what is in it: backups are archives too.
+        if policy.registries.is_empty() && name.starts_with("file://") {
+            return refuse(format!(
+                "policy.registries does not name {name}: files of this host are for it to allow"
+            ));
+        }
+        if !policy.registries.is_empty() && !policy.registries.iter().any(|rule| allows(rule, name)) {
+            return refuse(format!("policy.registries does not allow {name}"));
+        }
     }
     if policy.require_digest && !matches!(&spec.image, ImageRef::Registry(image) if image.digest.is_some()) {
         return refuse(format!("policy.require_digest: {} names no digest", spec.image));
@@ -399,7 +404,8 @@ pub fn check(files: &RepoFiles, policy: Option<&Policy>) -> CheckReport {
     let texts = Texts::of(files);
     let known: BTreeSet<&str> = texts.below("services").map(|(_, stem, _)| stem).collect();
     // What a repo asks for is for its hosts to allow.
-    let open = Policy { host_mounts: vec!["*".to_owned()], ..Policy::default() };
+    let open =
+        Policy { registries: vec!["*".to_owned()], host_mounts: vec!["*".to_owned()], ..Policy::default() };
     let policy = policy.unwrap_or(&open);
     let mut found: Vec<Diagnostic> = Vec::new();
     let mut hosts = Vec::new();

@@ -29,23 +29,23 @@ use gitopsd::config::agent::{RegistryConfig, S3Config};
 use gitopsd::registry::{PullError, Pulled, Registry, Store};
 use gitopsd::types::{Digest, ImageRef, PinnedImage};
 
-pub struct Host {
-    pub dir: tempfile::TempDir,
-    pub store: Arc<Store>,
-    pub registry: Registry,
+pub(crate) struct Host {
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) store: Arc<Store>,
+    pub(crate) registry: Registry,
 }
 
 /// A host that knows one registry, which nobody answers for.
-pub fn host(s3: S3Config) -> Host {
+pub(crate) fn host(s3: S3Config) -> Host {
     host_of(s3, BTreeMap::from([("127.0.0.1:1".to_owned(), support::plain())]))
 }
 
-pub fn host_of(s3: S3Config, registries: BTreeMap<String, RegistryConfig>) -> Host {
+pub(crate) fn host_of(s3: S3Config, registries: BTreeMap<String, RegistryConfig>) -> Host {
     host_at(tempfile::tempdir().unwrap(), s3, registries)
 }
 
 /// What begins anew on a state that is there.
-pub fn host_at(dir: tempfile::TempDir, s3: S3Config, registries: BTreeMap<String, RegistryConfig>) -> Host {
+pub(crate) fn host_at(dir: tempfile::TempDir, s3: S3Config, registries: BTreeMap<String, RegistryConfig>) -> Host {
     let store = Arc::new(Store::open(&dir.path().join("state")).unwrap());
     let registry = Registry::new(store.clone(), registries)
         .unwrap()
@@ -55,13 +55,13 @@ pub fn host_at(dir: tempfile::TempDir, s3: S3Config, registries: BTreeMap<String
 }
 
 impl Host {
-    pub fn put(&self, name: &str, bytes: &[u8]) -> String {
+    pub(crate) fn put(&self, name: &str, bytes: &[u8]) -> String {
         let path = self.dir.path().join(name);
         std::fs::write(&path, bytes).unwrap();
         format!("file://{}", path.display())
     }
 
-    pub async fn pull(&self, url: &str) -> Result<(Digest, Pulled), PullError> {
+    pub(crate) async fn pull(&self, url: &str) -> Result<(Digest, Pulled), PullError> {
         let reference: ImageRef = url.parse().unwrap();
         let digest = self.registry.resolve(&reference).await?;
         let image = PinnedImage { reference, digest: digest.clone() };
@@ -70,12 +70,12 @@ impl Host {
     }
 
     /// A file of an image, from its uppermost layer that has it.
-    pub fn file(&self, digest: &Digest, path: &str) -> Option<Vec<u8>> {
+    pub(crate) fn file(&self, digest: &Digest, path: &str) -> Option<Vec<u8>> {
         let image = self.store.image(digest).unwrap();
         image.layers.iter().rev().find_map(|layer| std::fs::read(layer.join(path)).ok())
     }
 
-    pub fn assert_nothing_unfinished(&self) {
+    pub(crate) fn assert_nothing_unfinished(&self) {
         let tmp = self.dir.path().join("state/store/tmp");
         support::wait_for("what is unfinished to go", || support::names(&tmp).is_empty().then_some(()));
     }

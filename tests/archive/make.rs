@@ -68,6 +68,18 @@ pub fn docker_save(image: &Image) -> Vec<u8> {
     docker_save_of(&[(image, "app:1")])
 }
 
+/// The same into a file, of layers and their digests.
+pub fn stream(to: impl Write, layers: &[(&[u8], &str)]) {
+    let mut builder = tar::Builder::new(to);
+    let diff_ids: Vec<String> = layers.iter().map(|(_, digest)| format!("sha256:{digest}")).collect();
+    let config = json!({ "os": "linux", "rootfs": { "type": "layers", "diff_ids": diff_ids } });
+    let image = Image { layers: Vec::new(), config: config.to_string().into_bytes() };
+    let paths: Vec<String> = layers.iter().map(|(_, digest)| format!("{digest}/layer.tar")).collect();
+    paths.iter().zip(layers).for_each(|(path, (layer, _))| entry(&mut builder, path, layer));
+    documents(&mut builder, &image, &paths);
+    builder.into_inner().unwrap().flush().unwrap();
+}
+
 /// The same for several, with their names.
 pub fn docker_save_of(images: &[(&Image, &str)]) -> Vec<u8> {
     let (mut files, mut manifest) = (Vec::<(String, Vec<u8>)>::new(), Vec::new());
@@ -157,14 +169,14 @@ pub fn insert(archive: &[u8], place: usize, path: &str) -> Vec<u8> {
     builder.into_inner().unwrap()
 }
 
-fn documents(builder: &mut tar::Builder<Vec<u8>>, image: &Image, paths: &[String]) {
+fn documents(builder: &mut tar::Builder<impl Write>, image: &Image, paths: &[String]) {
     let config = format!("{}.json", hex(&image.config));
     entry(builder, &config, &image.config);
     let manifest = json!([{ "Config": config, "RepoTags": ["app:1"], "Layers": paths }]).to_string();
     entry(builder, "manifest.json", manifest.as_bytes());
 }
 
-fn entry(builder: &mut tar::Builder<Vec<u8>>, path: &str, content: &[u8]) {
+fn entry(builder: &mut tar::Builder<impl Write>, path: &str, content: &[u8]) {
     let mut header = tar::Header::new_ustar();
     header.set_size(content.len() as u64);
     header.set_mode(0o644);
@@ -172,7 +184,7 @@ fn entry(builder: &mut tar::Builder<Vec<u8>>, path: &str, content: &[u8]) {
     builder.append_data(&mut header, path, content).unwrap();
 }
 
-fn link(builder: &mut tar::Builder<Vec<u8>>, kind: tar::EntryType, path: &str, target: &str) {
+fn link(builder: &mut tar::Builder<impl Write>, kind: tar::EntryType, path: &str, target: &str) {
     let mut header = tar::Header::new_ustar();
     header.set_entry_type(kind);
     header.set_size(0);
