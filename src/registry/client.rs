@@ -130,7 +130,7 @@ impl Client {
             let name = image.to_string();
             let bytes = self.document(image, "manifests", &wanted, manifest::ACCEPT).await?;
             match manifest::parse(&name, &bytes)? {
-                Parsed::Image(manifest) => return Ok(manifest),
+                Parsed::Image(manifest) => return Ok(*manifest),
                 Parsed::Index(all) => wanted = manifest::choose(&name, all)?.digest.to_string(),
             }
         }

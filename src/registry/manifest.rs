@@ -102,7 +102,7 @@ pub(super) struct Manifest {
 
 /// What a manifest's bytes turned out to be.
 pub(super) enum Parsed {
-    Image(Manifest),
+    Image(Box<Manifest>),
     /// What [`choose`] is to choose from.
     Index(Vec<Descriptor>),
 }
@@ -156,7 +156,7 @@ pub(super) fn parse(name: &str, bytes: &[u8]) -> Result<Parsed, PullError> {
             for layer in &layers {
                 packing(name, layer)?;
             }
-            Ok(Parsed::Image(Manifest { digest: sha256(bytes), config, layers }))
+            Ok(Parsed::Image(Box::new(Manifest { digest: sha256(bytes), config, layers })))
         }
         (None, None, Some(manifests)) if media.is_none_or(|media| INDEX.contains(&media)) => {
             Ok(Parsed::Index(manifests))

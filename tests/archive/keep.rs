@@ -13,6 +13,11 @@ use super::make::{docker_save, gzip, image, noise, small, tar};
 use super::support::names;
 use super::{host, host_at};
 
+#[expect(clippy::disallowed_methods, reason = "files get times by it")]
+fn now() -> SystemTime {
+    SystemTime::now()
+}
+
 /// A small file system.
 struct Disk(tempfile::TempDir);
 
@@ -85,7 +90,7 @@ async fn what_is_remembered_of_archives_goes_with_them() {
     let age = |url: &str, days: u64| {
         let path = folder.join(format!("{}.json", super::make::hex(url.as_bytes())));
         let file = std::fs::File::options().write(true).open(&path).unwrap();
-        file.set_modified(SystemTime::now() - Duration::from_secs(days * 86400)).unwrap();
+        file.set_modified(now() - Duration::from_secs(days * 86400)).unwrap();
         path
     };
     let url = |name: &str| format!("file://{}", host.dir.path().join(name).display());
@@ -93,9 +98,9 @@ async fn what_is_remembered_of_archives_goes_with_them() {
     let config =
         ImagesConfig { keep: Duration::from_secs(86400), keep_count: 1, min_free: MinFree::Bytes(0) };
     let needed = BTreeSet::from([digest]);
-    let now = Timestamp::try_from(SystemTime::now()).unwrap();
+    let today = Timestamp::try_from(now()).unwrap();
     let collect = |dry_run| {
-        host.store.collect(&config, &needed, Pressure::Configured, now, dry_run).unwrap().finish();
+        host.store.collect(&config, &needed, Pressure::Configured, today, dry_run).unwrap().finish();
     };
     collect(true);
     assert_eq!(notes().len(), 3, "only looked at");
@@ -109,7 +114,7 @@ async fn what_is_remembered_of_archives_goes_with_them() {
     assert!(young.exists());
     // Once nothing needs the image, its note goes too: a collection later at most.
     let nothing = BTreeSet::new();
-    let later = Timestamp::try_from(SystemTime::now() + Duration::from_secs(10 * 86400)).unwrap();
+    let later = Timestamp::try_from(now() + Duration::from_secs(10 * 86400)).unwrap();
     let all = ImagesConfig { keep_count: 0, ..config };
     for _ in 0..2 {
         host.store.collect(&all, &nothing, Pressure::Configured, later, false).unwrap().finish();

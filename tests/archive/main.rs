@@ -45,7 +45,11 @@ pub(crate) fn host_of(s3: S3Config, registries: BTreeMap<String, RegistryConfig>
 }
 
 /// What begins anew on a state that is there.
-pub(crate) fn host_at(dir: tempfile::TempDir, s3: S3Config, registries: BTreeMap<String, RegistryConfig>) -> Host {
+pub(crate) fn host_at(
+    dir: tempfile::TempDir,
+    s3: S3Config,
+    registries: BTreeMap<String, RegistryConfig>,
+) -> Host {
     let store = Arc::new(Store::open(&dir.path().join("state")).unwrap());
     let registry = Registry::new(store.clone(), registries)
         .unwrap()

@@ -108,7 +108,7 @@ impl Archive<'_> {
         // An index of indexes of manifests: what containerd writes.
         for _ in 0..3 {
             bytes = match manifest::parse(&name, &bytes)? {
-                Parsed::Image(found) => return self.image(found).await,
+                Parsed::Image(found) => return self.image(*found).await,
                 Parsed::Index(all) => {
                     let wanted = self.choose(all)?;
                     name = format!("{wanted} of {}", self.place.name());
