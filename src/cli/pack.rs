@@ -4,15 +4,20 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{CWD, RenameFlags, renameat_with};
+
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::progress::PullBar;
 use super::{Failure, args, pull, run, write_json_line};
 use crate::config::agent::S3Config;
 use crate::registry::{Packed, PullProgress, Registry, Store};
 use crate::types::{ByteSize, ImageRef, SafeUrl};
+
+/// For what is under way to end.
+const PATIENCE: Duration = Duration::from_millis(500);
 
 /// Packs, and says what came of it. Exit 0 it is there, 1 otherwise.
 pub fn pack(
@@ -105,13 +110,27 @@ fn write(
         let tell = |progress| drop(sender.send(progress));
         tokio::select! {
             packed = registry.pack_telling(&image, &file, &tell) => packed.map_err(|error| error.to_refusal().into()),
-            _ = tokio::signal::ctrl_c() => Err(Failure::plain("interrupted: nothing was written")),
+            _ = interrupted() => Err(Failure::plain("interrupted: nothing was written")),
         }
     });
-    for progress in receiver {
-        tell(&progress)?;
+    let result = receiver.into_iter().try_for_each(|progress| tell(&progress)).map_err(Failure::from);
+    let result = result.and_then(|()| {
+        runtime.block_on(packing).map_err(|error| Failure::plain(format!("packing: {error}"))).flatten()
+    });
+    // A layer that is being packed is not waited for.
+    runtime.shutdown_timeout(PATIENCE);
+    result
+}
+
+/// The terminal's, or a service manager's.
+async fn interrupted() {
+    match signal(SignalKind::terminate()) {
+        Ok(mut ended) => tokio::select! {
+            _ = ended.recv() => {}
+            _ = tokio::signal::ctrl_c() => {}
+        },
+        Err(_) => drop(tokio::signal::ctrl_c().await),
     }
-    runtime.block_on(packing).map_err(|error| Failure::plain(format!("packing: {error}")))?
 }
 
 /// A directory beside the file, for all that is unfinished. It goes with this.

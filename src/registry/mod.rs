@@ -113,12 +113,13 @@ impl Registry {
         fallback: &[String],
         progress: &(dyn Fn(Progress) + Send + Sync),
     ) -> Result<Digest, PullError> {
-        let reference = match image {
-            ImageRef::Archive(url) => return self.resolve_archive(url, progress).await,
-            ImageRef::Registry(reference) => reference,
+        let result = match image {
+            ImageRef::Archive(url) => self.resolve_archive(url, progress).await,
+            ImageRef::Registry(reference) => self.resolve_tag(reference).await,
         };
-        let error = match self.resolve_tag(reference).await {
+        let error = match result {
             Err(error) if error.is_the_registrys() => error,
+            Err(error) => return Err(error),
             Ok(digest) => {
                 // An archive without a manifest may have to stand in after a restart.
                 if let Some(manifest) = self.known(&digest).filter(|_| !fallback.is_empty()) {
@@ -126,14 +127,15 @@ impl Registry {
                 }
                 return Ok(digest);
             }
-            Err(error) => return Err(error),
         };
         // What a digest names is known without anybody.
-        if let Some(digest) = reference.digest.clone().filter(|_| !fallback.is_empty()) {
-            return Ok(digest);
+        if let ImageRef::Registry(RegistryRef { digest: Some(digest), .. }) = image
+            && !fallback.is_empty()
+        {
+            return Ok(digest.clone());
         }
         let mut also = String::new();
-        for url in fallbacks(reference, None, fallback) {
+        for url in fallbacks(image, None, fallback) {
             let result = match url {
                 Ok(url) => self.resolve_archive(&url, progress).await,
                 Err(error) => Err(error),
@@ -211,13 +213,16 @@ impl Registry {
 /// The archives that may stand in for an image, in order. Those that need a tag or a digest which is not known are left
 /// out; one that is no good address once they are filled in is refused.
 fn fallbacks(
-    reference: &RegistryRef,
+    image: &ImageRef,
     digest: Option<&Digest>,
     templates: &[String],
 ) -> Vec<Result<SafeUrl, PullError>> {
-    let digest = digest.or(reference.digest.as_ref());
+    let (tag, its_own) = match image {
+        ImageRef::Registry(reference) => (reference.tag.as_deref(), reference.digest.as_ref()),
+        ImageRef::Archive(_) => (None, None),
+    };
     let filled = templates.iter().map(|template| {
-        fill_fallback(template, reference.tag.as_deref(), digest)
+        fill_fallback(template, tag, digest.or(its_own))
             .map_err(|why| PullError::fatal(Reason::ConfigInvalid, format!("fallback {template}: {why}")))
     });
     filled.filter_map(Result::transpose).collect()

@@ -105,18 +105,18 @@ pub(super) async fn pull(
     }
 }
 
-/// Where the image is: in its registry, else in the first archive that stands in for it.
+/// Where the image is: where its name says, else in the first archive that stands in for it.
 pub(super) async fn find(
     registry: &Registry,
     image: &PinnedImage,
     fallback: &[String],
     progress: &(dyn Fn(Progress) + Send + Sync),
 ) -> Result<Contents, PullError> {
-    let reference = match &image.reference {
-        ImageRef::Archive(url) => return registry.archive(url, &image.digest, progress).await,
-        ImageRef::Registry(reference) => reference,
+    let found = match &image.reference {
+        ImageRef::Archive(url) => registry.archive(url, &image.digest, progress).await,
+        ImageRef::Registry(reference) => of_registry(registry, image, reference).await,
     };
-    let error = match of_registry(registry, image, reference).await {
+    let error = match found {
         Ok(contents) => return Ok(contents),
         Err(error) => error,
     };
@@ -127,7 +127,7 @@ pub(super) async fn find(
     let config = registry.known(&image.digest).map(|manifest| manifest.config.digest.clone());
     let config = config.or_else(|| registry.store.config_of(&image.digest));
     let mut also = String::new();
-    for url in super::fallbacks(reference, Some(&image.digest), fallback) {
+    for url in super::fallbacks(&image.reference, Some(&image.digest), fallback) {
         let result = match url {
             Ok(url) => registry.fallback(&url, &image.digest, config.as_ref(), progress).await,
             Err(error) => Err(error),

@@ -264,6 +264,18 @@ fn a_web_identity() {
     let Moto { .. } = moto;
 }
 
+/// A bucket elsewhere says so, in whatever way it refuses.
+#[test]
+fn another_region_is_told() {
+    for status in [301, 400, 403] {
+        let server =
+            Server::new(move |_| Answer::new(status, b"").header("x-amz-bucket-region", "eu-central-1"));
+        let (_, output) = pull(&server.url(""), "", &[("AWS_EC2_METADATA_DISABLED", "true")], &[URL]);
+        let told = "its bucket is in the region eu-central-1, and us-east-1 is asked";
+        assert!(text(&output).contains(told), "{}", text(&output));
+    }
+}
+
 /// Credentials that are refused are looked for again: they may have been replaced meanwhile.
 #[test]
 fn what_is_refused_is_looked_for_again() {

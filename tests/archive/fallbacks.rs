@@ -33,6 +33,19 @@ async fn archives_stand_in_for_a_registry() {
     host.assert_nothing_unfinished();
 }
 
+/// An archive may have others to stand in for it as well.
+#[tokio::test(flavor = "multi_thread")]
+async fn archives_stand_in_for_an_archive() {
+    let host = host(S3Config::default());
+    let there = host.put("there.tar", &oci(&small(), GZIP, gzip));
+    let reference: ImageRef = there.replace("there", "gone").parse().unwrap();
+    let fallback = ["s3://images/{tag}.tar".to_owned(), there];
+    let digest = host.registry.resolve_or(&reference, &fallback).await.unwrap();
+    let pinned = PinnedImage { reference, digest };
+    host.registry.pull_or(&pinned, &fallback, &|_| {}).await.unwrap();
+    assert_eq!(host.file(&pinned.digest, "etc/app").as_deref(), Some(&b"app"[..]));
+}
+
 /// What a tag makes of a template is checked like any address.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tag_leads_nowhere_else() {

@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use super::host;
 use super::make::{docker_save, gzip, hex, image, noise, oci, small, tar, zstd};
+use super::server::{Server, file};
 use super::support::names;
 
 const GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
@@ -158,4 +159,43 @@ fn what_cannot_be_packed() {
     packed(dir.path(), &["./in", "-o", "there", "--force"]);
     assert!(std::fs::read(dir.path().join("there")).unwrap().len() > 10_000);
     assert_eq!(names(dir.path()), ["bad", "in", "there"]);
+}
+
+/// An interrupt, and a reader that is gone, leave nothing.
+#[test]
+fn an_interrupt_leaves_nothing() {
+    for signal in ["-INT", "-TERM"] {
+        let dir = tempfile::tempdir().unwrap();
+        let archive = docker_save(&image(vec![tar(&[("etc/app", &noise(1 << 20, 1))])]));
+        let (asked, stalls) = std::sync::mpsc::channel();
+        let server = Server::new(move |request| {
+            // Its layer comes half, and then nothing for long.
+            let answer = file(request, &archive, "\"1\"");
+            if answer.body.len() > 500_000 {
+                asked.send(()).unwrap();
+                std::thread::sleep(std::time::Duration::from_secs(25));
+            }
+            answer
+        });
+        let config = format!(
+            "state_dir = \"/nonexistent\"\n[repo]\nurl = \"/nonexistent\"\n[s3]\nendpoint = \"{}\"\npath_style = true\n",
+            server.url("")
+        );
+        std::fs::write(dir.path().join("gitopsd.toml"), config).unwrap();
+        let packing = Command::new(env!("CARGO_BIN_EXE_gitopsd"))
+            .current_dir(dir.path())
+            .args(["--config", "gitopsd.toml", "pack", "s3://images/app.tar", "-o", "out"])
+            .env("AWS_EC2_METADATA_DISABLED", "true")
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        stalls.recv_timeout(std::time::Duration::from_secs(60)).unwrap();
+        assert_eq!(names(dir.path()).len(), 2, "its work is beside it");
+        assert!(Command::new("kill").args([signal, &packing.id().to_string()]).status().unwrap().success());
+        let output = packing.wait_with_output().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{text}");
+        assert!(text.contains("interrupted"), "{text}");
+        assert_eq!(names(dir.path()), ["gitopsd.toml"]);
+    }
 }

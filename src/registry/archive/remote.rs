@@ -139,6 +139,14 @@ impl Remote {
             _ if moved => Err(self.watched.changed(&self.name)),
             StatusCode::OK | StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE => Ok(response),
             StatusCode::PRECONDITION_FAILED => Err(self.watched.changed(&self.name)),
+            _ if self.region_of(&response).is_some() => {
+                let (its, ours) = self.region_of(&response).unwrap_or_default();
+                let what = format!(
+                    "{}: its bucket is in the region {its}, and {ours} is asked: correct `region` of [s3]",
+                    self.name
+                );
+                Err(PullError::retry(Reason::ConfigInvalid, what))
+            }
             StatusCode::NOT_FOUND | StatusCode::GONE => {
                 Err(PullError::fatal(Reason::ImageNotFound, format!("{} is not there", self.name)))
             }
@@ -162,6 +170,14 @@ impl Remote {
                 })
             }
         }
+    }
+
+    /// Where the bucket is and where it was looked for, if that is not one (S3, "Redirects and the bucket's region").
+    fn region_of(&self, response: &Response) -> Option<(String, String)> {
+        let Address::Object(object) = &self.address else { return None };
+        let its = response.headers().get("x-amz-bucket-region")?.to_str().ok()?;
+        (its != object.region() && !response.status().is_success())
+            .then(|| (its.to_owned(), object.region().to_owned()))
     }
 
     /// They may have been replaced: the next request looks for them anew.

@@ -83,6 +83,11 @@ impl Object {
         Ok(GetObject::new(&self.bucket, credentials.as_ref(), &self.key).sign(SIGNED_FOR))
     }
 
+    /// The region that is asked.
+    pub fn region(&self) -> &str {
+        self.bucket.region()
+    }
+
     /// They were refused.
     pub async fn forget_credentials(&self) {
         self.s3.chain.forget().await;
