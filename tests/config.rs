@@ -253,6 +253,46 @@ fn the_policy_names_its_rule() {
         assert_eq!(refusal.reason, Reason::Policy);
         assert!(refusal.message.contains(rule), "{refusal}");
     }
+    // What of an archive's address a pattern matches is what is fetched; files have to be named.
+    let stores = Policy {
+        registries: vec!["s3://images/*".to_owned(), "file:///srv/images/*".to_owned()],
+        ..Policy::default()
+    };
+    let open = Policy::default();
+    for (text, policy, part) in [
+        ("image = \"s3://images/a.tar\"\n", &stores, None),
+        (
+            "image = \"s3://other/a.tar\"\n",
+            &stores,
+            Some("policy.registries does not allow s3://other/a.tar"),
+        ),
+        ("image = \"s3://images/../other/a.tar\"\n", &stores, Some("leads elsewhere")),
+        ("image = \"file:///srv/images/%2e%2e/a.tar\"\n", &stores, Some("behind a %")),
+        ("image = \"file:///srv/images/a.tar\"\n", &stores, None),
+        (
+            "image = \"file:///srv/images/a.tar\"\n",
+            &open,
+            Some("policy.registries does not name file:///srv"),
+        ),
+        ("image = \"s3://any/a.tar\"\n", &open, None),
+        (
+            "image = \"r.io/a:1\"\nfallback = [\"file:///a-{tag}.tar\"]\n",
+            &open,
+            Some("does not name file:///a-"),
+        ),
+        ("image = \"r.io/a:1\"\nfallback = [\"s3://images/{tag}/../x\"]\n", &open, Some("leads elsewhere")),
+        ("image = \"r.io/a:1\"\nfallback = [\"https://{tag}.io/x\"]\n", &open, Some("belongs into the path")),
+        ("image = \"r.io/a:1\"\nfallback = [\"r.io/a:2\"]\n", &open, Some("is not an s3://")),
+    ] {
+        let view = view(&[("services/a.toml", text)], policy);
+        let refusal = view.services[&name("a")].as_ref().err().map(ToString::to_string);
+        match part {
+            Some(part) => {
+                assert!(refusal.as_ref().is_some_and(|why| why.contains(part)), "{text}: {refusal:?}")
+            }
+            None => assert_eq!(refusal, None, "{text}"),
+        }
+    }
     let pinned = Policy { require_digest: true, ..Policy::default() };
     let refusal =
         view(&[("services/a.toml", "image = \"good.io/a:1\"\n")], &pinned).services[&name("a")].clone();

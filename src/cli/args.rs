@@ -7,12 +7,15 @@ use clap::{Parser, Subcommand};
 
 use crate::types::{HostName, ImageRef, ServiceName};
 
+/// Where a host's configuration is.
+pub const CONFIG: &str = "/etc/gitopsd/gitopsd.toml";
+
 /// GitOps agent for systemd hosts: commit a tag bump, get a health-checked swap and a receipt in git
 #[derive(Debug, Parser)]
 #[command(name = "gitopsd", version, max_term_width = 100, after_help = EXIT_CODES)]
 pub struct Args {
     /// The host's configuration
-    #[arg(long, global = true, value_name = "FILE", default_value = "/etc/gitopsd/gitopsd.toml")]
+    #[arg(long, global = true, value_name = "FILE", default_value = CONFIG)]
     pub config: PathBuf,
     /// Print JSON
     #[arg(long, global = true)]
@@ -135,6 +138,18 @@ pub enum Verb {
         /// Every image that the repo wants on this host
         #[arg(long)]
         all: bool,
+    },
+    /// Write an image as an archive of which hosts read only the layers that they lack; needs no agent
+    Pack {
+        /// An image, as a service file names it, or the path of an archive
+        #[arg(value_name = "IMAGE|ARCHIVE")]
+        image: String,
+        /// The archive to write
+        #[arg(short, long, value_name = "FILE")]
+        output: PathBuf,
+        /// Write over a file that is there
+        #[arg(long)]
+        force: bool,
     },
     /// List images: what they take on the disk, alone and with others, and which services need them
     Images,

@@ -11,6 +11,7 @@ mod internal;
 mod logs;
 mod manual;
 mod operate;
+mod pack;
 mod plan;
 mod progress;
 mod pull;
@@ -81,6 +82,7 @@ fn dispatch(args: &Args, out: &mut dyn Write) -> Result<u8, Failure> {
         Verb::Exec { service, command } => logs::exec(&args.config, service, command),
         Verb::Teardown { purge, yes } => teardown::teardown(&args.config, *purge, *yes, json, out),
         Verb::Pull { images, all } => pull::pull(&args.config, images, *all, json, out),
+        Verb::Pack { image, output, force } => pack::pack(&args.config, image, output, *force, json, out),
         Verb::Fsck { full, repair } => fsck::fsck(&args.config, *full, *repair, json, out),
         Verb::Images => images::images(&args.config, json, out),
         Verb::Gc { dry_run } => gc::gc(&args.config, *dry_run, json, out),

@@ -104,7 +104,11 @@ impl PullBar {
         }
         let Some((image, begun, told)) = &mut self.image else { return };
         let here = progress.layers_here;
-        let layers = format!("{} of {} layers", here + progress.layers_done, progress.layers);
+        let layers = match progress.layers {
+            // An archive that is read as a whole shows its layers only then.
+            0 => "archive".to_owned(),
+            all => format!("{} of {all} layers", here + progress.layers_done),
+        };
         if self.line.is_terminal() {
             let numbers = bar(progress.bytes, progress.total, begun.elapsed());
             let skipped = if here > 0 { format!(" ({here} skipped)") } else { String::new() };

@@ -56,7 +56,12 @@ pub fn pull(
     Ok(u8::from(!ok))
 }
 
-fn show(progress: &PullProgress, bar: &mut PullBar, json: bool, out: &mut dyn Write) -> std::io::Result<()> {
+pub(super) fn show(
+    progress: &PullProgress,
+    bar: &mut PullBar,
+    json: bool,
+    out: &mut dyn Write,
+) -> std::io::Result<()> {
     if json {
         serde_json::to_writer(&mut *out, &serde_json::json!({ "progress": progress }))?;
         writeln!(out)?;

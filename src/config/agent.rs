@@ -136,6 +136,8 @@ pub struct S3Config {
     pub region: Option<String>,
     /// `endpoint/bucket/key` instead of `bucket.endpoint/key`.
     pub path_style: bool,
+    /// Authorities to trust beside the system's.
+    pub ca_file: Option<PathBuf>,
 }
 
 /// `[report]`

@@ -102,7 +102,8 @@ pub fn load(path: &Path) -> Result<AgentConfig, ConfigErrors> {
 /// Who and what is assumed where there is no host configuration: for `check` and `plan` on a laptop.
 pub fn without_agent() -> (HostIdentity, Policy) {
     let name = hostname().unwrap_or_else(|| HostName::from_static("localhost"));
-    let policy = Policy { host_mounts: vec!["*".to_owned()], ..Policy::default() };
+    let all = || vec!["*".to_owned()];
+    let policy = Policy { registries: all(), host_mounts: all(), ..Policy::default() };
     (HostIdentity { name, labels: Vec::new() }, policy)
 }
 
@@ -181,6 +182,7 @@ fn read(file: &Path, text: &str) -> (Part, Vec<Diagnostic>) {
             endpoint: s3.parsed("endpoint"),
             region: s3.string("region"),
             path_style: s3.boolean("path_style").unwrap_or(false),
+            ca_file: path(&s3, "ca_file"),
         });
         s3.finish(|_| None);
     }

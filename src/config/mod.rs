@@ -14,7 +14,7 @@ mod registry;
 pub mod repo;
 mod section;
 mod service;
-mod words;
+pub(crate) mod words;
 
 pub use diagnostic::{Diagnostic, Severity};
 pub use load::{ConfigErrors, load, without_agent};

@@ -1,7 +1,7 @@
 //! A command line split into words, as Compose splits a `command` that is one string.
 
 /// Splits at blanks; quotes and backslashes work as in a shell, variables do not. `None`: a quote is not closed.
-pub(super) fn split(text: &str) -> Option<Vec<String>> {
+pub(crate) fn split(text: &str) -> Option<Vec<String>> {
     let mut words = Vec::new();
     let mut word: Option<String> = None;
     let mut quote = None;

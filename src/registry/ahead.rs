@@ -33,7 +33,7 @@ pub struct PullProgress {
     pub bytes: u64,
     /// Bytes that all missing layers have, as they are packed.
     pub total: u64,
-    /// Layers of the image.
+    /// Layers of the image; 0 while an archive is read as a whole.
     pub layers: usize,
     /// Of these, layers that were here before.
     pub layers_here: usize,
@@ -78,6 +78,17 @@ impl Registry {
         results
     }
 
+    /// [`Registry::pack`], told of as pulls are.
+    pub async fn pack_telling(
+        &self,
+        image: &ImageRef,
+        file: &std::path::Path,
+        tell: &(dyn Fn(PullProgress) + Send + Sync),
+    ) -> Result<super::Packed, PullError> {
+        let paced = Paced { last: Mutex::default(), reference: image.clone(), tell };
+        self.pack(image, file, &|progress| paced.tell(progress)).await
+    }
+
     async fn pull_wanted(&self, wanted: Wanted, tell: &(dyn Fn(PullProgress) + Send + Sync)) -> PullResult {
         let begun = Instant::now();
         let mut result = PullResult {
@@ -102,7 +113,9 @@ impl Registry {
             }
             Wanted::Named(reference) => {
                 result.reference = reference.to_string();
-                self.resolve(&reference).await.map(|digest| PinnedImage { reference, digest })
+                let paced = Paced { last: Mutex::default(), reference: reference.clone(), tell };
+                let digest = self.resolve_telling(&reference, &[], &|progress| paced.tell(progress)).await;
+                digest.map(|digest| PinnedImage { reference, digest })
             }
             Wanted::Pinned(image) => {
                 result.reference = image.reference.to_string();

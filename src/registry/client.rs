@@ -81,8 +81,8 @@ impl Client {
             let name = image.to_string();
             let bytes = self.document(image, "manifests", &wanted, manifest::ACCEPT, budget).await?;
             match manifest::parse(&name, &bytes)? {
-                Parsed::Image(manifest) => return Ok(manifest),
-                Parsed::Index(descriptor) => wanted = descriptor.digest.to_string(),
+                Parsed::Image(manifest) => return Ok(*manifest),
+                Parsed::Index(all) => wanted = manifest::choose(&name, all)?.digest.to_string(),
             }
         }
         Err(PullError::fatal(Reason::ImageInvalid, format!("{image} is an index of an index")))

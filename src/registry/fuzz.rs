@@ -48,7 +48,10 @@ pub fn layer(bytes: &[u8], into: &Path) -> Result<(), PullError> {
 
 /// Reads a manifest or an index.
 pub fn manifest(bytes: &[u8]) -> Result<(), PullError> {
-    manifest::parse("image", bytes).map(|_| ())
+    match manifest::parse("image", bytes)? {
+        manifest::Parsed::Index(all) => manifest::choose("image", all).map(|_| ()),
+        manifest::Parsed::Image(_) => Ok(()),
+    }
 }
 
 /// Reads the configuration of an image of that many layers.

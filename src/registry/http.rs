@@ -48,19 +48,19 @@ fn redirects(certified: bool) -> Policy {
 
 /// What a client needs beside the system's authorities.
 #[derive(Default)]
-struct Tls {
-    ca_file: Option<PathBuf>,
+pub(super) struct Tls {
+    pub ca_file: Option<PathBuf>,
     /// Certificate and key that this host shows.
-    client: Option<(PathBuf, PathBuf)>,
+    pub client: Option<(PathBuf, PathBuf)>,
 }
 
 /// The clients for one set of authorities and certificates.
 #[derive(Clone)]
-struct Door {
+pub(super) struct Door {
     /// A redirect is an answer like any other: who follows it decides what goes along.
-    direct: reqwest::Client,
+    pub direct: reqwest::Client,
     /// Follows them.
-    following: reqwest::Client,
+    pub following: reqwest::Client,
     /// Whether this host shows a certificate.
     certified: bool,
 }
@@ -131,7 +131,7 @@ impl Doors {
 
 impl Door {
     /// `whose` is for messages.
-    fn new(whose: &str, tls: &Tls, proxies: &Arc<Proxies>) -> Result<Self, PullError> {
+    pub fn new(whose: &str, tls: &Tls, proxies: &Arc<Proxies>) -> Result<Self, PullError> {
         let certified = tls.client.is_some();
         Ok(Self {
             direct: build(whose, tls, proxies, Policy::none())?,

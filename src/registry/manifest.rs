@@ -1,5 +1,7 @@
 //! From bytes to manifests, strictly (OCI image-spec, manifest.md and image-index.md; Docker's schema 2).
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
@@ -46,12 +48,29 @@ pub(super) struct Descriptor {
     platform: Option<Platform>,
     #[serde(default)]
     urls: Vec<String>,
+    #[serde(default)]
+    annotations: Option<BTreeMap<String, String>>,
 }
 
 impl Descriptor {
     /// A layer that is known from elsewhere than a manifest.
     pub fn of_layer(media_type: String, digest: Digest, size: u64) -> Self {
-        Self { media_type, digest, size, platform: None, urls: Vec::new() }
+        Self { media_type, digest, size, platform: None, urls: Vec::new(), annotations: None }
+    }
+}
+
+impl Descriptor {
+    /// What an archive calls the image: with its repository by containerd, else the tag alone (OCI image-layout.md).
+    pub fn name(&self) -> Option<&str> {
+        let all = self.annotations.as_ref()?;
+        let name =
+            all.get("io.containerd.image.name").or_else(|| all.get("org.opencontainers.image.ref.name"));
+        name.map(String::as_str)
+    }
+
+    /// Whether it says for which platform it is.
+    pub fn has_platform(&self) -> bool {
+        self.platform.is_some()
     }
 }
 
@@ -78,9 +97,9 @@ pub(super) struct Manifest {
 
 /// What a manifest's bytes turned out to be.
 pub(super) enum Parsed {
-    Image(Manifest),
-    /// The manifest for this platform.
-    Index(Descriptor),
+    Image(Box<Manifest>),
+    /// What [`choose`] is to choose from.
+    Index(Vec<Descriptor>),
 }
 
 /// How a layer is packed.
@@ -143,46 +162,49 @@ pub(super) fn parse(name: &str, bytes: &[u8]) -> Result<Parsed, PullError> {
             for layer in &layers {
                 packing(name, layer)?;
             }
-            Ok(Parsed::Image(Manifest { digest: sha256(bytes), config, layers }))
+            Ok(Parsed::Image(Box::new(Manifest { digest: sha256(bytes), config, layers })))
         }
         (None, None, Some(manifests)) if media.is_none_or(|media| INDEX.contains(&media)) => {
-            choose(name, manifests).map(Parsed::Index)
+            Ok(Parsed::Index(manifests))
         }
         // Both at once, or under the other's name, is how one document is made to mean two things (CVE-2021-41190).
         _ => Err(invalid(format!("it is neither an image nor an index ({})", media.unwrap_or_default()))),
     }
 }
 
-/// The entry of an index that is best for this machine.
-fn choose(name: &str, manifests: Vec<Descriptor>) -> Result<Descriptor, PullError> {
+/// The entry of an index that is best for this machine; of several the first, as others take it.
+pub(super) fn choose(name: &str, manifests: Vec<Descriptor>) -> Result<Descriptor, PullError> {
+    let none = || PullError::fatal(Reason::ImageUnsupported, format!("{name} has no image for this machine"));
+    fitting(name, manifests)?.into_iter().next().ok_or_else(none)
+}
+
+/// The entries of an index that this machine runs best: one at least, in their order.
+pub(super) fn fitting(name: &str, manifests: Vec<Descriptor>) -> Result<Vec<Descriptor>, PullError> {
     let machine = Machine::this();
     let mut images: Vec<Descriptor> = manifests;
     images.retain(|entry| {
         let media = entry.media_type.as_str();
         media.is_empty() || IMAGE.contains(&media) || INDEX.contains(&media)
     });
-    let ranked = images.iter().enumerate().filter_map(|(at, entry)| {
-        let rank = machine.rank(entry.platform.as_ref()?)?;
-        Some((rank, at))
-    });
+    let rank = |entry: &Descriptor| machine.rank(entry.platform.as_ref()?);
+    if let Some(best) = images.iter().filter_map(rank).min() {
+        images.retain(|entry| rank(entry) == Some(best));
+        return Ok(images);
+    }
     // Of one that does not say what it is for, its own configuration does; of several nobody knows which.
-    let mut unsaid = images.iter().enumerate().filter(|(_, entry)| entry.platform.is_none());
-    let only = match (unsaid.next(), unsaid.next()) {
-        (Some((at, _)), None) => Some(at),
-        _ => None,
-    };
-    let best = ranked.min().map(|(_, at)| at).or(only);
+    let unsaid: Vec<&Descriptor> = images.iter().filter(|entry| entry.platform.is_none()).collect();
+    if let [only] = unsaid.as_slice() {
+        return Ok(vec![(*only).clone()]);
+    }
     let shown: Vec<String> = images
         .iter()
         .filter_map(|entry| entry.platform.as_ref())
         .filter(|platform| platform.os != "unknown")
         .map(Platform::to_string)
         .collect();
-    best.and_then(|at| images.into_iter().nth(at)).ok_or_else(|| {
-        let others =
-            if shown.is_empty() { String::new() } else { format!(", only for {}", shown.join(", ")) };
-        PullError::fatal(Reason::ImageUnsupported, format!("{name} has no image for {machine}{others}"))
-    })
+    let others = if shown.is_empty() { String::new() } else { format!(", only for {}", shown.join(", ")) };
+    let what = format!("{name} has no image for {machine}{others}");
+    Err(PullError::fatal(Reason::ImageUnsupported, what))
 }
 
 /// How a layer is packed, by its media type; a kind that is not known is refused by name.

@@ -20,6 +20,7 @@ pub mod fuzz;
 mod http;
 mod layer;
 mod manifest;
+mod pack;
 mod platform;
 mod proxies;
 mod pull;
@@ -41,6 +42,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 pub use ahead::{PullProgress, PullResult, Wanted};
 pub use error::{Disposition, PullError};
+pub use pack::{Packed, PackedLayer};
 pub use pull::{Progress, Pulled};
 pub use repair::{Remedy, RepairProgress, Repaired};
 pub use store::{
@@ -50,7 +52,7 @@ pub use store::{
 pub(crate) use worker::{COMMAND as UNPACK, main as unpack_main};
 
 use crate::config::agent::{RegistryConfig, S3Config};
-use crate::types::{Digest, ImageRef, PinnedImage, Reason, RegistryRef, SafeUrl};
+use crate::types::{Digest, ImageRef, PinnedImage, Reason, RegistryRef, SafeUrl, fill_fallback};
 use client::Client;
 use manifest::Manifest;
 use retry::Budget;
@@ -65,7 +67,9 @@ pub struct Registry {
     /// What a look-up has fetched already, so that the pull needs no second trip.
     manifests: Mutex<HashMap<Digest, Arc<Manifest>>>,
     /// Where `s3://` is.
-    s3: archive::S3,
+    s3: Arc<archive::S3>,
+    /// What look-ups have brought that no pull was told of yet.
+    brought: Mutex<HashMap<Digest, Pulled>>,
     /// What is executed to unpack a layer: this program.
     program: PathBuf,
     /// Layers on their way: one download of a layer at a time.
@@ -80,7 +84,8 @@ impl Registry {
         let client = Client::new(hosts)?;
         Ok(Self {
             store,
-            s3: archive::S3::new(S3Config::default(), client.http_of("")),
+            s3: Arc::new(archive::S3::new(S3Config::default())),
+            brought: Mutex::default(),
             client: Arc::new(client),
             manifests: Mutex::default(),
             program: layer::this_program(),
@@ -91,7 +96,7 @@ impl Registry {
 
     /// Where S3 is.
     pub fn with_s3(mut self, config: S3Config) -> Self {
-        self.s3 = archive::S3::new(config, self.client.http_of(""));
+        self.s3 = Arc::new(archive::S3::new(config));
         self
     }
 
@@ -108,23 +113,46 @@ impl Registry {
 
     /// The same; where the registry cannot say, the first of the archives that can.
     pub async fn resolve_or(&self, image: &ImageRef, fallback: &[String]) -> Result<Digest, PullError> {
-        let reference = match image {
-            ImageRef::Archive(url) => return self.resolve_archive(url).await,
-            ImageRef::Registry(reference) => reference,
+        self.resolve_telling(image, fallback, &|_| {}).await
+    }
+
+    /// The same; an archive that has to be read as a whole is told of as it comes.
+    pub async fn resolve_telling(
+        &self,
+        image: &ImageRef,
+        fallback: &[String],
+        progress: &(dyn Fn(Progress) + Send + Sync),
+    ) -> Result<Digest, PullError> {
+        let result = match image {
+            ImageRef::Archive(url) => self.resolve_archive(url, progress).await,
+            ImageRef::Registry(reference) => self.resolve_tag(reference).await,
         };
-        let error = match self.resolve_tag(reference).await {
+        let error = match result {
             Err(error) if error.is_the_registrys() => error,
-            result => return result,
+            Err(error) => return Err(error),
+            Ok(digest) => {
+                // An archive without a manifest may have to stand in after a restart.
+                if let Some(manifest) = self.known(&digest).filter(|_| !fallback.is_empty()) {
+                    self.store.note_config(&digest, &manifest.config.digest);
+                }
+                return Ok(digest);
+            }
         };
         // What a digest names is known without anybody.
-        if let Some(digest) = reference.digest.clone().filter(|_| !fallback.is_empty()) {
-            return Ok(digest);
+        if let ImageRef::Registry(RegistryRef { digest: Some(digest), .. }) = image
+            && !fallback.is_empty()
+        {
+            return Ok(digest.clone());
         }
         let mut also = String::new();
-        for url in fallbacks(reference, None, fallback) {
-            match self.resolve_archive(&url).await {
+        for url in fallbacks(image, None, fallback) {
+            let result = match url {
+                Ok(url) => self.resolve_archive(&url, progress).await,
+                Err(error) => Err(error),
+            };
+            match result {
                 Ok(digest) => return Ok(digest),
-                Err(next) => also = format!("; {next}"),
+                Err(next) => also.push_str(&format!("; {next}")),
             }
         }
         Err(error.with(&also))
@@ -167,6 +195,19 @@ impl Registry {
         pull::pull(self, image, fallback, progress).await
     }
 
+    /// A look-up made an image local: the next pull of it says so.
+    fn brought(&self, digest: &Digest, pulled: Pulled) {
+        let mut brought = self.brought.lock().unwrap_or_else(PoisonError::into_inner);
+        if brought.len() >= REMEMBERED {
+            brought.clear();
+        }
+        brought.insert(digest.clone(), pulled);
+    }
+
+    fn take_brought(&self, digest: &Digest) -> Option<Pulled> {
+        self.brought.lock().unwrap_or_else(PoisonError::into_inner).remove(digest)
+    }
+
     fn known(&self, digest: &Digest) -> Option<Arc<Manifest>> {
         self.manifests.lock().unwrap_or_else(PoisonError::into_inner).get(digest).cloned()
     }
@@ -184,13 +225,20 @@ impl Registry {
     }
 }
 
-/// The archives that may stand in for an image, in order. Those that need a digest which is not known are left out.
-fn fallbacks(reference: &RegistryRef, digest: Option<&Digest>, templates: &[String]) -> Vec<SafeUrl> {
-    let tag = reference.tag.as_deref().unwrap_or_default();
-    let digest = digest.or(reference.digest.as_ref());
-    let fits = |template: &&String| !template.contains("{digest}") || digest.is_some();
-    let filled = templates.iter().filter(fits).map(|template| {
-        template.replace("{tag}", tag).replace("{digest}", digest.map(Digest::hex).unwrap_or_default())
+/// The archives that may stand in for an image, in order. Those that need a tag or a digest which is not known are left
+/// out; one that is no good address once they are filled in is refused.
+fn fallbacks(
+    image: &ImageRef,
+    digest: Option<&Digest>,
+    templates: &[String],
+) -> Vec<Result<SafeUrl, PullError>> {
+    let (tag, its_own) = match image {
+        ImageRef::Registry(reference) => (reference.tag.as_deref(), reference.digest.as_ref()),
+        ImageRef::Archive(_) => (None, None),
+    };
+    let filled = templates.iter().map(|template| {
+        fill_fallback(template, tag, digest.or(its_own))
+            .map_err(|why| PullError::fatal(Reason::ConfigInvalid, format!("fallback {template}: {why}")))
     });
-    filled.filter_map(|text| text.parse().ok()).collect()
+    filled.filter_map(Result::transpose).collect()
 }

@@ -47,7 +47,12 @@ pub struct Pulled {
 /// What an image consists of, and where its layers are.
 pub(super) struct Contents {
     pub source: Source,
+    /// Whether the source is a copy on this host: its bytes came before, and were counted.
+    pub is_local: bool,
     pub config: ImageConfig,
+    pub config_digest: Digest,
+    /// What the configuration's digest is of.
+    pub config_text: Vec<u8>,
     /// Lowest first.
     pub diff_ids: Vec<Digest>,
     /// The same layers.
@@ -80,38 +85,59 @@ pub(super) async fn pull(
     let store = &registry.store;
     if let Some(local) = store.image(&image.digest) {
         store.note_reference(&image.digest, &image.reference);
-        return Ok(Pulled { bytes: 0, layers_total: local.layers.len(), layers_reused: local.layers.len() });
+        // A look-up may have brought it, and nobody was told of that yet.
+        let layers = local.layers.len();
+        let here = Pulled { bytes: 0, layers_total: layers, layers_reused: layers };
+        return Ok(registry.take_brought(&image.digest).unwrap_or(here));
     }
     // One for all of it: a registry that is ill is not asked by every part of an image anew.
     let budget = Arc::new(Budget::default());
-    let contents = find(registry, image, fallback, &budget).await?;
-    pull_within(registry, image, contents, &budget, progress).await
+    let contents = find(registry, image, fallback, &budget, progress).await?;
+    let source = contents.source.clone();
+    match pull_within(registry, image, contents, &budget, progress).await {
+        // What is there by now may be the same image, written anew.
+        Err(error) if source.has_moved() => {
+            let again = async {
+                let contents = find(registry, image, fallback, &budget, progress).await?;
+                pull_within(registry, image, contents, &budget, progress).await
+            };
+            again.await.map_err(|next| next.and(error))
+        }
+        result => result,
+    }
 }
 
-/// Where the image is: in its registry, else in the first archive that stands in for it.
+/// Where the image is: where its name says, else in the first archive that stands in for it.
 pub(super) async fn find(
     registry: &Registry,
     image: &PinnedImage,
     fallback: &[String],
     budget: &Budget,
+    progress: &(dyn Fn(Progress) + Send + Sync),
 ) -> Result<Contents, PullError> {
-    let reference = match &image.reference {
-        ImageRef::Archive(url) => return registry.archive(url, &image.digest).await,
-        ImageRef::Registry(reference) => reference,
+    let found = match &image.reference {
+        ImageRef::Archive(url) => registry.archive(url, &image.digest, progress).await,
+        ImageRef::Registry(reference) => of_registry(registry, image, reference, budget).await,
     };
-    let error = match of_registry(registry, image, reference, budget).await {
+    let error = match found {
         Ok(contents) => return Ok(contents),
         Err(error) => error,
     };
     if !error.is_the_registrys() {
         return Err(error);
     }
+    // A `docker save` archive has no manifest: it is known by its configuration.
     let config = registry.known(&image.digest).map(|manifest| manifest.config.digest.clone());
+    let config = config.or_else(|| registry.store.config_of(&image.digest));
     let mut also = String::new();
-    for url in super::fallbacks(reference, Some(&image.digest), fallback) {
-        match registry.fallback(&url, &image.digest, config.as_ref()).await {
+    for url in super::fallbacks(&image.reference, Some(&image.digest), fallback) {
+        let result = match url {
+            Ok(url) => registry.fallback(&url, &image.digest, config.as_ref(), progress).await,
+            Err(error) => Err(error),
+        };
+        match result {
             Ok(contents) => return Ok(contents),
-            Err(next) => also = format!("; {next}"),
+            Err(next) => also.push_str(&format!("; {next}")),
         }
     }
     Err(error.with(&also))
@@ -129,10 +155,13 @@ async fn of_registry(
     let (config, diff_ids) = manifest::parse_config(&name, &bytes, manifest.layers.len())?;
     Ok(Contents {
         source: Source::Registry(registry.client.clone(), reference.clone()),
+        is_local: false,
         config,
+        config_digest: manifest.config.digest.clone(),
         diff_ids,
         layers: manifest.layers.clone(),
         received: bytes.len() as u64,
+        config_text: bytes,
     })
 }
 
@@ -155,7 +184,8 @@ async fn pull_within(
 ) -> Result<Pulled, PullError> {
     let store = &registry.store;
     let name = image.reference.to_string();
-    let Contents { source, config, diff_ids, layers: descriptors, received } = contents;
+    let Contents { source, is_local, config, config_digest, diff_ids, layers: descriptors, received, .. } =
+        contents;
     let _pins = store.pin(&diff_ids);
     let mut missing: Vec<(Digest, Descriptor)> = Vec::new();
     for (diff_id, layer) in diff_ids.iter().zip(&descriptors) {
@@ -175,7 +205,8 @@ async fn pull_within(
     let received = Arc::new(AtomicU64::new(received));
     let layers = descriptors.len();
     let seen = Progress { layers, layers_here: layers - missing.len(), ..Progress::default() };
-    let fetched = fetch_all(registry, &source, &watch, &missing, (&received, budget), seen, progress).await?;
+    let counted = if is_local { Arc::default() } else { received.clone() };
+    let fetched = fetch_all(registry, &source, &watch, &missing, (&counted, budget), seen, progress).await?;
     let (store, digest, ids) = (store.clone(), image.digest.clone(), diff_ids.clone());
     let (reference, described) = (image.reference.clone(), missing.clone());
     let needs = registry.needs.clone();
@@ -188,7 +219,7 @@ async fn pull_within(
                 }
             }
             store.admit(&barrier, &fetched)?;
-            store.record(&digest, &ids, config, &reference)
+            store.record(&digest, &ids, config, Some(config_digest), &reference)
         };
         keep().map_err(|error| {
             let places: Vec<_> = fetched.values().map(|layer| layer.place.clone()).collect();

@@ -195,7 +195,7 @@ impl Registry {
                 (Source::Registry(self.client.clone(), place.clone()), manifest.layers.clone())
             }
             ImageRef::Archive(url) => {
-                let contents = self.archive(url, &record.digest).await?;
+                let contents = self.archive(url, &record.digest, &|_| {}).await?;
                 (contents.source, contents.layers)
             }
         };

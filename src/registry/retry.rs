@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 use reqwest::StatusCode;
 use reqwest::header::{HeaderMap, RETRY_AFTER};
 
+use super::PullError;
+
 /// Longest wait that a server can ask for.
 const LONGEST: Duration = Duration::from_secs(60);
 
@@ -124,6 +126,25 @@ impl Resume {
             String::new()
         };
         format!("tried {times} in {:.1} s{spent}", took.as_secs_f64())
+    }
+}
+
+/// Does one thing again, where another try may do.
+pub(super) async fn patiently<T, F>(act: impl Fn() -> F) -> Result<T, PullError>
+where
+    F: Future<Output = Result<T, PullError>>,
+{
+    let (mut resume, budget) = (Resume::default(), Budget::default());
+    loop {
+        let error = match act().await {
+            Ok(done) => return Ok(done),
+            Err(error) => error,
+        };
+        let Some(asked) = error.again else { return Err(error) };
+        match resume.broke(0, Instant::now(), &budget) {
+            Some(attempt) => tokio::time::sleep(pause(attempt, asked)).await,
+            None => return Err(error),
+        }
     }
 }
 

@@ -43,6 +43,14 @@ impl Server {
 }
 
 impl Source {
+    /// Whether it was found changed while it was read.
+    pub fn has_moved(&self) -> bool {
+        match self {
+            Self::Registry(..) => false,
+            Self::Archive(archive) => archive.has_moved(),
+        }
+    }
+
     /// Opens a layer at `offset`. The body may begin before that: the second part says how many bytes to skip.
     pub async fn open(&self, layer: &Descriptor, offset: u64) -> Result<(Body, u64), PullError> {
         match self {

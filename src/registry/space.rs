@@ -126,6 +126,26 @@ impl Watch {
         missing: &[(Digest, Descriptor)],
         needs: &Needs,
     ) -> Result<Self, PullError> {
+        Self::refuse(root, name, "its missing layers need", missing, needs)
+    }
+
+    /// The same for an archive that is read as a whole: `parts` is one of its size.
+    pub fn begin_whole(
+        root: &Path,
+        name: &str,
+        parts: &[(Digest, Descriptor)],
+        needs: &Needs,
+    ) -> Result<Self, PullError> {
+        Self::refuse(root, name, "it is read as a whole, which needs", parts, needs)
+    }
+
+    fn refuse(
+        root: &Path,
+        name: &str,
+        what_needs: &str,
+        missing: &[(Digest, Descriptor)],
+        needs: &Needs,
+    ) -> Result<Self, PullError> {
         let begun = Room::of(root)?;
         let watch = Self { root: root.to_owned(), name: name.to_owned(), begun };
         let need = needed(missing, needs.get(&ids(missing)));
@@ -133,7 +153,7 @@ impl Watch {
             None => Ok(watch),
             Some(shortage) => {
                 let what = format!(
-                    "{name}: its missing layers need at least {need}, and on the file system of {} {shortage}: {HINT}",
+                    "{name}: {what_needs} at least {need}, and on the file system of {} {shortage}: {HINT}",
                     root.display()
                 );
                 Err(PullError::retry(Reason::DiskSpace, what))

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::{Invalid, SafeUrl, serde_through_str};
+use super::{Invalid, SafeUrl, archive, serde_through_str};
 
 /// A content address, `sha256:` and 64 lower-case hex digits: the only form accepted, so that it is safe in a path.
 ///
@@ -81,11 +81,10 @@ impl FromStr for ImageRef {
     type Err = Invalid;
     fn from_str(text: &str) -> Result<Self, Invalid> {
         match text.split_once("://") {
-            // User info and queries carry passwords and signatures, and a config repo is no place for either.
-            Some(("s3" | "https" | "file", rest)) if rest.contains(['@', '?', '#']) => {
-                Err(Invalid::new("an image address must not hold user info, a query or a fragment"))
+            Some((scheme @ ("s3" | "https" | "file"), rest)) => {
+                archive::check(scheme, rest)?;
+                Ok(Self::Archive(text.parse()?))
             }
-            Some(("s3" | "https" | "file", _)) => Ok(Self::Archive(text.parse()?)),
             Some((scheme, _)) => Err(Invalid::new(format!(
                 "`{scheme}://` is not a source of images: use a registry reference, s3://, https:// or file:///"
             ))),
@@ -132,7 +131,7 @@ impl FromStr for RegistryRef {
     }
 }
 
-fn is_registry(text: &str) -> bool {
+pub(super) fn is_registry(text: &str) -> bool {
     let (host, port) = match text.rsplit_once(':') {
         Some((host, port)) => (host, Some(port)),
         None => (text, None),
@@ -144,7 +143,7 @@ fn is_registry(text: &str) -> bool {
 }
 
 /// Digits alone: Rust also takes a sign, and no URL does.
-fn is_port(text: &str) -> bool {
+pub(super) fn is_port(text: &str) -> bool {
     text.bytes().all(|b| b.is_ascii_digit()) && text.parse::<u16>().is_ok_and(|port| port > 0)
 }
 

@@ -3,6 +3,7 @@
 //! No I/O, no clock, no async, no logging in here (`tests/tidy.rs` enforces it). A value of one of these types has
 //! passed its validator: there is one per type, and both [`std::str::FromStr`] and serde go through it.
 
+mod archive;
 mod commit;
 mod container;
 mod image;
@@ -15,6 +16,7 @@ mod service;
 mod signal;
 mod url;
 
+pub use archive::fill_fallback;
 pub use commit::{CommitId, CommitInfo};
 pub use container::{Container, DEFAULT_CAPABILITIES, Tmpfs, Ulimit};
 pub use image::{Digest, ImageRef, PinnedImage, RegistryRef};

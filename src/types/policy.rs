@@ -4,7 +4,7 @@
 /// within the policy.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Policy {
-    /// Globs over `registry/repository`; empty = every registry.
+    /// Globs over `registry/repository` and the addresses of archives; empty = all but files of this host.
     pub registries: Vec<String>,
     /// Globs over host paths that may be bind-mounted; empty = none.
     pub host_mounts: Vec<String>,

@@ -40,7 +40,7 @@ reasons! {
     ImageNotFound "image-not-found" "The registry has no such name, tag or digest." "Push the image, or correct the tag; it is looked for again by itself."
     DigestMismatch "digest-mismatch" "The bytes received do not have the digest that was asked for." "Look for a broken mirror, proxy or disk; nothing of it was used."
     ImageInvalid "image-invalid" "The image's manifest, configuration or a layer is broken or of an unknown kind." "Rebuild and push the image."
-    ImageUnsupported "image-unsupported" "The image is of a kind that this version does not run: another platform, an old schema, an archive." "Build the image for this host's platform, or serve it from a registry."
+    ImageUnsupported "image-unsupported" "The image is of a kind that this version does not run: another platform, an old schema, an artifact." "Build the image for this host's platform, or serve it another way, as the message says."
     RegistryUnreachable "registry-unreachable" "The registry did not answer, or answered with a server error." "Check the registry and the network; it is tried again by itself."
     Auth "auth" "The registry or the git server refused the credentials." "Correct the credentials in the host's configuration."
     Tls "tls" "The server's certificate is not one this host trusts." "Renew the certificate, or name its authority as ca_file."

@@ -70,8 +70,23 @@ pub fn rows() -> Vec<Row> {
         }),
         row("two images", "CVE-2026-50195 class", invalid, "has to hold one", || {
             let one = json!({ "Config": config_path(), "Layers": [layer_path()] });
-            parts().file("manifest.json", json!([one, one]).to_string()).end()
+            let other = format!("{}.json", id("d"));
+            let two = json!({ "Config": other, "Layers": [layer_path()] });
+            let rest = parts().named(other, config(&layer()).to_string());
+            rest.file("manifest.json", json!([one, two]).to_string()).end()
         }),
+        row(
+            "a stray that makes it a root file system",
+            "found here",
+            invalid,
+            "does not belong there",
+            || saved(&config_path(), &[layer_path()], parts().file("README", b"x")),
+        ),
+        row("the same, in front", "found here", invalid, "does not belong there", || {
+            let rest = tar().file("bin/sh", b"x").named(layer_path(), layer());
+            saved(&config_path(), &[layer_path()], rest.named(config_path(), config(&layer()).to_string()))
+        }),
+        row("an archive of nothing", "found here", invalid, "holds nothing", || tar().end()),
         row("two manifests", "CVE-2025-62518 class", invalid, "is there twice", || {
             saved(&config_path(), &[layer_path()], parts().file("manifest.json", b"[]"))
         }),

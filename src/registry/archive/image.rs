@@ -5,14 +5,20 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::place::Place;
-use super::table::{Found, locate};
+use super::table::{Found, id_of, locate};
 use crate::engine::ImageConfig;
 use crate::registry::PullError;
-use crate::registry::manifest::{self, Descriptor, MAX_DOCUMENT, Parsed};
+use crate::registry::manifest::{self, Descriptor, MAX_DOCUMENT, Manifest, Parsed};
 use crate::types::{Digest, Reason};
 
 /// An uncompressed layer.
-pub(super) const PLAIN: &str = "application/vnd.oci.image.layer.v1.tar";
+const PLAIN: &str = "application/vnd.oci.image.layer.v1.tar";
+
+/// A layer that go-containerregistry or jib saved.
+const GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+
+/// What to do about an archive of several images.
+const ONE: &str = "an archive has to hold one: write it again with that one alone";
 
 /// An image within an archive.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -22,6 +28,8 @@ pub(in crate::registry) struct Image {
     pub digest: Digest,
     /// The configuration's.
     pub config_digest: Digest,
+    /// Its bytes.
+    pub config_text: String,
     pub config: ImageConfig,
     /// Lowest first.
     pub diff_ids: Vec<Digest>,
@@ -38,17 +46,26 @@ pub(in crate::registry) struct Stored {
     pub offset: u64,
 }
 
-#[derive(Deserialize)]
+/// An entry of `manifest.json`.
+#[derive(PartialEq, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Saved {
     config: String,
     layers: Vec<String>,
+    #[serde(default)]
+    repo_tags: Option<Vec<String>>,
 }
 
 /// Reads it.
 pub(super) async fn read(place: &Place, entries: &BTreeMap<String, Found>) -> Result<Image, PullError> {
     let archive = Archive { place, entries };
-    if entries.contains_key("index.json") { archive.layout().await } else { archive.saved().await }
+    if entries.contains_key("index.json") {
+        archive.layout().await
+    } else if entries.contains_key("manifest.json") {
+        archive.saved().await
+    } else {
+        Err(archive.refuse("it is an image archive without index.json and manifest.json"))
+    }
 }
 
 struct Archive<'a> {
@@ -84,77 +101,119 @@ impl Archive<'_> {
         Ok(bytes)
     }
 
-    /// OCI image-layout.md. One image, perhaps for several platforms.
+    /// OCI image-layout.md. One image, perhaps for several platforms, perhaps with several names.
     async fn layout(&self) -> Result<Image, PullError> {
-        #[derive(Deserialize)]
-        struct Index {
-            manifests: Vec<Descriptor>,
-        }
-        let name = self.place.name();
-        let index: Index = serde_json::from_slice(&self.document("index.json").await?)
-            .map_err(|error| self.refuse(format_args!("index.json: {error}")))?;
-        let mut wanted = match index.manifests.as_slice() {
-            [one] => one.digest.clone(),
-            _ => {
-                // Images for several platforms, or several images: the index is read as one that was pulled.
-                let bytes = self.document("index.json").await?;
-                match manifest::parse(name, &bytes)? {
-                    Parsed::Index(descriptor) => descriptor.digest,
-                    Parsed::Image(_) => return Err(self.refuse("index.json is no index")),
+        let mut name = format!("index.json of {}", self.place.name());
+        let mut bytes = self.document("index.json").await?;
+        // An index of indexes of manifests: what containerd writes.
+        for _ in 0..3 {
+            bytes = match manifest::parse(&name, &bytes)? {
+                Parsed::Image(found) => return self.image(*found).await,
+                Parsed::Index(all) => {
+                    let wanted = self.choose(all)?;
+                    name = format!("{wanted} of {}", self.place.name());
+                    self.blob(&wanted).await?
                 }
-            }
+            };
+        }
+        Err(self.refuse("an index of an index of an index"))
+    }
+
+    /// The one image of an index for this platform. Entries that name no platform are images that nobody told apart.
+    fn choose(&self, all: Vec<Descriptor>) -> Result<Digest, PullError> {
+        let plain: Vec<Descriptor> = all.iter().filter(|entry| !entry.has_platform()).cloned().collect();
+        let fitting = match manifest::fitting(self.place.name(), all) {
+            Ok(fitting) => fitting,
+            Err(error) if plain.is_empty() => return Err(error),
+            Err(_) => plain,
         };
-        for _ in 0..2 {
-            match manifest::parse(name, &self.blob(&wanted).await?)? {
-                Parsed::Index(descriptor) => wanted = descriptor.digest,
-                Parsed::Image(found) => {
-                    let bytes = self.blob(&found.config.digest).await?;
-                    let (config, diff_ids) = manifest::parse_config(name, &bytes, found.layers.len())?;
-                    let stored = |layer: Descriptor| {
-                        let (offset, size) = self.locate(&blob_path(&layer.digest))?;
-                        if size != layer.size {
-                            return Err(self.refuse(format_args!("layer {} has another size", layer.digest)));
-                        }
-                        Ok(Stored { media_type: layer.media_type, digest: layer.digest, size, offset })
-                    };
-                    let layers = found.layers.into_iter().map(stored).collect::<Result<_, _>>()?;
-                    let (digest, config_digest) = (found.digest, found.config.digest);
-                    return Ok(Image { digest, config_digest, config, diff_ids, layers });
-                }
+        let mut images: BTreeMap<&Digest, Vec<&str>> = BTreeMap::new();
+        for entry in &fitting {
+            images.entry(&entry.digest).or_default().extend(entry.name());
+        }
+        match images.keys().next() {
+            Some(one) if images.len() == 1 => Ok((*one).clone()),
+            None => Err(self.refuse("its index names no image")),
+            _ => {
+                let named: Vec<String> = images.iter().map(|(digest, names)| called(names, digest)).collect();
+                Err(self.several(&named))
             }
         }
-        Err(self.refuse("an index of an index"))
+    }
+
+    fn several(&self, images: &[String]) -> PullError {
+        let shown = images.iter().take(5).map(String::as_str).collect::<Vec<_>>().join(", ");
+        let more = if images.len() > 5 { ", …" } else { "" };
+        let count = images.len();
+        self.refuse(format_args!("it holds {count} images for this platform ({shown}{more}), and {ONE}"))
+    }
+
+    async fn image(&self, found: Manifest) -> Result<Image, PullError> {
+        let name = self.place.name();
+        let bytes = self.blob(&found.config.digest).await?;
+        let (config, diff_ids) = manifest::parse_config(name, &bytes, found.layers.len())?;
+        let stored = |layer: Descriptor| {
+            let (offset, size) = self.locate(&blob_path(&layer.digest))?;
+            if size != layer.size {
+                return Err(self.refuse(format_args!("layer {} has another size", layer.digest)));
+            }
+            Ok(Stored { media_type: layer.media_type, digest: layer.digest, size, offset })
+        };
+        let layers = found.layers.into_iter().map(stored).collect::<Result<_, _>>()?;
+        let (digest, config_digest) = (found.digest, found.config.digest);
+        Ok(Image { digest, config_digest, config_text: self.text(bytes)?, config, diff_ids, layers })
     }
 
     /// moby's image/tarexport: `manifest.json` names a configuration and uncompressed layers, whose digests are those
-    /// of their content.
+    /// of their content. Others save the layers as they are in a registry, by their digests.
     async fn saved(&self) -> Result<Image, PullError> {
         let name = self.place.name();
-        let saved: Vec<Saved> = serde_json::from_slice(&self.document("manifest.json").await?)
+        let all: Vec<Saved> = serde_json::from_slice(&self.document("manifest.json").await?)
             .map_err(|error| self.refuse(format_args!("manifest.json: {error}")))?;
-        let [saved] = saved.as_slice() else {
-            return Err(self.refuse(format_args!("it holds {} images, and has to hold one", saved.len())));
-        };
+        let Some(saved) = all.first() else { return Err(self.refuse("its manifest.json names no image")) };
+        // One image with several names may be there once for each.
+        if all.iter().any(|other| (&other.config, &other.layers) != (&saved.config, &saved.layers)) {
+            let named = |saved: &Saved| {
+                let tags: Vec<&str> = saved.repo_tags.iter().flatten().map(String::as_str).collect();
+                called(&tags, &saved.config)
+            };
+            return Err(self.several(&all.iter().map(named).collect::<Vec<_>>()));
+        }
         let bytes = self.document(&saved.config).await?;
         let digest = manifest::sha256(&bytes);
         let (config, diff_ids) = manifest::parse_config(name, &bytes, saved.layers.len())?;
         let stored = |(path, diff_id): (&String, &Digest)| {
             let (offset, size) = self.locate(path)?;
-            Ok(Stored { media_type: PLAIN.to_owned(), digest: diff_id.clone(), size, offset })
+            let packed = Some(path).filter(|path| path.ends_with(".tar.gz")).and_then(|path| id_of(path));
+            let packed: Option<Digest> = packed.and_then(|id| format!("sha256:{id}").parse().ok());
+            let media_type = if packed.is_some() { GZIP } else { PLAIN }.to_owned();
+            Ok(Stored { media_type, digest: packed.unwrap_or_else(|| diff_id.clone()), size, offset })
         };
         let layers = saved.layers.iter().zip(&diff_ids).map(stored).collect::<Result<_, PullError>>()?;
-        Ok(Image { digest: digest.clone(), config_digest: digest, config, diff_ids, layers })
+        let config_digest = digest.clone();
+        Ok(Image { digest, config_digest, config_text: self.text(bytes)?, config, diff_ids, layers })
     }
+
+    fn text(&self, config: Vec<u8>) -> Result<String, PullError> {
+        String::from_utf8(config).map_err(|_| self.refuse("its configuration is no text"))
+    }
+}
+
+/// An image by its names, else by its digest.
+fn called(names: &[&str], digest: &dyn std::fmt::Display) -> String {
+    if names.is_empty() { digest.to_string() } else { names.join(" = ") }
 }
 
 /// The image of a root file system without one: it is told by its content alone.
 pub(super) fn of_root(diff_id: Digest, size: u64) -> Image {
     let config = serde_json::json!({ "rootfs": { "type": "layers", "diff_ids": [diff_id.to_string()] } });
-    let digest = manifest::sha256(config.to_string().as_bytes());
+    let config_text = config.to_string();
+    let digest = manifest::sha256(config_text.as_bytes());
     let layer = Stored { media_type: PLAIN.to_owned(), digest: diff_id.clone(), size, offset: 0 };
     Image {
         digest: digest.clone(),
         config_digest: digest,
+        config_text,
         config: ImageConfig::default(),
         diff_ids: vec![diff_id],
         layers: vec![layer],

@@ -1,12 +1,15 @@
 //! Images from archives: what `docker save`, OCI tools and `docker export` write, on disk, behind https or in S3.
 //!
 //! Of an uncompressed image archive only the table of contents and the layers that are missing are read, by ranges of
-//! one version of it. A compressed one, or a root file system, is read once, from its begin to its end, and imported
-//! at once.
+//! one version of it. A compressed one, a root file system, or one whose server gives no ranges, is read once, from its
+//! begin to its end, and imported at once.
 
+mod aws;
 mod image;
 mod place;
+mod remote;
 mod s3;
+mod spool;
 mod table;
 
 use std::collections::BTreeMap;
@@ -15,19 +18,19 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 pub(super) use image::Image;
-pub(super) use place::{Part, Place, Version};
+pub(super) use place::{Part, Place, Version, Watched};
 pub(super) use s3::S3;
 
-use super::layer::{LayerWriter, Unpacked};
-use super::manifest::{self, Descriptor, Packing};
+use super::layer::Unpacked;
+use super::manifest::{Descriptor, Packing};
 use super::pull::{Contents, Progress};
 use super::source::Source;
 use super::{PullError, Registry, pull};
-use crate::state::atomic;
 use crate::types::{Digest, ImageRef, PinnedImage, Reason, SafeUrl};
+use table::{Look, Table};
 
-/// Bytes by which a format is known.
-const MAGIC: u64 = 6;
+/// Who hears how far it is.
+type Tell<'a> = &'a (dyn Fn(Progress) + Send + Sync);
 
 /// What is remembered of an archive, so that one that stays the same is not read again.
 #[derive(Serialize, Deserialize)]
@@ -43,8 +46,10 @@ struct Remembered {
 pub(super) struct Archive {
     place: Place,
     layers: BTreeMap<Digest, (u64, u64)>,
-    /// Where a compressed one was unpacked to.
-    _spooled: Option<Unpacked>,
+    /// Of the archive itself, also where a copy of it is read.
+    watched: Arc<Watched>,
+    /// Where one that is read as a whole was put.
+    spooled: Option<Unpacked>,
 }
 
 impl Archive {
@@ -56,34 +61,44 @@ impl Archive {
         };
         self.place.read(begins + offset, size.saturating_sub(offset)).await
     }
+
+    /// Whether it was changed while it was read.
+    pub fn has_moved(&self) -> bool {
+        self.watched.has_moved()
+    }
 }
 
 impl Registry {
     /// The digest of the image that an archive holds now.
-    pub(super) async fn resolve_archive(&self, url: &SafeUrl) -> Result<Digest, PullError> {
-        let place = self.place(url).await?;
-        if let Some(known) = self.remembered(url, &place) {
-            return Ok(known.image.digest);
-        }
-        let (image, archive, received) = self.read_archive(url, place).await?;
+    pub(super) async fn resolve_archive(&self, url: &SafeUrl, tell: Tell<'_>) -> Result<Digest, PullError> {
+        let (image, archive, received) = match self.read_steadily(url, tell, false).await? {
+            Read::Known(digest) => return Ok(digest),
+            Read::Opened(image, archive, received) => (*image, archive, received),
+        };
         let digest = image.digest.clone();
-        if archive._spooled.is_some() {
+        if archive.spooled.is_some() {
             // All of it has come: it is kept now, and not fetched a second time.
             let reference = ImageRef::Archive(url.clone());
             let image = contents(image, archive, received);
             let pinned = PinnedImage { reference, digest: digest.clone() };
-            pull::pull_contents(self, &pinned, image, &|_: Progress| {}).await?;
+            let pulled = pull::pull_contents(self, &pinned, image, tell).await?;
+            self.brought(&digest, pulled);
         }
         Ok(digest)
     }
 
     /// What is in an archive that is to hold `digest`.
-    pub(super) async fn archive(&self, url: &SafeUrl, digest: &Digest) -> Result<Contents, PullError> {
-        let (image, archive, received) = self.open_archive(url).await?;
+    pub(super) async fn archive(
+        &self,
+        url: &SafeUrl,
+        digest: &Digest,
+        tell: Tell<'_>,
+    ) -> Result<Contents, PullError> {
+        let (image, archive, received) = self.open_archive(url, tell).await?;
         if image.digest != *digest {
-            let (name, found) = (archive.place.name(), &image.digest);
+            let found = &image.digest;
             let what = format!(
-                "{name} now holds the image {found}, and {digest} is wanted; a new commit takes the new one"
+                "{url} now holds the image {found}, and {digest} is wanted; a new commit takes the new one"
             );
             return Err(PullError::fatal(Reason::DigestMismatch, what));
         }
@@ -96,111 +111,102 @@ impl Registry {
         url: &SafeUrl,
         digest: &Digest,
         config: Option<&Digest>,
+        tell: Tell<'_>,
     ) -> Result<Contents, PullError> {
-        let (image, archive, received) = self.open_archive(url).await?;
+        let (image, archive, received) = self.open_archive(url, tell).await?;
         if image.digest == *digest || config == Some(&image.config_digest) {
             return Ok(contents(image, archive, received));
         }
-        let (name, found) = (archive.place.name(), &image.digest);
-        let what = format!("the fallback {name} holds the image {found}, and {digest} is wanted");
+        let found = &image.digest;
+        let mut what = format!("the fallback {url} holds the image {found}, and {digest} is wanted");
+        if config.is_none() {
+            what.push_str(", whose configuration is not known here");
+        }
         Err(PullError::fatal(Reason::DigestMismatch, what))
     }
 
-    async fn open_archive(&self, url: &SafeUrl) -> Result<(Image, Archive, u64), PullError> {
-        let place = self.place(url).await?;
-        match self.remembered(url, &place).filter(|known| known.ranged) {
-            Some(known) => {
-                let archive = Archive { layers: places(&known.image), place, _spooled: None };
-                Ok((known.image, archive, 0))
-            }
-            None => self.read_archive(url, place).await,
+    /// What is in an archive, whatever that is.
+    pub(super) async fn any_archive(&self, url: &SafeUrl, tell: Tell<'_>) -> Result<Contents, PullError> {
+        let (image, archive, received) = self.open_archive(url, tell).await?;
+        Ok(contents(image, archive, received))
+    }
+
+    async fn open_archive(&self, url: &SafeUrl, tell: Tell<'_>) -> Result<(Image, Archive, u64), PullError> {
+        match self.read_steadily(url, tell, true).await? {
+            Read::Opened(image, archive, received) => Ok((*image, archive, received)),
+            Read::Known(_) => Err(PullError::retry(Reason::Internal, format!("{url} was not opened"))),
         }
     }
 
-    async fn place(&self, url: &SafeUrl) -> Result<Place, PullError> {
-        Place::open(url, &self.client.http_of(url.as_str()), &self.s3).await
+    /// Reads one version of an archive. One that changes meanwhile is read anew, once.
+    async fn read_steadily(&self, url: &SafeUrl, tell: Tell<'_>, open: bool) -> Result<Read, PullError> {
+        let mut begun_anew = false;
+        loop {
+            let place = Place::open(url, &self.client.http_of(url.as_str()), &self.s3).await?;
+            match self.remembered(url, &place) {
+                Some(known) if !open => return Ok(Read::Known(known.image.digest)),
+                Some(known) if known.ranged => {
+                    let watched = place.watched.clone();
+                    let archive = Archive { layers: places(&known.image), place, watched, spooled: None };
+                    return Ok(Read::Opened(Box::new(known.image), archive, 0));
+                }
+                _ => {}
+            }
+            let watched = place.watched.clone();
+            match self.read_archive(url, place, tell).await {
+                Err(_) if watched.has_moved() && !begun_anew => begun_anew = true,
+                Err(error) if watched.has_moved() => {
+                    return Err(error.and("it was read anew once, and changed again"));
+                }
+                result => return result,
+            }
+        }
     }
 
     fn remembered(&self, url: &SafeUrl, place: &Place) -> Option<Remembered> {
         // A server that gives no ETag says nothing of whether it is the same.
-        let known: Remembered = atomic::read(&self.store.archive_path(url)).ok().flatten()?;
+        let known: Remembered = self.store.archive_note(url)?;
         (known.version == place.version && place.version.is_telling()).then_some(known)
     }
 
     /// Reads an archive's table of contents; one that has none to be read by ranges is spooled before.
-    async fn read_archive(&self, url: &SafeUrl, place: Place) -> Result<(Image, Archive, u64), PullError> {
-        let version = place.version.clone();
-        let packing = packing(&place.bytes(0, MAGIC.min(version.size)).await?);
-        let (mut read_from, mut spooled) = (place, None);
-        if packing != Packing::Plain {
-            let unpacked = self.spool(&read_from, packing).await?;
-            read_from = self.spooled(&unpacked).await?;
-            spooled = Some(unpacked);
-        }
-        let image = match table::read(&read_from).await? {
-            Some(entries) => image::read(&read_from, &entries).await?,
-            None => {
-                if spooled.is_none() {
-                    let unpacked = self.spool(&read_from, Packing::Plain).await?;
-                    read_from = self.spooled(&unpacked).await?;
-                    spooled = Some(unpacked);
-                }
-                let known = spooled.as_ref().map(|spooled| (spooled.diff_id.clone(), spooled.size));
-                let (diff_id, size) = known.unwrap_or_else(|| (manifest::sha256(b""), 0));
-                image::of_root(diff_id, size)
+    async fn read_archive(&self, url: &SafeUrl, place: Place, tell: Tell<'_>) -> Result<Read, PullError> {
+        let (version, watched) = (place.version.clone(), place.watched.clone());
+        let (origin, mut table) = (place.clone(), None);
+        if place.has_ranges() {
+            let magic = place.bytes(0, spool::MAGIC.min(version.size)).await?;
+            if spool::packing(&magic) == Packing::Plain {
+                table = Some(table::read(&place, Look::Short).await?);
             }
-        };
-        let received = if spooled.is_some() { version.size } else { 0 };
-        let known = Remembered { version, ranged: spooled.is_none(), image };
-        // Only a saving: the next look reads it again.
-        let _ = atomic::write(&self.store.archive_path(url), &known);
-        let archive = Archive { layers: places(&known.image), place: read_from, _spooled: spooled };
-        Ok((known.image, archive, received))
-    }
-
-    async fn spooled(&self, unpacked: &Unpacked) -> Result<Place, PullError> {
-        let path = format!("file://{}", unpacked.file().display());
-        let url = path.parse().map_err(|_| PullError::fatal(Reason::Internal, "an odd state directory"))?;
-        self.place(&url).await
-    }
-
-    /// All of it into one file of the store's own, inflated by a confined process.
-    async fn spool(&self, place: &Place, packing: Packing) -> Result<Unpacked, PullError> {
-        let (present, mut gone) = tokio::sync::mpsc::channel(1);
-        let name = place.name().to_owned();
-        let mut to = LayerWriter::spool(&self.store, &self.program, name, packing, present)?;
-        let copy = async {
-            let (mut resume, budget) = (super::retry::Resume::default(), super::retry::Budget::default());
-            while to.written() < place.version.size {
-                let part = async {
-                    let mut part = place.read(to.written(), place.version.size - to.written()).await?;
-                    while let Some(chunk) = part.chunk().await? {
-                        to.write(&chunk).await?;
-                    }
-                    Err(PullError::network(format!("{}: the connection was lost", place.name()), None))
+        }
+        let (image, archive) = match table {
+            Some(Table::Image(entries)) => {
+                let image = image::read(&place, &entries).await?;
+                (image.clone(), Archive { layers: places(&image), place, watched, spooled: None })
+            }
+            _ => {
+                let unpacked = spool::spool(self, &place, tell).await?;
+                let copy = Place::copy(place.name(), &unpacked.file())?;
+                let image = match table::read(&copy, Look::Whole).await? {
+                    Table::Image(entries) => image::read(&copy, &entries).await?,
+                    Table::Other => image::of_root(unpacked.diff_id.clone(), unpacked.size),
                 };
-                let result: Result<(), PullError> = part.await;
-                if to.written() == place.version.size {
-                    break;
-                }
-                let Err(error) = result else { continue };
-                let Some(asked) = error.again else { return Err(error) };
-                match resume.broke(to.written(), std::time::Instant::now(), &budget) {
-                    Some(attempt) => tokio::time::sleep(super::retry::pause(attempt, asked)).await,
-                    None => return Err(error),
-                }
+                let layers = places(&image);
+                (image, Archive { layers, place: copy, watched, spooled: Some(unpacked) })
             }
-            to.finish(None, None).await
         };
-        match copy.await {
-            Ok(unpacked) => Ok(unpacked),
-            Err(error) => {
-                // Whoever hears of the error finds nothing half done.
-                let _ = gone.recv().await;
-                Err(error)
-            }
-        }
+        let known = Remembered { version, ranged: archive.spooled.is_none(), image };
+        self.store.note_archive(url, &known);
+        Ok(Read::Opened(Box::new(known.image), archive, origin.received()))
     }
+}
+
+/// What a look at an archive gave.
+enum Read {
+    /// It is as it was, and needs no reading.
+    Known(Digest),
+    /// The image, where its layers are, and bytes that came for that.
+    Opened(Box<Image>, Archive, u64),
 }
 
 fn places(image: &Image) -> BTreeMap<Digest, (u64, u64)> {
@@ -210,23 +216,15 @@ fn places(image: &Image) -> BTreeMap<Digest, (u64, u64)> {
 fn contents(image: Image, archive: Archive, received: u64) -> Contents {
     let layers = image.layers.into_iter();
     Contents {
+        is_local: archive.spooled.is_some(),
         source: Source::Archive(Arc::new(archive)),
         config: image.config,
+        config_digest: image.config_digest,
+        config_text: image.config_text.into_bytes(),
         diff_ids: image.diff_ids,
         layers: layers
             .map(|layer| Descriptor::of_layer(layer.media_type, layer.digest, layer.size))
             .collect(),
         received,
-    }
-}
-
-/// By the first bytes, whatever the name says.
-fn packing(magic: &[u8]) -> Packing {
-    match magic {
-        [0x1f, 0x8b, ..] => Packing::Gzip,
-        [0x28, 0xb5, 0x2f, 0xfd, ..] => Packing::Zstd,
-        [b'B', b'Z', b'h', ..] => Packing::Bzip2,
-        [0xfd, b'7', b'z', b'X', b'Z', 0] => Packing::Xz,
-        _ => Packing::Plain,
     }
 }

@@ -2,12 +2,13 @@
 
 use std::fs::File;
 use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use reqwest::header::{CONTENT_RANGE, ETAG, IF_MATCH, RANGE};
-use reqwest::{Response, StatusCode, Url};
 use serde::{Deserialize, Serialize};
 
+use super::remote::{Address, Remote};
 use super::s3::S3;
 use crate::registry::{PullError, retry};
 use crate::types::{Reason, SafeUrl};
@@ -19,15 +20,46 @@ const PART: u64 = 256 << 10;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(in crate::registry) struct Version {
     /// The server's ETag; of a file device, inode and time of change.
-    tag: String,
+    pub tag: String,
     /// Bytes.
     pub size: u64,
 }
 
 impl Version {
-    /// Whether the same version means the same bytes.
+    /// Whether the same version means the same bytes (RFC 9110 section 8.8.3).
     pub fn is_telling(&self) -> bool {
         !self.tag.is_empty() && !self.tag.starts_with("W/")
+    }
+
+    fn of(file: &File) -> std::io::Result<Self> {
+        let meta = file.metadata()?;
+        let (dev, ino, seconds, nanos) = (meta.dev(), meta.ino(), meta.ctime(), meta.ctime_nsec());
+        Ok(Self { tag: format!("{dev}-{ino}-{seconds}.{nanos}"), size: meta.len() })
+    }
+}
+
+/// What is seen of an archive while it is read, by all who read it.
+#[derive(Debug, Default)]
+pub(in crate::registry) struct Watched {
+    moved: AtomicBool,
+    received: AtomicU64,
+}
+
+impl Watched {
+    /// Whether it was found changed while it was read: what was read of it belongs to no one version.
+    pub fn has_moved(&self) -> bool {
+        self.moved.load(Ordering::Relaxed)
+    }
+
+    /// Notes that it was.
+    pub fn changed(&self, name: &str) -> PullError {
+        self.moved.store(true, Ordering::Relaxed);
+        PullError::retry(Reason::DigestMismatch, format!("{name} was changed while it was read"))
+    }
+
+    /// Notes bytes that came.
+    pub fn count(&self, bytes: u64) {
+        self.received.fetch_add(bytes, Ordering::Relaxed);
     }
 }
 
@@ -37,72 +69,72 @@ pub(in crate::registry) struct Place {
     name: String,
     from: From,
     pub version: Version,
+    pub watched: Arc<Watched>,
 }
 
 #[derive(Clone)]
 enum From {
     File(Arc<File>),
-    Http(reqwest::Client, Url),
-    S3(reqwest::Client, Arc<S3>),
+    Server(Arc<Remote>),
 }
 
 /// Bytes of a range as they come.
-pub(in crate::registry) enum Part {
-    File { file: Arc<File>, at: u64, end: u64, name: String },
-    Http { response: Response, skip: u64, left: u64, name: String },
+pub(in crate::registry) struct Part {
+    name: String,
+    /// Bytes that are still to come.
+    left: u64,
+    watched: Arc<Watched>,
+    from: Stream,
+}
+
+enum Stream {
+    File {
+        file: Arc<File>,
+        at: u64,
+        version: Version,
+    },
+    /// The answer may begin before what was asked for.
+    Http {
+        response: reqwest::Response,
+        skip: u64,
+    },
 }
 
 impl Place {
-    /// Looks which version is there.
-    pub async fn open(url: &SafeUrl, http: &reqwest::Client, s3: &S3) -> Result<Self, PullError> {
-        let name = url.to_string();
-        let text = url.as_str();
-        if let Some(path) = text.strip_prefix("file://") {
-            let missing = |error: std::io::Error| match error.kind() {
-                std::io::ErrorKind::NotFound => {
-                    PullError::fatal(Reason::ImageNotFound, format!("{name}: {error}"))
-                }
-                _ => PullError::io(&name, &error),
-            };
-            let no_file = || PullError::fatal(Reason::ImageInvalid, format!("{name} is no file"));
-            // Before it is opened: a pipe would not return, and some devices do things (watchdogs, tapes).
-            if !std::fs::metadata(path).map_err(missing)?.is_file() {
-                return Err(no_file());
+    /// Looks which version is there. One without a byte is none.
+    pub async fn open(url: &SafeUrl, http: &reqwest::Client, s3: &Arc<S3>) -> Result<Self, PullError> {
+        let (name, text) = (url.to_string(), url.as_str());
+        let watched = Arc::new(Watched::default());
+        let (from, version) = match text.strip_prefix("file://") {
+            Some(path) => {
+                let (file, version) = open_file(&name, Path::new(path))?;
+                (From::File(Arc::new(file)), version)
             }
-            let file = File::open(path).map_err(missing)?;
-            let meta = file.metadata().map_err(missing)?;
-            if !meta.is_file() {
-                return Err(no_file());
+            None => {
+                let address = match text.starts_with("s3://") {
+                    true => Address::Object(s3.object(text).await?),
+                    false => Address::Url(text.parse().map_err(|error| {
+                        PullError::fatal(Reason::ConfigInvalid, format!("{name}: {error}"))
+                    })?),
+                };
+                let http = if text.starts_with("s3://") { s3.http()? } else { http.clone() };
+                let (remote, version) = Remote::open(&name, http, address, &watched).await?;
+                (From::Server(Arc::new(remote)), version)
             }
-            let (dev, ino, seconds, nanos) = (meta.dev(), meta.ino(), meta.ctime(), meta.ctime_nsec());
-            let version = Version { tag: format!("{dev}-{ino}-{seconds}.{nanos}"), size: meta.len() };
-            return Ok(Self { name, from: From::File(Arc::new(file)), version });
+        };
+        if version.size == 0 {
+            return Err(PullError::fatal(Reason::ImageInvalid, format!("{name} is empty")));
         }
-        let from = if text.starts_with("s3://") {
-            From::S3(http.clone(), Arc::new(s3.of(text).await?))
-        } else {
-            let url = text
-                .parse()
-                .map_err(|error| PullError::fatal(Reason::ConfigInvalid, format!("{name}: {error}")))?;
-            From::Http(http.clone(), url)
-        };
-        // The first byte: HEAD is refused by some, and a signature is for one method.
-        let mut place = Self { name, from, version: Version { tag: String::new(), size: 0 } };
-        let response = place.send(0, 1).await?;
-        let header = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
-        let tag = header(ETAG).unwrap_or_default().to_owned();
-        let size = match response.status() {
-            StatusCode::PARTIAL_CONTENT => header(CONTENT_RANGE)
-                .and_then(|range| range.rsplit_once('/'))
-                .and_then(|(_, size)| size.parse().ok()),
-            _ => response.content_length(),
-        };
-        let Some(size) = size else {
-            let what = format!("{}: its server does not say how long it is", place.name);
-            return Err(PullError::fatal(Reason::ImageUnsupported, what));
-        };
-        place.version = Version { tag, size };
-        Ok(place)
+        Ok(Self { name, from, version, watched })
+    }
+
+    /// A copy of an archive: messages name the archive.
+    pub fn copy(name: &str, file: &Path) -> Result<Self, PullError> {
+        let (file, version) = open_file(name, file)?;
+        if version.size == 0 {
+            return Err(PullError::fatal(Reason::ImageInvalid, format!("{name} holds nothing")));
+        }
+        Ok(Self { name: name.to_owned(), from: From::File(Arc::new(file)), version, watched: Arc::default() })
     }
 
     /// Its address, without secrets.
@@ -110,143 +142,125 @@ impl Place {
         &self.name
     }
 
+    /// Bytes that came from it so far.
+    pub fn received(&self) -> u64 {
+        self.watched.received.load(Ordering::Relaxed)
+    }
+
+    /// Whether parts of it can be had; else a look at its middle costs all that is before it.
+    pub fn has_ranges(&self) -> bool {
+        match &self.from {
+            From::File(_) => true,
+            From::Server(remote) => remote.has_ranges(),
+        }
+    }
+
     /// Opens `length` bytes from `offset`.
     pub async fn read(&self, offset: u64, length: u64) -> Result<Part, PullError> {
-        let end = offset.checked_add(length).filter(|end| *end <= self.version.size);
-        let Some(end) = end else {
+        if offset.checked_add(length).is_none_or(|end| end > self.version.size) {
             let what = format!("{}: it ends before byte {}", self.name, offset.saturating_add(length));
             return Err(PullError::fatal(Reason::ImageInvalid, what));
-        };
-        let name = self.name.clone();
-        if let From::File(file) = &self.from {
-            return Ok(Part::File { file: file.clone(), at: offset, end, name });
         }
-        let response = self.send(offset, length.max(1)).await?;
-        // A server that ignores Range answers with all of it (RFC 9110 section 14.2).
-        let skip = if response.status() == StatusCode::PARTIAL_CONTENT { 0 } else { offset };
-        Ok(Part::Http { response, skip, left: length, name })
+        let from = match &self.from {
+            From::File(file) => {
+                let now = Version::of(file).map_err(|error| PullError::io(&self.name, &error))?;
+                if now != self.version {
+                    return Err(self.watched.changed(&self.name));
+                }
+                Stream::File { file: file.clone(), at: offset, version: now }
+            }
+            From::Server(remote) => {
+                let (response, skip) = remote.get(&self.version, offset, length.max(1)).await?;
+                Stream::Http { response, skip }
+            }
+        };
+        Ok(Part { name: self.name.clone(), left: length, watched: self.watched.clone(), from })
     }
 
     /// All of a small range.
     pub async fn bytes(&self, offset: u64, length: u64) -> Result<Vec<u8>, PullError> {
-        let (mut resume, budget) = (retry::Resume::default(), retry::Budget::default());
-        loop {
-            let read = async {
-                let mut part = self.read(offset, length).await?;
-                let mut bytes = Vec::new();
-                while let Some(chunk) = part.chunk().await? {
-                    bytes.extend_from_slice(&chunk);
-                }
-                if bytes.len() as u64 == length {
-                    return Ok(bytes);
-                }
-                Err(PullError::network(format!("{}: the connection was lost", self.name), None))
-            };
-            let error = match read.await {
-                Ok(bytes) => return Ok(bytes),
-                Err(error) => error,
-            };
-            let Some(asked) = error.again else { return Err(error) };
-            match resume.broke(0, std::time::Instant::now(), &budget) {
-                Some(attempt) => tokio::time::sleep(retry::pause(attempt, asked)).await,
-                None => return Err(error),
+        retry::patiently(|| async move {
+            let mut part = self.read(offset, length).await?;
+            let mut bytes = Vec::new();
+            while let Some(chunk) = part.chunk().await? {
+                bytes.extend_from_slice(&chunk);
             }
-        }
+            match bytes.len() as u64 == length {
+                true => Ok(bytes),
+                false => Err(PullError::network(format!("{}: the connection was lost", self.name), None)),
+            }
+        })
+        .await
     }
+}
 
-    async fn send(&self, offset: u64, length: u64) -> Result<Response, PullError> {
-        let (http, url) = match &self.from {
-            From::Http(http, url) => (http, url.clone()),
-            From::S3(http, s3) => (http, s3.sign()),
-            // Read by itself.
-            From::File(_) => return Err(PullError::fatal(Reason::Internal, "a file has no server")),
-        };
-        let mut request = http.get(url).header(RANGE, format!("bytes={offset}-{}", offset + length - 1));
-        if !self.version.tag.is_empty() && !self.version.tag.starts_with("W/") {
-            request = request.header(IF_MATCH, &self.version.tag);
-        }
-        let lost = |error: reqwest::Error| lost(&self.name, &error);
-        let response = request.send().await.map_err(lost)?;
-        let status = response.status();
-        let tag = response.headers().get(ETAG).and_then(|value| value.to_str().ok()).unwrap_or_default();
-        let moved = !self.version.tag.is_empty() && status.is_success() && tag != self.version.tag;
-        match status {
-            _ if moved => Err(self.changed()),
-            StatusCode::OK | StatusCode::PARTIAL_CONTENT => Ok(response),
-            StatusCode::PRECONDITION_FAILED => Err(self.changed()),
-            StatusCode::NOT_FOUND => {
-                Err(PullError::fatal(Reason::ImageNotFound, format!("{} is not there", self.name)))
-            }
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-                let what = format!("{}: its server does not let this host have it", self.name);
-                Err(PullError::retry(Reason::Auth, what))
-            }
-            status => {
-                let what = format!("{}: its server answers {}", self.name, status.as_u16());
-                let wait = retry::asked_to_wait(response.headers());
-                Err(match retry::may_pass(status) {
-                    true => PullError::network(what, wait),
-                    false => PullError::retry(Reason::RegistryUnreachable, what),
-                })
-            }
-        }
+fn open_file(name: &str, path: &Path) -> Result<(File, Version), PullError> {
+    let missing = |error: std::io::Error| match error.kind() {
+        std::io::ErrorKind::NotFound => PullError::fatal(Reason::ImageNotFound, format!("{name}: {error}")),
+        _ => PullError::io(name, &error),
+    };
+    let no_file = || PullError::fatal(Reason::ImageInvalid, format!("{name} is no file"));
+    // Before it is opened: a pipe would not return, and some devices do things (watchdogs, tapes).
+    if !std::fs::metadata(path).map_err(missing)?.is_file() {
+        return Err(no_file());
     }
-
-    fn changed(&self) -> PullError {
-        PullError::retry(Reason::DigestMismatch, format!("{} was changed while it was read", self.name))
+    let file = File::open(path).map_err(missing)?;
+    if !file.metadata().map_err(missing)?.is_file() {
+        return Err(no_file());
     }
+    let version = Version::of(&file).map_err(missing)?;
+    Ok((file, version))
 }
 
 impl Part {
-    /// The next bytes; `None` at the end.
+    /// The next bytes; `None` at the end, or where the connection ended before it.
     pub async fn chunk(&mut self) -> Result<Option<bytes::Bytes>, PullError> {
-        match self {
-            Self::File { file, at, end, name } => {
-                if at == end {
-                    return Ok(None);
-                }
-                let (from, length) = (*at, PART.min(*end - *at));
-                let file = file.clone();
+        while self.left > 0 {
+            let Some(mut chunk) = self.next().await? else { return Ok(None) };
+            chunk.truncate(usize::try_from(self.left).unwrap_or(usize::MAX));
+            self.left -= chunk.len() as u64;
+            if !chunk.is_empty() {
+                return Ok(Some(chunk));
+            }
+        }
+        Ok(None)
+    }
+
+    async fn next(&mut self) -> Result<Option<bytes::Bytes>, PullError> {
+        let Self { name, left, watched, from } = self;
+        match from {
+            Stream::File { file, at, version } => {
+                let (offset, length) = (*at, PART.min(*left));
+                let (file, version) = (file.clone(), version.clone());
                 let read = tokio::task::spawn_blocking(move || {
                     // At most PART.
                     let mut bytes = vec![0; length as usize];
-                    file.read_exact_at(&mut bytes, from).map(|()| bytes)
+                    file.read_exact_at(&mut bytes, offset)?;
+                    // It is as it was, also after these bytes were read.
+                    let same = Version::of(&file)? == version;
+                    if same { Ok(bytes) } else { Err(std::io::ErrorKind::UnexpectedEof.into()) }
                 });
-                let bytes = read
-                    .await
-                    .map_err(std::io::Error::other)
-                    .flatten()
-                    .map_err(|error| PullError::io(&*name, &error))?;
+                let bytes = match read.await.map_err(std::io::Error::other).flatten() {
+                    Ok(bytes) => bytes,
+                    // It was long enough.
+                    Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
+                        return Err(watched.changed(name));
+                    }
+                    Err(error) => return Err(PullError::io(&*name, &error)),
+                };
                 *at += length;
+                watched.count(length);
                 Ok(Some(bytes.into()))
             }
-            Self::Http { response, skip, left, name } => loop {
-                if *left == 0 {
-                    return Ok(None);
-                }
-                let Some(mut chunk) = response.chunk().await.map_err(|error| lost(name, &error))? else {
-                    return Ok(None);
-                };
+            Stream::Http { response, skip } => {
+                let chunk = response.chunk().await.map_err(|error| super::remote::lost(name, &error))?;
+                let Some(mut chunk) = chunk else { return Ok(None) };
+                watched.count(chunk.len() as u64);
                 let skipped = usize::try_from(*skip).unwrap_or(usize::MAX).min(chunk.len());
                 *skip -= skipped as u64;
                 let _ = chunk.split_to(skipped);
-                chunk.truncate(usize::try_from(*left).unwrap_or(usize::MAX));
-                *left -= chunk.len() as u64;
-                if !chunk.is_empty() {
-                    return Ok(Some(chunk));
-                }
-            },
+                Ok(Some(chunk))
+            }
         }
     }
-}
-
-/// Without the URL: it may carry a signature.
-fn lost(name: &str, error: &reqwest::Error) -> PullError {
-    let mut text = "the connection was lost".to_owned();
-    let mut cause: Option<&dyn std::error::Error> = std::error::Error::source(error);
-    while let Some(error) = cause {
-        text = error.to_string();
-        cause = error.source();
-    }
-    PullError::network(format!("{name}: {text}"), None)
 }

@@ -1,10 +1,11 @@
-//! The table of contents of an uncompressed tar: headers are read, contents are jumped over.
+//! The table of contents of an uncompressed tar: headers are read, contents are jumped over. What it is, an image
+//! archive or a root file system, its names tell.
 
 use std::collections::BTreeMap;
 
 use super::place::Place;
 use crate::registry::PullError;
-use crate::registry::unpack::{Error, Kind, first_entry};
+use crate::registry::unpack::{Entry, Error, Kind, first_entry};
 use crate::types::Reason;
 
 /// An image has some hundred entries at most.
@@ -25,11 +26,47 @@ pub(super) enum Found {
     Link(String),
 }
 
-/// The entries of an image archive; `None` = it is none, but a root file system.
-pub(super) async fn read(place: &Place) -> Result<Option<BTreeMap<String, Found>>, PullError> {
+/// How much of it is looked at.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Look {
+    /// Up to the first entry that no image archive has: where it has to be read as a whole then anyway.
+    Short,
+    /// To the end, so that nothing is taken for a root file system that holds an image archive's table.
+    Whole,
+}
+
+/// What an archive turned out to be.
+#[derive(Debug, PartialEq)]
+pub(super) enum Table {
+    /// An image archive, with its entries.
+    Image(BTreeMap<String, Found>),
+    /// Something else: a root file system.
+    Other,
+}
+
+/// What was seen that only image archives have.
+#[derive(Default)]
+struct Marks {
+    layout: bool,
+    /// `index.json` or `manifest.json`.
+    document: bool,
+    /// A blob, layer or configuration by its digest.
+    blob: bool,
+}
+
+impl Marks {
+    /// Whether there is no doubt: a root file system may well have a `manifest.json`, but no digests beside it.
+    fn are_clear(&self) -> bool {
+        self.layout || (self.document && self.blob)
+    }
+}
+
+/// Reads it.
+pub(super) async fn read(place: &Place, look: Look) -> Result<Table, PullError> {
     let refuse = |why: String| PullError::fatal(Reason::ImageInvalid, format!("{}: {why}", place.name()));
     let size = place.version.size;
-    let mut entries = BTreeMap::new();
+    let (mut entries, mut marks, mut stray) = (BTreeMap::new(), Marks::default(), None);
+    let mut is_empty = true;
     let (mut window, mut begins, mut length) = (Vec::new(), 0u64, WINDOW);
     let mut at = 0u64;
     while at < size {
@@ -60,18 +97,27 @@ pub(super) async fn read(place: &Place) -> Result<Option<BTreeMap<String, Found>
             .and_then(|end| end.checked_next_multiple_of(512))
             .ok_or_else(|| refuse("a size beyond all".to_owned()))?;
         let path = String::from_utf8_lossy(&entry.path).trim_start_matches("./").to_owned();
-        if !belongs_to_an_image(&path) {
-            return Ok(None);
-        }
-        let found = match entry.kind {
-            Kind::Directory => continue,
-            Kind::File => Found::File { offset, size: entry.size },
-            Kind::Symlink => Found::Link(beside(&path, &String::from_utf8_lossy(&entry.link))),
-            Kind::Link => {
-                Found::Link(String::from_utf8_lossy(&entry.link).trim_start_matches("./").to_owned())
+        is_empty &= matches!(path.as_str(), "" | "." | "/");
+        match role(&path, entry.kind) {
+            Role::Layout => marks.layout = true,
+            Role::Document => marks.document = true,
+            Role::Blob => marks.blob = true,
+            Role::Minor => {}
+            Role::None => {
+                stray.get_or_insert_with(|| entry.shown());
             }
-            Kind::Fifo | Kind::Device => return Err(refuse(format!("{path} is no file"))),
-        };
+        }
+        if let Some(stray) = &stray {
+            if marks.are_clear() {
+                let why = format!("it is an image archive with `{stray}` in it, which does not belong there");
+                return Err(refuse(why));
+            }
+            if look == Look::Short {
+                return Ok(Table::Other);
+            }
+            continue;
+        }
+        let Some(found) = found(&entry, &path, offset).map_err(refuse)? else { continue };
         if entries.insert(path.clone(), found).is_some() {
             return Err(refuse(format!("{path} is there twice, which readers take differently")));
         }
@@ -79,8 +125,23 @@ pub(super) async fn read(place: &Place) -> Result<Option<BTreeMap<String, Found>
             return Err(refuse(format!("more than {MAX_ENTRIES} entries")));
         }
     }
-    let is_image = entries.contains_key("index.json") || entries.contains_key("manifest.json");
-    Ok(is_image.then_some(entries))
+    if is_empty {
+        return Err(refuse("it holds nothing".to_owned()));
+    }
+    let is_image = stray.is_none() && (marks.layout || marks.document || marks.blob);
+    Ok(if is_image { Table::Image(entries) } else { Table::Other })
+}
+
+/// What an entry of an image archive leads to; directories lead nowhere.
+fn found(entry: &Entry, path: &str, offset: u64) -> Result<Option<Found>, String> {
+    let link = || String::from_utf8_lossy(&entry.link).into_owned();
+    match entry.kind {
+        Kind::Directory => Ok(None),
+        Kind::File => Ok(Some(Found::File { offset, size: entry.size })),
+        Kind::Symlink => Ok(Some(Found::Link(beside(path, &link())))),
+        Kind::Link => Ok(Some(Found::Link(link().trim_start_matches("./").to_owned()))),
+        Kind::Fifo | Kind::Device => Err(format!("{path} is no file")),
+    }
 }
 
 /// Bytes of a file of the archive, links followed.
@@ -95,17 +156,43 @@ pub(super) fn locate(entries: &BTreeMap<String, Found>, path: &str) -> Option<(u
     None
 }
 
-/// Names that image archives have (OCI image-layout.md; moby's image/tarexport; containers/image's docker archive).
-fn belongs_to_an_image(path: &str) -> bool {
-    let is_id = |text: &str| text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+/// What a name is for in an image archive.
+enum Role {
+    Layout,
+    Document,
+    Blob,
+    /// It belongs there, and elsewhere too.
+    Minor,
+    /// It does not belong there.
+    None,
+}
+
+/// By the names that image archives have (OCI image-layout.md; moby's image/tarexport; containers/image's docker
+/// archive; go-containerregistry's and jib's tarballs).
+fn role(path: &str, kind: Kind) -> Role {
     match path.trim_end_matches('/').split('/').collect::<Vec<_>>().as_slice() {
-        ["" | "." | "oci-layout" | "index.json" | "manifest.json" | "repositories" | "blobs"] => true,
-        ["blobs", "sha256"] => true,
-        ["blobs", "sha256", id] => is_id(id),
-        [name] => is_id(name.strip_suffix(".json").or_else(|| name.strip_suffix(".tar")).unwrap_or(name)),
-        [id, "VERSION" | "json" | "layer.tar"] => is_id(id),
-        _ => false,
+        ["oci-layout"] => Role::Layout,
+        ["index.json" | "manifest.json"] => Role::Document,
+        ["" | "." | "repositories" | "config.json" | "blobs"] | ["blobs", "sha256"] => Role::Minor,
+        ["blobs", "sha256", id] if is_id(id) => Role::Blob,
+        // The directory of a layer.
+        [id] if is_id(id) && kind == Kind::Directory => Role::Minor,
+        [name] if id_of(name).is_some() => Role::Blob,
+        [id, "layer.tar"] if is_id(id) => Role::Blob,
+        [id, "VERSION" | "json"] if is_id(id) => Role::Minor,
+        _ => Role::None,
     }
+}
+
+fn is_id(text: &str) -> bool {
+    text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+/// The digest in a file's name: `<id>`, `sha256:<id>`, `<id>.json`, `<id>.tar`, `<id>.tar.gz`.
+pub(super) fn id_of(name: &str) -> Option<&str> {
+    let name = name.strip_prefix("sha256:").unwrap_or(name);
+    let id = [".json", ".tar", ".tar.gz"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(name);
+    Some(id).filter(|id| is_id(id))
 }
 
 /// Where a symbolic link leads to, from the directory it is in.

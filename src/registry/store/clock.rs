@@ -4,6 +4,6 @@ use crate::types::Timestamp;
 
 /// Now, by the system's clock.
 #[expect(clippy::disallowed_methods, reason = "what is pulled by a command is pulled beside any loop")]
-pub(super) fn now() -> Timestamp {
+pub(in crate::registry) fn now() -> Timestamp {
     Timestamp::now()
 }

@@ -164,6 +164,10 @@ impl Store {
         } else {
             Vec::new()
         };
+        if !dry_run && known.len() == names.len() {
+            let staying = known.iter().filter(|image| !chosen.contains(&image.digest));
+            self.forget_notes(staying.map(|image| (&image.digest, &image.references)), config.keep, now);
+        }
         let mut doomed = Doomed {
             collection: Collection { short_of_space: lacking > 0, ..Collection::default() },
             images: Vec::new(),
@@ -254,7 +258,7 @@ impl Store {
     }
 }
 
-fn is_over(since: Timestamp, keep: Duration, now: Timestamp) -> bool {
+pub(super) fn is_over(since: Timestamp, keep: Duration, now: Timestamp) -> bool {
     let age = now.duration_since(since);
     !age.is_negative() && age.unsigned_abs() >= keep
 }

@@ -6,10 +6,13 @@
 //!                       /layer.json   where it can be had again
 //! store/images/<manifest>.json        an image: its layers, its configuration, its names
 //!              <manifest>.used        its time is when a service last needed the image
+//! store/archives/<address>.json       what an archive held, as long as it is the same
+//! store/configs/<manifest>.json       the configuration of an image whose archives may have to stand in for it
 //! store/quarantine/<diff-id>.…        damaged layers, for as long as something may still run on them
 //! store/tmp/                          all that is unfinished
 //! ```
 
+mod archives;
 mod clock;
 mod fsck;
 mod gc;
@@ -32,6 +35,7 @@ use super::unpack::{self, listing};
 use crate::engine::LocalImage;
 use crate::state::atomic;
 use crate::types::Digest;
+pub(super) use clock::now;
 pub use fsck::{Checked, Depth, Finding, ImageReport, LayerReport, LayerState, Report};
 pub use gc::{Collection, Doomed, Gone, Pressure};
 pub use quarantine::Aside;
@@ -106,7 +110,7 @@ impl Store {
         };
         let temporary = root.join("tmp");
         wipe(&temporary).map_err(|error| failed(&error))?;
-        for folder in ["", "tmp", "layers", "images", "archives"] {
+        for folder in ["", "tmp", "layers", "images", "archives", "configs"] {
             // 0700: set-id programs of images are nobody's to run from here (CVE-2021-41091).
             atomic::make_dir(&root.join(folder)).map_err(|error| from_state(&error))?;
         }
@@ -143,12 +147,6 @@ impl Store {
     /// Where all of it is.
     pub(super) fn root(&self) -> &Path {
         &self.root
-    }
-
-    /// What is remembered of an archive.
-    pub(super) fn archive_path(&self, url: &crate::types::SafeUrl) -> PathBuf {
-        let name = super::manifest::sha256(url.as_str().as_bytes());
-        self.root.join("archives").join(format!("{}.json", name.hex()))
     }
 
     /// The unpacked tree of a layer.

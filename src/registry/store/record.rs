@@ -19,6 +19,10 @@ pub(in crate::registry) struct ImageRecord {
     /// Lowest first.
     pub diff_ids: Vec<Digest>,
     pub config: ImageConfig,
+    /// Of the configuration: what an archive without a manifest is known by. `None`: by a version that did not write
+    /// it down.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config_digest: Option<Digest>,
     /// What it was pulled as.
     #[serde(default)]
     pub references: BTreeSet<ImageRef>,
@@ -82,6 +86,7 @@ impl Store {
         digest: &Digest,
         diff_ids: &[Digest],
         config: ImageConfig,
+        config_digest: Option<Digest>,
         reference: &ImageRef,
     ) -> Result<(), PullError> {
         crate::failpoint::hit("pull::before_record");
@@ -92,6 +97,7 @@ impl Store {
             digest: digest.clone(),
             diff_ids: diff_ids.to_vec(),
             config,
+            config_digest,
             references,
             pulled_at: Some(clock::now()),
         };

@@ -103,6 +103,7 @@ fn build(world: &World) -> (tempfile::TempDir, Arc<Store>) {
             digest: digest(2, number),
             diff_ids: image.layers.iter().map(|layer| digest(1, *layer)).collect(),
             config: ImageConfig::default(),
+            config_digest: None,
             references: BTreeSet::from([reference]),
             pulled_at: Some(ago(image.pulled)),
         };
