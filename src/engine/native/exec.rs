@@ -25,7 +25,6 @@ use super::launch::Launch;
 use super::layout::RunFiles;
 use super::record::PidFd;
 use super::seal;
-use super::seccomp::Filter;
 use super::shim::Program;
 
 /// Name of the subcommand.
@@ -141,13 +140,12 @@ fn run_command(run: &RunFiles, limit: Option<Duration>, command: Vec<String>) ->
 
 fn start(run: &RunFiles, limit: Option<Duration>, command: Vec<String>) -> Result<i32, String> {
     let id = RunFiles::id_of(&run.dir).ok_or("the directory names no container")?;
-    let (process, calls) =
-        describe(run, command).map_err(|error| format!("{id}: its configuration: {error}"))?;
+    let process = describe(run, command).map_err(|error| format!("{id}: its configuration: {error}"))?;
     let (failure, writer) = pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(|error| format!("pipe: {error}"))?;
     let mut builder = ContainerBuilder::new(id.to_string(), SyscallType::Linux)
         .with_root_path(run.runtime())
         .map_err(|error| format!("{id}: {error}"))?
-        .with_executor(Program { failure: writer.as_raw_fd(), calls });
+        .with_executor(Program { failure: writer.as_raw_fd() });
     if limit.is_some() {
         // Ours is the pipe to the agent.
         builder = builder.with_stdin(File::open("/dev/null").map_err(|error| format!("/dev/null: {error}"))?);
@@ -170,14 +168,11 @@ fn start(run: &RunFiles, limit: Option<Duration>, command: Vec<String>) -> Resul
 
 /// The container's own process with another command, as a file that the library reads: the same user, environment,
 /// directory, rights and limits. What the library would fill in itself is not the same (1024 open files, for one).
-fn describe(run: &RunFiles, command: Vec<String>) -> io::Result<(File, Filter)> {
+fn describe(run: &RunFiles, command: Vec<String>) -> io::Result<File> {
     let config = std::fs::read(run.bundle().join("config.json"))?;
     let config: serde_json::Value = serde_json::from_slice(&config)?;
     let mut process = config.get("process").cloned().unwrap_or_default();
     process["args"] = command.into();
-    let capabilities = process["capabilities"]["bounding"].as_array().into_iter().flatten();
-    let capabilities: Vec<&str> = capabilities.filter_map(serde_json::Value::as_str).collect();
-    let calls = Filter::new(&capabilities).map_err(io::Error::other)?;
     // The agent of today may be allowed fewer open files than the one that started the container.
     let hard = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum.unwrap_or(u64::MAX);
     for limit in process["rlimits"].as_array_mut().into_iter().flatten() {
@@ -188,7 +183,7 @@ fn describe(run: &RunFiles, command: Vec<String>) -> io::Result<(File, Filter)> 
     let memory = rustix::fs::memfd_create("process.json", rustix::fs::MemfdFlags::CLOEXEC)?;
     let mut file = File::from(memory);
     file.write_all(&serde_json::to_vec(&process)?)?;
-    Ok((file, calls))
+    Ok(file)
 }
 
 fn chain(error: &dyn std::error::Error) -> String {

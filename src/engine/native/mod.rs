@@ -20,7 +20,6 @@ pub mod network;
 mod observe;
 mod record;
 mod seal;
-mod seccomp;
 pub mod shim;
 mod spec;
 mod start;

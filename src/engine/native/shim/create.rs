@@ -19,9 +19,8 @@ use super::super::cgroup::Cgroups;
 use super::super::launch::Launch;
 use super::super::layout::RunFiles;
 use super::super::record::{self, ProcessId, RunRecord};
-use super::super::seccomp::Filter;
 use super::super::user::{self, Identity};
-use super::super::{fitting, in_root, spec};
+use super::super::{in_root, spec};
 use super::program::Program;
 use super::supervise::Supervised;
 use super::{open_reader, rootfs, volumes};
@@ -118,14 +117,12 @@ fn build(
     let failed = |what: &str, error: io::Error| start_failed(&format!("{}: {what}", launch.id), error);
     let (failure, writer) = pipe2(OFlag::O_CLOEXEC).map_err(|e| failed("pipe", e.into()))?;
     let null = File::open("/dev/null").map_err(|e| failed("/dev/null", e))?;
-    let calls = Filter::new(&fitting::capabilities(&launch.container))
-        .map_err(|error| start_failed("its system calls cannot be limited", error))?;
     let [stdout, stderr] = outputs.writers;
     let container = ContainerBuilder::new(launch.id.to_string(), SyscallType::Linux)
         .with_root_path(run.runtime())
         .map(|builder| {
             builder
-                .with_executor(Program { failure: writer.as_raw_fd(), calls })
+                .with_executor(Program { failure: writer.as_raw_fd() })
                 .with_stdin(null)
                 .with_stdout(stdout)
                 .with_stderr(stderr)

@@ -8,20 +8,16 @@ use nix::errno::Errno;
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 use oci_spec::runtime::Spec;
 
-use super::super::seccomp::Filter;
-
 /// Executes the program of the OCI configuration; tells why it could not on a pipe that execve(2) closes.
 #[derive(Debug, Clone)]
 pub(in super::super) struct Program {
     /// Writing end, close-on-exec; open in this process as long as this value is used.
     pub failure: RawFd,
-    /// The system calls that the program may make.
-    pub calls: Filter,
 }
 
 impl Executor for Program {
     fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
-        let message = match execute(spec, &self.calls) {
+        let message = match execute(spec) {
             Ok(never) => match never {},
             Err(message) => message,
         };
@@ -37,7 +33,7 @@ impl Executor for Program {
     }
 }
 
-fn execute(spec: &Spec, calls: &Filter) -> Result<std::convert::Infallible, String> {
+fn execute(spec: &Spec) -> Result<std::convert::Infallible, String> {
     let args = spec.process().as_ref().and_then(|process| process.args().as_ref());
     let args: Vec<CString> = args
         .into_iter()
@@ -47,7 +43,6 @@ fn execute(spec: &Spec, calls: &Filter) -> Result<std::convert::Infallible, Stri
         .map_err(|_| "the command holds a NUL".to_owned())?;
     let program = args.first().ok_or("there is no command")?;
     reset_signals();
-    calls.load().map_err(|error| format!("its system calls cannot be limited: {error}"))?;
     nix::unistd::execvp(program, &args).map_err(|error| {
         let program = program.to_string_lossy();
         match error {
