@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use gitopsd::config::agent::HostIdentity;
 use gitopsd::config::repo::{RepoFiles, RepoView, check, read, read_dir};
-use gitopsd::types::{ByteSize, Policy, Probe, Reason, ServiceName, Strategy, Ulimit};
+use gitopsd::types::{Policy, Probe, Reason, ServiceName, Strategy};
 use proptest::prelude::*;
 
 fn root() -> PathBuf {
@@ -113,51 +113,6 @@ pre = ["bin/migrate", "up"]
     assert_eq!(health.start_period, Duration::from_secs(30));
     assert!(found.diagnostics.iter().all(|found| !found.is_error()), "{:?}", found.diagnostics);
     assert!(found.diagnostics.is_empty(), "{:?}", found.diagnostics);
-}
-
-/// How a container is fitted out, in every spelling.
-#[test]
-fn a_container_with_every_key() {
-    let text = r#"
-image = "r.io/shop:1"
-hostname = "shop.example.org"
-extra_hosts = ["db=10.0.0.1", "v6:[fd00::1]", "old:10.0.0.2"]
-dns = "10.0.0.53"
-dns_search = ["example.org"]
-dns_opt = ["ndots:2"]
-group_add = ["audio", "4711"]
-cap_add = ["net_raw", "CAP_CHOWN"]
-cap_drop = ["ALL"]
-read_only = true
-tmpfs = ["/run:size=16m,mode=755", "/tmp:exec"]
-shm_size = "128m"
-stop_signal = "SIGQUIT"
-sysctls = { "net.core.somaxconn" = 1024, "net/ipv4/tcp_syncookies" = "0" }
-mem_limit = "1g"
-memswap_limit = "1g"
-mem_reservation = "512m"
-cpuset = "0-1,3"
-cpu_shares = 512
-oom_score_adj = 100
-[ulimits]
-nofile = { soft = 1024, hard = 4096 }
-core = -1
-"#;
-    let files = [("services/shop.toml", text)];
-    let policy = Policy { capabilities: vec!["CAP_NET_RAW".to_owned()], ..Policy::default() };
-    let found = view(&files, &policy);
-    assert_eq!(found.diagnostics, []);
-    let container = found.services[&name("shop")].as_ref().unwrap().container.clone();
-    assert_eq!(container.cap_add.unwrap(), ["CAP_NET_RAW", "CAP_CHOWN"]);
-    assert_eq!(container.extra_hosts.unwrap()["v6"].to_string(), "fd00::1");
-    assert_eq!(container.sysctls.unwrap()["net.ipv4.tcp_syncookies"], "0");
-    assert_eq!(container.ulimits.unwrap()["core"], Ulimit { soft: None, hard: None });
-    let tmpfs = container.tmpfs.unwrap();
-    assert_eq!((tmpfs[0].size, tmpfs[0].mode, tmpfs[1].exec), (Some(ByteSize(16 << 20)), Some(0o755), true));
-
-    let refused = view(&files, &Policy::default()).services[&name("shop")].clone().unwrap_err();
-    assert_eq!(refused.reason, Reason::Policy);
-    assert_eq!(refused.message, "policy.capabilities does not allow CAP_NET_RAW");
 }
 
 #[test]
@@ -395,7 +350,7 @@ fn the_page_and_the_parser_know_the_same_keys() {
         .map(|cell| cell.trim().trim_matches('`'))
         .collect();
     let mut taken = Vec::new();
-    for file in ["service", "container", "repo", "load", "images", "registry"] {
+    for file in ["service", "repo", "load", "images", "registry"] {
         let source = std::fs::read_to_string(root().join(format!("src/config/{file}.rs"))).unwrap();
         let source = source.split("#[cfg(test)]").next().unwrap().to_owned();
         let calls = [
@@ -426,12 +381,6 @@ fn the_page_and_the_parser_know_the_same_keys() {
             "positive(\"",
             "port_of(\"",
             "list(section, \"",
-            "one(section, \"",
-            "each(section, \"",
-            "size(section, \"",
-            "pairs(section, \"",
-            "capabilities(section, \"",
-            "capabilities(policy, \"",
         ];
         for call in calls {
             taken.extend(source.match_indices(call).map(|(at, _)| {

@@ -17,8 +17,6 @@ mod commands;
 mod crashes;
 #[path = "engine/files.rs"]
 mod files;
-#[path = "engine/fitting.rs"]
-mod fitting;
 #[path = "engine/lives.rs"]
 mod lives;
 #[path = "engine/world.rs"]

@@ -4,11 +4,10 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::Duration;
 
-use super::container;
 use super::section::Findings;
 use crate::types::{
-    ByteSize, Container, Declared, Deploy, HealthCheck, ImageRef, PortMapping, Probe, Protocol, ServiceName,
-    Strategy, VolumeMount,
+    ByteSize, Declared, Deploy, HealthCheck, ImageRef, PortMapping, Probe, Protocol, ServiceName, Strategy,
+    VolumeMount,
 };
 
 /// One layer: what a file says of a service. `None` = nothing.
@@ -29,7 +28,6 @@ pub(super) struct Layer {
     pub mem_limit: Option<ByteSize>,
     pub milli_cpus: Option<u32>,
     pub pids_limit: Option<u32>,
-    pub container: Container,
     pub healthcheck: HealthLayer,
     pub deploy: DeployLayer,
     /// It names an image, right or wrong.
@@ -87,7 +85,6 @@ impl Layer {
             mem_limit: over.mem_limit.or(self.mem_limit),
             milli_cpus: over.milli_cpus.or(self.milli_cpus),
             pids_limit: over.pids_limit.or(self.pids_limit),
-            container: self.container.under(&over.container),
             healthcheck: HealthLayer {
                 probe: high.probe.clone().or_else(|| low.probe.clone()),
                 port: high.port.or(low.port),
@@ -161,8 +158,7 @@ impl Layer {
         spec.mem_limit = self.mem_limit;
         spec.milli_cpus = self.milli_cpus;
         spec.pids_limit = self.pids_limit;
-        spec.container = self.container;
-        container::check(findings, &spec).then_some(spec)
+        Some(spec)
     }
 
     /// Where a published port is written.

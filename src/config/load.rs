@@ -9,7 +9,6 @@ use std::time::Duration;
 use super::agent::{
     AgentConfig, EngineConfig, HostIdentity, RegistryConfig, RepoConfig, ReportConfig, S3Config,
 };
-use super::container;
 use super::diagnostic::Diagnostic;
 use super::images::ImagesPart;
 use super::port::absolute;
@@ -71,7 +70,6 @@ struct Part {
     host_mounts: Option<Vec<String>>,
     max_removals: Option<u32>,
     require_digest: Option<bool>,
-    capabilities: Option<Vec<String>>,
     images: ImagesPart,
     push: Option<bool>,
     remote: Option<SafeUrl>,
@@ -268,8 +266,9 @@ fn read_policy(policy: &Section<'_, '_>, part: &mut Part) {
             policy.findings.error(policy.key_span(key), message, None);
         }
     }
-    part.capabilities = container::capabilities(policy, "capabilities");
-    policy.unsupported("devices", "no service can ask for any");
+    for key in ["capabilities", "devices"] {
+        policy.unsupported(key, "no service can ask for any");
+    }
     policy.finish(|_| None);
 }
 
@@ -366,7 +365,6 @@ impl Part {
             host_mounts: over.host_mounts.or(self.host_mounts),
             max_removals: over.max_removals.or(self.max_removals),
             require_digest: over.require_digest.or(self.require_digest),
-            capabilities: over.capabilities.or(self.capabilities),
             images: self.images.under(over.images),
             push: over.push.or(self.push),
             remote: over.remote.or(self.remote),
@@ -415,7 +413,6 @@ impl Part {
                 host_mounts: self.host_mounts.unwrap_or_default(),
                 max_removals: self.max_removals,
                 require_digest: self.require_digest.unwrap_or(false),
-                capabilities: self.capabilities.unwrap_or_default(),
             },
             images: self.images.finish(),
             report: ReportConfig { push: self.push.unwrap_or(true), remote: self.remote },

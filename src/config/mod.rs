@@ -4,7 +4,6 @@
 //! built-in defaults, `[defaults]` of the repo, the service's file, the host's overrides.
 
 pub mod agent;
-mod container;
 mod diagnostic;
 mod images;
 mod layer;

@@ -26,7 +26,6 @@ pub fn replacement_reason<I: PartialEq>(
         mem_limit,
         milli_cpus,
         pids_limit,
-        container,
         healthcheck: _, // read by the probes
         deploy: _,      // read by the next rollout
     } = before;
@@ -43,8 +42,7 @@ pub fn replacement_reason<I: PartialEq>(
         ("cpus", *milli_cpus != after.milli_cpus),
         ("pids_limit", *pids_limit != after.pids_limit),
     ];
-    let first = changed.iter().find(|(_, differs)| *differs).map(|(key, _)| *key);
-    first.or_else(|| container.difference(&after.container))
+    changed.iter().find(|(_, differs)| *differs).map(|(key, _)| *key)
 }
 
 /// [`replacement_reason`] for pinned specs. The same digest under another tag is the same container.

@@ -5,7 +5,6 @@
 
 mod archive;
 mod commit;
-mod container;
 mod image;
 mod names;
 mod policy;
@@ -13,12 +12,10 @@ mod quantity;
 mod reason;
 mod runtime;
 mod service;
-mod signal;
 mod url;
 
 pub use archive::fill_fallback;
 pub use commit::{CommitId, CommitInfo};
-pub use container::{Container, DEFAULT_CAPABILITIES, Tmpfs, Ulimit};
 pub use image::{Digest, ImageRef, PinnedImage, RegistryRef};
 pub use names::{Color, Generation, HostName, InstanceId, ServiceName};
 pub use policy::Policy;
@@ -29,7 +26,6 @@ pub use service::{
     Declared, Deploy, HealthCheck, PortMapping, Probe, Protocol, ServiceSpec, Strategy, VolumeMount,
     VolumeSource,
 };
-pub use signal::signal_number;
 pub use url::SafeUrl;
 
 /// A point in time. Always a parameter: only `agent::clock` may ask what time it is.

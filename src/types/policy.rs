@@ -8,8 +8,6 @@ pub struct Policy {
     pub registries: Vec<String>,
     /// Globs over host paths that may be bind-mounted; empty = none.
     pub host_mounts: Vec<String>,
-    /// Capabilities that a service may add to the default set, as `CAP_NET_ADMIN`.
-    pub capabilities: Vec<String>,
     /// How many services one commit may take off this host; `None` = one, or a quarter of them, whichever is more.
     pub max_removals: Option<u32>,
     /// Whether an image has to be named with its digest.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{ByteSize, Container, ImageRef, ServiceName};
+use super::{ByteSize, ImageRef, ServiceName};
 
 /// One service as the repo declares it for this host. `I` is [`ImageRef`] as declared and
 /// [`super::PinnedImage`] once its tag has been resolved.
@@ -45,9 +45,6 @@ pub struct ServiceSpec<I> {
     pub milli_cpus: Option<u32>,
     /// Processes and threads; `None` = no limit.
     pub pids_limit: Option<u32>,
-    /// Names, rights, mounts of its own and further limits.
-    #[serde(default)]
-    pub container: Container,
     /// How to tell that it works. `None`: it runs and accepts a connection on each published TCP port for a second.
     pub healthcheck: Option<HealthCheck>,
     /// How to change it.
@@ -72,7 +69,6 @@ impl<I> ServiceSpec<I> {
             mem_limit: None,
             milli_cpus: None,
             pids_limit: None,
-            container: Container::default(),
             healthcheck: None,
             deploy: Deploy::default(),
         }
@@ -95,7 +91,6 @@ impl<I> ServiceSpec<I> {
             mem_limit: self.mem_limit,
             milli_cpus: self.milli_cpus,
             pids_limit: self.pids_limit,
-            container: self.container,
             healthcheck: self.healthcheck,
             deploy: self.deploy,
         }

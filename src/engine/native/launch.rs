@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::layout::{Layout, is_volume_name};
 use crate::engine::{ContainerRequest, EngineError};
-use crate::types::{Container, InstanceId, Reason, Refusal, VolumeMount, VolumeSource, signal_number};
+use crate::types::{InstanceId, Reason, Refusal, VolumeMount, VolumeSource};
 
 /// Raised when a field changes its meaning: a shim started by one version may outlive it into the next.
 const FORMAT: u32 = 1;
@@ -49,9 +49,6 @@ pub(super) struct Launch {
     pub milli_cpus: Option<u32>,
     /// Processes and threads.
     pub pids: Option<u32>,
-    /// How it is fitted out; a shim of an earlier version knows nothing of it.
-    #[serde(default)]
-    pub container: Container,
     /// For the journal: image reference.
     pub image: String,
     /// For the journal: commit.
@@ -97,9 +94,8 @@ impl Launch {
         let cwd = spec.working_dir.as_deref().unwrap_or(&config.working_dir);
         // Docker takes a relative WORKDIR as relative to the root.
         let cwd = Path::new("/").join(cwd);
-        let stop_signal = spec.container.stop_signal.as_ref().unwrap_or(&config.stop_signal);
-        let stop_signal = signal_number(stop_signal)
-            .ok_or_else(|| fail(format!("stop signal `{stop_signal}` is unknown")))?;
+        let stop_signal = parse_signal(&config.stop_signal)
+            .ok_or_else(|| fail(format!("stop signal `{}` of the image is unknown", config.stop_signal)))?;
         for volume in &spec.volumes {
             check_volume(volume).map_err(&fail)?;
         }
@@ -119,37 +115,9 @@ impl Launch {
             memory: spec.mem_limit.map(|size| size.0),
             milli_cpus: spec.milli_cpus,
             pids: spec.pids_limit,
-            container: spec.container.clone(),
             image: spec.image.reference.to_string(),
             commit: request.commit.to_string(),
         })
-    }
-}
-
-#[cfg(test)]
-impl Launch {
-    /// For tests.
-    pub fn sample(id: &str) -> Self {
-        Self {
-            format: 1,
-            id: id.parse().unwrap(),
-            layout: Layout { state_dir: "/s".into(), run_dir: "/r".into(), instance: "gitopsd".into() },
-            address: [10, 98, 0, 2].into(),
-            netns: "/run/netns/x".into(),
-            layers: vec!["/l/0".into()],
-            args: vec!["serve".into()],
-            env: vec!["PATH=/bin".into()],
-            user: String::new(),
-            cwd: "/".into(),
-            stop_signal: 15,
-            volumes: Vec::new(),
-            memory: Some(64 << 20),
-            milli_cpus: Some(1500),
-            pids: Some(32),
-            container: Container::default(),
-            image: "r.io/shop:1".into(),
-            commit: "c".repeat(40),
-        }
     }
 }
 
@@ -187,9 +155,51 @@ fn check_volume(volume: &VolumeMount) -> Result<(), String> {
     }
 }
 
+/// Signal number of `SIGTERM`, `TERM`, `15`, `SIGRTMIN+3`; empty = SIGTERM.
+///
+/// Source: OCI image-spec config.md, `StopSignal`; signal(7).
+fn parse_signal(text: &str) -> Option<i32> {
+    let upper = text.trim().to_ascii_uppercase();
+    if upper.is_empty() {
+        return Some(nix::libc::SIGTERM);
+    }
+    let (first, last) = (nix::libc::SIGRTMIN(), nix::libc::SIGRTMAX());
+    if let Ok(number) = upper.parse::<i32>() {
+        return (1..=last).contains(&number).then_some(number);
+    }
+    let name = upper.strip_prefix("SIG").unwrap_or(&upper);
+    if let Some(offset) = name.strip_prefix("RTMIN") {
+        let offset = if offset.is_empty() { 0 } else { offset.strip_prefix('+')?.parse::<i32>().ok()? };
+        return (0..=last - first).contains(&offset).then(|| first + offset);
+    }
+    if let Some(offset) = name.strip_prefix("RTMAX") {
+        let offset = if offset.is_empty() { 0 } else { offset.strip_prefix('-')?.parse::<i32>().ok()? };
+        return (0..=last - first).contains(&offset).then(|| last - offset);
+    }
+    format!("SIG{name}").parse::<nix::sys::signal::Signal>().ok().map(|signal| signal as i32)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn stop_signals_in_every_spelling() {
+        let rtmin = nix::libc::SIGRTMIN();
+        for (text, number) in [
+            ("", 15),
+            ("SIGTERM", 15),
+            ("quit", 3),
+            ("9", 9),
+            ("SIGRTMIN+3", rtmin + 3),
+            ("RTMAX-1", nix::libc::SIGRTMAX() - 1),
+        ] {
+            assert_eq!(parse_signal(text), Some(number), "{text}");
+        }
+        for bad in ["SIGFOO", "0", "99", "-1", "RTMIN+99", "RTMIN-1", "RTMIN3"] {
+            assert_eq!(parse_signal(bad), None, "{bad}");
+        }
+    }
 
     #[test]
     fn volume_targets_stay_out_of_the_kernels_places() {

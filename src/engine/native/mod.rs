@@ -9,7 +9,6 @@ mod clock;
 mod etc_files;
 pub mod exec;
 mod exec_client;
-mod fitting;
 mod in_root;
 mod launch;
 mod layout;
@@ -131,12 +130,8 @@ impl Engine for NativeEngine {
         id: &InstanceId,
         hosts: &BTreeMap<ServiceName, Ipv4Addr>,
     ) -> Result<(), EngineError> {
-        let run = self.layout.run(id);
-        let (Some(_), Some(launch)) = (observe::address(&run), record::read::<launch::Launch>(&run.launch()))
-        else {
-            return Ok(());
-        };
-        etc_files::write_hosts(&self.layout.state(id), &launch, hosts).map_err(|error| {
+        let Some(address) = observe::address(&self.layout.run(id)) else { return Ok(()) };
+        etc_files::write_hosts(&self.layout.state(id), id, address, hosts).map_err(|error| {
             let reason = storage_reason(&error, Reason::StorageIo);
             EngineError::new(reason, format!("{id}: its /etc/hosts cannot be written"), error)
         })

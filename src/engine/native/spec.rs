@@ -7,10 +7,23 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::fitting;
 use super::launch::Launch;
 use super::user::Identity;
-use crate::types::{ByteSize, Container};
+
+/// What a process may do beyond its user's rights: the default set of Podman 4.
+const CAPABILITIES: [&str; 11] = [
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_FOWNER",
+    "CAP_FSETID",
+    "CAP_KILL",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_SETFCAP",
+    "CAP_SETGID",
+    "CAP_SETPCAP",
+    "CAP_SETUID",
+    "CAP_SYS_CHROOT",
+];
 
 /// Kernel interfaces that show or change the host.
 const MASKED: [&str; 12] = [
@@ -33,9 +46,6 @@ const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys",
 
 /// Files that a process may have open, where the host allows as many.
 const MAX_FILES: u64 = 1 << 20;
-
-/// As Docker has it.
-const SHM_SIZE: u64 = 64 << 20;
 
 /// Microseconds over which a share of the processors is counted. Source: cgroup-v2.rst, `cpu.max`.
 const CPU_PERIOD: u64 = 100_000;
@@ -71,16 +81,15 @@ pub(super) struct Surroundings<'a> {
 /// Writes the configuration.
 pub(super) fn config(launch: &Launch, around: &Surroundings<'_>) -> Value {
     let Surroundings { rootfs, identity, binds, file_limit, v1_cgroups } = around;
-    let container = &launch.container;
-    let capabilities = fitting::capabilities(container);
+    let files = (*file_limit).min(MAX_FILES);
     // The library mounts v1 hierarchies writable whatever the options say: a container could lift its own limits.
     let v1 = v1_cgroups.iter().map(|name| format!("/sys/fs/cgroup/{name}"));
     let v1 = v1_cgroups.first().map(|_| "/sys/fs/cgroup".to_owned()).into_iter().chain(v1);
     let read_only: Vec<String> = READ_ONLY.iter().map(|path| (*path).to_owned()).chain(v1).collect();
     json!({
         "ociVersion": "1.0.2",
-        "root": { "path": rootfs, "readonly": container.read_only.unwrap_or(false) },
-        "hostname": fitting::hostname(launch),
+        "root": { "path": rootfs, "readonly": false },
+        "hostname": launch.id.service,
         "process": {
             "terminal": false,
             "user": {
@@ -93,18 +102,18 @@ pub(super) fn config(launch: &Launch, around: &Surroundings<'_>) -> Value {
             "env": launch.env,
             "cwd": launch.cwd,
             "capabilities": {
-                "bounding": capabilities,
-                "effective": capabilities,
-                "permitted": capabilities,
+                "bounding": CAPABILITIES,
+                "effective": CAPABILITIES,
+                "permitted": CAPABILITIES,
                 "inheritable": [],
                 "ambient": [],
             },
-            "rlimits": fitting::limits(container, (*file_limit).min(MAX_FILES)),
+            "rlimits": [{ "type": "RLIMIT_NOFILE", "soft": files, "hard": files }],
             "noNewPrivileges": true,
             // The agent itself may be set to survive a lack of memory; that is no right of its containers.
-            "oomScoreAdj": container.oom_score_adj.unwrap_or(0),
+            "oomScoreAdj": 0,
         },
-        "mounts": mounts(container, binds),
+        "mounts": mounts(binds),
         "linux": {
             "cgroupsPath": format!("/{}/{}", launch.layout.instance, launch.id),
             "namespaces": [
@@ -116,7 +125,8 @@ pub(super) fn config(launch: &Launch, around: &Surroundings<'_>) -> Value {
                 { "type": "network", "path": launch.netns },
             ],
             "resources": resources(launch),
-            "sysctl": fitting::sysctls(container),
+            // As Docker does: the ports below 1024 are the container's own, not the host's.
+            "sysctl": { "net.ipv4.ip_unprivileged_port_start": "0" },
             "maskedPaths": MASKED,
             "readonlyPaths": read_only,
         },
@@ -128,27 +138,12 @@ fn resources(launch: &Launch) -> Value {
         // v1 only: the standard devices are allowed by the runtime. On v2 the missing CAP_MKNOD and `nodev` do the same.
         "devices": [{ "allow": false, "access": "rwm" }],
     });
-    let bytes = |size: Option<ByteSize>| size.and_then(|size| i64::try_from(size.0).ok());
-    let container = &launch.container;
-    for (key, value) in [
-        ("limit", bytes(launch.memory.map(ByteSize))),
-        ("swap", bytes(container.memswap_limit)),
-        ("reservation", bytes(container.mem_reservation)),
-    ] {
-        if let Some(value) = value {
-            resources["memory"][key] = json!(value);
-        }
+    if let Some(limit) = launch.memory.and_then(|bytes| i64::try_from(bytes).ok()) {
+        resources["memory"] = json!({ "limit": limit });
     }
     if let Some(milli) = launch.milli_cpus {
         let quota = (u64::from(milli) * CPU_PERIOD / 1000).max(MIN_CPU_QUOTA);
-        resources["cpu"]["quota"] = json!(quota);
-        resources["cpu"]["period"] = json!(CPU_PERIOD);
-    }
-    if let Some(shares) = container.cpu_shares {
-        resources["cpu"]["shares"] = json!(shares);
-    }
-    if let Some(processors) = &container.cpuset {
-        resources["cpu"]["cpus"] = json!(processors);
+        resources["cpu"] = json!({ "quota": quota, "period": CPU_PERIOD });
     }
     if let Some(limit) = launch.pids {
         resources["pids"] = json!({ "limit": limit });
@@ -156,8 +151,7 @@ fn resources(launch: &Launch) -> Value {
     resources
 }
 
-fn mounts(container: &Container, binds: &[BindMount]) -> Vec<Value> {
-    let shm = format!("size={}", container.shm_size.map_or(SHM_SIZE, |size| size.0));
+fn mounts(binds: &[BindMount]) -> Vec<Value> {
     let kernel = |target: &str, kind: &str, options: &[&str]| json!({ "destination": target, "type": kind, "source": kind, "options": options });
     let mut mounts = vec![
         kernel("/proc", "proc", &["nosuid", "noexec", "nodev"]),
@@ -167,28 +161,48 @@ fn mounts(container: &Container, binds: &[BindMount]) -> Vec<Value> {
             "devpts",
             &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
         ),
-        kernel("/dev/shm", "tmpfs", &["nosuid", "noexec", "nodev", "mode=1777", &shm]),
+        kernel("/dev/shm", "tmpfs", &["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]),
         kernel("/dev/mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
         kernel("/sys", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
         kernel("/sys/fs/cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", "ro"]),
     ];
-    let mut own: Vec<(&Path, Value)> = container.tmpfs.iter().flatten().map(fitting::tmpfs).collect();
-    own.extend(binds.iter().map(|bind| {
+    let mut binds: Vec<_> = binds.iter().collect();
+    // A volume inside another one has to come after it, however they are listed.
+    binds.sort_by_key(|bind| bind.target.components().count());
+    mounts.extend(binds.into_iter().map(|bind| {
         let mut options = vec!["rbind", "rprivate", "rnodev"];
         options.extend(if bind.read_only { &["ro", "rro"][..] } else { &["rw"][..] });
-        let mount =
-            json!({ "destination": bind.target, "type": "bind", "source": bind.source, "options": options });
-        (bind.target.as_path(), mount)
+        json!({ "destination": bind.target, "type": "bind", "source": bind.source, "options": options })
     }));
-    // One inside another has to come after it, however they are listed.
-    own.sort_by_key(|(target, _)| target.components().count());
-    mounts.extend(own.into_iter().map(|(_, mount)| mount));
     mounts
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::native::layout::Layout;
+
+    fn launch() -> Launch {
+        Launch {
+            format: 1,
+            id: "shop.7".parse().unwrap(),
+            layout: Layout { state_dir: "/s".into(), run_dir: "/r".into(), instance: "gitopsd".into() },
+            address: [10, 98, 0, 2].into(),
+            netns: "/run/netns/x".into(),
+            layers: vec!["/l/0".into()],
+            args: vec!["serve".into()],
+            env: vec!["PATH=/bin".into()],
+            user: String::new(),
+            cwd: "/".into(),
+            stop_signal: 15,
+            volumes: Vec::new(),
+            memory: Some(64 << 20),
+            milli_cpus: Some(1500),
+            pids: Some(32),
+            image: "r.io/shop:1".into(),
+            commit: "c".repeat(40),
+        }
+    }
 
     #[test]
     fn the_runtime_takes_it_and_no_right_is_left_by_default() {
@@ -204,7 +218,7 @@ mod tests {
             file_limit: 20_000,
             v1_cgroups: &["memory".into()],
         };
-        let value = config(&Launch::sample("shop.7"), &around);
+        let value = config(&launch(), &around);
         let read_only = value["linux"]["readonlyPaths"].as_array().unwrap();
         assert!(read_only.contains(&"/sys/fs/cgroup/memory".into()));
         let spec: oci_spec::runtime::Spec = serde_json::from_value(value.clone()).unwrap();

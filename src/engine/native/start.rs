@@ -68,11 +68,10 @@ pub(super) fn start(engine: &NativeEngine, request: &ContainerRequest) -> Result
         .recursive(true)
         .mode(0o700)
         .create(&state)
+        .and_then(|()| etc_files::write(&state, id, request.address, &request.hosts))
         .map_err(|e| failed("its files cannot be written", e))?;
     let netns = engine.network.attach(id, request.address)?;
     let launch = Launch::new(request, &engine.layout, netns)?;
-    etc_files::write(&state, &launch, &request.hosts)
-        .map_err(|e| failed("its files cannot be written", e))?;
     record::write(&run.launch(), &launch).map_err(|e| failed("launch.json cannot be written", e))?;
     let result = run_shim(engine, &run, lock, shim::START);
     if result.is_err() {

@@ -43,9 +43,8 @@ pub(super) fn create(run: &RunFiles, launch: Launch) -> Result<Supervised, Engin
     let root = rootfs::mount_overlay(&state, &launch.layers)
         .map_err(|e| failed("the image's layers cannot be mounted", e))?;
     let root_dir = File::open(&root).map_err(|e| failed("its root cannot be opened", e))?;
-    let identity =
-        user::look_up(&root_dir, &launch.user, launch.container.group_add.as_deref().unwrap_or_default())
-            .map_err(|message| EngineError::plain(Reason::StartFailed, format!("{id}: {message}")))?;
+    let identity = user::look_up(&root_dir, &launch.user)
+        .map_err(|message| EngineError::plain(Reason::StartFailed, format!("{id}: {message}")))?;
     // As Docker does: the working directory of an image need not exist in it.
     in_root::create_dir_all(&root_dir, &launch.cwd)
         .map_err(|e| failed(&format!("working directory {}", launch.cwd.display()), e))?;
