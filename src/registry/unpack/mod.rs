@@ -4,6 +4,7 @@
 //! digest. All of it runs in a confined process, see `worker`.
 
 mod attributes;
+mod fields;
 mod folders;
 pub(super) mod listing;
 mod parents;

@@ -1,6 +1,9 @@
 //! Directories that a layer implies: overlayfs shows the uppermost layer's owner and mode, so they have to be those of
 //! the layers below.
 //!
+//! Where no layer says anything of one, it is root's, open to all, and as old as can be (1970): the time of unpacking
+//! would make another tree of the same layer on each host.
+//!
 //! A layer has one tree for all images that hold it, and its implied directories are those of the image it was pulled
 //! for. Images that share a layer mostly share what is below it too.
 
@@ -42,13 +45,13 @@ pub(in crate::registry) fn inherit(
     let mut records = Vec::new();
     for (path, opaque) in implied {
         let folder = beneath(&root, path).map_err(|error| disk(path, error))?;
-        if let Some(stat) = look_up(&lowers, path)? {
-            let attributes = Attributes::of_stat(&stat);
-            attributes.set(&folder, path)?;
-            attributes.set_times(&folder, path)?;
-        }
-        let now = Attributes::of_stat(&fstat(&folder).map_err(|error| disk(path, error))?);
-        records.push((path.clone(), now.record(Kind::Directory { opaque: *opaque })));
+        let attributes = match look_up(&lowers, path)? {
+            Some(stat) => Attributes::of_stat(&stat),
+            None => Attributes::of_stat(&fstat(&folder).map_err(|error| disk(path, error))?).without_time(),
+        };
+        attributes.set(&folder, path)?;
+        attributes.set_times(&folder, path)?;
+        records.push((path.clone(), attributes.record(Kind::Directory { opaque: *opaque })));
     }
     Ok(records)
 }

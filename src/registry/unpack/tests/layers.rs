@@ -61,11 +61,37 @@ fn nothing_goes_through_a_link_once_something_else_took_its_place() {
 
 #[test]
 fn what_a_layer_does_not_say_is_told() {
-    let archive = tar().file("a/b/c", b"x").dir("a/").symlink("l", "a").file("l/d/.wh.e", b"").end();
+    let archive = tar().file("a/b/c", b"x").dir("a/").symlink("l", "a").file("a/d/.wh.e", b"").end();
     let dir = tempfile::tempdir().unwrap();
     let implied = unpack(&archive, dir.path()).unwrap();
     let expected = [Path::new(""), Path::new("a/b"), Path::new("a/d")];
     assert_eq!(implied.keys().map(PathBuf::as_path).collect::<Vec<_>>(), expected);
+}
+
+#[test]
+fn what_nobody_says_is_the_same_on_every_host() {
+    let lower = tempfile::tempdir().unwrap();
+    unpack(&tar().head(head(b'5', "a").mode(0o711).owner(7).time(5)).end(), lower.path()).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let implied = unpack(&tar().file("a/x", b"1").file("b/c/y", b"2").end(), dir.path()).unwrap();
+    let records = super::super::inherit(dir.path(), &implied, &[lower.path().to_owned()]).unwrap();
+    let seen = Seen(dir.path().to_owned());
+    let on_disk = |path: &Path| {
+        let meta = seen.meta(path);
+        (meta.mode() & 0o7777, meta.uid(), (meta.mtime(), meta.mtime_nsec()))
+    };
+    for (path, record) in &records {
+        let (mode, uid, (seconds, nanoseconds)) = on_disk(path);
+        assert_eq!((record.mode, record.uid), (mode, uid), "{}", path.display());
+        assert_eq!(record.mtime, (seconds, u32::try_from(nanoseconds).unwrap()), "{}", path.display());
+    }
+    assert_eq!(on_disk(Path::new("a")), (0o711, 7, (5, 0)), "as the layer below says");
+    for path in ["b", "b/c"] {
+        assert_eq!(on_disk(Path::new(path)), (0o755, 0, (0, 0)), "{path}");
+    }
+    // The root's mode is the directory's that it was unpacked into; the layer below says nothing of its time either.
+    let root = records.iter().find(|(path, _)| path.as_os_str().is_empty()).unwrap();
+    assert!(records.len() == 4 && root.1.uid == 0);
 }
 
 #[test]
