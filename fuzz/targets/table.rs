@@ -21,8 +21,7 @@ fuzz_target!(|bytes: &[u8]| {
     let Ok(file) = tempfile::NamedTempFile::new() else { return };
     std::fs::write(file.path(), &bytes).expect("a file");
     let url: SafeUrl = format!("file://{}", file.path().display()).parse().expect("an address");
-    let table =
-        RUNTIME.with_borrow(|runtime| runtime.block_on(gitopsd::registry::fuzz::table(&url)));
+    let table = RUNTIME.with_borrow(|runtime| runtime.block_on(gitopsd::registry::fuzz::table(&url)));
     let found = match table {
         Ok(Some(found)) => found,
         Ok(None) => return,

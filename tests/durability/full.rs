@@ -202,7 +202,8 @@ async fn a_pull_leaves_room_for_those_who_write() {
         ended.store(true, Ordering::Relaxed);
         (error.unwrap_err(), writer.join().unwrap())
     });
-    let parts = ["app:air does not fit: ", "are kept for others", "the image needs at least ", "44.0 MiB and "];
+    let parts =
+        ["app:air does not fit: ", "are kept for others", "the image needs at least ", "44.0 MiB and "];
     host.assert_full(&error, &parts);
     assert!(written.unwrap() > 10, "it wrote all the while");
     host.assert_untouched(&truth, room);

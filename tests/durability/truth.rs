@@ -147,7 +147,8 @@ impl Truth {
         };
         let images: BTreeSet<&str> = IMAGES.iter().map(|(tag, _)| *tag).filter(images).collect();
         assert_eq!(images, holds.images, "the images that fsck sees: {report:?}");
-        let layers = report.damaged_layers().map(|layer| format!("{} {:?}", layer.layer, layer.findings.first()));
+        let layers =
+            report.damaged_layers().map(|layer| format!("{} {:?}", layer.layer, layer.findings.first()));
         let images = report.damaged_images().map(|image| format!("{} {:?}", image.image, image.trouble));
         let said: Vec<String> = layers.chain(images).chain(report.strays.iter().cloned()).collect();
         (!said.is_empty()).then(|| said.join("; "))

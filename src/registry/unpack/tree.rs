@@ -286,8 +286,7 @@ impl<'a> Tree<'a> {
     /// OCI image-spec, layer.md, "Whiteouts"; overlayfs.rst, "whiteouts and opaque directories".
     fn whiteout(&mut self, above: &Path, hidden: &[u8]) -> Result<(), Error> {
         let opaque = hidden == b".wh..opq";
-        if !opaque
-            && (hidden.is_empty() || hidden == b"." || hidden == b".." || hidden.starts_with(b".wh."))
+        if !opaque && (hidden.is_empty() || hidden == b"." || hidden == b".." || hidden.starts_with(b".wh."))
         {
             return refuse(format!("{}: an odd whiteout", above.display()));
         }

@@ -106,9 +106,12 @@ pub fn rows() -> Vec<Row> {
         refused("a last content that is one byte short", "truncation", "end of file", |_| {
             tar().head(head(b'0', "a").size(3)).raw(b"ab").0
         }),
-        refused("an extended header that is not filled up to a block", "truncation", "fill whole buffer", |_| {
-            tar().head(head(b'x', "x").size(8)).raw(b"8 a=bcd\n").0
-        }),
+        refused(
+            "an extended header that is not filled up to a block",
+            "truncation",
+            "fill whole buffer",
+            |_| tar().head(head(b'x', "x").size(8)).raw(b"8 a=bcd\n").0,
+        ),
         harmless(
             "nothing",
             "CVE-2026-24054",

@@ -68,7 +68,9 @@ pub fn rows() -> Vec<Row> {
                     .file("w/.wh.a", b"")
                     .end()
             },
-            |seen| assert!(seen.names() == ["f", "p", "w"] && seen.text("f") == "x" && is_whiteout(seen, "w")),
+            |seen| {
+                assert!(seen.names() == ["f", "p", "w"] && seen.text("f") == "x" && is_whiteout(seen, "w"))
+            },
         ),
         harmless(
             "whiteouts, and a file or a link in their directory's place after them",
@@ -83,7 +85,9 @@ pub fn rows() -> Vec<Row> {
                     .symlink("l", &out.absolute)
                     .end()
             },
-            |seen| assert!(seen.names() == ["f", "l"] && seen.text("f") == "x" && seen.meta("l").is_symlink()),
+            |seen| {
+                assert!(seen.names() == ["f", "l"] && seen.text("f") == "x" && seen.meta("l").is_symlink())
+            },
         ),
         refused(
             "whiteouts and a file in a directory, and a file in its place",
