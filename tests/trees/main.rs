@@ -21,6 +21,7 @@ mod walk;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use gitopsd::registry::Depth;
 use support::Host;
 use support::server::Server;
 use support::tree::Overlay;
@@ -62,6 +63,9 @@ impl Image {
     async fn pulled(&self, server: &Server) -> (Tree, usize) {
         let host = Host::new(&[&server.address()]);
         let (digest, _) = host.pull(&format!("{}/{}", server.address(), self.name)).await.unwrap();
+        // What is listed is what is there, also where something was left out.
+        let report = host.store.check(Depth::Full, &mut |_| {}).unwrap();
+        assert!(report.is_sound(), "{}: {:?}", self.name, report.damaged_layers().next());
         let layers = host.layers(&digest);
         let overlay = Overlay::mount(&layers);
         (Tree::read(&overlay.root()), layers.len())

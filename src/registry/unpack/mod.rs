@@ -6,6 +6,7 @@
 mod attributes;
 mod fields;
 mod folders;
+mod leftovers;
 pub(super) mod listing;
 mod parents;
 mod pax;
