@@ -1,10 +1,12 @@
 //! What reads the bytes of strangers, for the fuzzers in `fuzz/`: the functions themselves, without a network before
 //! them. There only with the feature `fuzz`, which no release has.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::Path;
 use std::sync::LazyLock;
 
+use super::client::Client;
 use super::unpack::reader::{Kind, Reader};
 use super::unpack::{self, Error};
 use super::{PullError, archive, challenge, docker_config, manifest};
@@ -45,11 +47,12 @@ fn read(bytes: &[u8]) -> Result<Vec<Entry>, Error> {
 /// where it is none. Nothing is fetched, nothing is unpacked.
 pub async fn table(url: &SafeUrl) -> Result<Option<Vec<(String, u64, u64)>>, PullError> {
     // Not used for files, and slow to make.
-    static REMOTE: LazyLock<(reqwest::Client, archive::S3)> = LazyLock::new(|| {
-        let http = reqwest::Client::new();
-        (http.clone(), archive::S3::new(S3Config::default(), http))
+    static REMOTE: LazyLock<Option<(reqwest::Client, archive::S3)>> = LazyLock::new(|| {
+        let http = Client::new(BTreeMap::new()).ok()?.http_of("");
+        Some((http.clone(), archive::S3::new(S3Config::default(), http)))
     });
-    let (http, s3) = &*REMOTE;
+    let none = || PullError::fatal(Reason::Internal, "no TLS on this host");
+    let (http, s3) = REMOTE.as_ref().ok_or_else(none)?;
     archive::table_of(&archive::Place::open(url, http, s3).await?).await
 }
 
