@@ -30,6 +30,7 @@ test: ## everything that a change has to pass: lint, all tests, the demo (root)
 	scripts/lint
 	scripts/test
 
+test-all: export GITOPSD_TEST_ALL = 1
 test-all: test ## test, and everything that takes too long for every change
 	$(CARGO) test --locked --features failpoints -- --ignored
 

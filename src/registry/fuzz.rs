@@ -1,13 +1,17 @@
 //! What reads the bytes of strangers, for the fuzzers in `fuzz/`: the functions themselves, without a network before
 //! them. There only with the feature `fuzz`, which no release has.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::Path;
+use std::sync::{Arc, LazyLock};
 
+use super::client::Client;
 use super::unpack::reader::{Kind, Reader};
 use super::unpack::{self, Error};
-use super::{PullError, challenge, docker_config, manifest};
-use crate::types::Reason;
+use super::{PullError, archive, challenge, docker_config, manifest};
+use crate::config::agent::S3Config;
+use crate::types::{Reason, SafeUrl};
 
 /// An entry of an archive: its path, kind (as `ls` shows it, `h` for hard links), link and content.
 pub type Entry = (Vec<u8>, char, Vec<u8>, Vec<u8>);
@@ -37,6 +41,19 @@ fn read(bytes: &[u8]) -> Result<Vec<Entry>, Error> {
         entries.push((entry.path, kind, entry.link, content));
     }
     Ok(entries)
+}
+
+/// The table of contents of an image archive in a file: names, and where their bytes begin and how many they are; `None`
+/// where it is none. Nothing is fetched, nothing is unpacked.
+pub async fn table(url: &SafeUrl) -> Result<Option<Vec<(String, u64, u64)>>, PullError> {
+    // Not used for files, and slow to make.
+    static REMOTE: LazyLock<Option<(reqwest::Client, Arc<archive::S3>)>> = LazyLock::new(|| {
+        let http = Client::new(BTreeMap::new()).ok()?.http_of("");
+        Some((http, Arc::new(archive::S3::new(S3Config::default()))))
+    });
+    let none = || PullError::fatal(Reason::Internal, "no TLS on this host");
+    let (http, s3) = REMOTE.as_ref().ok_or_else(none)?;
+    archive::table_of(&archive::Place::open(url, http, s3).await?).await
 }
 
 /// Unpacks an archive into an empty directory.

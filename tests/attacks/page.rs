@@ -81,7 +81,8 @@ fn the_page_is_up_to_date() {
         std::fs::write(&path, &wanted).unwrap();
     }
     let there = std::fs::read_to_string(&path).unwrap_or_default();
-    assert_eq!(there, wanted, "docs/attacks.md is old: UPDATE_GOLDEN=1 cargo test --test attacks page");
+    // The two of them would fill screens.
+    assert!(there == wanted, "docs/attacks.md is old: UPDATE_GOLDEN=1 cargo test --test attacks page");
 }
 
 #[test]

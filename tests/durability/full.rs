@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use gitopsd::registry::{Disposition, PullError, Registry, Store};
+use gitopsd::registry::{Depth, Disposition, PullError, Registry, Store};
 use gitopsd::state::{StateDir, atomic};
 use gitopsd::types::{ImageRef, PinnedImage, Reason};
 
@@ -57,24 +57,48 @@ impl Host {
         self.registry.pull(image, &|_| {}).await.map(|_| ())
     }
 
-    /// What runs is untouched, and of what failed nothing is left.
+    /// Bytes and inodes that are free.
+    fn room(&self) -> (u64, u64) {
+        (free(&self.disk.root()), rustix::fs::statvfs(self.disk.root()).unwrap().f_favail)
+    }
+
+    /// The message of a pull that found no room says how much is needed, how much there is and where, and what to do.
     #[track_caller]
-    fn assert_untouched(&self, truth: &Truth) {
+    fn assert_full(&self, error: &PullError, parts: &[&str]) {
+        println!("{error}");
+        assert_eq!((error.reason, error.disposition), (Reason::DiskSpace, Disposition::Retry), "{error}");
+        let place = format!("on the file system of {}", self.state.join("store").display());
+        for part in parts.iter().copied().chain([&*place, "gitopsd gc"]) {
+            assert!(error.to_string().contains(part), "`{part}` is missing in: {error}");
+        }
+    }
+
+    /// What runs is untouched, and of what failed nothing is left: all the room is there again.
+    #[track_caller]
+    fn assert_untouched(&self, truth: &Truth, (bytes, inodes): (u64, u64)) {
         let overlay = self.overlay.as_ref().unwrap();
         assert_eq!(describe(&overlay.root()), self.seen, "what the container sees");
         let tmp = self.state.join("store/tmp");
         wait_for("what is unfinished to go", || names(&tmp).is_empty().then_some(()));
         let holds = truth.check(&self.state).unwrap();
         assert_eq!(holds, Holds { layers: [0, 1].into(), images: ["1"].into() });
+        let now = self.room();
+        assert!(now.0 + (1 << 20) > bytes, "{} bytes are free again, of {bytes}", now.0);
+        assert!(now.1 + 4 > inodes, "{} inodes are free again, of {inodes}", now.1);
     }
-}
 
-#[track_caller]
-fn assert_full(error: &PullError, parts: &[&str]) {
-    println!("{error}");
-    assert_eq!((error.reason, error.disposition), (Reason::DiskSpace, Disposition::Retry), "{error}");
-    for part in parts {
-        assert!(error.to_string().contains(part), "`{part}` is missing in: {error}");
+    /// With room again the same process goes on as if nothing had been, and the container did not notice.
+    async fn assert_heals(&self, truth: &Truth, image: &PinnedImage) {
+        self.pull(image).await.unwrap();
+        let pulled = self.store.image(&image.digest).unwrap();
+        // Each of its layers is whole, and can be run on.
+        drop(Overlay::mount(&pulled.layers));
+        let report = Store::beside(&self.state).check(Depth::Full, &mut |_| {}).unwrap();
+        assert!(report.is_sound() && report.images.len() == 2, "{report:?}");
+        if truth.image("x.test", "2").digest == image.digest {
+            assert_eq!(truth.check(&self.state).unwrap().images.len(), 2);
+        }
+        assert_eq!(describe(&self.overlay.as_ref().unwrap().root()), self.seen, "what the container sees");
     }
 }
 
@@ -97,13 +121,13 @@ async fn what_cannot_fit_is_refused_before_its_first_byte() {
     let host = Host::new(&truth, EXT4, 96, &line).await;
     let image = truth.image(&line.address(), "2");
     let ballast = fill_up(&host.disk.root(), 3 << 20);
+    let room = host.room();
     let error = host.pull(&image).await.unwrap_err();
-    assert_full(&error, &["app:2: its missing layers need at least 4.", "3.0 MiB are free", "gitopsd gc"]);
+    host.assert_full(&error, &["app:2: its missing layers need at least 4.", "3.0 MiB are free"]);
     assert!(line.sent() < BESIDES, "{} bytes came", line.sent());
-    host.assert_untouched(&truth);
+    host.assert_untouched(&truth, room);
     fs::remove_file(ballast).unwrap();
-    host.pull(&image).await.unwrap();
-    assert_eq!(truth.check(&host.state).unwrap().images.len(), 2);
+    host.assert_heals(&truth, &image).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -119,20 +143,17 @@ async fn a_disk_that_fills_up_on_the_way() {
     }
     let image = truth.push(&line.address(), "zeros", layer.gzip()).await;
     let ballast = fill_up(&host.disk.root(), 30 << 20);
-    let before = free(&host.disk.root());
+    let room = host.room();
     let error = host.pull(&image).await.unwrap_err();
-    assert_full(&error, &["the image needs at least ", "30.0 MiB and ", " inodes were free", "gitopsd gc"]);
-    host.assert_untouched(&truth);
-    let after = free(&host.disk.root());
-    assert!(after + (1 << 20) > before, "{after} bytes are free again, of {before}");
+    host.assert_full(&error, &["the image needs at least ", "30.0 MiB and ", " inodes were free"]);
+    host.assert_untouched(&truth, room);
     // As little room as before: it is not even begun.
     let came = line.sent();
     let error = host.pull(&image).await.unwrap_err();
-    assert_full(&error, &["its missing layers need at least ", "MiB are free"]);
+    host.assert_full(&error, &["its missing layers need at least ", "MiB are free"]);
     assert!(line.sent() < came + BESIDES);
     fs::remove_file(ballast).unwrap();
-    host.pull(&image).await.unwrap();
-    assert!(host.store.image(&image.digest).is_some());
+    host.assert_heals(&truth, &image).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -143,23 +164,22 @@ async fn inodes_that_run_out_on_the_way() {
     let host = Host::new(&truth, EXT4_FEW, 128, &line).await;
     let folder = host.disk.root().join("others");
     fs::create_dir(&folder).unwrap();
-    let left = || rustix::fs::statvfs(host.disk.root()).unwrap().f_favail;
     let mut number = 0;
-    while left() > 1000 {
+    while host.room().1 > 1000 {
         fs::write(folder.join(number.to_string()), b"").unwrap();
         number += 1;
     }
     let image = truth.image(&line.address(), "2");
+    let room = host.room();
     let error = host.pull(&image).await.unwrap_err();
-    assert_full(&error, &["the image needs at least ", "1000 inodes were free", "gitopsd gc"]);
-    host.assert_untouched(&truth);
+    host.assert_full(&error, &["the image needs at least ", "1000 inodes were free"]);
+    host.assert_untouched(&truth, room);
     let came = line.sent();
     let error = host.pull(&image).await.unwrap_err();
-    assert_full(&error, &["its missing layers need at least ", "inodes are free, and "]);
+    host.assert_full(&error, &["its missing layers need at least ", "inodes are free, and "]);
     assert!(line.sent() < came + BESIDES);
     fs::remove_dir_all(folder).unwrap();
-    host.pull(&image).await.unwrap();
-    assert_eq!(truth.check(&host.state).unwrap().images.len(), 2);
+    host.assert_heals(&truth, &image).await;
 }
 
 /// A pull ends before it takes the last of the disk: a container that writes all the while never fails.
@@ -172,6 +192,7 @@ async fn a_pull_leaves_room_for_those_who_write() {
     let image = truth.push(&line.address(), "air", airy(50)).await;
     // Room for what is packed, and not for what it unpacks to.
     let ballast = fill_up(&host.disk.root(), 44 << 20);
+    let room = host.room();
     let ended = AtomicBool::new(false);
     let file = host.disk.root().join("container-writes-here");
     let (error, written) = std::thread::scope(|scope| {
@@ -181,11 +202,13 @@ async fn a_pull_leaves_room_for_those_who_write() {
         ended.store(true, Ordering::Relaxed);
         (error.unwrap_err(), writer.join().unwrap())
     });
-    assert_full(&error, &["app:air does not fit: ", "are kept for others", "44.0 MiB and ", "gitopsd gc"]);
+    let parts =
+        ["app:air does not fit: ", "are kept for others", "the image needs at least ", "44.0 MiB and "];
+    host.assert_full(&error, &parts);
     assert!(written.unwrap() > 10, "it wrote all the while");
-    host.assert_untouched(&truth);
+    host.assert_untouched(&truth, room);
     fs::remove_file(ballast).unwrap();
-    host.pull(&image).await.unwrap();
+    host.assert_heals(&truth, &image).await;
 }
 
 /// A few kB at a time into one file, each time to the disk; how often that went well.

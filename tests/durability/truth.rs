@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use gitopsd::registry::Store;
+use gitopsd::registry::{Depth, Store};
 use gitopsd::types::{ImageRef, PinnedImage};
 use serde_json::Value;
 use tar::EntryType;
@@ -87,7 +87,8 @@ impl Truth {
         layers.iter().map(|number| self.blobs[*number].bytes.len() as u64).sum()
     }
 
-    /// Looks at all that has a final name. An error names what is not right.
+    /// Looks at all that has a final name. An error names what is not right, and what `gitopsd fsck` says of it: what is
+    /// wrong here it has to find, too, and it finds nothing else wrong.
     ///
     /// Opens no store: that would wipe what a crash left.
     pub fn check(&self, state: &Path) -> Result<Holds, String> {
@@ -121,7 +122,36 @@ impl Truth {
                 }
             }
         }
-        if wrong.is_empty() { Ok(holds) } else { Err(wrong.join("\n")) }
+        let said = self.fsck(state, &holds);
+        match (wrong.is_empty(), said) {
+            (true, None) => Ok(holds),
+            // Of records and listings it knows more.
+            (true, Some(said)) => Err(format!("fsck alone: {said}")),
+            (false, Some(said)) => Err(format!("{}\nfsck: {said}", wrong.join("\n"))),
+            (false, None) => panic!("fsck calls this sound: {}", wrong.join("\n")),
+        }
+    }
+
+    /// What `gitopsd fsck` finds wrong; that it looks at the layers and images that are here goes without saying.
+    fn fsck(&self, state: &Path, holds: &Holds) -> Option<String> {
+        let report = Store::beside(state).check(Depth::Full, &mut |_| {}).unwrap();
+        let layers: BTreeSet<usize> = report
+            .layers
+            .iter()
+            .filter_map(|report| self.blobs.iter().position(|blob| blob.diff_id == report.layer.to_string()))
+            .collect();
+        assert_eq!(layers, holds.layers, "the layers that fsck sees: {report:?}");
+        let images = |tag: &&str| {
+            let digest = self.image("x.test", tag).digest;
+            report.images.iter().any(|report| report.image == digest)
+        };
+        let images: BTreeSet<&str> = IMAGES.iter().map(|(tag, _)| *tag).filter(images).collect();
+        assert_eq!(images, holds.images, "the images that fsck sees: {report:?}");
+        let layers =
+            report.damaged_layers().map(|layer| format!("{} {:?}", layer.layer, layer.findings.first()));
+        let images = report.damaged_images().map(|image| format!("{} {:?}", image.image, image.trouble));
+        let said: Vec<String> = layers.chain(images).chain(report.strays.iter().cloned()).collect();
+        (!said.is_empty()).then(|| said.join("; "))
     }
 
     /// The next start after a crash: nothing unfinished is left, what is recorded is complete, and a pull from `address`

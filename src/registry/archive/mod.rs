@@ -228,3 +228,12 @@ fn contents(image: Image, archive: Archive, received: u64) -> Contents {
         received,
     }
 }
+
+/// The table of contents of an uncompressed archive: names, and where their bytes begin and how many they are. For the
+/// fuzzers alone.
+#[cfg(feature = "fuzz")]
+pub(super) async fn table_of(place: &Place) -> Result<Option<Vec<(String, u64, u64)>>, PullError> {
+    let table::Table::Image(entries) = table::read(place, table::Look::Whole).await? else { return Ok(None) };
+    let located = |path: &String| table::locate(&entries, path).map(|(at, size)| (path.clone(), at, size));
+    Ok(Some(entries.keys().filter_map(located).collect()))
+}

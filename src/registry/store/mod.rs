@@ -187,9 +187,9 @@ impl Store {
                 .filter(|lower| *lower != diff_id)
                 .map(|lower| finished.get(lower).map_or_else(|| self.tree(lower), |layer| layer.place.tree()))
                 .collect();
-            let records = unpack::inherit(&layer.place.tree(), &layer.implied, &lowers)
+            let inherited = unpack::inherit(&layer.place.tree(), &layer.implied, &lowers)
                 .map_err(|error| error.into_pull_error(&format!("layer {diff_id}")))?;
-            listing::seal(&layer.place.listing(), &records)
+            listing::seal(&layer.place.listing(), &inherited.records, &inherited.gone)
                 .map_err(|error| PullError::io(format_args!("listing layer {diff_id}"), &error))?;
         }
         Ok(())

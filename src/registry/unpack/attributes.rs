@@ -59,6 +59,11 @@ impl Attributes {
         }
     }
 
+    /// The same, as old as can be.
+    pub fn without_time(self) -> Self {
+        Self { mtime: (0, 0), ..self }
+    }
+
     pub fn times(&self) -> Timestamps {
         let time = Timespec { tv_sec: self.mtime.0, tv_nsec: self.mtime.1.into() };
         Timestamps { last_access: time, last_modification: time }

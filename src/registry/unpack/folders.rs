@@ -81,6 +81,23 @@ impl Folders {
         Ok(folder)
     }
 
+    /// A directory of the tree by no way but its own, made with its parents where it is missing. `None`: a link or
+    /// something else that is no directory stands on the way.
+    pub fn folder_itself(&mut self, path: &Path) -> Result<Option<Rc<Folder>>, Error> {
+        if let Some(known) = self.open.get(path) {
+            return Ok((known.path == path).then(|| known.clone()));
+        }
+        let Some((parent, name)) = path.parent().zip(path.file_name()) else {
+            return Ok(Some(self.root.clone()));
+        };
+        let Some(parent) = self.folder_itself(parent)? else { return Ok(None) };
+        match open_exactly(&parent, name) {
+            Err(Errno::LOOP | Errno::NOTDIR) => Ok(None),
+            Ok(_) | Err(Errno::NOENT) => self.folder(path).map(Some),
+            Err(error) => Err(disk(path, error)),
+        }
+    }
+
     /// One name further. `shown` is the whole way, for messages.
     fn step(
         &mut self,

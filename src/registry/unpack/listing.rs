@@ -11,7 +11,7 @@
 //! Kind, mode, owner, group, time, attributes (their digest), value, path. Bytes that are not plain are %-escaped. A
 //! later line of a path replaces an earlier one, as a later entry of an archive replaces an earlier one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::io::{self, Write};
@@ -113,12 +113,25 @@ pub(super) fn begin(to: &mut dyn Write) -> io::Result<()> {
     to.write_all(HEAD.as_bytes())
 }
 
-/// Adds the last lines and the end to what [`begin`] began.
-pub(in crate::registry) fn seal(path: &Path, last: &[(PathBuf, Record)]) -> io::Result<()> {
+/// Adds the last lines and the end to what [`begin`] began, without what is `gone`: directories, and all that was in them.
+pub(in crate::registry) fn seal(
+    path: &Path,
+    last: &[(PathBuf, Record)],
+    gone: &BTreeSet<PathBuf>,
+) -> io::Result<()> {
     let mut file = std::fs::OpenOptions::new().read(true).append(true).open(path)?;
     let mut text = Vec::new();
     io::Read::read_to_end(&mut file, &mut text)?;
-    let begun = text.len();
+    let mut begun = text.len();
+    if !gone.is_empty() {
+        let stays = |line: &&[u8]| {
+            let parsed = std::str::from_utf8(line).ok().and_then(|line| record(line.trim_end_matches('\n')));
+            parsed.is_none_or(|(path, _)| !path.ancestors().any(|above| gone.contains(above)))
+        };
+        text = text.split_inclusive(|byte| *byte == b'\n').filter(stays).collect::<Vec<_>>().concat();
+        file.set_len(0)?;
+        begun = 0;
+    }
     for (path, record) in last {
         text.extend_from_slice(line(path, record).as_bytes());
     }
@@ -224,7 +237,7 @@ mod tests {
         let stale = Record { mode: 0, ..sample[1].1.clone() };
         text.extend_from_slice(line(&sample[1].0, &stale).as_bytes());
         std::fs::write(file.path(), &text).unwrap();
-        seal(file.path(), &sample).unwrap();
+        seal(file.path(), &sample, &BTreeSet::new()).unwrap();
         assert_eq!(read(file.path()).unwrap(), sample.into_iter().collect());
         std::fs::read(file.path()).unwrap()
     }
@@ -232,6 +245,22 @@ mod tests {
     #[test]
     fn what_is_written_is_read() {
         written();
+    }
+
+    #[test]
+    fn what_is_gone_is_not_listed() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let mut text = Vec::new();
+        begin(&mut text).unwrap();
+        let whiteout = Record { kind: Kind::Whiteout, ..sample()[0].1.clone() };
+        for path in ["etc/a b/x", "etc/a b/c/y", "etc/a bc", "etc/a"] {
+            text.extend_from_slice(line(Path::new(path), &whiteout).as_bytes());
+        }
+        std::fs::write(file.path(), &text).unwrap();
+        seal(file.path(), &sample(), &[PathBuf::from("etc/a b")].into()).unwrap();
+        let mut expected: BTreeMap<_, _> = sample().into_iter().collect();
+        expected.extend(["etc/a bc", "etc/a"].map(|path| (path.into(), whiteout.clone())));
+        assert_eq!(read(file.path()).unwrap(), expected);
     }
 
     #[test]

@@ -5,7 +5,9 @@
 
 mod attributes;
 mod content;
+mod fields;
 mod folders;
+mod leftovers;
 pub(super) mod listing;
 mod parents;
 mod pax;

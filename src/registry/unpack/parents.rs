@@ -1,20 +1,24 @@
 //! Directories that a layer implies: overlayfs shows the uppermost layer's owner and mode, so they have to be those of
 //! the layers below.
 //!
+//! Where no layer says anything of one, it is root's, open to all, and as old as can be (1970): the time of unpacking
+//! would make another tree of the same layer on each host.
+//!
 //! A layer has one tree for all images that hold it, and its implied directories are those of the image it was pulled
 //! for. Images that share a layer mostly share what is below it too.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, Stat, fgetxattr, fstat, openat2};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat, fgetxattr, fstat, openat2, statat};
 use rustix::io::Errno;
 
 use super::attributes::Attributes;
 use super::folders::openat2_again;
 use super::listing::{Kind, Record};
-use super::{Error, Implied, disk};
+use super::{Error, Implied, disk, leftovers};
 
 /// What one layer says about a directory.
 enum Found {
@@ -22,17 +26,26 @@ enum Found {
     Here(Stat),
     /// It does not know of it.
     Nothing,
-    /// It hides it, or has something else in its place: what is further below does not show.
+    /// It hides it, or has something else in the place of a directory on its way: what is further below does not show.
     Hidden,
+    /// It has a file or a link in its place.
+    Other,
 }
 
-/// Gives the implied directories of `tree` the attributes of `lowers`, the trees below it, uppermost first. What they
-/// are then, for the listing.
+/// What became of a layer's implied directories.
+pub(in crate::registry) struct Inherited {
+    /// What they are now.
+    pub records: Vec<(PathBuf, Record)>,
+    /// Those that had nothing to hide, and are gone with all that was in them.
+    pub gone: BTreeSet<PathBuf>,
+}
+
+/// Gives the implied directories of `tree` the attributes of `lowers`, the trees below it, uppermost first.
 pub(in crate::registry) fn inherit(
     tree: &Path,
     implied: &Implied,
     lowers: &[PathBuf],
-) -> Result<Vec<(PathBuf, Record)>, Error> {
+) -> Result<Inherited, Error> {
     let open = |path: &Path| match File::open(path) {
         Ok(file) => Ok(OwnedFd::from(file)),
         Err(error) => Err(Error::Disk(format!("opening {}", path.display()), error)),
@@ -40,28 +53,43 @@ pub(in crate::registry) fn inherit(
     let root = open(tree)?;
     let lowers = lowers.iter().map(|lower| open(lower)).collect::<Result<Vec<_>, _>>()?;
     let mut records = Vec::new();
+    let (mut gone, mut last) = (BTreeSet::new(), None);
     for (path, opaque) in implied {
-        let folder = beneath(&root, path).map_err(|error| disk(path, error))?;
-        if let Some(stat) = look_up(&lowers, path)? {
-            let attributes = Attributes::of_stat(&stat);
-            attributes.set(&folder, path)?;
-            attributes.set_times(&folder, path)?;
+        // What is in a directory follows it.
+        if last.is_some_and(|last| path.starts_with(last)) {
+            continue;
         }
-        let now = Attributes::of_stat(&fstat(&folder).map_err(|error| disk(path, error))?);
-        records.push((path.clone(), now.record(Kind::Directory { opaque: *opaque })));
+        let failed = |error| disk(path, error);
+        let found = look_up(&lowers, path)?;
+        if matches!(found, Found::Other) {
+            let parent = beneath(&root, path.parent().unwrap_or(Path::new(""))).map_err(failed)?;
+            if leftovers::clear(&parent, path, implied).map_err(failed)? {
+                last = Some(path);
+                gone.insert(path.clone());
+                continue;
+            }
+        }
+        let folder = beneath(&root, path).map_err(failed)?;
+        let attributes = match found {
+            Found::Here(stat) => Attributes::of_stat(&stat),
+            _ => Attributes::of_stat(&fstat(&folder).map_err(failed)?).without_time(),
+        };
+        attributes.set(&folder, path)?;
+        attributes.set_times(&folder, path)?;
+        records.push((path.clone(), attributes.record(Kind::Directory { opaque: *opaque })));
     }
-    Ok(records)
+    Ok(Inherited { records, gone })
 }
 
-fn look_up(lowers: &[OwnedFd], path: &Path) -> Result<Option<Stat>, Error> {
+/// What the uppermost layer says that says anything.
+fn look_up(lowers: &[OwnedFd], path: &Path) -> Result<Found, Error> {
     for lower in lowers {
         match in_layer(lower, path).map_err(|error| disk(path, error))? {
-            Found::Here(stat) => return Ok(Some(stat)),
-            Found::Hidden => return Ok(None),
             Found::Nothing => {}
+            found => return Ok(found),
         }
     }
-    Ok(None)
+    Ok(Found::Nothing)
 }
 
 fn in_layer(lower: &OwnedFd, path: &Path) -> Result<Found, Errno> {
@@ -78,8 +106,11 @@ fn in_layer(lower: &OwnedFd, path: &Path) -> Result<Found, Errno> {
             }
             Err(Errno::NOENT) if opaque => return Ok(Found::Hidden),
             Err(Errno::NOENT) => return Ok(Found::Nothing),
-            // A file, a link or a whiteout.
-            Err(Errno::NOTDIR | Errno::LOOP) => return Ok(Found::Hidden),
+            Err(Errno::NOTDIR | Errno::LOOP) => {
+                let stat = statat(lower, &so_far, AtFlags::SYMLINK_NOFOLLOW)?;
+                let is_whiteout = FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice;
+                return Ok(if so_far == path && !is_whiteout { Found::Other } else { Found::Hidden });
+            }
             Err(error) => return Err(error),
         }
     }

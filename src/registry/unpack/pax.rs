@@ -43,7 +43,9 @@ pub(super) fn parse(mut rest: &[u8]) -> Result<Pax, Error> {
             b"mtime" => pax.mtime = Some(std::str::from_utf8(value).ok().and_then(time).ok_or_else(odd)?),
             key if key.starts_with(b"GNU.sparse") => return refuse("a sparse file"),
             key => {
-                if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
+                // A record without a value takes back what was said before (pax(1)): no attribute, as Go has it, and with
+                // it all engines.
+                if let Some(name) = key.strip_prefix(b"SCHILY.xattr.").filter(|_| !value.is_empty()) {
                     pax.xattrs.push((name.to_vec(), value.to_vec()));
                 }
             }

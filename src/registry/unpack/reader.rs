@@ -4,6 +4,7 @@
 
 use std::io::{self, BufRead};
 
+use super::fields::{number, octal, signed, text};
 use super::pax::{self, Pax};
 use super::{Error, refuse};
 use crate::registry::sha256::Sha256;
@@ -152,17 +153,26 @@ impl<R: Stream> Reader<R> {
         Ok(Some(&part[..count]))
     }
 
+    /// Passes over what is left of an entry. The stream may end within the last padding: some writers do not finish their
+    /// archives (umoci insert), the content is all there, and readers that take such an archive take it the same way.
     fn skip_content(&mut self) -> Result<(), Error> {
         while let Some(part) = self.part()? {
             let count = part.len();
             self.inner.consume(count);
             self.left -= count as u64;
         }
-        let padding = std::mem::take(&mut self.padding);
-        let mut rest = [0u8; BLOCK];
-        // At most a block less one byte.
-        let rest = &mut rest[..padding as usize];
-        self.inner.read_exact(rest).map_err(Error::Broken)
+        while self.padding > 0 {
+            let here = fill(&mut self.inner)?.len();
+            // At most a block less one byte.
+            let count = here.min(self.padding as usize);
+            if count == 0 {
+                break;
+            }
+            self.inner.consume(count);
+            self.padding -= count as u64;
+        }
+        self.padding = 0;
+        Ok(())
     }
 
     /// The next block that is not the end.
@@ -389,62 +399,5 @@ fn last_word(
         }
         (Some(name), None) | (None, Some(name)) => (name, true),
         (None, None) => (short(), true),
-    }
-}
-
-/// A field up to its NUL.
-fn text(field: &[u8]) -> &[u8] {
-    field.split(|byte| *byte == 0).next().unwrap_or_default()
-}
-
-/// A number: octal, or base-256 where its first bit is set (GNU tar). All blank is 0, as GNU tar and Go take it.
-fn number(field: &[u8]) -> Option<u64> {
-    signed(field).and_then(|value| u64::try_from(value).ok())
-}
-
-fn signed(field: &[u8]) -> Option<i64> {
-    match field.split_first() {
-        Some((first, rest)) if first & 0x80 != 0 => {
-            // Two's complement, of which the top bit is the mark.
-            let mut value = i64::from(first & 0x3f) - i64::from(first & 0x40);
-            for byte in rest {
-                value = value.checked_mul(256)?.checked_add(i64::from(*byte))?;
-            }
-            Some(value)
-        }
-        _ => octal(field).and_then(|value| i64::try_from(value).ok()),
-    }
-}
-
-fn octal(field: &[u8]) -> Option<u64> {
-    let digits = field.trim_ascii_start();
-    let end = digits.iter().position(|byte| matches!(byte, 0 | b' ')).unwrap_or(digits.len());
-    let (digits, rest) = digits.split_at(end);
-    if !rest.iter().all(|byte| matches!(byte, 0 | b' ')) {
-        return None;
-    }
-    digits.iter().try_fold(0u64, |value, byte| match byte {
-        b'0'..=b'7' => value.checked_mul(8)?.checked_add(u64::from(byte - b'0')),
-        _ => None,
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn numbers() {
-        assert_eq!(number(b"0000644\0"), Some(0o644));
-        assert_eq!(number(b"   644 \0"), Some(0o644));
-        assert_eq!(number(b"        "), Some(0));
-        assert_eq!(number(b"\0\0\0\0"), Some(0));
-        assert_eq!(number(b"\x80\0\0\0\0\0\0\0\0\x01\0\0"), Some(65536));
-        assert_eq!(signed(b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xfe"), Some(-2));
-        for odd in [&b"9"[..], b"12x", b"1 2", b"-1", b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff"] {
-            assert_eq!(number(odd), None, "{}", odd.escape_ascii());
-        }
-        assert_eq!(number(b"\x80\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff"), None, "too large");
-        assert_eq!(number(b"\xa0\0\0\0\0\0\0\0\0\0\0\0\0"), None, "too large");
     }
 }

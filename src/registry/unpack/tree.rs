@@ -69,10 +69,11 @@ impl<'a> Tree<'a> {
                 kind => refuse(format!("{kind:?} in place of the layer's root")),
             };
         };
-        let parent = self.folders.folder(path.parent().unwrap_or(Path::new("")))?;
+        let above = path.parent().unwrap_or(Path::new(""));
         if let Some(hidden) = name.as_bytes().strip_prefix(b".wh.") {
-            return self.whiteout(&parent, hidden);
+            return self.whiteout(above, hidden);
         }
+        let parent = self.folders.folder(above)?;
         let target = Target { path: parent.path.join(name), parent };
         bounded(&target.path)?;
         let failed = |error| disk(&target.path, error);
@@ -168,10 +169,43 @@ impl<'a> Tree<'a> {
         };
         self.folders.forget(&target.path);
         self.whiteouts.remove(&target.path);
-        match unlinkat(fd, name, flags) {
+        let removed = match unlinkat(fd, name, flags) {
+            Err(Errno::NOTEMPTY | Errno::EXIST) => {
+                self.clear_whiteouts(&target.path)?;
+                unlinkat(fd, name, flags)
+            }
+            removed => removed,
+        };
+        match removed {
             Err(Errno::NOTEMPTY | Errno::EXIST) => refuse(format!("{shown}: a file in place of a directory")),
-            result => result.map_err(|error| disk(&target.path, error)),
+            removed => removed.map_err(|error| disk(&target.path, error)),
         }
+    }
+
+    /// What takes a directory's place hides all that was below it: whiteouts that came before it say nothing more, nor
+    /// do the directories that only they imply.
+    fn clear_whiteouts(&mut self, place: &Path) -> Result<(), Error> {
+        let below = |path: &&PathBuf| path.starts_with(place);
+        let from = self.whiteouts.range(place.to_owned()..);
+        let whiteouts: Vec<PathBuf> = from.take_while(below).cloned().collect();
+        let from = self.folders.known.range(place.to_owned()..).take_while(|(path, _)| below(path));
+        let implied = from.filter(|(_, known)| known.attributes.is_none()).map(|(path, _)| path.clone());
+        // The deepest first.
+        let implied: Vec<PathBuf> = implied.collect::<Vec<_>>().into_iter().rev().collect();
+        for (path, flags) in whiteouts
+            .iter()
+            .map(|path| (path, AtFlags::empty()))
+            .chain(implied.iter().map(|path| (path, AtFlags::REMOVEDIR)))
+        {
+            let parent = self.folders.folder(path.parent().unwrap_or(Path::new("")))?;
+            match unlinkat(&parent.fd, path.file_name().unwrap_or_default(), flags) {
+                Ok(()) | Err(Errno::NOTEMPTY | Errno::EXIST) => {}
+                Err(error) => return Err(disk(path, error)),
+            }
+            self.whiteouts.remove(path);
+            self.folders.forget(path);
+        }
+        Ok(())
     }
 
     fn add_folder(&mut self, target: Target, attributes: Attributes) -> Result<(), Error> {
@@ -246,15 +280,20 @@ impl<'a> Tree<'a> {
     }
 
     /// OCI image-spec, layer.md, "Whiteouts"; overlayfs.rst, "whiteouts and opaque directories".
-    fn whiteout(&mut self, parent: &Rc<Folder>, hidden: &[u8]) -> Result<(), Error> {
-        if hidden == b".wh..opq" {
-            return self.make_opaque(parent);
+    fn whiteout(&mut self, above: &Path, hidden: &[u8]) -> Result<(), Error> {
+        let opaque = hidden == b".wh..opq";
+        if !opaque && (hidden.is_empty() || hidden == b"." || hidden == b".." || hidden.starts_with(b".wh."))
+        {
+            return refuse(format!("{}: an odd whiteout", above.display()));
         }
-        if hidden.is_empty() || hidden == b"." || hidden == b".." || hidden.starts_with(b".wh.") {
-            return refuse(format!("{}: an odd whiteout", parent.path.display()));
+        // A file or a link of this layer hides all that was below its name, and a link's target is not what is meant:
+        // tools that compare two trees go into no link (docker, umoci).
+        let Some(parent) = self.folders.folder_itself(above)? else { return Ok(()) };
+        if opaque {
+            return self.make_opaque(&parent);
         }
         let name = OsStr::from_bytes(hidden);
-        let target = Target { parent: parent.clone(), path: parent.path.join(name) };
+        let target = Target { path: parent.path.join(name), parent: parent.clone() };
         match mknodat(&parent.fd, name, FileType::CharacterDevice, Mode::empty(), makedev(0, 0)) {
             Ok(()) => {
                 self.folders.remember(&target.path)?;

@@ -61,11 +61,71 @@ fn nothing_goes_through_a_link_once_something_else_took_its_place() {
 
 #[test]
 fn what_a_layer_does_not_say_is_told() {
-    let archive = tar().file("a/b/c", b"x").dir("a/").symlink("l", "a").file("l/d/.wh.e", b"").end();
+    let archive = tar().file("a/b/c", b"x").dir("a/").symlink("l", "a").file("a/d/.wh.e", b"").end();
     let dir = tempfile::tempdir().unwrap();
     let implied = unpack(&archive, dir.path()).unwrap();
     let expected = [Path::new(""), Path::new("a/b"), Path::new("a/d")];
     assert_eq!(implied.keys().map(PathBuf::as_path).collect::<Vec<_>>(), expected);
+}
+
+#[test]
+fn what_nobody_says_is_the_same_on_every_host() {
+    let lower = tempfile::tempdir().unwrap();
+    unpack(&tar().head(head(b'5', "a").mode(0o711).owner(7).time(5)).end(), lower.path()).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let implied = unpack(&tar().file("a/x", b"1").file("b/c/y", b"2").end(), dir.path()).unwrap();
+    let lowers = [lower.path().to_owned()];
+    let records = super::super::inherit(dir.path(), &implied, &lowers).unwrap().records;
+    let seen = Seen(dir.path().to_owned());
+    let on_disk = |path: &Path| {
+        let meta = seen.meta(path);
+        (meta.mode() & 0o7777, meta.uid(), (meta.mtime(), meta.mtime_nsec()))
+    };
+    for (path, record) in &records {
+        let (mode, uid, (seconds, nanoseconds)) = on_disk(path);
+        assert_eq!((record.mode, record.uid), (mode, uid), "{}", path.display());
+        assert_eq!(record.mtime, (seconds, u32::try_from(nanoseconds).unwrap()), "{}", path.display());
+    }
+    assert_eq!(on_disk(Path::new("a")), (0o711, 7, (5, 0)), "as the layer below says");
+    for path in ["b", "b/c"] {
+        assert_eq!(on_disk(Path::new(path)), (0o755, 0, (0, 0)), "{path}");
+    }
+    // The root's mode is the directory's that it was unpacked into; the layer below says nothing of its time either.
+    let root = records.iter().find(|(path, _)| path.as_os_str().is_empty()).unwrap();
+    assert!(records.len() == 4 && root.1.uid == 0);
+}
+
+#[test]
+fn whiteouts_below_a_file_or_a_link_of_the_layers_below_leave_it_alone() {
+    let lower = tempfile::tempdir().unwrap();
+    let below = tar().dir("etc/").file("etc/f", b"x").symlink("lib", "usr/lib").file("usr/lib/a", b"x");
+    unpack(&below.file("g", b"x").symlink("l", "usr").file(".wh.w", b"").end(), lower.path()).unwrap();
+    let upper = tempfile::tempdir().unwrap();
+    let archive = tar()
+        .head(head(b'5', "etc/").time(5))
+        .file("etc/f/.wh.none", b"")
+        .file("lib/.wh.a", b"")
+        .file("lib/deep/.wh.b", b"")
+        .file("lib/deep/er/.wh..wh..opq", b"")
+        // These have something of their own, and take the place of what is below.
+        .file("g/.wh.a", b"")
+        .file("g/new", b"x")
+        .file("l/.wh.a", b"")
+        .dir("l/said/")
+        // Hidden below already.
+        .file("w/.wh.a", b"")
+        .end();
+    let implied = unpack(&archive, upper.path()).unwrap();
+    let lowers = [lower.path().to_owned()];
+    let inherited = super::super::inherit(upper.path(), &implied, &lowers).unwrap();
+    let gone: Vec<&Path> = inherited.gone.iter().map(PathBuf::as_path).collect();
+    assert_eq!(gone, [Path::new("etc/f"), Path::new("lib")]);
+    let seen = Seen(upper.path().to_owned());
+    assert_eq!(seen.names(), ["etc", "g", "l", "w"]);
+    assert!(!seen.there("etc/f") && seen.there("g/a") && seen.there("l/said") && seen.there("w/a"));
+    assert_eq!(seen.meta("etc").mtime(), 5, "what goes leaves no trace in its parent's time");
+    let listed: Vec<_> = inherited.records.iter().map(|(path, _)| path.to_str().unwrap()).collect();
+    assert_eq!(listed, ["", "g", "l", "w"]);
 }
 
 #[test]

@@ -164,16 +164,23 @@ pub fn rows() -> Vec<Row> {
         harmless(
             "attributes of the user's",
             "layer.md",
-            "they are kept, also empty ones",
+            "they are kept, bit by bit",
+            |_| tar().pax(&[("SCHILY.xattr.user.a", b"1\0\n")]).file("a", b"x").end(),
+            |seen| assert_eq!(seen.xattr("a", "user.a").as_deref(), Some(&b"1\0\n"[..])),
+        ),
+        harmless(
+            "an attribute without a value",
+            "pax(1); Go, umoci and containerd with it; GNU tar sets an empty one",
+            "a record without a value takes back what was said: it is no attribute",
             |_| {
                 tar()
-                    .pax(&[("SCHILY.xattr.user.a", b"1\0\n"), ("SCHILY.xattr.user.b", b"")])
+                    .pax(&[("SCHILY.xattr.user.a", b""), ("SCHILY.xattr.security.capability", b"")])
                     .file("a", b"x")
                     .end()
             },
             |seen| {
-                assert_eq!(seen.xattr("a", "user.a").as_deref(), Some(&b"1\0\n"[..]));
-                assert_eq!(seen.xattr("a", "user.b").as_deref(), Some(&b""[..]));
+                assert_eq!(seen.xattr("a", "user.a"), None);
+                assert_eq!(seen.xattr("a", "security.capability"), None);
             },
         ),
     ]

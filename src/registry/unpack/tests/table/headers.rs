@@ -90,6 +90,29 @@ pub fn rows() -> Vec<Row> {
             |seen| assert_eq!(seen.names(), ["a"]),
         ),
         harmless(
+            "no end, and a last content that is not filled up to a block",
+            "umoci insert",
+            "the content is whole, and the stream's end is the end",
+            |_| tar().file("a", b"x").head(head(b'0', "b").size(3)).raw(b"abc").0,
+            |seen| assert_eq!(seen.text("a") + &seen.text("b"), "xabc"),
+        ),
+        harmless(
+            "no end, and half of the zeros behind the last content",
+            "writers that are cut off",
+            "the content is whole, and the stream's end is the end",
+            |_| tar().head(head(b'0', "a").size(3)).raw(b"abc").raw([0; 200]).0,
+            |seen| assert_eq!(seen.text("a"), "abc"),
+        ),
+        refused("a last content that is one byte short", "truncation", "end of file", |_| {
+            tar().head(head(b'0', "a").size(3)).raw(b"ab").0
+        }),
+        refused(
+            "an extended header that is not filled up to a block",
+            "truncation",
+            "fill whole buffer",
+            |_| tar().head(head(b'x', "x").size(8)).raw(b"8 a=bcd\n").0,
+        ),
+        harmless(
             "nothing",
             "CVE-2026-24054",
             "an empty layer",
