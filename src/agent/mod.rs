@@ -3,24 +3,30 @@
 //! One thread runs the loop and owns all state. What takes long (fetches, look-ups, pulls, starts, probes, pushes)
 //! runs beside it and reports by a `Wake`; the loop never waits for it.
 
+mod admit;
 mod ailing;
 pub mod clock;
+mod conclude;
 pub mod control;
 mod effects;
 mod execute;
+mod fault;
 mod garbage;
 pub mod images;
 mod news;
+mod observe;
 mod operator;
 mod outbox;
 mod probes;
 mod round;
+mod socket;
 mod source;
 mod summary;
+mod waiters;
 mod wake;
 mod wakers;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
@@ -44,11 +50,13 @@ use crate::state::addresses::Pool;
 use crate::state::journal::Journal;
 use crate::state::trust::HighWater;
 use crate::types::{Exit, InstanceId, Refusal, ServiceName, Timestamp};
+use control::Accept;
 use effects::{Effects, Hands};
 use garbage::Garbage;
-use operator::Waiter;
 use probes::Probes;
+use socket::Socket;
 use source::Source;
+use waiters::Waiter;
 use wake::Wake;
 
 /// Why the agent cannot run.
@@ -84,11 +92,13 @@ pub struct Agent {
     store: Arc<Store>,
     hands: Hands,
     pool: Pool,
-    /// What is remembered: the same as on disk.
+    /// What is remembered: the same as on disk, but for what is [`Self::unsaved`].
     journal: Journal,
     /// What is wanted: the same as on disk, but for look-ups under way.
     desired: Option<Desired>,
     high_water: Option<HighWater>,
+    /// A rewritten history that an operator believes.
+    accepted: Option<Accept>,
     source: Source,
     effects: Effects,
     probes: Probes,
@@ -99,6 +109,10 @@ pub struct Agent {
     plan: Plan,
     /// Why the host could not be looked at.
     blind: Option<Refusal>,
+    /// Why state cannot be written.
+    fault: Option<Refusal>,
+    /// Services whose record on disk is older than the one in memory.
+    unsaved: BTreeSet<ServiceName>,
     /// The last word on each service that is not as the repo wants it: only a change of it is news.
     refusals: BTreeMap<ServiceName, Refusal>,
     /// The incumbents that fail their health check.
@@ -115,6 +129,7 @@ pub struct Agent {
     events: EventLog,
     notifier: Notifier,
     status: Option<Status>,
+    socket: Option<Socket>,
     waker: wake::Waker,
     wakes: mpsc::Receiver<Wake>,
     /// Keeps what runs beside the loop alive.
@@ -156,14 +171,23 @@ impl Agent {
             std::env::current_exe().map_err(|error| AgentError::io("finding this program", error))?;
         let (engine, traffic) =
             native(&config, program).map_err(|error| AgentError::Host(error.to_refusal()))?;
-        let store =
-            Arc::new(Store::open(&config.state_dir).map_err(|error| AgentError::Host(error.to_refusal()))?);
+        let store = match Store::open(&config.state_dir) {
+            // What runs is supervised all the same; nothing new can be pulled.
+            Err(error) if state.fault().is_some() => {
+                tracing::error!("{}", error.to_refusal());
+                Store::beside(&config.state_dir)
+            }
+            store => store.map_err(|error| AgentError::Host(error.to_refusal()))?,
+        };
+        let store = Arc::new(store);
         let registry = Registry::new(store.clone(), config.registries.clone());
         let registry = registry.map_err(|error| AgentError::Host(error.to_refusal()))?;
         let registry = Arc::new(registry.with_s3(config.s3.clone()));
         let repository = Repository::open(&config.repo, &config.state_dir.join("git"));
         let repository = Arc::new(repository.map_err(|error| AgentError::Host(error.to_refusal()))?);
         let (waker, wakes) = mpsc::channel();
+        let socket = Socket::listen(&config.run_dir, waker.clone())
+            .map_err(|error| AgentError::io(format!("listening in {}", config.run_dir.display()), error))?;
         let watches = wakers::begin(&config, &handle, &waker)?;
         let now = clock::now();
         let hands = Hands { engine, traffic, registry, runtime: handle.clone() };
@@ -186,6 +210,7 @@ impl Agent {
             journal: state.load_journal()?,
             desired,
             high_water: state.load_high_water()?,
+            accepted: None,
             pool: Pool::new(config.engine.subnet),
             effects: Effects::new(hands.clone(), waker.clone()),
             probes: Probes::new(handle, hands.engine.clone(), waker.clone()),
@@ -193,6 +218,8 @@ impl Agent {
             seen: Observed::default(),
             plan: Plan { services: BTreeMap::new(), wake_at: None },
             blind: None,
+            fault: None,
+            unsaved: BTreeSet::new(),
             refusals: BTreeMap::new(),
             ailing: BTreeMap::new(),
             lost,
@@ -204,6 +231,7 @@ impl Agent {
             events: EventLog::open(&config.state_dir),
             notifier: Notifier::default(),
             status: None,
+            socket: Some(socket),
             source,
             store,
             hands,

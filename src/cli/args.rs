@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 
-use crate::types::{HostName, ImageRef, ServiceName};
+use crate::types::{CommitId, HostName, ImageRef, ServiceName};
 
 /// GitOps agent for systemd hosts: commit a tag bump, get a health-checked swap and a receipt in git
 #[derive(Debug, Parser)]
@@ -58,9 +58,12 @@ pub enum Verb {
     },
     /// Look at the repo now
     Sync {
-        /// Wait until all is settled; exit 0 in sync, 1 failed
+        /// Wait for the end of the commit on this host, drain, bake and further tries too; exit 0 in sync, 1 failed
         #[arg(long)]
         wait: bool,
+        /// Believe this head of the branch, in full, although its history was rewritten
+        #[arg(long, value_name = "COMMIT")]
+        accept: Option<CommitId>,
     },
     /// Show this host's receipts
     History {

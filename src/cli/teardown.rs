@@ -13,6 +13,7 @@ use crate::engine::traffic::NftTraffic;
 use crate::engine::{Engine, EngineError};
 use crate::state::StateDir;
 use crate::state::journal::Journal;
+use crate::types::plural;
 
 /// How long a container without a record may take to end.
 const GRACE: Duration = Duration::from_secs(10);
@@ -40,8 +41,9 @@ pub fn teardown(path: &Path, purge: bool, yes: bool, json: bool, out: &mut dyn W
         let kept = if purge { "its state too" } else { "its state is kept" };
         writeln!(
             out,
-            "{} is off this host: {containers} containers, their networks and rules; {kept}",
-            config.instance
+            "{} is off this host: {}, networks and rules; {kept}",
+            config.instance,
+            plural(containers, "container", "containers")
         )?;
     }
     Ok(0)

@@ -14,5 +14,6 @@ mod section;
 mod service;
 mod words;
 
+pub(crate) use diagnostic::did_you_mean;
 pub use diagnostic::{Diagnostic, Severity};
 pub use load::{ConfigErrors, load, without_agent};

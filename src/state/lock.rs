@@ -16,14 +16,7 @@ pub struct HostLock {
 impl HostLock {
     /// Takes the lock, or says who has it.
     pub fn take(path: &Path) -> Result<Self, StateError> {
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(path)
-            .map_err(|error| StateError::io("opening", path, error))?;
+        let mut file = open(path).map_err(|error| StateError::io("opening", path, error))?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
@@ -33,10 +26,33 @@ impl HostLock {
             }
             Err(TryLockError::Error(error)) => return Err(StateError::io("locking", path, error)),
         }
-        // For people and for the message above; the lock itself is the kernel's.
-        let written = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
-        written.map_err(|error| StateError::io("writing", path, error))?;
+        // For people and for the message above; the lock itself is the kernel's. A full disk keeps nobody from it.
+        if let Err(error) = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id())) {
+            tracing::warn!("writing {}: {error}", path.display());
+        }
         Ok(Self { _file: file })
+    }
+}
+
+/// The process that holds the lock; `Some(None)`: somebody does, and who cannot be told. `None`: nobody.
+pub fn holder(path: &Path) -> Option<Option<u32>> {
+    let mut file = File::open(path).ok()?;
+    match file.try_lock_shared() {
+        Err(TryLockError::WouldBlock) => {
+            let mut text = String::new();
+            Some(file.read_to_string(&mut text).ok().and_then(|_| text.trim().parse().ok()))
+        }
+        _ => None,
+    }
+}
+
+/// A file system that was made read-only gives the lock all the same, where the file is there.
+fn open(path: &Path) -> std::io::Result<File> {
+    let mut how = OpenOptions::new();
+    how.read(true).write(true).create(true).truncate(false).mode(0o600);
+    match how.open(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::ReadOnlyFilesystem => File::open(path),
+        result => result,
     }
 }
 
@@ -53,7 +69,9 @@ mod tests {
             Err(StateError::Locked { holder, .. }) => assert_eq!(holder, Some(std::process::id())),
             other => panic!("{other:?}"),
         }
+        assert_eq!(holder(&path), Some(Some(std::process::id())));
         drop(first);
+        assert_eq!(holder(&path), None);
         HostLock::take(&path).unwrap();
     }
 }

@@ -138,6 +138,32 @@ max_removals = 1
         reference
     }
 
+    /// Pushes a good image and gives its reference with its digest: no registry is needed to know what it stands for.
+    pub fn pinned(&self, version: &str) -> String {
+        let reference = self.image(version, Kind::Good);
+        let index = fs::read(self.path(&format!("image-{version}")).join("index.json")).unwrap();
+        let index: Value = serde_json::from_slice(&index).unwrap();
+        format!("{reference}@{}", index["manifests"][0]["digest"].as_str().unwrap())
+    }
+
+    /// Sends the registry a signal.
+    pub fn signal_registry(&self, signal: nix::sys::signal::Signal) {
+        let registry = self.registry.as_ref().unwrap();
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(registry.id().cast_signed()), signal).unwrap();
+    }
+
+    /// A lab whose agent serves `web`, version 1, on a port of the host.
+    pub fn serving() -> (Self, u16) {
+        let mut lab = Self::new();
+        let port = free_port();
+        let v1 = lab.image("1", Kind::Good);
+        lab.deploy("web", &web(&v1, port, ""), "web 1");
+        lab.start_agent();
+        lab.wait_agent();
+        lab.sync();
+        (lab, port)
+    }
+
     pub fn reference(&self, version: &str) -> String {
         format!("127.0.0.1:{}/web:{version}", self.registry_port)
     }

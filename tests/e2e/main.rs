@@ -20,5 +20,8 @@ mod kill;
 mod lab;
 mod load;
 mod mended;
+mod operator;
+mod ports;
 mod service;
 mod sidebyside;
+mod state;

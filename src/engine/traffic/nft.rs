@@ -46,6 +46,11 @@ pub fn list(table: &str) -> io::Result<Vec<u8>> {
     checked(command(&["-j", "list", "table", "inet", table]).output().map_err(missing)?)
 }
 
+/// All tables as JSON.
+pub fn list_all() -> io::Result<Vec<u8>> {
+    checked(command(&["-j", "list", "ruleset"]).output().map_err(missing)?)
+}
+
 fn command(arguments: &[&str]) -> Command {
     let mut command = Command::new("nft");
     command

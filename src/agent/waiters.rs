@@ -1,0 +1,83 @@
+//! Those who wait for the end of a commit.
+
+use super::Agent;
+use super::control::{Answer, Answers, Reply};
+use crate::reconcile::step::Next;
+use crate::types::ServiceName;
+
+/// Somebody who wants to hear how a look at the repo went.
+pub(super) struct Waiter {
+    /// After this look.
+    look: u64,
+    /// And all that the commit brought with it: drain, bake and further tries too.
+    to_the_end: bool,
+    answer: Answers,
+    /// What was told last.
+    told: Vec<String>,
+}
+
+impl Waiter {
+    /// Waits for a look, and `to_the_end` of what it brings.
+    pub fn new(look: u64, to_the_end: bool, answer: Answers) -> Self {
+        Self { look, to_the_end, answer, told: Vec::new() }
+    }
+}
+
+impl Agent {
+    /// Answers those who have waited long enough, and tells the others what they wait for.
+    pub(super) fn answer_waiters(&mut self) {
+        if self.waiters.is_empty() {
+            return;
+        }
+        let (over, looks) = (self.is_over(), self.source.looks);
+        let reply = self.settled_reply();
+        let waiting = self.waited_for();
+        self.waiters.retain_mut(|waiter| {
+            let seen = looks >= waiter.look;
+            if seen && (over || !waiter.to_the_end) {
+                // The asker may be gone: its own business.
+                let _ = waiter.answer.send(Answer::Reply(reply.clone()));
+                return false;
+            }
+            if seen && waiter.told != waiting {
+                waiter.told.clone_from(&waiting);
+                let told = serde_json::json!({ "waiting": waiting });
+                return waiter.answer.send(Answer::Progress(told)).is_ok();
+            }
+            true
+        });
+    }
+
+    /// What is not over yet, a line each.
+    fn waited_for(&self) -> Vec<String> {
+        let services = self.plan.services.iter().filter_map(|(service, planned)| match &planned.next {
+            Next::Wait { why, .. } => Some(format!("{service}: {why}")),
+            Next::Held { refusal, until: Some(_) } => Some(format!("{service}: {refusal}; tried again")),
+            Next::Do(step) => Some(format!("{service}: {step}")),
+            Next::Held { .. } | Next::Settled => None,
+        });
+        services.collect()
+    }
+
+    fn settled_reply(&self) -> Reply {
+        if self.in_sync() {
+            let at = self
+                .desired
+                .as_ref()
+                .map_or_else(String::new, |desired| format!(" at {}", desired.commit.id.short()));
+            return Reply::done(format!("in sync{at}"));
+        }
+        let mut lines: Vec<String> =
+            self.source.refusal.iter().chain(&self.blind).chain(&self.fault).map(ToString::to_string).collect();
+        lines.extend(self.plan.services.iter().filter_map(|(service, planned)| match &planned.next {
+            Next::Held { refusal, .. } => Some(format!("{service}: {refusal}")),
+            _ => None,
+        }));
+        let told = |service: &ServiceName| {
+            matches!(self.plan.services.get(service).map(|planned| &planned.next), Some(Next::Held { .. }))
+        };
+        let ailing = self.ailing.iter().filter(|(service, _)| !told(service));
+        lines.extend(ailing.map(|(service, refusal)| format!("{service}: {refusal}")));
+        Reply::failed(lines.join("\n"))
+    }
+}
