@@ -131,7 +131,10 @@ impl Agent {
             Ok(layers) => layers,
             Err(error) => return tracing::warn!("{error}"),
         };
-        tracing::info!("the last boot did not end in order: looking at {}", plural(layers.len(), "layer", "layers"));
+        tracing::info!(
+            "the last boot did not end in order: looking at {}",
+            plural(layers.len(), "layer", "layers")
+        );
         for layer in layers {
             let report = match self.store.check_layer(&layer, Depth::Quick, &mut |_| {}) {
                 // What has no listing was not pulled by this version, and is older than the crash.

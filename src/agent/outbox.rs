@@ -98,7 +98,10 @@ impl Agent {
                 self.outbox.refusal = None;
                 // More than a batch, or new ones since.
                 self.outbox_changed |= self.outbox.waiting > 0;
-                self.tell(Some(Message::new(Kind::ReceiptsPushed, format!("{} in git", plural(count, "receipt is", "receipts are")))));
+                self.tell(Some(Message::new(
+                    Kind::ReceiptsPushed,
+                    format!("{} in git", plural(count, "receipt is", "receipts are")),
+                )));
             }
             Err(refusal) => {
                 let pause = FIRST_PAUSE.saturating_mul(1 << self.outbox.attempts.min(16)).min(LONGEST_PAUSE);

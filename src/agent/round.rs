@@ -202,7 +202,9 @@ impl Agent {
 
     /// Whether this commit has come to its end here: nothing is under way, and nothing is about to be tried again.
     pub(super) fn is_over(&self) -> bool {
-        self.plan.is_over() && !self.is_finding_out()
+        // What waits for state to be writable waits for a person.
+        let stuck = self.fault.is_some() && self.effects.is_quiet();
+        (self.plan.is_over() || stuck) && !self.is_finding_out()
     }
 
     fn is_finding_out(&self) -> bool {

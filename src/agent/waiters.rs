@@ -67,8 +67,14 @@ impl Agent {
                 .map_or_else(String::new, |desired| format!(" at {}", desired.commit.id.short()));
             return Reply::done(format!("in sync{at}"));
         }
-        let mut lines: Vec<String> =
-            self.source.refusal.iter().chain(&self.blind).chain(&self.fault).map(ToString::to_string).collect();
+        let mut lines: Vec<String> = self
+            .source
+            .refusal
+            .iter()
+            .chain(&self.blind)
+            .chain(&self.fault)
+            .map(ToString::to_string)
+            .collect();
         lines.extend(self.plan.services.iter().filter_map(|(service, planned)| match &planned.next {
             Next::Held { refusal, .. } => Some(format!("{service}: {refusal}")),
             _ => None,

@@ -55,8 +55,15 @@ impl Failure {
         let (message, hint) = match self {
             Self::Unreachable { pid, socket } => {
                 let pid = pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default();
-                writeln!(to, "error: the agent is running{pid}, but its socket {} is not there", socket.display())?;
-                return writeln!(to, "hint: it makes it anew within half a minute; if not: systemctl restart gitopsd");
+                writeln!(
+                    to,
+                    "error: the agent is running{pid}, but its socket {} is not there",
+                    socket.display()
+                )?;
+                return writeln!(
+                    to,
+                    "hint: it makes it anew within half a minute; if not: systemctl restart gitopsd"
+                );
             }
             Self::Failed { message, hint } => (message.as_str(), hint.as_deref()),
             Self::NotRunning => {

@@ -82,7 +82,8 @@ pub fn history(
 fn known(config: &Path, service: &ServiceName) -> Result<(), Failure> {
     let state_dir = run::config(config)?.state_dir;
     let journal = read_journal(&state_dir.join("services"))?;
-    let mut names: BTreeSet<ServiceName> = journal.records.into_keys().chain(journal.frozen.into_keys()).collect();
+    let mut names: BTreeSet<ServiceName> =
+        journal.records.into_keys().chain(journal.frozen.into_keys()).collect();
     names.extend(read_receipts(&state_dir)?.into_iter().map(|receipt| receipt.transition.service));
     if names.contains(service) {
         return Ok(());

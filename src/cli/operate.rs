@@ -44,7 +44,7 @@ pub(super) fn ask_with(
 
 fn unheard(config: &AgentConfig, error: std::io::Error) -> Failure {
     match error {
-error if error.kind() == std::io::ErrorKind::PermissionDenied => Failure::Failed {
+        error if error.kind() == std::io::ErrorKind::PermissionDenied => Failure::Failed {
             message: format!("the agent's socket in {} is root's", config.run_dir.display()),
             hint: Some("run it with sudo".to_owned()),
         },

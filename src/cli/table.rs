@@ -47,7 +47,8 @@ mod tests {
     fn times_ahead_are_rounded() {
         let now = crate::types::Timestamp::UNIX_EPOCH;
         let shown = |seconds| super::ahead(crate::types::Timestamp::from_second(seconds).unwrap(), now);
-        for (seconds, text) in [(-5, "0s"), (7, "7s"), (299, "5m"), (7199, "2h"), (86_399, "24h"), (600_000, "7d")]
+        for (seconds, text) in
+            [(-5, "0s"), (7, "7s"), (299, "5m"), (7199, "2h"), (86_399, "24h"), (600_000, "7d")]
         {
             assert_eq!(shown(seconds), text);
         }

@@ -52,7 +52,10 @@ fn choose(view: &View<'_>) -> Planned {
             Some(step) => Planned { situation: Situation::Drifted, next: Next::Do(step) },
             None => Planned {
                 situation: view.record.map_or(Situation::Absent, situation),
-                next: Next::Wait { until: Some(pause.since).filter(|at| *at > view.now), why: pause.what.clone() },
+                next: Next::Wait {
+                    until: Some(pause.since).filter(|at| *at > view.now),
+                    why: pause.what.clone(),
+                },
             },
         };
     }

@@ -230,9 +230,7 @@ impl Hold {
         let moved = |commit: &CommitId| head.is_some_and(|head| head != commit);
         match (&self.until, &self.while_commit) {
             (None, None) => false,
-            (until, commit) => {
-                until.is_none_or(|until| now >= until) && commit.as_ref().is_none_or(moved)
-            }
+            (until, commit) => until.is_none_or(|until| now >= until) && commit.as_ref().is_none_or(moved),
         }
     }
 }

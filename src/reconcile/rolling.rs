@@ -12,11 +12,7 @@ use super::{later, pending, repair};
 use crate::types::{ContainerState, Reason, Refusal, Strategy};
 
 /// What a rollout does next.
-pub(super) fn next(
-    view: &View<'_>,
-    record: &ServiceRecord,
-    rollout: &Rollout,
-) -> Next {
+pub(super) fn next(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next {
     let switched = rollout.phase == Phase::Switching && routed(view, record, rollout);
     if incumbent_serves(rollout) && !switched {
         // A restart that has to wait must not hold the candidate up: it may be the cure.

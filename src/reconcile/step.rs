@@ -95,7 +95,8 @@ impl Step {
     /// Every word of [`Step::word`], for the test that kills the agent around each of them.
     pub const WORDS: &[&str] = &[
         "begin", "pull", "prepare", "stop", "start", "advance", "switch", "promote", "fail", "return",
-        "discard", "conclude", "retire", "amend", "route", "report", "sweep", "withdraw", "remove", "release",
+        "discard", "conclude", "retire", "amend", "route", "report", "sweep", "withdraw", "remove",
+        "release",
     ];
 }
 

@@ -57,7 +57,7 @@ reasons! {
     ConfigInvalid "config-invalid" "A file of the config repo has errors." "Run `gitopsd check`, correct them and commit."
     ConfigEmpty "config-empty" "The revision holds no services at all, which would remove everything." "Restore the services, or remove the last one with `gitopsd teardown`."
     TooManyRemovals "too-many-removals" "The revision removes more services from this host than policy.max_removals." "Remove fewer in one commit, or raise max_removals."
-    NotFastForward "not-fast-forward" "The branch no longer holds the commit this host last acted on." "Undo the force-push; roll back with `git revert` instead."
+    NotFastForward "not-fast-forward" "The branch no longer holds the commit this host last acted on." "Undo the force-push; roll back with `git revert` instead. Where the new history is meant: `gitopsd sync --accept COMMIT` with the full name of its head."
     RepoIdMismatch "repo-id-mismatch" "The repository's repo_id is not the one this host expects." "Correct repo.url or repo.repo_id in the host's configuration."
     Signature "signature" "The commit is not signed by a key this host trusts." "Sign the commit, or add the key to allowed_signers."
     GitUnreachable "git-unreachable" "The config repo did not answer, is gone, or has no such branch." "Check the server, the address and the branch; everything stays as it is meanwhile."

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use super::image::{self, Kind};
+use super::relay::Relay;
 
 /// How long anything may take here. Generous: these machines are shared.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -138,30 +139,29 @@ max_removals = 1
         reference
     }
 
-    /// Pushes a good image and gives its reference with its digest: no registry is needed to know what it stands for.
-    pub fn pinned(&self, version: &str) -> String {
-        let reference = self.image(version, Kind::Good);
-        let index = fs::read(self.path(&format!("image-{version}")).join("index.json")).unwrap();
-        let index: Value = serde_json::from_slice(&index).unwrap();
-        format!("{reference}@{}", index["manifests"][0]["digest"].as_str().unwrap())
-    }
-
-    /// Sends the registry a signal.
-    pub fn signal_registry(&self, signal: nix::sys::signal::Signal) {
-        let registry = self.registry.as_ref().unwrap();
-        nix::sys::signal::kill(nix::unistd::Pid::from_raw(registry.id().cast_signed()), signal).unwrap();
+    /// A way to this lab's registry that can be made to fail; the agent knows it.
+    pub fn relay(&self) -> Relay {
+        let relay = Relay::to(self.registry_port);
+        self.configure(&format!("[registry.\"127.0.0.1:{}\"]\nplain_http = true\n", relay.port));
+        relay
     }
 
     /// A lab whose agent serves `web`, version 1, on a port of the host.
     pub fn serving() -> (Self, u16) {
         let mut lab = Self::new();
-        let port = free_port();
+        let port = lab.serve();
+        (lab, port)
+    }
+
+    /// Has the agent serve `web`, version 1, on a port of the host.
+    pub fn serve(&mut self) -> u16 {
+        let (lab, port) = (self, free_port());
         let v1 = lab.image("1", Kind::Good);
         lab.deploy("web", &web(&v1, port, ""), "web 1");
         lab.start_agent();
         lab.wait_agent();
         lab.sync();
-        (lab, port)
+        port
     }
 
     pub fn reference(&self, version: &str) -> String {

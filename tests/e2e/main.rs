@@ -22,6 +22,7 @@ mod load;
 mod mended;
 mod operator;
 mod ports;
+mod relay;
 mod service;
 mod sidebyside;
 mod state;

@@ -8,6 +8,7 @@ use serde_json::Value;
 use super::image::Kind;
 use super::lab::{Lab, free_port, wait_for, web};
 use super::load::get;
+use super::relay::Relay;
 
 /// What a verb says on either output.
 fn said(output: &std::process::Output) -> String {
@@ -16,7 +17,9 @@ fn said(output: &std::process::Output) -> String {
 
 /// A service file whose `deploy.pre` hangs.
 fn hanging(image: &str, port: u16) -> String {
-    web(image, port, "").replace("[deploy]", "[deploy]\npre = [\"/bin/sleep\", \"600\"]").replace("20s", "10m")
+    web(image, port, "")
+        .replace("[deploy]", "[deploy]\npre = [\"/bin/sleep\", \"600\"]")
+        .replace("20s", "10m")
 }
 
 #[track_caller]
@@ -46,11 +49,24 @@ fn sync_waits_for_the_end_of_drain_and_bake() {
     assert_eq!(lab.history().pop().unwrap()["result"], "rolled-back");
 }
 
+/// A lab that serves, whose registry is reached by a relay, and the reference of a version by that way.
+fn relayed() -> (Lab, u16, Relay) {
+    let mut lab = Lab::new();
+    let relay = lab.relay();
+    let port = lab.serve();
+    (lab, port, relay)
+}
+
+fn by(relay: &Relay, lab: &Lab, version: &str) -> String {
+    lab.image(version, Kind::Good);
+    format!("127.0.0.1:{}/web:{version}", relay.port)
+}
+
 #[test]
 fn sync_waits_through_pauses_and_shortens_them() {
-    let (mut lab, port) = Lab::serving();
-    let v2 = lab.pinned("2");
-    lab.stop_registry();
+    let (lab, port, relay) = relayed();
+    relay.cut();
+    let v2 = by(&relay, &lab, "2");
     lab.deploy("web", &web(&v2, port, ""), "web 2");
     // Until its pauses are long.
     wait_for("several tries", || {
@@ -60,14 +76,15 @@ fn sync_waits_through_pauses_and_shortens_them() {
     });
     let mut waiting = lab.command(&["sync", "--wait"]).spawn().unwrap();
     // It is tried at once, and in vain; that is not the end.
-    std::thread::sleep(Duration::from_secs(3));
+    wait_for("a try", || (lab.service("web")["doing"].is_string()).then_some(()));
+    wait_for("the next pause", || (lab.service("web")["retry_at"].is_string()).then_some(()));
     assert!(waiting.try_wait().unwrap().is_none(), "it waits for the end");
-    lab.start_registry();
+    relay.pass();
     let begun = Instant::now();
     lab.ok(&["resume", "web"]);
     assert!(waiting.wait().unwrap().success());
-    assert!(begun.elapsed() < Duration::from_secs(10), "it took {:?}", begun.elapsed());
-    lab.wait_serving("web", &v2);
+    assert!(begun.elapsed() < Duration::from_secs(15), "it took {:?}", begun.elapsed());
+    assert_eq!(get(port, "/").unwrap(), "version 2\n");
 }
 
 #[test]
@@ -106,12 +123,9 @@ fn a_deploy_pre_that_hangs_holds_up_no_rollback_and_no_newer_commit() {
 
 #[test]
 fn a_pull_that_a_newer_commit_makes_idle_is_cut_short() {
-    let (mut lab, port) = Lab::serving();
-    let v1 = lab.pinned("1");
-    let (v2, v3) = (lab.pinned("2"), lab.pinned("3"));
-    lab.deploy("web", &web(&v1, port, ""), "pinned");
-    lab.sync();
-    lab.signal_registry(Signal::SIGSTOP);
+    let (lab, port, relay) = relayed();
+    relay.hang();
+    let (v2, v3) = (by(&relay, &lab, "2"), by(&relay, &lab, "3"));
     lab.deploy("web", &web(&v2, port, ""), "web 2");
     let doing = |what: &str| {
         let doing = lab.service("web")["doing"].as_str().map(str::to_owned);
@@ -121,10 +135,11 @@ fn a_pull_that_a_newer_commit_makes_idle_is_cut_short() {
     lab.deploy("web", &web(&v3, port, ""), "web 3");
     let begun = Instant::now();
     wait_for(&format!("the pull of 3; {}", lab.agent_log()), || doing("web:3"));
-    assert!(begun.elapsed() < Duration::from_secs(10), "it took {:?}", begun.elapsed());
-    lab.signal_registry(Signal::SIGCONT);
+    assert!(begun.elapsed() < Duration::from_secs(15), "it took {:?}", begun.elapsed());
+    relay.pass();
     lab.wait_serving("web", &v3);
-    lab.stop_registry();
+    let superseded = lab.history().into_iter().find(|receipt| receipt["reason"] == "superseded");
+    assert!(superseded.is_some(), "{:?}", lab.history());
 }
 
 #[test]

@@ -19,7 +19,10 @@ fn a_port_of_another_instance_is_refused_and_taken_over_when_it_is_free() {
     two.deploy("shop", &web(&image, port, ""), "the same port");
     let plan = two.run(&["plan"]);
     assert_eq!(plan.status.code(), Some(1), "{plan:?}");
-    assert!(said(&plan).contains(&format!("port {port}/tcp is published by service web of another")), "{plan:?}");
+    assert!(
+        said(&plan).contains(&format!("port {port}/tcp is published by service web of another")),
+        "{plan:?}"
+    );
     two.start_agent();
     two.wait_agent();
     let output = two.run(&["sync", "--wait"]);
@@ -86,5 +89,8 @@ fn a_new_file_that_claims_a_port_stops_only_itself() {
         (lab.service("api")["state"] == "running").then_some(())
     });
     lab.sync();
-    assert_eq!((get(port, "/").unwrap(), get(other, "/").unwrap()), ("version 1\n".into(), "version 2\n".into()));
+    assert_eq!(
+        (get(port, "/").unwrap(), get(other, "/").unwrap()),
+        ("version 1\n".into(), "version 2\n".into())
+    );
 }

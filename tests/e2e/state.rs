@@ -60,7 +60,11 @@ fn a_read_only_state_directory_stops_no_restart_and_is_told() {
         end_container(&lab);
         wait_restarted(&lab, port, times);
     }
-    assert_eq!(lab.ok(&["exec", "web", "--", "/bin/cat", "/kept"]), "mine\n", "what it wrote before is there");
+    assert_eq!(
+        lab.ok(&["exec", "web", "--", "/bin/cat", "/kept"]),
+        "mine\n",
+        "what it wrote before is there"
+    );
     told(&lab, "storage-io");
     // Also by an agent that finds it so.
     lab.kill_agent();

@@ -227,17 +227,19 @@ fn observed() -> BoxedStrategy<Observed> {
         (btree_map(name(), refusal(), 0..2), btree_map(name(), refusal(), 0..2)),
         btree_map(instance(), any::<u32>(), 0..3),
     )
-        .prop_map(|(containers, routes, images, health, (busy, pauses), (frozen, taken), idle_polls)| Observed {
-            containers,
-            routes,
-            images: images.into_iter().collect::<BTreeSet<_>>(),
-            health,
-            busy,
-            pauses,
-            ports_taken: taken,
-            pulling: BTreeMap::new(),
-            frozen,
-            idle_polls,
+        .prop_map(|(containers, routes, images, health, (busy, pauses), (frozen, taken), idle_polls)| {
+            Observed {
+                containers,
+                routes,
+                images: images.into_iter().collect::<BTreeSet<_>>(),
+                health,
+                busy,
+                pauses,
+                ports_taken: taken,
+                pulling: BTreeMap::new(),
+                frozen,
+                idle_polls,
+            }
         })
         .boxed()
 }

@@ -17,7 +17,9 @@ use crate::reconcile::record::{Phase, ServiceRecord};
 use crate::reconcile::step::Step;
 use crate::reconcile::world::Busy;
 use crate::registry::{Progress, Registry};
-use crate::types::{InstanceId, PinnedImage, PortMapping, Reason, Refusal, ServiceName, Timestamp, format_duration};
+use crate::types::{
+    InstanceId, PinnedImage, PortMapping, Reason, Refusal, ServiceName, Timestamp, format_duration,
+};
 use pace::Pace;
 
 /// What carries effects out.
@@ -90,13 +92,12 @@ pub struct Effects {
 impl Effects {
     /// Nothing under way.
     pub fn new(hands: Hands, waker: Waker) -> Self {
-        Self {
-            hands,
-            waker,
-            running: BTreeMap::new(),
-            pulling: BTreeMap::new(),
-            pace: Pace::default(),
-        }
+        Self { hands, waker, running: BTreeMap::new(), pulling: BTreeMap::new(), pace: Pace::default() }
+    }
+
+    /// Whether nothing is under way.
+    pub fn is_quiet(&self) -> bool {
+        self.running.is_empty() && self.pulling.is_empty()
     }
 
     /// What the core is told is under way.

@@ -82,7 +82,8 @@ fn published(table: &str, map: &Value, ports: &[PortMapping]) -> Option<String> 
 fn redirected(table: &str, rule: &Value, ports: &[PortMapping]) -> Option<String> {
     let expressions = rule.get("expr")?.as_array()?;
     let redirects = expressions.iter().any(|expression| {
-        let by_iptables = || text(expression.get("xt")?, "name").map(|name| matches!(name, "DNAT" | "REDIRECT"));
+        let by_iptables =
+            || text(expression.get("xt")?, "name").map(|name| matches!(name, "DNAT" | "REDIRECT"));
         expression.get("dnat").is_some()
             || expression.get("redirect").is_some()
             || by_iptables().unwrap_or(false)

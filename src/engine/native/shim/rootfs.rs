@@ -72,8 +72,13 @@ fn mount_overlay(state: &Path, layers: &[PathBuf]) -> io::Result<PathBuf> {
     std::env::set_current_dir(state)?;
     // index and metacopy off: whatever the host's kernel was built with, layers stay plain directories.
     let options = format!("lowerdir={},upperdir=upper,workdir=work,index=off,metacopy=off", names.join(":"));
-    let mounted =
-        nix::mount::mount(Some("overlay"), "rootfs", Some("overlay"), MsFlags::MS_NODEV, Some(options.as_str()));
+    let mounted = nix::mount::mount(
+        Some("overlay"),
+        "rootfs",
+        Some("overlay"),
+        MsFlags::MS_NODEV,
+        Some(options.as_str()),
+    );
     std::env::set_current_dir("/")?;
     mounted?;
     Ok(state.join("rootfs"))
