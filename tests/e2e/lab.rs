@@ -11,7 +11,6 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use super::image::{self, Kind};
-use super::relay::Relay;
 
 /// How long anything may take here. Generous: these machines are shared.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -21,7 +20,7 @@ static COUNT: AtomicU32 = AtomicU32::new(0);
 pub struct Lab {
     dir: tempfile::TempDir,
     registry: Option<Child>,
-    registry_port: u16,
+    pub registry_port: u16,
     agent: Option<Child>,
     pub instance: String,
     number: u32,
@@ -137,13 +136,6 @@ max_removals = 1
         let reference = self.reference(version);
         image::push(&image::build_with(self.dir.path(), version, Kind::Good, bytes), &reference);
         reference
-    }
-
-    /// A way to this lab's registry that can be made to fail; the agent knows it.
-    pub fn relay(&self) -> Relay {
-        let relay = Relay::to(self.registry_port);
-        self.configure(&format!("[registry.\"127.0.0.1:{}\"]\nplain_http = true\n", relay.port));
-        relay
     }
 
     /// A lab whose agent serves `web`, version 1, on a port of the host.

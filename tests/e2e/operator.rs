@@ -7,8 +7,8 @@ use serde_json::Value;
 
 use super::image::Kind;
 use super::lab::{Lab, free_port, wait_for, web};
+use super::line::Line;
 use super::load::get;
-use super::relay::Relay;
 
 /// What a verb says on either output.
 fn said(output: &std::process::Output) -> String {
@@ -49,24 +49,26 @@ fn sync_waits_for_the_end_of_drain_and_bake() {
     assert_eq!(lab.history().pop().unwrap()["result"], "rolled-back");
 }
 
-/// A lab that serves, whose registry is reached by a relay, and the reference of a version by that way.
-fn relayed() -> (Lab, u16, Relay) {
+/// A lab that serves, whose registry is reached by a line that can fail.
+fn by_a_line() -> (Lab, u16, Line) {
     let mut lab = Lab::new();
-    let relay = lab.relay();
+    let line = Line::to(lab.registry_port);
+    lab.configure(&format!("[registry.\"127.0.0.1:{}\"]\nplain_http = true\n", line.port));
     let port = lab.serve();
-    (lab, port, relay)
+    (lab, port, line)
 }
 
-fn by(relay: &Relay, lab: &Lab, version: &str) -> String {
+/// Pushes a version; its reference by that line.
+fn by(line: &Line, lab: &Lab, version: &str) -> String {
     lab.image(version, Kind::Good);
-    format!("127.0.0.1:{}/web:{version}", relay.port)
+    format!("127.0.0.1:{}/web:{version}", line.port)
 }
 
 #[test]
 fn sync_waits_through_pauses_and_shortens_them() {
-    let (lab, port, relay) = relayed();
-    relay.cut();
-    let v2 = by(&relay, &lab, "2");
+    let (lab, port, line) = by_a_line();
+    line.cut();
+    let v2 = by(&line, &lab, "2");
     lab.deploy("web", &web(&v2, port, ""), "web 2");
     // Until its pauses are long.
     wait_for("several tries", || {
@@ -79,7 +81,7 @@ fn sync_waits_through_pauses_and_shortens_them() {
     wait_for("a try", || (lab.service("web")["doing"].is_string()).then_some(()));
     wait_for("the next pause", || (lab.service("web")["retry_at"].is_string()).then_some(()));
     assert!(waiting.try_wait().unwrap().is_none(), "it waits for the end");
-    relay.pass();
+    line.pass();
     let begun = Instant::now();
     lab.ok(&["resume", "web"]);
     assert!(waiting.wait().unwrap().success());
@@ -123,9 +125,9 @@ fn a_deploy_pre_that_hangs_holds_up_no_rollback_and_no_newer_commit() {
 
 #[test]
 fn a_pull_that_a_newer_commit_makes_idle_is_cut_short() {
-    let (lab, port, relay) = relayed();
-    relay.hang();
-    let (v2, v3) = (by(&relay, &lab, "2"), by(&relay, &lab, "3"));
+    let (lab, port, line) = by_a_line();
+    line.hang();
+    let (v2, v3) = (by(&line, &lab, "2"), by(&line, &lab, "3"));
     lab.deploy("web", &web(&v2, port, ""), "web 2");
     let doing = |what: &str| {
         let doing = lab.service("web")["doing"].as_str().map(str::to_owned);
@@ -136,7 +138,7 @@ fn a_pull_that_a_newer_commit_makes_idle_is_cut_short() {
     let begun = Instant::now();
     wait_for(&format!("the pull of 3; {}", lab.agent_log()), || doing("web:3"));
     assert!(begun.elapsed() < Duration::from_secs(15), "it took {:?}", begun.elapsed());
-    relay.pass();
+    line.pass();
     lab.wait_serving("web", &v3);
     let superseded = lab.history().into_iter().find(|receipt| receipt["reason"] == "superseded");
     assert!(superseded.is_some(), "{:?}", lab.history());

@@ -10,13 +10,13 @@ const PASS: u8 = 0;
 const HANG: u8 = 1;
 const CUT: u8 = 2;
 
-/// The relay; it ends with the test's process.
-pub struct Relay {
+/// The line; it ends with the test's process.
+pub struct Line {
     pub port: u16,
     mode: Arc<AtomicU8>,
 }
 
-impl Relay {
+impl Line {
     pub fn to(registry: u16) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
