@@ -13,6 +13,7 @@ mod execute;
 mod fault;
 mod garbage;
 pub mod images;
+pub mod native;
 mod news;
 mod observe;
 mod operator;
@@ -27,15 +28,10 @@ mod wake;
 mod wakers;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use crate::config::agent::AgentConfig;
-use crate::engine::native::net::BridgeNetwork;
-use crate::engine::native::{NativeConfig, NativeEngine};
-use crate::engine::traffic::NftTraffic;
-use crate::engine::{Engine, Traffic};
 use crate::git::Repository;
 use crate::reconcile::step::Plan;
 use crate::reconcile::world::{Desired, Observed};
@@ -53,6 +49,7 @@ use crate::types::{Exit, InstanceId, Refusal, ServiceName, Timestamp};
 use control::Accept;
 use effects::{Effects, Hands};
 use garbage::Garbage;
+use native::Native;
 use probes::Probes;
 use socket::Socket;
 use source::Source;
@@ -167,10 +164,8 @@ impl Agent {
             .build()
             .map_err(|error| AgentError::io("starting the runtime", error))?;
         let handle = runtime.handle().clone();
-        let program =
-            std::env::current_exe().map_err(|error| AgentError::io("finding this program", error))?;
-        let (engine, traffic) =
-            native(&config, program).map_err(|error| AgentError::Host(error.to_refusal()))?;
+        let Native { engine, traffic, .. } =
+            Native::open(&config).map_err(|error| AgentError::Host(error.to_refusal()))?;
         let store = match Store::open(&config.state_dir) {
             // What runs is supervised all the same; nothing new can be pulled.
             Err(error) if state.fault().is_some() => {
@@ -190,7 +185,8 @@ impl Agent {
             .map_err(|error| AgentError::io(format!("listening in {}", config.run_dir.display()), error))?;
         let watches = wakers::begin(&config, &handle, &waker)?;
         let now = clock::now();
-        let hands = Hands { engine, traffic, registry, runtime: handle.clone() };
+        let hands =
+            Hands { engine: Arc::new(engine), traffic: Arc::new(traffic), registry, runtime: handle.clone() };
         let source = Source::new(
             repository.clone(),
             hands.registry.clone(),
@@ -293,21 +289,4 @@ impl Agent {
             }
         }
     }
-}
-
-/// What runs containers, and what points traffic at them.
-type Native = (Arc<dyn Engine>, Arc<dyn Traffic>);
-
-/// The built-in engine and its traffic.
-fn native(config: &AgentConfig, program: PathBuf) -> Result<Native, crate::engine::EngineError> {
-    let network = Arc::new(BridgeNetwork::new(&config.instance, config.engine.subnet, &config.run_dir)?);
-    let parts = NativeConfig {
-        state_dir: config.state_dir.clone(),
-        run_dir: config.run_dir.clone(),
-        instance: config.instance.clone(),
-        program,
-    };
-    let engine = NativeEngine::new(parts, network)?;
-    let traffic = NftTraffic::new(&config.instance, config.engine.subnet, &config.run_dir)?;
-    Ok((Arc::new(engine), Arc::new(traffic)))
 }

@@ -8,7 +8,7 @@ use crate::reconcile::health::EffectiveCheck;
 use crate::reconcile::later;
 use crate::reconcile::next::{GRACE, IDLE_POLL};
 use crate::reconcile::world::{DesiredService, Observed};
-use crate::types::{ContainerState, InstanceId, PortMapping, Refusal, Timestamp};
+use crate::types::{ContainerState, InstanceId, PortMapping, Refusal, ServiceName, Timestamp};
 
 impl Agent {
     /// The world, afresh.
@@ -95,6 +95,7 @@ impl Agent {
     /// process, another instance, somebody's rule. Asked before anything is pulled or started for them.
     fn look_for_ports(&self, seen: &mut Observed) {
         let Some(desired) = &self.desired else { return };
+        let mut asked: Vec<(&ServiceName, Vec<PortMapping>)> = Vec::new();
         for (service, wanted) in &desired.services {
             let DesiredService::Run(spec) = wanted else { continue };
             let record = self.journal.records.get(service);
@@ -106,10 +107,17 @@ impl Agent {
             let own = own.map_or(&[][..], |incumbent| &incumbent.spec.ports);
             let new: Vec<PortMapping> =
                 spec.ports.iter().filter(|port| !own.contains(port)).cloned().collect();
-            if stays || new.is_empty() {
-                continue;
+            if !stays && !new.is_empty() {
+                asked.push((service, new));
             }
-            if let Some(refusal) = self.hands.port_conflict(&new) {
+        }
+        // All at once first: each question costs a listing of the host's rules.
+        let all: Vec<PortMapping> = asked.iter().flat_map(|(_, ports)| ports).cloned().collect();
+        if all.is_empty() || self.hands.port_conflict(&all).is_none() {
+            return;
+        }
+        for (service, ports) in asked {
+            if let Some(refusal) = self.hands.port_conflict(&ports) {
                 seen.ports_taken.insert(service.clone(), refusal);
             }
         }

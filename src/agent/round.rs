@@ -37,7 +37,8 @@ impl Agent {
             if !std::mem::replace(&mut ready, true) {
                 self.notifier.ready();
             }
-            let done = self.at_rest() && self.outbox.is_quiet() && !self.is_collecting();
+            let rests = self.at_rest() || self.is_over();
+            let done = rests && self.outbox.is_quiet() && !self.is_collecting();
             if once && !more && done && self.source.looks > 0 {
                 return self.in_sync();
             }

@@ -30,11 +30,12 @@ impl Agent {
             return;
         }
         let (over, looks) = (self.is_over(), self.source.looks);
-        let reply = self.settled_reply();
+        let (ended, seen_only) = (self.settled_reply(), self.seen_reply());
         let waiting = self.waited_for();
         self.waiters.retain_mut(|waiter| {
             let seen = looks >= waiter.look;
             if seen && (over || !waiter.to_the_end) {
+                let reply = if waiter.to_the_end { &ended } else { &seen_only };
                 // The asker may be gone: its own business.
                 let _ = waiter.answer.send(Answer::Reply(reply.clone()));
                 return false;
@@ -46,6 +47,15 @@ impl Agent {
             }
             true
         });
+    }
+
+    /// How the look itself went.
+    fn seen_reply(&self) -> Reply {
+        match (&self.source.refusal, &self.desired) {
+            (Some(refusal), _) => Reply::failed(refusal.to_string()),
+            (None, Some(desired)) => Reply::done(format!("followed at {}", desired.commit.id.short())),
+            (None, None) => Reply::failed("nothing was seen yet"),
+        }
     }
 
     /// What is not over yet, a line each.

@@ -4,10 +4,9 @@ use std::collections::BTreeMap;
 use std::io::{BufReader, Seek, SeekFrom, Write};
 use std::path::Path;
 
-use super::{Failure, hint, history, operate, run, write_json_line};
-use crate::agent::control::Command;
+use super::{Failure, history, run, status, write_json_line};
 use crate::engine::native::{LogLine, log_file, log_lines, log_tail};
-use crate::report::status::{ServiceStatus, Status};
+use crate::report::status::ServiceStatus;
 use crate::types::{Generation, InstanceId, ServiceName};
 
 /// The last lines of one generation.
@@ -30,7 +29,7 @@ pub fn logs(
     out: &mut dyn Write,
 ) -> Result<u8, Failure> {
     let (state_dir, generation) = match find(config, service) {
-        Ok(status) => (run::config(config)?.state_dir, status.generation),
+        Ok(found) => (run::config(config)?.state_dir, found.generation),
         // The files are there without an agent too: then the newest one is shown.
         Err(Failure::NotRunning | Failure::Unreachable { .. }) => {
             let state_dir = run::config(config)?.state_dir;
@@ -86,16 +85,10 @@ fn length(state_dir: &Path, service: &ServiceName, generation: Generation) -> u6
     std::fs::metadata(path).map_or(0, |metadata| metadata.len())
 }
 
+/// The status of the service, from the agent.
 pub(super) fn find(config: &Path, service: &ServiceName) -> Result<ServiceStatus, Failure> {
-    let reply = operate::ask(config, &Command::Status)?;
-    let status: Option<Status> = reply.body.and_then(|body| serde_json::from_value(body).ok());
-    let services: Vec<ServiceStatus> = status.map(|status| status.services).unwrap_or_default();
-    let names: Vec<&str> = services.iter().map(|known| known.name.as_str()).collect();
-    let unknown = Failure::Failed {
-        message: format!("there is no service {service} on this host"),
-        hint: hint::near(service, &names),
-    };
-    services.iter().find(|known| known.name == *service).cloned().ok_or(unknown)
+    let status = status::fetch(config)?;
+    status::find(&status, service).cloned()
 }
 
 fn newest(state_dir: &Path, service: &ServiceName) -> Option<Generation> {

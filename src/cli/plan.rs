@@ -87,7 +87,7 @@ fn refuse_taken_ports(
     changes: &mut BTreeMap<ServiceName, Change>,
 ) -> Result<(), Failure> {
     let traffic = NftTraffic::new(&agent.instance, agent.engine.subnet, &agent.run_dir)
-        .map_err(|error| Failure::from(error.to_refusal()))?;
+        .map_err(|error| error.to_refusal())?;
     for (name, change) in changes.iter_mut().filter(|(_, change)| change.is_change()) {
         let Some(Ok(spec)) = declared.get(name) else { continue };
         let incumbent = journal.records.get(name).and_then(|record| record.incumbent.as_ref());

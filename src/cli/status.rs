@@ -15,7 +15,8 @@ const GREEN: &str = "\x1b[32m";
 const YELLOW: &str = "\x1b[33m";
 const RED: &str = "\x1b[31m";
 
-fn fetch(config: &Path) -> Result<Status, Failure> {
+/// The status, from the agent.
+pub(super) fn fetch(config: &Path) -> Result<Status, Failure> {
     let reply = operate::ask(config, &Command::Status)?;
     let body = reply.body.ok_or_else(|| Failure::plain("the agent has not finished its first look yet"))?;
     serde_json::from_value(body).map_err(|error| {
@@ -23,7 +24,8 @@ fn fetch(config: &Path) -> Result<Status, Failure> {
     })
 }
 
-fn find<'a>(status: &'a Status, service: &ServiceName) -> Result<&'a ServiceStatus, Failure> {
+/// One service of it.
+pub(super) fn find<'a>(status: &'a Status, service: &ServiceName) -> Result<&'a ServiceStatus, Failure> {
     status.services.iter().find(|known| known.name == *service).ok_or_else(|| {
         let names: Vec<&str> = status.services.iter().map(|known| known.name.as_str()).collect();
         Failure::Failed {

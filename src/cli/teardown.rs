@@ -2,14 +2,11 @@
 
 use std::io::{BufRead, IsTerminal, Write};
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Failure, run, write_json};
+use crate::agent::native::Native;
 use crate::config::agent::AgentConfig;
-use crate::engine::native::net::BridgeNetwork;
-use crate::engine::native::{NativeConfig, NativeEngine};
-use crate::engine::traffic::NftTraffic;
 use crate::engine::{Engine, EngineError};
 use crate::state::StateDir;
 use crate::state::journal::Journal;
@@ -69,16 +66,7 @@ fn confirmed(config: &AgentConfig, purge: bool, out: &mut dyn Write) -> Result<b
 }
 
 fn take_down(config: &AgentConfig, journal: &Journal) -> Result<usize, EngineError> {
-    let program = std::env::current_exe().unwrap_or_default();
-    let network = Arc::new(BridgeNetwork::new(&config.instance, config.engine.subnet, &config.run_dir)?);
-    let parts = NativeConfig {
-        state_dir: config.state_dir.clone(),
-        run_dir: config.run_dir.clone(),
-        instance: config.instance.clone(),
-        program,
-    };
-    let engine = NativeEngine::new(parts, network.clone())?;
-    let traffic = NftTraffic::new(&config.instance, config.engine.subnet, &config.run_dir)?;
+    let Native { engine, network, traffic } = Native::open(config)?;
     traffic.teardown()?;
     let containers = engine.observe()?;
     for seen in &containers {

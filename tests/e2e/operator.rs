@@ -85,7 +85,7 @@ fn sync_waits_through_pauses_and_shortens_them() {
     let begun = Instant::now();
     lab.ok(&["resume", "web"]);
     assert!(waiting.wait().unwrap().success());
-    assert!(begun.elapsed() < Duration::from_secs(15), "it took {:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(25), "it took {:?}", begun.elapsed());
     assert_eq!(get(port, "/").unwrap(), "version 2\n");
 }
 
@@ -107,7 +107,7 @@ fn a_deploy_pre_that_hangs_holds_up_no_rollback_and_no_newer_commit() {
     wait_for(&format!("the end of it; {}", lab.agent_log()), || {
         (lab.service("web")["rollout"] == Value::Null).then_some(())
     });
-    assert!(begun.elapsed() < Duration::from_secs(15), "it took {:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(25), "it took {:?}", begun.elapsed());
     let service = lab.service("web");
     assert_eq!((&service["state"], &service["reason"]), (&"held".into(), &"operator-rollback".into()));
     assert_eq!(get(port, "/").unwrap(), "version 1\n");
@@ -118,7 +118,7 @@ fn a_deploy_pre_that_hangs_holds_up_no_rollback_and_no_newer_commit() {
     let begun = Instant::now();
     lab.deploy("web", &web(&v3, port, ""), "without it");
     lab.wait_serving("web", &v3);
-    assert!(begun.elapsed() < Duration::from_secs(30), "it took {:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(50), "it took {:?}", begun.elapsed());
     let events = lab.ok(&["events"]);
     assert!(events.contains("superseded"), "{events}");
 }
@@ -137,7 +137,7 @@ fn a_pull_that_a_newer_commit_makes_idle_is_cut_short() {
     lab.deploy("web", &web(&v3, port, ""), "web 3");
     let begun = Instant::now();
     wait_for(&format!("the pull of 3; {}", lab.agent_log()), || doing("web:3"));
-    assert!(begun.elapsed() < Duration::from_secs(15), "it took {:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(25), "it took {:?}", begun.elapsed());
     line.pass();
     lab.wait_serving("web", &v3);
     let superseded = lab.history().into_iter().find(|receipt| receipt["reason"] == "superseded");
@@ -198,7 +198,8 @@ fn a_rewritten_history_is_believed_when_an_operator_names_its_head() {
     let output = lab.run(&["sync", "--accept", other]);
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     assert_eq!(get(port, "/").unwrap(), "version 1\n");
-    lab.ok(&["sync", "--accept", &head, "--wait"]);
+    assert!(lab.ok(&["sync", "--accept", &head]).contains(&head[..10]));
+    lab.sync();
     assert_eq!(get(port, "/").unwrap(), "version 2\n");
     assert!(lab.ok(&["events"]).contains("its history was rewritten"), "{}", lab.ok(&["events"]));
     // From here on it is followed like any other.

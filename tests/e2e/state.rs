@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 
 use super::image::Kind;
-use super::lab::{Lab, free_port, wait_for, web};
+use super::lab::{Lab, wait_for, web};
 use super::load::get;
 
 #[track_caller]
@@ -103,12 +103,7 @@ fn a_full_state_directory_stops_no_restart_and_is_told() {
     std::fs::create_dir(&state).unwrap();
     mount(&["-t", "tmpfs", "-o", "size=64m", "none", state.to_str().unwrap()]);
     let small = Mount(state.clone());
-    let port = free_port();
-    let v1 = lab.image("1", Kind::Good);
-    lab.deploy("web", &web(&v1, port, ""), "web 1");
-    lab.start_agent();
-    lab.wait_agent();
-    lab.sync();
+    let port = lab.serve();
     wait_for("the outbox", || (lab.status()["outbox"] == 0).then_some(()));
     let mut fillers = vec![fill(&state)];
     // The reserve lasts for a while; what comes into its place is filled too.
