@@ -20,8 +20,8 @@ pub enum Failure {
     NotRunning,
     /// One is running, and cannot be asked: its socket is not there.
     Unreachable {
-        /// Its process, if that can be told.
-        pid: Option<u32>,
+        /// Its process.
+        pid: u32,
         /// Where the socket should be.
         socket: std::path::PathBuf,
     },
@@ -54,10 +54,9 @@ impl Failure {
     pub fn write(&self, to: &mut impl Write) -> std::io::Result<()> {
         let (message, hint) = match self {
             Self::Unreachable { pid, socket } => {
-                let pid = pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default();
                 writeln!(
                     to,
-                    "error: the agent is running{pid}, but its socket {} is not there",
+                    "error: the agent is running (pid {pid}), but its socket {} is not there",
                     socket.display()
                 )?;
                 return writeln!(

@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use super::StateError;
@@ -34,16 +34,19 @@ impl HostLock {
     }
 }
 
-/// The process that holds the lock; `Some(None)`: somebody does, and who cannot be told. `None`: nobody.
-pub fn holder(path: &Path) -> Option<Option<u32>> {
-    let mut file = File::open(path).ok()?;
-    match file.try_lock_shared() {
-        Err(TryLockError::WouldBlock) => {
-            let mut text = String::new();
-            Some(file.read_to_string(&mut text).ok().and_then(|_| text.trim().parse().ok()))
-        }
-        _ => None,
-    }
+/// The process that holds the lock, if one does. Asked without taking it: an agent may be about to.
+///
+/// Source: proc_locks(5).
+pub fn holder(path: &Path) -> Option<u32> {
+    let pid: u32 = std::fs::read_to_string(path).ok()?.trim().parse().ok()?;
+    let inode = format!(":{}", std::fs::metadata(path).ok()?.ino());
+    let locks = std::fs::read_to_string("/proc/locks").ok()?;
+    let is_it = |line: &str| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        matches!(fields.as_slice(), [_, "FLOCK", _, "WRITE", holder, file, ..]
+            if holder.parse() == Ok(pid) && file.ends_with(&inode))
+    };
+    locks.lines().any(is_it).then_some(pid)
 }
 
 /// A file system that was made read-only gives the lock all the same, where the file is there.
@@ -69,7 +72,7 @@ mod tests {
             Err(StateError::Locked { holder, .. }) => assert_eq!(holder, Some(std::process::id())),
             other => panic!("{other:?}"),
         }
-        assert_eq!(holder(&path), Some(Some(std::process::id())));
+        assert_eq!(holder(&path), Some(std::process::id()));
         drop(first);
         assert_eq!(holder(&path), None);
         HostLock::take(&path).unwrap();
