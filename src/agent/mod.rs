@@ -44,6 +44,7 @@ use crate::report::{Message, journal};
 use crate::state::StateDir;
 use crate::state::addresses::Pool;
 use crate::state::journal::Journal;
+use crate::state::lock::InstanceLock;
 use crate::state::trust::HighWater;
 use crate::types::{Exit, InstanceId, Refusal, ServiceName, Timestamp};
 use control::Accept;
@@ -132,6 +133,7 @@ pub struct Agent {
     /// Keeps what runs beside the loop alive.
     runtime: Option<tokio::runtime::Runtime>,
     _watches: wakers::Watches,
+    _instance: InstanceLock,
 }
 
 /// Runs the agent until it is told to stop; with `once`, until every service is settled or held. Gives whether the
@@ -154,6 +156,7 @@ pub fn run(config: AgentConfig, once: bool) -> Result<bool, AgentError> {
 impl Agent {
     fn new(config: AgentConfig) -> Result<Self, AgentError> {
         let state = StateDir::open(&config.state_dir)?;
+        let instance = InstanceLock::take(&config.instance).map_err(AgentError::Host)?;
         crate::state::atomic::make_dir(&config.run_dir)?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
@@ -238,6 +241,7 @@ impl Agent {
             wakes,
             runtime: Some(runtime),
             _watches: watches,
+            _instance: instance,
         })
     }
 

@@ -10,6 +10,7 @@ use crate::config::agent::AgentConfig;
 use crate::engine::{Engine, EngineError};
 use crate::state::StateDir;
 use crate::state::journal::Journal;
+use crate::state::lock::InstanceLock;
 use crate::types::plural;
 
 /// How long a container without a record may take to end.
@@ -20,6 +21,7 @@ pub fn teardown(path: &Path, purge: bool, yes: bool, json: bool, out: &mut dyn W
     let config = run::config(path)?;
     // Also the proof that no agent is at work.
     let state = StateDir::open(&config.state_dir)?;
+    let instance = InstanceLock::take(&config.instance)?;
     if !yes && !confirmed(&config, purge, out)? {
         return Err(Failure::plain("nothing was done"));
     }
@@ -32,6 +34,7 @@ pub fn teardown(path: &Path, purge: bool, yes: bool, json: bool, out: &mut dyn W
         }
     }
     drop(state);
+    instance.forget();
     if json {
         write_json(out, &serde_json::json!({ "containers": containers, "purged": purge }))?;
     } else {

@@ -3,9 +3,10 @@
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::StateError;
+use crate::types::{Reason, Refusal};
 
 /// Held as long as the value lives; the kernel lets go of it when the process dies, however it dies.
 #[derive(Debug)]
@@ -31,6 +32,43 @@ impl HostLock {
             tracing::warn!("writing {}: {error}", path.display());
         }
         Ok(Self { _file: file })
+    }
+}
+
+/// Proof that no other agent of this host has the same instance: each would take the other's containers for debris.
+#[derive(Debug)]
+pub struct InstanceLock {
+    path: PathBuf,
+    /// `None`: there is no place for it, as where `/run` cannot be written to.
+    _lock: Option<HostLock>,
+}
+
+impl InstanceLock {
+    /// Takes the name, or says who has it.
+    pub fn take(instance: &str) -> Result<Self, Refusal> {
+        // Not in a run directory, which is another one for each configuration, nor where others than root may write.
+        let path = PathBuf::from(format!("/run/gitopsd.{instance}.lock"));
+        match HostLock::take(&path) {
+            Ok(lock) => Ok(Self { path, _lock: Some(lock) }),
+            Err(StateError::Locked { holder, .. }) => {
+                let pid = holder.map(|pid| format!(" with pid {pid}")).unwrap_or_default();
+                let message = format!(
+                    "instance `{instance}` of this host is held by another agent{pid}: stop that one, or give this \
+                     one an `instance` and an `engine.subnet` of its own"
+                );
+                Err(Refusal::new(Reason::ConfigInvalid, message))
+            }
+            Err(error) => {
+                tracing::warn!("{}", error.to_refusal());
+                Ok(Self { path, _lock: None })
+            }
+        }
+    }
+
+    /// Takes the file away too: the instance is gone.
+    pub fn forget(self) {
+        // Best effort: it is empty but for a number, and goes with the next boot.
+        let _ = std::fs::remove_file(&self.path);
     }
 }
 

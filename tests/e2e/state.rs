@@ -68,6 +68,8 @@ fn a_read_only_state_directory_stops_no_restart_and_is_told() {
     told(&lab, "storage-io");
     // Also by an agent that finds it so.
     lab.kill_agent();
+    let once = lab.run(&["run", "--once"]);
+    assert_eq!(once.status.code(), Some(1), "{once:?}");
     lab.start_agent();
     lab.wait_agent();
     end_container(&lab);
