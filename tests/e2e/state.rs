@@ -45,7 +45,8 @@ fn told(lab: &Lab, reason: &str) {
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     let output = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.contains(&format!("({reason})")), "{output}");
-    assert!(lab.agent_log().contains("state cannot be written"), "{}", lab.agent_log());
+    let log = std::fs::read_to_string(lab.path("agent.log")).unwrap();
+    assert!(log.contains("state cannot be written"), "{log}");
 }
 
 #[test]
@@ -129,4 +130,34 @@ fn a_full_state_directory_stops_no_restart_and_is_told() {
     lab.kill_agent();
     lab.ok(&["teardown", "--yes"]);
     drop(small);
+}
+
+/// The steps of docs/recovery.md for records that are damaged, and for state that is lost.
+#[test]
+fn what_is_lost_is_made_anew_from_git_and_the_registry() {
+    let (mut lab, port) = Lab::serving();
+    let v2 = lab.image("2", Kind::Good);
+    lab.deploy("web", &web(&v2, port, ""), "web 2");
+    lab.sync();
+    let everything: [fn(&Lab); 2] = [
+        |lab| {
+            std::fs::create_dir(lab.path("aside")).unwrap();
+            for name in super::lab::names(&lab.path("state/services")) {
+                let from = lab.path("state/services").join(&name);
+                std::fs::rename(from, lab.path("aside").join(name)).unwrap();
+            }
+        },
+        |lab| std::fs::remove_dir_all(lab.path("state")).unwrap(),
+    ];
+    for lose in everything {
+        lab.stop_agent();
+        lose(&lab);
+        lab.start_agent();
+        lab.wait_agent();
+        lab.wait_serving("web", &v2);
+        lab.sync();
+        let service = lab.service("web");
+        assert_eq!((&service["generation"], &service["health"]), (&1.into(), &"healthy".into()), "{service}");
+        assert_eq!(get(port, "/").unwrap(), "version 2\n");
+    }
 }

@@ -3,6 +3,7 @@
 //!
 //! Reads `nft -j list ruleset` (libnftables-json(5)). [`find`] is pure.
 
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
@@ -42,16 +43,32 @@ impl Turn {
 pub fn find(listing: &[u8], own: &str, ports: &[PortMapping]) -> Option<String> {
     let document: Value = serde_json::from_slice(listing).ok()?;
     let objects = document.get("nftables")?.as_array()?;
+    // What the host itself sends elsewhere (a proxy for its own requests) is nobody's published port.
+    let outgoing = |chain: &&Value| text(chain, "hook").is_some_and(|hook| hook != "prerouting");
+    let outgoing: BTreeSet<_> =
+        objects.iter().filter_map(|object| object.get("chain")).filter(outgoing).map(place).collect();
     let mut found = objects.iter().filter_map(|object| {
         let (kind, object) = object.as_object()?.iter().next()?;
         let table = text(object, "table").filter(|table| *table != own)?;
         match kind.as_str() {
             "map" => published(table, object, ports),
-            "rule" => redirected(table, object, ports),
+            "rule" if !outgoing.contains(&rule_place(object)) => redirected(table, object, ports),
             _ => None,
         }
     });
     found.next()
+}
+
+/// Family, table and name of a chain.
+type Place<'a> = [Option<&'a str>; 3];
+
+fn place(chain: &Value) -> Place<'_> {
+    ["family", "table", "name"].map(|key| text(chain, key))
+}
+
+/// The chain of a rule.
+fn rule_place(rule: &Value) -> Place<'_> {
+    ["family", "table", "chain"].map(|key| text(rule, key))
 }
 
 /// An element of another instance's maps: see `ruleset`.
@@ -165,6 +182,10 @@ mod tests {
             {"match": {"op": "!=", "left": {"meta": {"key": "iifname"}}, "right": "docker0"}},
             {"match": {"op": "==", "left": {"payload": {"protocol": "tcp", "field": "dport"}}, "right": 8080}},
             {"counter": {"packets": 0, "bytes": 0}}, {"xt": {"type": "target", "name": "DNAT"}}]}},
+        {"chain": {"family": "ip", "table": "nat", "name": "out", "type": "nat", "hook": "output", "prio": -100}},
+        {"rule": {"family": "ip", "table": "nat", "chain": "out", "expr": [
+            {"match": {"op": "==", "left": {"payload": {"protocol": "tcp", "field": "dport"}}, "right": 3128}},
+            {"redirect": {"port": 1}}]}},
         {"rule": {"family": "inet", "table": "filter", "chain": "input", "expr": [
             {"match": {"op": "==", "left": {"payload": {"protocol": "tcp", "field": "dport"}}, "right": 22}},
             {"accept": null}]}}]}"#;
@@ -182,7 +203,8 @@ mod tests {
         assert!(tcp(443).unwrap().contains("chain prerouting (nftables table ip nat)"));
         assert!(tcp(9005).is_some() && tcp(9011).is_none());
         assert!(tcp(8080).unwrap().contains("chain DOCKER"));
-        // A filter redirects nothing, and another protocol is another port.
+        // A filter redirects nothing, what the host sends is not what it gets, another protocol is another port.
+        assert_eq!(tcp(3128), None);
         assert_eq!((tcp(22), who("0.0.0.0", 80, Protocol::Udp)), (None, None));
         assert!(who("127.0.0.1", 53, Protocol::Udp).is_some());
         assert_eq!(who("127.0.0.2", 53, Protocol::Udp), None);
