@@ -153,10 +153,10 @@ fn a_hold_after_a_rollback_does_not_bring_the_bad_version_back() {
     lab.ok(&["rollback", "web"]);
     wait_for("the rollback", || (get(port, "/").ok()? == "version 1\n").then_some(()));
     lab.ok(&["hold", "web", "--for", "1s", "--reason", "looking"]);
-    std::thread::sleep(Duration::from_secs(2));
-    lab.run(&["sync", "--wait"]);
+    // Its time is up, and the rollback's hold is what is left of it.
+    wait_for("the end of the hold", || (lab.service("web")["reason"] == "operator-rollback").then_some(()));
+    assert_eq!(lab.run(&["sync", "--wait"]).status.code(), Some(1));
     assert_eq!(get(port, "/").unwrap(), "version 1\n");
-    assert_eq!(lab.service("web")["reason"], "operator-rollback");
     let v3 = lab.image("3", Kind::Good);
     lab.deploy("web", &web(&v3, port, ""), "web 3");
     lab.wait_serving("web", &v3);
