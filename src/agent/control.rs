@@ -20,6 +20,8 @@ pub enum Command {
     Sync {
         /// Answer once this commit has come to its end.
         wait: bool,
+        /// Wait no longer than this.
+        seconds: Option<u64>,
         /// Believe the head of the branch though its history was rewritten.
         accept: Option<Accept>,
     },

@@ -21,7 +21,7 @@ impl Agent {
                 let body = self.status_now().and_then(|status| serde_json::to_value(status).ok());
                 Reply { code: 0, message: String::new(), body }
             }
-            Command::Sync { wait, accept } => {
+            Command::Sync { wait, seconds, accept } => {
                 self.hurry();
                 let accepts = accept.is_some();
                 if let Some(accept) = accept {
@@ -29,7 +29,8 @@ impl Agent {
                 }
                 let look = self.look();
                 if wait || accepts {
-                    return self.waiters.push(Waiter::new(look, wait, answer));
+                    let limit = seconds.map(Duration::from_secs);
+                    return self.waiters.push(Waiter::new(look, wait, limit, answer));
                 }
                 Reply::done("looking at the repo")
             }

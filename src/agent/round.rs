@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::source::Source;
+use super::waiters::Waiter;
 use super::wake::Wake;
 use super::{Agent, clock};
 use crate::reconcile::plan;
@@ -175,6 +176,7 @@ impl Agent {
             self.desired.as_ref().and_then(Source::next_retry),
             self.effects.next_end(now),
             self.outbox.next_try(),
+            self.waiters.iter().filter_map(Waiter::gives_up_at).min(),
         ];
         let limit = match (notify::watchdog(), &self.blind) {
             (_, Some(_)) => Duration::from_secs(1),

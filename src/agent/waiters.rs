@@ -1,9 +1,12 @@
 //! Those who wait for the end of a commit.
 
-use super::Agent;
+use std::time::Duration;
+
 use super::control::{Answer, Answers, Reply};
+use super::{Agent, clock};
+use crate::reconcile::later;
 use crate::reconcile::step::Next;
-use crate::types::ServiceName;
+use crate::types::{ServiceName, Timestamp, format_duration};
 
 /// Somebody who wants to hear how a look at the repo went.
 pub(super) struct Waiter {
@@ -11,15 +14,23 @@ pub(super) struct Waiter {
     look: u64,
     /// And all that the commit brought with it: drain, bake and further tries too.
     to_the_end: bool,
+    /// No longer than so long, and until then.
+    limit: Option<(Duration, Timestamp)>,
     answer: Answers,
     /// What was told last.
     told: Vec<String>,
 }
 
 impl Waiter {
-    /// Waits for a look, and `to_the_end` of what it brings.
-    pub fn new(look: u64, to_the_end: bool, answer: Answers) -> Self {
-        Self { look, to_the_end, answer, told: Vec::new() }
+    /// Waits for a look, and `to_the_end` of what it brings, within `limit`.
+    pub fn new(look: u64, to_the_end: bool, limit: Option<Duration>, answer: Answers) -> Self {
+        let limit = limit.map(|limit| (limit, later(clock::now(), limit)));
+        Self { look, to_the_end, limit, answer, told: Vec::new() }
+    }
+
+    /// When it gives up.
+    pub fn gives_up_at(&self) -> Option<Timestamp> {
+        self.limit.map(|(_, at)| at)
     }
 }
 
@@ -31,13 +42,18 @@ impl Agent {
         }
         let (over, looks) = (self.is_over(), self.source.looks);
         let (ended, seen_only) = (self.settled_reply(), self.seen_reply());
-        let waiting = self.waited_for();
+        let (waiting, now) = (self.waited_for(), clock::now());
         self.waiters.retain_mut(|waiter| {
             let seen = looks >= waiter.look;
             if seen && (over || !waiter.to_the_end) {
                 let reply = if waiter.to_the_end { &ended } else { &seen_only };
                 // The asker may be gone: its own business.
                 let _ = waiter.answer.send(Answer::Reply(reply.clone()));
+                return false;
+            }
+            if let Some((limit, _)) = waiter.limit.filter(|(_, at)| now >= *at) {
+                let text = format!("not over after {}:\n{}", format_duration(limit), waiting.join("\n"));
+                let _ = waiter.answer.send(Answer::Reply(Reply::failed(text.trim_end())));
                 return false;
             }
             if seen && waiter.told != waiting {

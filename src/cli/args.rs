@@ -61,6 +61,9 @@ pub enum Verb {
         /// Wait for the end of the commit on this host, drain, bake and further tries too; exit 0 in sync, 1 failed
         #[arg(long)]
         wait: bool,
+        /// Wait no longer than this, as in 5m; exit 1 then
+        #[arg(long, value_name = "DURATION", value_parser = duration, requires = "wait")]
+        timeout: Option<Duration>,
         /// Believe this head of the branch, in full, although its history was rewritten
         #[arg(long, value_name = "COMMIT")]
         accept: Option<CommitId>,

@@ -70,7 +70,9 @@ fn dispatch(args: &Args, out: &mut dyn Write) -> Result<u8, Failure> {
             plan::plan(&args.config, dir.as_deref(), rev.as_deref(), host.as_ref(), json, out)
         }
         Verb::Check { dir } => check::run(dir, json, out),
-        Verb::Sync { wait, accept } => operate::sync(&args.config, *wait, accept.as_ref(), json, out),
+        Verb::Sync { wait, timeout, accept } => {
+            operate::sync(&args.config, *wait, *timeout, accept.as_ref(), json, out)
+        }
         Verb::Rollback { service } => operate::rollback(&args.config, service, json, out),
         Verb::Hold { service, duration, reason } => {
             operate::hold(&args.config, service, *duration, reason, json, out)

@@ -68,12 +68,14 @@ fn answer(reply: Reply, json: bool, out: &mut dyn Write) -> Result<u8, Failure> 
 pub fn sync(
     config: &Path,
     wait: bool,
+    timeout: Option<Duration>,
     accept: Option<&CommitId>,
     json: bool,
     out: &mut dyn Write,
 ) -> Result<u8, Failure> {
     let accept = accept.map(|commit| Accept { commit: commit.clone(), by: operator() });
-    let command = Command::Sync { wait, accept };
+    let seconds = timeout.map(|timeout| timeout.as_secs().max(1));
+    let command = Command::Sync { wait, seconds, accept };
     let mut told = Vec::new();
     let reply = ask_with(&run::config(config)?, &command, &mut |value| {
         let lines: Vec<String> =

@@ -102,6 +102,9 @@ fn a_deploy_pre_that_hangs_holds_up_no_rollback_and_no_newer_commit() {
     assert!(service["doing"].as_str().unwrap().contains("`/bin/sleep 600`"), "{service}");
     assert!(service["rollout"]["times_out_at"].is_string(), "{service}");
     assert!(lab.ok(&["status"]).contains("gives up in 10m"), "{}", lab.ok(&["status"]));
+    let output = lab.run(&["sync", "--wait", "--timeout", "1s"]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(said(&output).contains("not over after 1s:\nweb: running deploy.pre"), "{output:?}");
     let begun = Instant::now();
     lab.ok(&["rollback", "web"]);
     wait_for(&format!("the end of it; {}", lab.agent_log()), || {
