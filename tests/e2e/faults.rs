@@ -130,7 +130,7 @@ fn containers_outlive_the_agent_and_what_breaks_is_mended() {
     lab.run(&["exec", "web", "--", "/bin/sh", "-c", "kill -TERM 1"]);
     wait_for("the restart", || (lab.service("web")["restarts"] == 1).then_some(()));
     wait_for("it to serve", || get(port, "/").ok());
-    assert_eq!(lab.history().pop().unwrap()["result"], "restarted");
+    lab.wait_receipt("restarted");
 
     // A rule that somebody deleted is put back.
     let table = String::from_utf8(
@@ -198,7 +198,7 @@ fn a_host_boots_its_last_good_state_alone() {
     let service = lab.service("web");
     assert_eq!((&service["generation"], &service["state"]), (&1.into(), &"running".into()));
     wait_repo_reason(&lab, "git-unreachable");
-    assert_eq!(lab.history().last().unwrap()["result"], "restarted");
+    lab.wait_receipt("restarted");
     assert_eq!(lab.ok(&["exec", "web", "--", "/bin/cat", "/kept"]), "mine\n", "as Docker does");
 }
 

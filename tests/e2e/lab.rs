@@ -303,6 +303,14 @@ max_removals = 1
         serde_json::from_str(&self.ok(&["history", "--json"])).unwrap()
     }
 
+    /// Waits until the last receipt is of this result: what serves does so a moment before that is written.
+    #[track_caller]
+    pub fn wait_receipt(&self, result: &str) -> Value {
+        wait_for(&format!("the receipt `{result}`; {}", self.agent_log()), || {
+            self.history().pop().filter(|receipt| receipt["result"] == result)
+        })
+    }
+
     /// Waits until a service serves an image.
     #[track_caller]
     pub fn wait_serving(&self, name: &str, reference: &str) {

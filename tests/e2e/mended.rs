@@ -115,7 +115,7 @@ fn how_a_container_ended_and_how_often_is_told() {
         wait_for("the restart", || (lab.service("web")["restarts"] == times).then_some(()));
         wait_for("it to run", || (lab.service("web")["health"] == "healthy").then_some(()));
     }
-    let receipt = lab.history().pop().unwrap();
+    let receipt = lab.wait_receipt("restarted");
     let message = receipt["message"].as_str().unwrap();
     assert!(message.contains("exited with code 0 and was started again"), "{message}");
     let events = lab.ok(&["events"]);

@@ -131,9 +131,14 @@ impl NftTraffic {
         if ports.is_empty() {
             return Ok(None);
         }
+        let own = &self.names.table;
         let listing = nft::list_all()
             .map_err(|error| EngineError::new(Reason::Network, "cannot list the rules of nftables", error))?;
-        Ok(others::find(&listing, &self.names.table, ports))
+        // One that is gone since has no port any more.
+        let maps = others::maps(&listing, own).into_iter();
+        let mut maps = maps.filter_map(|(table, map)| nft::list_map(&table, &map).ok());
+        let published = maps.find_map(|map| others::find(&map, own, ports));
+        Ok(published.or_else(|| others::find(&listing, own, ports)))
     }
 
     /// Makes UDP clients of a generation that has lost its traffic find the new one.

@@ -1,7 +1,7 @@
 //! Who else redirects a port of the host: another instance of this program, or rules of somebody else. Of two redirects
 //! of one port the kernel takes one, and the other service never hears of its clients.
 //!
-//! Reads `nft -j list ruleset` (libnftables-json(5)). [`find`] is pure.
+//! Reads `nft -t -j list ruleset` and single maps (libnftables-json(5)). [`find`] and [`maps`] are pure.
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
@@ -37,6 +37,19 @@ impl Turn {
             }
         }
     }
+}
+
+/// The maps of other instances' published ports: table and name.
+pub fn maps(listing: &[u8], own: &str) -> Vec<(String, String)> {
+    let document: Value = serde_json::from_slice(listing).unwrap_or_default();
+    let objects = document.get("nftables").and_then(Value::as_array).into_iter().flatten();
+    let ours = |map: &Value| {
+        let (table, name) = (text(map, "table")?, text(map, "name")?);
+        // How every instance's table is called: see `net::names`.
+        let instance = text(map, "family")? == "inet" && table.starts_with("gitopsd") && table != own;
+        (instance && matches!(name, "anywhere" | "at")).then(|| (table.to_owned(), name.to_owned()))
+    };
+    objects.filter_map(|object| ours(object.get("map")?)).collect()
 }
 
 /// Who has one of `ports`, as one line for people. `own`: the table that is ours.
@@ -210,5 +223,9 @@ mod tests {
         assert_eq!(who("127.0.0.2", 53, Protocol::Udp), None);
         assert!(who("0.0.0.0", 53, Protocol::Udp).is_some());
         assert_eq!(find(LISTING.as_bytes(), "gitopsd-two", &[]), None);
+        let maps = maps(LISTING.as_bytes(), "gitopsd");
+        let names: Vec<&str> = maps.iter().map(|(_, name)| name.as_str()).collect();
+        assert_eq!(names, ["anywhere", "at"]);
+        assert!(super::maps(LISTING.as_bytes(), "gitopsd-two").is_empty());
     }
 }
