@@ -18,7 +18,7 @@ build: ## the release binary
 	scripts/install-deps build
 	$(CARGO) build --release --locked
 
-demo: ## the main job on real parts, as a story (root; about two minutes after the build)
+demo: ## the main job on real parts, as a story (root; under a minute after the build)
 	scripts/demo
 
 lint: ## format, lints, documentation, dependencies, scripts, unit

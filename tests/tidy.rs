@@ -12,6 +12,8 @@
 
 #[path = "tidy/code.rs"]
 mod code;
+#[path = "tidy/pages.rs"]
+mod pages;
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;

@@ -1,19 +1,14 @@
-//! The control socket: one JSON line in, one JSON line out; what takes long is told of by lines before it. For root, and the user the agent runs as, alone.
+//! What is said on the control socket: one JSON line in, one JSON line out; what takes long is told of by lines before
+//! it. Also the asker's end of it; the agent's is in `socket`.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
-use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::wake::{Wake, Waker};
-use crate::types::{Digest, ImageRef, ServiceName};
-
-/// Longest line that is read.
-const MAX_LINE: u64 = 64 << 10;
+use crate::types::{CommitId, Digest, ImageRef, ServiceName};
 
 /// What an operator can ask of a running agent.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -23,8 +18,12 @@ pub enum Command {
     Status,
     /// Look at the repo now.
     Sync {
-        /// Answer once all is settled.
+        /// Answer once this commit has come to its end.
         wait: bool,
+        /// Wait no longer than this.
+        seconds: Option<u64>,
+        /// Believe the head of the branch though its history was rewritten.
+        accept: Option<Accept>,
     },
     /// Back to the previous generation.
     Rollback {
@@ -70,6 +69,16 @@ pub enum Command {
     },
 }
 
+/// An operator's word that a rewritten history is meant.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Accept {
+    /// The head of the branch, in full: no other one is believed.
+    pub commit: CommitId,
+    /// Who says so.
+    pub by: String,
+}
+
 /// What an asker hears: any number of words on progress, then the reply.
 #[derive(Debug)]
 pub enum Answer {
@@ -85,8 +94,9 @@ pub type Answers = mpsc::Sender<Answer>;
 /// A line before the last one.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct ProgressLine {
-    progress: serde_json::Value,
+pub(super) struct ProgressLine {
+    /// How far it is.
+    pub progress: serde_json::Value,
 }
 
 /// The answer.
@@ -117,75 +127,7 @@ pub fn socket_path(run_dir: &Path) -> PathBuf {
     run_dir.join("control.sock")
 }
 
-/// Begins to listen; each connection has a thread for as long as it lasts.
-pub fn listen(run_dir: &Path, waker: Waker) -> std::io::Result<()> {
-    let path = socket_path(run_dir);
-    // The state lock is held: a socket that is there belongs to an agent that is gone.
-    match std::fs::remove_file(&path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let listener = UnixListener::bind(&path)?;
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
-    std::thread::Builder::new().name("control".to_owned()).spawn(move || {
-        for stream in listener.incoming() {
-            let Ok(stream) = stream else {
-                // Out of descriptors: give others time to close theirs.
-                std::thread::sleep(Duration::from_millis(100));
-                continue;
-            };
-            let waker = waker.clone();
-            let served =
-                std::thread::Builder::new().name("operator".to_owned()).spawn(move || serve(&stream, &waker));
-            if let Err(error) = served {
-                tracing::warn!("cannot serve an operator: {error}");
-            }
-        }
-    })?;
-    Ok(())
-}
-
-fn serve(stream: &UnixStream, waker: &Waker) {
-    let reply = match read_command(stream) {
-        Ok(command) => ask(command, waker, stream),
-        Err(error) => Some(Reply::failed(format!("not a command: {error}"))),
-    };
-    if let Some(reply) = reply {
-        // The asker may be gone by now: its own business.
-        let _ = write_line(stream, &reply);
-    }
-}
-
-fn write_line(mut stream: &UnixStream, line: &impl Serialize) -> std::io::Result<()> {
-    let mut line = serde_json::to_vec(line)?;
-    line.push(b'\n');
-    stream.write_all(&line)
-}
-
-fn read_command(stream: &UnixStream) -> std::io::Result<Command> {
-    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-    let mut line = String::new();
-    BufReader::new(stream.take(MAX_LINE)).read_line(&mut line)?;
-    Ok(serde_json::from_str(&line)?)
-}
-
-/// `None`: the asker is gone.
-fn ask(command: Command, waker: &Waker, stream: &UnixStream) -> Option<Reply> {
-    let (sender, receiver) = mpsc::channel();
-    let gone = || Some(Reply::failed("the agent is ending"));
-    if waker.send(Wake::Operator(command, sender)).is_err() {
-        return gone();
-    }
-    for answer in receiver {
-        match answer {
-            Answer::Progress(progress) => write_line(stream, &ProgressLine { progress }).ok()?,
-            Answer::Reply(reply) => return Some(reply),
-        }
-    }
-    gone()
-}
-
-/// Asks the agent of `run_dir`. `Ok(None)`: none is running.
+/// Asks the agent of `run_dir`. `Ok(None)`: nobody listens there.
 pub fn request(run_dir: &Path, command: &Command) -> std::io::Result<Option<Reply>> {
     request_with(run_dir, command, &mut |_| Ok(()))
 }
@@ -219,4 +161,10 @@ pub fn request_with(
         line.clear();
     }
     Ok(Some(Reply::failed("the agent ended before it answered")))
+}
+
+pub(super) fn write_line(mut stream: &UnixStream, line: &impl Serialize) -> std::io::Result<()> {
+    let mut line = serde_json::to_vec(line)?;
+    line.push(b'\n');
+    stream.write_all(&line)
 }

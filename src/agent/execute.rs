@@ -9,7 +9,7 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use super::effects::Effect;
-use super::{Agent, clock, news};
+use super::{Agent, clock};
 use crate::engine::{ContainerRequest, EngineError};
 use crate::reconcile::record::{Deployed, ServiceRecord};
 use crate::reconcile::step::Step;
@@ -18,7 +18,6 @@ use crate::reconcile::view::route_for;
 use crate::report::Message;
 use crate::report::message::Kind;
 use crate::state::StateError;
-use crate::state::receipts::Receipt;
 use crate::types::{ContainerState, Generation, InstanceId, Reason, Refusal, ServiceName};
 
 /// How an effect is carried out.
@@ -46,8 +45,12 @@ impl Agent {
         }
         failpoint(step, "begin");
         if let Err(error) = self.intend(service, step) {
-            self.state_trouble(service, &error);
-            return;
+            // What serves is kept alive all the same: the step is remembered until it can be written down.
+            self.note_fault(Some(error.to_refusal()));
+            if !self.is_paced(service, step) {
+                self.state_trouble(service, &error);
+                return;
+            }
         }
         self.note_end(service, step);
         failpoint(step, "before");
@@ -75,75 +78,17 @@ impl Agent {
         };
         match after {
             Some(after) if before != Some(&after) => {
-                self.state.save_record(service, &after)?;
-                self.journal.records.insert(service.clone(), after);
-                Ok(())
+                let saved = self.state.save_record(service, &after);
+                if saved.is_ok() || self.is_paced(service, step) {
+                    self.journal.records.insert(service.clone(), after);
+                }
+                if saved.is_err() && self.is_paced(service, step) {
+                    self.unsaved.insert(service.clone());
+                }
+                saved
             }
             _ => Ok(()),
         }
-    }
-
-    /// Writes down what came of a step: the receipt first, so that no end of a rollout is without one.
-    pub(super) fn conclude(&mut self, service: &ServiceName, step: &Step, outcome: &Outcome) {
-        let now = clock::now();
-        let before = self.journal.records.get(service).cloned();
-        if let Step::Begin { .. } = step {
-            if before.as_ref().is_none_or(|record| record.rollout.is_none()) {
-                let refusal = Refusal::new(Reason::Network, "the subnet has no free address left");
-                self.effects.pause(service, &refusal, now);
-                return self.refuse(service, Some(&refusal));
-            }
-            self.effects.clear(service);
-            self.introduce(service);
-            self.tell(news::of(service, before.as_ref(), step, outcome, None));
-            return failpoint(step, "done");
-        }
-        let Some(record) = before else {
-            // What no record names: only that it is away is worth a word.
-            return self.conclude_unrecorded(service, step, outcome);
-        };
-        let mut applied = transition::conclude(service, &record, step, outcome, now);
-        let end = self.ends.remove(service).filter(|_| matches!(step, Step::Start(_)));
-        if let (Some(end), Some(receipt)) = (&end, &mut applied.receipt) {
-            let generation = receipt.to.as_ref().map_or(Generation(0), |to| to.generation);
-            receipt.message = format!("generation {generation} {end} and was started again");
-        }
-        let saved = self.save(service, &record, &applied);
-        if let Err(error) = saved {
-            return self.state_trouble(service, &error);
-        }
-        self.garbage.after(step, outcome);
-        let remembered = applied.record.as_ref() != Some(&record);
-        match outcome {
-            Outcome::Failed(refusal) | Outcome::Retry(refusal) if !remembered => {
-                let news = match self.is_paced(service, step) {
-                    true => self.effects.note(service, refusal, now),
-                    false => self.effects.pause(service, refusal, now),
-                };
-                if news {
-                    self.tell(news::of(service, Some(&record), step, outcome, None));
-                }
-            }
-            _ => {
-                self.effects.clear(service);
-                let mut news = news::of(service, Some(&record), step, outcome, applied.receipt.as_ref());
-                if let (Some(end), Step::Start(generation), Some(news)) = (&end, step, &mut news)
-                    && news.kind == Kind::Restarted
-                {
-                    news.text = format!("{service}: generation {generation} {end} and is started again");
-                }
-                self.tell(news);
-            }
-        }
-        match applied.record {
-            Some(after) => {
-                self.journal.records.insert(service.clone(), after);
-            }
-            None => {
-                self.journal.records.remove(service);
-            }
-        }
-        failpoint(step, "done");
     }
 
     /// Keeps how a container ended that is about to be started again: the start takes the record of it away.
@@ -157,45 +102,13 @@ impl Agent {
 
     /// Whether the record itself says when `step` may be taken again: what brings an incumbent back that does not run.
     /// A pause of the whole service would hold up the newer version that may be the cure.
-    fn is_paced(&self, service: &ServiceName, step: &Step) -> bool {
+    pub(super) fn is_paced(&self, service: &ServiceName, step: &Step) -> bool {
         let incumbent = self.journal.records.get(service).and_then(|record| record.incumbent.as_ref());
         match step {
             Step::Start(generation) | Step::Pull(generation) => {
                 incumbent.is_some_and(|incumbent| incumbent.generation == *generation)
             }
             _ => false,
-        }
-    }
-
-    fn conclude_unrecorded(&mut self, service: &ServiceName, step: &Step, outcome: &Outcome) {
-        match outcome {
-            Outcome::Failed(refusal) | Outcome::Retry(refusal) => {
-                if self.effects.pause(service, refusal, clock::now()) {
-                    self.tell(news::of(service, None, step, outcome, None));
-                }
-            }
-            Outcome::Done | Outcome::Pulled(_) => {
-                self.effects.clear(service);
-                self.tell(news::of(service, None, step, outcome, None));
-            }
-        }
-    }
-
-    fn save(
-        &mut self,
-        service: &ServiceName,
-        before: &ServiceRecord,
-        applied: &transition::Applied,
-    ) -> Result<(), StateError> {
-        if let Some(transition) = &applied.receipt {
-            let receipt = Receipt::new(transition.clone(), &self.config.host.name);
-            self.state.save_receipt(&receipt, self.config.report.push)?;
-            self.outbox_changed = true;
-        }
-        match &applied.record {
-            Some(after) if after != before => self.state.save_record(service, after),
-            Some(_) => Ok(()),
-            None => self.state.forget_record(service),
         }
     }
 
@@ -217,6 +130,7 @@ impl Agent {
             | Step::Fail(_)
             | Step::Conclude
             | Step::Amend(_)
+            | Step::Report(_)
             | Step::Release => return Ok(Way::AtOnce(Outcome::Done)),
             Step::Switch(generation) | Step::Route(generation) => {
                 let (record, deployed) = self.live(service, *generation)?;
@@ -273,7 +187,7 @@ impl Agent {
     }
 
     /// Tells the running containers the address of a service that begins for the first time.
-    fn introduce(&self, service: &ServiceName) {
+    pub(super) fn introduce(&self, service: &ServiceName) {
         if self.journal.records.get(service).is_none_or(|record| record.last_generation != Generation(1)) {
             return;
         }
@@ -287,7 +201,7 @@ impl Agent {
     }
 
     /// Every service of this host by its stable address.
-    fn hosts(&self) -> BTreeMap<ServiceName, Ipv4Addr> {
+    pub(super) fn hosts(&self) -> BTreeMap<ServiceName, Ipv4Addr> {
         let records = self.journal.records.iter().filter(|(_, record)| !record.is_absent());
         records.map(|(name, record)| (name.clone(), record.service_address)).collect()
     }
@@ -331,7 +245,7 @@ impl Agent {
         })
     }
 
-    fn addresses(&mut self, service: &ServiceName) -> Option<Addresses> {
+    pub(super) fn addresses(&mut self, service: &ServiceName) -> Option<Addresses> {
         let records = self.journal.records.values();
         let mut used: BTreeSet<Ipv4Addr> = records
             .flat_map(|record| {
@@ -343,16 +257,6 @@ impl Agent {
         let known = self.journal.records.get(service).map(|record| record.service_address);
         let service = known.or_else(|| self.pool.service(&used))?;
         Some(Addresses { service, generation: self.pool.container(&used)? })
-    }
-
-    /// State could not be written: nothing was done, and the service waits.
-    fn state_trouble(&mut self, service: &ServiceName, error: &StateError) {
-        let refusal = error.to_refusal();
-        if self.effects.pause(service, &refusal, clock::now()) {
-            self.tell(Some(
-                Message::of(Kind::StateTrouble, service, refusal.message.clone()).because(&refusal),
-            ));
-        }
     }
 }
 

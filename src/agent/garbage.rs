@@ -14,7 +14,7 @@ use crate::reconcile::uses::{Role, uses};
 use crate::registry::{Collection, Doomed, Pressure};
 use crate::report::Message;
 use crate::report::message::Kind;
-use crate::types::{ByteSize, ContainerState, Digest, Reason, Refusal, Timestamp};
+use crate::types::{ByteSize, ContainerState, Digest, Reason, Refusal, Timestamp, plural};
 
 /// From one collection by itself to the next where nothing is deployed: one a day, for what grows old.
 const EVERY: std::time::Duration = std::time::Duration::from_secs(86_400);
@@ -155,7 +155,7 @@ impl Agent {
             .map(|gone| gone.references.first().map_or_else(|| gone.digest.to_string(), ToString::to_string))
             .collect();
         let what = match names.as_slice() {
-            [] => format!("{} layers that no image has", collection.unused.len()),
+            [] => format!("{} that no image has", plural(collection.unused.len(), "layer", "layers")),
             names => names.join(", "),
         };
         self.tell(Some(Message::new(Kind::ImagesCollected, format!("removed {what}: {freed} freed"))));

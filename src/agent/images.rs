@@ -14,7 +14,7 @@ use crate::reconcile::world::{Desired, DesiredService};
 use crate::registry::{Depth, LayerState, PullResult, Repaired, Wanted};
 use crate::report::Message;
 use crate::report::message::Kind;
-use crate::types::{ContainerState, Digest, ImageRef, PinnedImage, Reason, Refusal, ServiceName};
+use crate::types::{ContainerState, Digest, ImageRef, PinnedImage, Reason, Refusal, ServiceName, plural};
 
 /// Layers that came within this time before the newest are looked at after a crash: a disk may take that long to make
 /// durable what it promised.
@@ -131,7 +131,10 @@ impl Agent {
             Ok(layers) => layers,
             Err(error) => return tracing::warn!("{error}"),
         };
-        tracing::info!("the last boot did not end in order: looking at {} layers", layers.len());
+        tracing::info!(
+            "the last boot did not end in order: looking at {}",
+            plural(layers.len(), "layer", "layers")
+        );
         for layer in layers {
             let report = match self.store.check_layer(&layer, Depth::Quick, &mut |_| {}) {
                 // What has no listing was not pulled by this version, and is older than the crash.

@@ -3,33 +3,35 @@
 //! One thread runs the loop and owns all state. What takes long (fetches, look-ups, pulls, starts, probes, pushes)
 //! runs beside it and reports by a `Wake`; the loop never waits for it.
 
+mod admit;
 mod ailing;
 pub mod clock;
+mod conclude;
 pub mod control;
 mod effects;
 mod execute;
+mod fault;
 mod garbage;
 pub mod images;
+pub mod native;
 mod news;
+mod observe;
 mod operator;
 mod outbox;
 mod probes;
 mod round;
+mod socket;
 mod source;
 mod summary;
+mod waiters;
 mod wake;
 mod wakers;
 
-use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use crate::config::agent::AgentConfig;
-use crate::engine::native::net::BridgeNetwork;
-use crate::engine::native::{NativeConfig, NativeEngine};
-use crate::engine::traffic::NftTraffic;
-use crate::engine::{Engine, Traffic};
 use crate::git::Repository;
 use crate::reconcile::step::Plan;
 use crate::reconcile::world::{Desired, Observed};
@@ -42,13 +44,17 @@ use crate::report::{Message, journal};
 use crate::state::StateDir;
 use crate::state::addresses::Pool;
 use crate::state::journal::Journal;
+use crate::state::lock::InstanceLock;
 use crate::state::trust::HighWater;
 use crate::types::{Exit, InstanceId, Refusal, ServiceName, Timestamp};
+use control::Accept;
 use effects::{Effects, Hands};
 use garbage::Garbage;
-use operator::Waiter;
+use native::Native;
 use probes::Probes;
+use socket::Socket;
 use source::Source;
+use waiters::Waiter;
 use wake::Wake;
 
 /// Why the agent cannot run.
@@ -84,11 +90,13 @@ pub struct Agent {
     store: Arc<Store>,
     hands: Hands,
     pool: Pool,
-    /// What is remembered: the same as on disk.
+    /// What is remembered: the same as on disk, but for what is [`Self::unsaved`].
     journal: Journal,
     /// What is wanted: the same as on disk, but for look-ups under way.
     desired: Option<Desired>,
     high_water: Option<HighWater>,
+    /// A rewritten history that an operator believes.
+    accepted: Option<Accept>,
     source: Source,
     effects: Effects,
     probes: Probes,
@@ -99,6 +107,10 @@ pub struct Agent {
     plan: Plan,
     /// Why the host could not be looked at.
     blind: Option<Refusal>,
+    /// Why state cannot be written.
+    fault: Option<Refusal>,
+    /// Services whose record on disk is older than the one in memory.
+    unsaved: BTreeSet<ServiceName>,
     /// The last word on each service that is not as the repo wants it: only a change of it is news.
     refusals: BTreeMap<ServiceName, Refusal>,
     /// The incumbents that fail their health check.
@@ -115,11 +127,13 @@ pub struct Agent {
     events: EventLog,
     notifier: Notifier,
     status: Option<Status>,
+    socket: Option<Socket>,
     waker: wake::Waker,
     wakes: mpsc::Receiver<Wake>,
     /// Keeps what runs beside the loop alive.
     runtime: Option<tokio::runtime::Runtime>,
     _watches: wakers::Watches,
+    _instance: InstanceLock,
 }
 
 /// Runs the agent until it is told to stop; with `once`, until every service is settled or held. Gives whether the
@@ -142,6 +156,7 @@ pub fn run(config: AgentConfig, once: bool) -> Result<bool, AgentError> {
 impl Agent {
     fn new(config: AgentConfig) -> Result<Self, AgentError> {
         let state = StateDir::open(&config.state_dir)?;
+        let instance = InstanceLock::take(&config.instance).map_err(AgentError::Host)?;
         crate::state::atomic::make_dir(&config.run_dir)?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
@@ -152,21 +167,29 @@ impl Agent {
             .build()
             .map_err(|error| AgentError::io("starting the runtime", error))?;
         let handle = runtime.handle().clone();
-        let program =
-            std::env::current_exe().map_err(|error| AgentError::io("finding this program", error))?;
-        let (engine, traffic) =
-            native(&config, program).map_err(|error| AgentError::Host(error.to_refusal()))?;
-        let store =
-            Arc::new(Store::open(&config.state_dir).map_err(|error| AgentError::Host(error.to_refusal()))?);
+        let Native { engine, traffic, .. } =
+            Native::open(&config).map_err(|error| AgentError::Host(error.to_refusal()))?;
+        let store = match Store::open(&config.state_dir) {
+            // What runs is supervised all the same; nothing new can be pulled.
+            Err(error) if state.fault().is_some() => {
+                tracing::error!("{}", error.to_refusal());
+                Store::beside(&config.state_dir)
+            }
+            store => store.map_err(|error| AgentError::Host(error.to_refusal()))?,
+        };
+        let store = Arc::new(store);
         let registry = Registry::new(store.clone(), config.registries.clone());
         let registry = registry.map_err(|error| AgentError::Host(error.to_refusal()))?;
         let registry = Arc::new(registry.with_s3(config.s3.clone()));
         let repository = Repository::open(&config.repo, &config.state_dir.join("git"));
         let repository = Arc::new(repository.map_err(|error| AgentError::Host(error.to_refusal()))?);
         let (waker, wakes) = mpsc::channel();
+        let socket = Socket::listen(&config.run_dir, waker.clone())
+            .map_err(|error| AgentError::io(format!("listening in {}", config.run_dir.display()), error))?;
         let watches = wakers::begin(&config, &handle, &waker)?;
         let now = clock::now();
-        let hands = Hands { engine, traffic, registry, runtime: handle.clone() };
+        let hands =
+            Hands { engine: Arc::new(engine), traffic: Arc::new(traffic), registry, runtime: handle.clone() };
         let source = Source::new(
             repository.clone(),
             hands.registry.clone(),
@@ -186,6 +209,7 @@ impl Agent {
             journal: state.load_journal()?,
             desired,
             high_water: state.load_high_water()?,
+            accepted: None,
             pool: Pool::new(config.engine.subnet),
             effects: Effects::new(hands.clone(), waker.clone()),
             probes: Probes::new(handle, hands.engine.clone(), waker.clone()),
@@ -193,6 +217,8 @@ impl Agent {
             seen: Observed::default(),
             plan: Plan { services: BTreeMap::new(), wake_at: None },
             blind: None,
+            fault: None,
+            unsaved: BTreeSet::new(),
             refusals: BTreeMap::new(),
             ailing: BTreeMap::new(),
             lost,
@@ -204,6 +230,7 @@ impl Agent {
             events: EventLog::open(&config.state_dir),
             notifier: Notifier::default(),
             status: None,
+            socket: Some(socket),
             source,
             store,
             hands,
@@ -214,6 +241,7 @@ impl Agent {
             wakes,
             runtime: Some(runtime),
             _watches: watches,
+            _instance: instance,
         })
     }
 
@@ -265,21 +293,4 @@ impl Agent {
             }
         }
     }
-}
-
-/// What runs containers, and what points traffic at them.
-type Native = (Arc<dyn Engine>, Arc<dyn Traffic>);
-
-/// The built-in engine and its traffic.
-fn native(config: &AgentConfig, program: PathBuf) -> Result<Native, crate::engine::EngineError> {
-    let network = Arc::new(BridgeNetwork::new(&config.instance, config.engine.subnet, &config.run_dir)?);
-    let parts = NativeConfig {
-        state_dir: config.state_dir.clone(),
-        run_dir: config.run_dir.clone(),
-        instance: config.instance.clone(),
-        program,
-    };
-    let engine = NativeEngine::new(parts, network)?;
-    let traffic = NftTraffic::new(&config.instance, config.engine.subnet, &config.run_dir)?;
-    Ok((Arc::new(engine), Arc::new(traffic)))
 }

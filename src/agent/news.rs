@@ -90,6 +90,7 @@ pub fn of(
         }
         (Step::Withdraw, _) => say(Kind::Swept, format!("{service}: a route that led nowhere is away")),
         (Step::Release, _) => say(Kind::HoldEnded, format!("{service}: it follows the repo again")),
+        (Step::Report(_), _) => ended(service, before, receipt?),
         (
             Step::Pull(_)
             | Step::Prepare(_)

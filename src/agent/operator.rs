@@ -3,21 +3,15 @@
 use std::time::Duration;
 
 use super::control::{Answer, Answers, Command, Reply};
-use super::{Agent, clock};
-use crate::reconcile::later;
+use super::waiters::Waiter;
+use super::{Agent, clock, news};
 use crate::reconcile::record::{Hold, ServiceRecord};
-use crate::reconcile::step::{Next, Step};
-use crate::reconcile::transition;
+use crate::reconcile::step::Step;
+use crate::reconcile::transition::{self, Outcome};
+use crate::reconcile::{later, operator};
 use crate::report::Message;
 use crate::report::message::Kind;
-use crate::types::ServiceName;
-
-/// Somebody who wants to hear when all is settled.
-pub(super) struct Waiter {
-    /// After this look at the repo.
-    look: u64,
-    answer: Answers,
-}
+use crate::types::{Reason, Refusal, ServiceName};
 
 impl Agent {
     /// Hears an operator.
@@ -27,10 +21,16 @@ impl Agent {
                 let body = self.status_now().and_then(|status| serde_json::to_value(status).ok());
                 Reply { code: 0, message: String::new(), body }
             }
-            Command::Sync { wait } => {
+            Command::Sync { wait, seconds, accept } => {
+                self.hurry();
+                let accepts = accept.is_some();
+                if let Some(accept) = accept {
+                    self.accept(accept);
+                }
                 let look = self.look();
-                if wait {
-                    return self.waiters.push(Waiter { look, answer });
+                if wait || accepts {
+                    let limit = seconds.map(Duration::from_secs);
+                    return self.waiters.push(Waiter::new(look, wait, limit, answer));
                 }
                 Reply::done("looking at the repo")
             }
@@ -41,28 +41,21 @@ impl Agent {
                 self.with_record(&service, |agent, mut record| {
                     let now = clock::now();
                     let until = seconds.map(|seconds| later(now, Duration::from_secs(seconds)));
-                    record.hold = Some(Hold {
-                        reason: reason.clone(),
-                        by: by.clone(),
-                        since: now,
-                        until,
-                        while_commit: None,
-                    });
                     let message =
                         Message::of(Kind::HoldBegan, &service, format!("{service}: held by {by}: {reason}"));
-                    agent.keep(&service, record, message, format!("{service} is held"))
+                    operator::hold(&mut record, Hold { reason, by, since: now, until, while_commit: None });
+                    let done = match &record.rollout {
+                        Some(rollout) => format!(
+                            "{service} is held, once generation {} is deployed or has failed; `gitopsd rollback \
+                             {service}` gives it up now",
+                            rollout.to.generation
+                        ),
+                        None => format!("{service} is held"),
+                    };
+                    agent.keep(&service, record, message, done)
                 })
             }
-            Command::Resume { service } => self.with_record(&service, |agent, mut record| {
-                record.hold = None;
-                record.failure = None;
-                let message = Message::of(
-                    Kind::HoldEnded,
-                    &service,
-                    format!("{service}: an operator lets it follow the repo"),
-                );
-                agent.keep(&service, record, message, format!("{service} follows the repo"))
-            }),
+            Command::Resume { service } => self.resume(&service),
             Command::Pull { images, all } => return self.pull_ahead(images, all, answer),
             Command::Gc { dry_run } => return self.collect_for(dry_run, answer),
             Command::Repair { layers, images } => return self.repair(layers, images, answer),
@@ -102,72 +95,81 @@ impl Agent {
         Reply::done(done)
     }
 
-    fn roll_back(&mut self, service: &ServiceName, mut record: ServiceRecord, by: String) -> Reply {
-        let step = match transition::rollback(&record) {
+    fn resume(&mut self, service: &ServiceName) -> Reply {
+        let now = clock::now();
+        self.effects.hurry(Some(service), now);
+        // What is known of it may be no more than that its tag could not be looked up.
+        if let Some(desired) = self.desired.as_mut().filter(|it| it.services.contains_key(service)) {
+            self.source.hurry(desired, Some(service), now);
+            let known = self.journal.records.get(service).is_some_and(|record| !record.is_absent());
+            if !known && !self.journal.frozen.contains_key(service) {
+                return Reply::done(format!("{service} is tried again"));
+            }
+        }
+        self.with_record(service, |agent, mut record| {
+            operator::resume(&mut record);
+            let text = format!("{service}: an operator lets it follow the repo");
+            let message = Message::of(Kind::HoldEnded, service, text);
+            agent.keep(service, record, message, format!("{service} follows the repo"))
+        })
+    }
+
+    /// Who asks for a look does not want to wait for the end of a pause.
+    fn hurry(&mut self) {
+        let now = clock::now();
+        self.effects.hurry(None, now);
+        self.outbox.hurry(now);
+        if let Some(desired) = &mut self.desired {
+            self.source.hurry(desired, None, now);
+        }
+        for (service, record) in &mut self.journal.records {
+            let before = record.clone();
+            operator::hurry(record);
+            // Best effort: the pause is over in any case, and the next step is written down.
+            if *record != before && self.state.save_record(service, record).is_err() {
+                self.unsaved.insert(service.clone());
+            }
+        }
+    }
+
+    /// Both at once, the step and the hold: after a crash in between the same commit would be deployed once more, or
+    /// a hold would stand for what never happened.
+    fn roll_back(&mut self, service: &ServiceName, before: ServiceRecord, by: String) -> Reply {
+        let now = clock::now();
+        let refused = |refusal: Refusal| Reply::failed(format!("{service}: {}", refusal.message));
+        let step = match operator::rollback(&before) {
             Ok(step) => step,
-            Err(refusal) => return Reply::failed(format!("{service}: {}", refusal.message)),
+            Err(refusal) => return refused(refusal),
         };
-        // The hold first: without it the next round would deploy the same commit once more.
-        record.hold = Some(Hold {
-            reason: "rolled back".to_owned(),
-            by: by.clone(),
-            since: clock::now(),
-            until: None,
-            while_commit: self.desired.as_ref().map(|desired| desired.commit.id.clone()),
-        });
-        let message = Message::of(Kind::HoldBegan, service, format!("{service}: {by} rolls it back"));
+        let after = match &step {
+            Step::Begin { .. } => self
+                .addresses(service)
+                .and_then(|addresses| transition::begin(Some(&before), &step, addresses, now)),
+            step => transition::conclude(service, &before, step, &Outcome::Done, now).record,
+        };
+        let Some(mut after) = after else {
+            return refused(Refusal::new(Reason::Network, "the subnet has no free address left"));
+        };
+        let head = self.desired.as_ref().map(|desired| desired.commit.id.clone());
+        let reason = "rolled back".to_owned();
+        let hold = Hold { reason, by: by.clone(), since: now, until: None, while_commit: None };
+        operator::hold_back(&mut after, hold, head);
         let what = match &step {
             Step::Begin { spec, .. } => format!("{service} goes back to {}", spec.image.reference),
             _ => format!("{service} gives its new generation up"),
         };
-        let reply = self.keep(
-            service,
-            record,
-            message,
-            format!("{what}, and is held until the commit moves or `gitopsd resume {service}`"),
-        );
+        let until = match after.hold.as_ref().is_some_and(|hold| hold.while_commit.is_some()) {
+            true => "until the commit moves or ",
+            false => "until ",
+        };
+        let message = Message::of(Kind::HoldBegan, service, format!("{service}: {by} rolls it back"));
+        let done = format!("{what}, and is held {until}`gitopsd resume {service}`");
+        self.effects.clear(service);
+        self.effects.cut_short(service, Some(&after));
+        let reply = self.keep(service, after, message, done);
         if reply.code == 0 {
-            self.execute(service, &step);
+            self.tell(news::of(service, Some(&before), &step, &Outcome::Done, None));
         }
         reply
-    }
-
-    /// Answers those whose look is over once nothing is under way.
-    pub(super) fn answer_waiters(&mut self) {
-        if self.waiters.is_empty() || !self.at_rest() {
-            return;
-        }
-        let reply = self.settled_reply();
-        let looks = self.source.looks;
-        self.waiters.retain(|waiter| {
-            let due = looks >= waiter.look;
-            if due {
-                // The asker may be gone: its own business.
-                let _ = waiter.answer.send(Answer::Reply(reply.clone()));
-            }
-            !due
-        });
-    }
-
-    fn settled_reply(&self) -> Reply {
-        if self.in_sync() {
-            let at = self
-                .desired
-                .as_ref()
-                .map_or_else(String::new, |desired| format!(" at {}", desired.commit.id.short()));
-            return Reply::done(format!("in sync{at}"));
-        }
-        let mut lines: Vec<String> =
-            self.source.refusal.iter().chain(&self.blind).map(ToString::to_string).collect();
-        lines.extend(self.plan.services.iter().filter_map(|(service, planned)| match &planned.next {
-            Next::Held { refusal, .. } => Some(format!("{service}: {refusal}")),
-            _ => None,
-        }));
-        let told = |service: &ServiceName| {
-            matches!(self.plan.services.get(service).map(|planned| &planned.next), Some(Next::Held { .. }))
-        };
-        let ailing = self.ailing.iter().filter(|(service, _)| !told(service));
-        lines.extend(ailing.map(|(service, refusal)| format!("{service}: {refusal}")));
-        Reply::failed(lines.join("\n"))
     }
 }

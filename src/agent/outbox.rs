@@ -7,7 +7,7 @@ use super::{Agent, clock};
 use crate::reconcile::later;
 use crate::report::Message;
 use crate::report::message::Kind;
-use crate::types::{Refusal, Timestamp};
+use crate::types::{Refusal, Timestamp, plural};
 
 /// First pause before a push is tried again; doubled each time.
 const FIRST_PAUSE: Duration = Duration::from_secs(2);
@@ -33,6 +33,13 @@ impl Outbox {
     /// When the next push is due by itself.
     pub fn next_try(&self) -> Option<Timestamp> {
         self.next_try.filter(|_| !self.pushing)
+    }
+
+    /// Has what waits pushed at once.
+    pub fn hurry(&mut self, now: Timestamp) {
+        if let Some(at) = &mut self.next_try {
+            (*at, self.attempts) = (now, 0);
+        }
     }
 
     /// Whether nothing can be pushed right now.
@@ -91,7 +98,10 @@ impl Agent {
                 self.outbox.refusal = None;
                 // More than a batch, or new ones since.
                 self.outbox_changed |= self.outbox.waiting > 0;
-                self.tell(Some(Message::new(Kind::ReceiptsPushed, format!("{count} receipts are in git"))));
+                self.tell(Some(Message::new(
+                    Kind::ReceiptsPushed,
+                    format!("{} in git", plural(count, "receipt is", "receipts are")),
+                )));
             }
             Err(refusal) => {
                 let pause = FIRST_PAUSE.saturating_mul(1 << self.outbox.attempts.min(16)).min(LONGEST_PAUSE);

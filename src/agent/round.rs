@@ -1,22 +1,18 @@
 //! The loop, top to bottom.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
-use super::probes::Subject;
-use super::source::{Revision, Source};
+use super::source::Source;
+use super::waiters::Waiter;
 use super::wake::Wake;
 use super::{Agent, clock};
-use crate::reconcile::health::EffectiveCheck;
-use crate::reconcile::next::{GRACE, IDLE_POLL};
+use crate::reconcile::plan;
 use crate::reconcile::step::Next;
-use crate::reconcile::world::{DesiredService, Observed};
-use crate::reconcile::{later, plan};
+use crate::reconcile::world::DesiredService;
 use crate::report::Message;
 use crate::report::message::Kind;
 use crate::report::notify;
-use crate::state::trust::HighWater;
-use crate::types::{ContainerState, InstanceId, Refusal, Timestamp};
+use crate::types::Timestamp;
 
 /// More passes than any rollout has phases: a round that needs more goes on in the next one, after the watchdog was
 /// fed and the operators were heard.
@@ -31,6 +27,8 @@ impl Agent {
         let mut ready = false;
         loop {
             self.poll();
+            self.look_at_state();
+            self.look_at_socket();
             let more = self.round();
             self.push_receipts();
             self.collect_garbage();
@@ -40,7 +38,8 @@ impl Agent {
             if !std::mem::replace(&mut ready, true) {
                 self.notifier.ready();
             }
-            let done = self.at_rest() && self.outbox.is_quiet() && !self.is_collecting();
+            let rests = self.at_rest() || self.is_over();
+            let done = rests && self.outbox.is_quiet() && !self.is_collecting();
             if once && !more && done && self.source.looks > 0 {
                 return self.in_sync();
             }
@@ -72,7 +71,8 @@ impl Agent {
     /// Looks at the repo now; gives the number of the look that will have seen it.
     pub(super) fn look(&mut self) -> u64 {
         let mark = self.high_water.as_ref().map(|mark| mark.commit.clone());
-        self.source.look(mark, clock::now())
+        let accepted = self.accepted.as_ref().map(|accept| accept.commit.clone());
+        self.source.look(mark, accepted, clock::now())
     }
 
     /// Observes, plans, carries out, until no step is left that can be taken now. Gives whether it was cut short.
@@ -115,84 +115,6 @@ impl Agent {
         true
     }
 
-    /// The world, afresh.
-    fn observe(&mut self) -> Result<Observed, Refusal> {
-        let now = clock::now();
-        let containers = self.hands.engine.observe().map_err(|error| error.to_refusal())?;
-        let routes = self.hands.traffic.observe().map_err(|error| error.to_refusal())?;
-        let mut subjects = Vec::new();
-        for seen in &containers {
-            let record = self.journal.records.get(&seen.id.service);
-            let live = record.and_then(|record| record.live(seen.id.generation));
-            if let (Some(deployed), ContainerState::Running { pid, started_at }) = (live, &seen.state) {
-                subjects.push(Subject {
-                    id: seen.id.clone(),
-                    pid: *pid,
-                    started_at: *started_at,
-                    address: deployed.address,
-                    check: EffectiveCheck::of(&deployed.spec),
-                });
-            }
-        }
-        self.probes.follow(subjects);
-        let mut seen = Observed {
-            containers: containers.into_iter().map(|seen| (seen.id, seen.state)).collect(),
-            routes,
-            health: self.probes.histories(),
-            pulling: self.effects.pulling(),
-            busy: self.effects.busy(now),
-            frozen: self.journal.frozen.clone(),
-            ..Observed::default()
-        };
-        self.look_for_images(&mut seen);
-        self.look_for_idle(&mut seen, now);
-        Ok(seen)
-    }
-
-    /// Only images that a decision can hang on are looked for: of candidates, and of incumbents that are down.
-    fn look_for_images(&self, seen: &mut Observed) {
-        let running = |service, generation| {
-            let id = InstanceId::new(service, generation);
-            matches!(seen.containers.get(&id), Some(ContainerState::Running { .. }))
-        };
-        let mut digests = BTreeSet::new();
-        for (service, record) in &self.journal.records {
-            let incumbent = record.incumbent.iter().filter(|deployed| !running(service, deployed.generation));
-            let candidate = record.rollout.iter().map(|rollout| &rollout.to);
-            digests.extend(incumbent.chain(candidate).map(|deployed| &deployed.spec.image.digest));
-        }
-        let here = digests.into_iter().filter(|digest| self.store.image(digest).is_some());
-        seen.images = here.cloned().collect();
-    }
-
-    /// Counts the looks at which a retiring container had no connection.
-    fn look_for_idle(&mut self, seen: &mut Observed, now: Timestamp) {
-        let mut idle = std::mem::take(&mut self.idle);
-        for (service, record) in &self.journal.records {
-            let Some(retiring) = &record.retiring else { continue };
-            let id = InstanceId::new(service, retiring.old.generation);
-            let runs = matches!(seen.containers.get(&id), Some(ContainerState::Running { .. }));
-            if !runs || now < later(retiring.since, GRACE) {
-                continue;
-            }
-            let (polls, last) = idle.remove(&id).unwrap_or((0, Timestamp::MIN));
-            let counted = if now < later(last, IDLE_POLL.mul_f64(0.8)) {
-                (polls, last)
-            } else {
-                match self.hands.traffic.connections(&id) {
-                    Ok(0) => (polls.saturating_add(1), now),
-                    Ok(_) => (0, now),
-                    Err(error) => {
-                        tracing::debug!("{id}: {}", error.to_refusal());
-                        (0, now)
-                    }
-                }
-            };
-            seen.idle_polls.insert(id.clone(), counted.0);
-            self.idle.insert(id, counted);
-        }
-    }
-
     /// Takes in what a wake carries.
     fn take(&mut self, wake: Wake) {
         match wake {
@@ -220,77 +142,6 @@ impl Agent {
             // Taken care of by the caller.
             Wake::Stop => {}
         }
-    }
-
-    /// A look at the repo is over.
-    fn fetched(&mut self, result: Result<Revision, Refusal>) {
-        let now = clock::now();
-        if self.source.looked() {
-            self.look();
-        }
-        match result {
-            Err(refusal) => {
-                if self.source.refusal.as_ref() != Some(&refusal) {
-                    let lost = refusal.reason == crate::types::Reason::GitUnreachable;
-                    let kind = if lost { Kind::SourceLost } else { Kind::RevisionRefused };
-                    let text = format!("{}; everything stays as it is", refusal.message);
-                    self.tell(Some(Message::new(kind, text).because(&refusal)));
-                }
-                self.source.refusal = Some(refusal);
-            }
-            Ok(revision) => {
-                if self.source.refusal.take().is_some() {
-                    self.tell(Some(Message::new(Kind::SourceFound, "the config repo is followed again")));
-                }
-                let first = self.source.reached_at.is_none();
-                self.source.reached_at = Some(now);
-                let moved =
-                    self.desired.as_ref().is_none_or(|desired| desired.commit.id != revision.commit.id);
-                if moved || first {
-                    self.admit(revision, moved, now);
-                }
-            }
-        }
-    }
-
-    /// Takes a revision over: the mark first, then what it wants.
-    fn admit(&mut self, revision: Revision, moved: bool, now: Timestamp) {
-        let commit = revision.commit.clone();
-        if self.high_water.as_ref().is_none_or(|mark| mark.commit != commit.id) {
-            let mark = HighWater { commit: commit.id.clone(), admitted_at: now };
-            if let Err(error) = self.state.save_high_water(&mark) {
-                let refusal = error.to_refusal();
-                self.tell(Some(Message::new(Kind::StateTrouble, refusal.message.clone()).because(&refusal)));
-                self.source.refusal = Some(refusal);
-                return;
-            }
-            self.high_water = Some(mark);
-        }
-        if moved {
-            let text = format!("commit {} by {}: {}", commit.id.short(), commit.author, commit.subject);
-            self.tell(Some(Message::new(Kind::RevisionAdmitted, text).at(&commit.id)));
-        }
-        let desired = self.source.desire(revision, self.desired.as_ref(), &self.journal.records);
-        if self.desired.as_ref() != Some(&desired) {
-            self.keep_desired(desired);
-        }
-    }
-
-    fn set_desired(&mut self, change: impl FnOnce(&mut crate::reconcile::world::Desired)) {
-        if let Some(mut desired) = self.desired.take() {
-            change(&mut desired);
-            self.keep_desired(desired);
-        }
-    }
-
-    /// Makes durable what is wanted. Where that fails it is acted on all the same: the commit is the truth, and is
-    /// read again after a restart.
-    fn keep_desired(&mut self, desired: crate::reconcile::world::Desired) {
-        if let Err(error) = self.state.save_desired(&desired) {
-            let refusal = error.to_refusal();
-            self.tell(Some(Message::new(Kind::StateTrouble, refusal.message.clone()).because(&refusal)));
-        }
-        self.desired = Some(desired);
     }
 
     fn note_refusals(&mut self) {
@@ -325,6 +176,7 @@ impl Agent {
             self.desired.as_ref().and_then(Source::next_retry),
             self.effects.next_end(now),
             self.outbox.next_try(),
+            self.waiters.iter().filter_map(Waiter::gives_up_at).min(),
         ];
         let limit = match (notify::watchdog(), &self.blind) {
             (_, Some(_)) => Duration::from_secs(1),
@@ -342,14 +194,26 @@ impl Agent {
             && self.desired.is_some()
             && self.source.refusal.is_none()
             && self.blind.is_none()
+            && self.fault.is_none()
             && self.ailing.is_empty()
     }
 
     /// Whether nothing is under way.
     pub(super) fn at_rest(&self) -> bool {
+        self.plan.at_rest() && !self.is_finding_out()
+    }
+
+    /// Whether this commit has come to its end here: nothing is under way, and nothing is about to be tried again.
+    pub(super) fn is_over(&self) -> bool {
+        // What waits for state to be writable waits for a person.
+        let stuck = self.fault.is_some() && self.effects.is_quiet();
+        (self.plan.is_over() || stuck) && !self.is_finding_out()
+    }
+
+    fn is_finding_out(&self) -> bool {
         let resolving = self.desired.as_ref().is_some_and(|desired| {
             desired.services.values().any(|service| matches!(service, DesiredService::Resolving))
         });
-        self.plan.at_rest() && !resolving && !self.source.is_looking()
+        resolving || self.source.is_looking()
     }
 }

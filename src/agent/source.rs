@@ -93,7 +93,9 @@ impl Source {
 
     /// Looks at the repo, beside the loop. While a look is under way, one more is put down for after it. Gives the
     /// number of the look that will have seen everything up to now.
-    pub fn look(&mut self, high_water: Option<CommitId>, now: Timestamp) -> u64 {
+    ///
+    /// `accepted`: this one commit is believed whatever it descends from.
+    pub fn look(&mut self, high_water: Option<CommitId>, accepted: Option<CommitId>, now: Timestamp) -> u64 {
         if self.fetching {
             self.again = true;
             return self.looks + 2;
@@ -104,7 +106,8 @@ impl Source {
         let (host, policy, expected) = (self.host.clone(), self.policy.clone(), self.repo.repo_id.clone());
         let waker = self.waker.clone();
         self.runtime.spawn_blocking(move || {
-            let result = read_head(&repository, high_water.as_ref(), &host, &policy, expected.as_deref());
+            let trust = Trust { high_water, accepted, repo_id: expected };
+            let result = read_head(&repository, &trust, &host, &policy);
             // The loop may be gone: then nobody is left to tell.
             let _ = waker.send(Wake::Fetched(Box::new(result)));
         });
@@ -203,6 +206,17 @@ impl Source {
         }
     }
 
+    /// Has the tags of a service (`None`: of all) that could not be looked up looked up again at once.
+    pub fn hurry(&mut self, desired: &mut Desired, service: Option<&ServiceName>, now: Timestamp) {
+        let chosen = |name: &ServiceName| service.is_none_or(|service| service == name);
+        for (name, wanted) in desired.services.iter_mut().filter(|(name, _)| chosen(name)) {
+            if let DesiredService::Refused { retry_at: Some(at), .. } = wanted {
+                *at = now;
+                self.attempts.remove(name);
+            }
+        }
+    }
+
     /// When the first of those times comes.
     pub fn next_retry(desired: &Desired) -> Option<Timestamp> {
         let times = desired.services.values().filter_map(|service| match service {
@@ -238,23 +252,34 @@ fn known_digest(
         .map(|known| known.image.digest.clone())
 }
 
+/// What a head has to be to be believed.
+struct Trust {
+    /// It descends from this one.
+    high_water: Option<CommitId>,
+    /// Or is this one.
+    accepted: Option<CommitId>,
+    /// The repo calls itself so.
+    repo_id: Option<String>,
+}
+
 /// Stages 2 to 4 of the loop.
 fn read_head(
     repository: &Repository,
-    high_water: Option<&CommitId>,
+    trust: &Trust,
     host: &HostIdentity,
     policy: &Policy,
-    expected_id: Option<&str>,
 ) -> Result<Revision, Refusal> {
     let head = repository.fetch().map_err(|error| error.to_refusal())?;
-    let trusted = repository.admit(&head, high_water).map_err(|error| error.to_refusal())?;
+    let accepted = trust.accepted.as_ref() == Some(head.id());
+    let mark = trust.high_water.as_ref().filter(|_| !accepted);
+    let trusted = repository.admit(&head, mark).map_err(|error| error.to_refusal())?;
     let commit = repository.info(&trusted).map_err(|error| error.to_refusal())?;
     let files = repository.files(&trusted).map_err(|error| error.to_refusal())?;
     let view = repo::read(&files, host, policy);
     if let Some(refusal) = &view.fatal {
         return Err(refusal.clone());
     }
-    match (expected_id, &view.repo_id) {
+    match (trust.repo_id.as_deref(), &view.repo_id) {
         (Some(expected), found) if found.as_deref() != Some(expected) => {
             let found = found.as_deref().unwrap_or("nothing");
             let message = format!("the repo calls itself `{found}`, and repo.repo_id expects `{expected}`");

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{Agent, clock};
 use crate::reconcile::health::{EffectiveCheck, Verdict, judge};
 use crate::reconcile::later;
-use crate::reconcile::record::{Deployed, ServiceRecord};
+use crate::reconcile::record::{Deployed, Phase, Rollout, ServiceRecord};
 use crate::reconcile::step::{Next, Planned, Situation};
 use crate::report::status::{
     AgentState, AgentStatus, PullStatus, RepoStatus, RevisionStatus, RolloutStatus, ServiceState,
@@ -63,6 +63,8 @@ impl Agent {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 pid: std::process::id(),
                 state: self.agent_state(&services, now),
+                reason: self.fault.as_ref().map(|fault| fault.reason),
+                message: self.fault.as_ref().map(|fault| fault.message.clone()),
             },
             repo: RepoStatus {
                 url: self.config.repo.url.to_string(),
@@ -96,6 +98,7 @@ impl Agent {
             AgentState::InSync
         } else if self.source.refusal.is_some()
             || self.blind.is_some()
+            || self.fault.is_some()
             || self.at_rest()
             || services.iter().any(|service| service.state == ServiceState::Failed)
         {
@@ -150,6 +153,7 @@ impl Agent {
                 phase: rollout.phase.word().to_owned(),
                 image: rollout.to.spec.image.reference.clone(),
                 started_at: rollout.started_at,
+                times_out_at: self.times_out_at(name, rollout),
                 progress: None,
             }),
             doing,
@@ -168,6 +172,15 @@ impl Agent {
     pub(super) fn running(&self, name: &ServiceName, deployed: &Deployed) -> Option<Timestamp> {
         match self.seen.containers.get(&InstanceId::new(name, deployed.generation)) {
             Some(ContainerState::Running { started_at, .. }) => Some(*started_at),
+            _ => None,
+        }
+    }
+
+    fn times_out_at(&self, name: &ServiceName, rollout: &Rollout) -> Option<Timestamp> {
+        let limit = rollout.to.spec.deploy.timeout;
+        match rollout.phase {
+            Phase::Preparing => self.effects.deadline(name),
+            Phase::Proving => rollout.candidate_started_at.map(|at| later(at, limit)),
             _ => None,
         }
     }
@@ -203,6 +216,9 @@ fn one_line(status: &Status) -> String {
     let total = status.services.len();
     let running = status.services.iter().filter(|service| service.state == ServiceState::Running).count();
     parts.push(format!("{running} of {total} services as wanted"));
+    if let Some(message) = &status.agent.message {
+        parts.push(format!("state cannot be written: {message}"));
+    }
     if let Some(message) = &status.repo.message {
         parts.push(message.clone());
     }

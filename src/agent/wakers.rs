@@ -1,5 +1,8 @@
 //! What wakes the loop from outside: signals, the control socket, a watch on a local repo.
 
+use std::path::Path;
+
+use notify::{Event, RecommendedWatcher, RecursiveMode, Watcher as _};
 use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -11,6 +14,7 @@ use crate::git::{RefWatch, watch_paths};
 /// Held as long as the agent is to be woken.
 pub struct Watches {
     _refs: Option<RefWatch>,
+    _socket: Option<RecommendedWatcher>,
 }
 
 /// Begins to listen to all of them.
@@ -31,8 +35,7 @@ pub fn begin(config: &AgentConfig, runtime: &Handle, waker: &Waker) -> Result<Wa
             }
         });
     }
-    control::listen(&config.run_dir, waker.clone())
-        .map_err(|error| AgentError::io(format!("listening in {}", config.run_dir.display()), error))?;
+    let socket = watch_socket(&config.run_dir, waker.clone());
     let moved = waker.clone();
     let watch = |paths| {
         RefWatch::new(paths, move || {
@@ -46,5 +49,22 @@ pub fn begin(config: &AgentConfig, runtime: &Handle, waker: &Waker) -> Result<Wa
         tracing::warn!("{}", error.to_refusal());
         None
     });
-    Ok(Watches { _refs: refs })
+    Ok(Watches { _refs: refs, _socket: socket })
+}
+
+/// Wakes the loop when somebody takes the control socket away. Without this watch the loop sees it at its next turn.
+fn watch_socket(run_dir: &Path, waker: Waker) -> Option<RecommendedWatcher> {
+    let socket = control::socket_path(run_dir);
+    let told = move |event: notify::Result<Event>| {
+        let gone = event.is_ok_and(|event| {
+            (event.kind.is_remove() || event.kind.is_modify()) && event.paths.contains(&socket)
+        });
+        if gone {
+            // The loop may be gone: then nobody is left to tell.
+            let _ = waker.send(Wake::Look("the control socket changed"));
+        }
+    };
+    let mut watcher = notify::recommended_watcher(told).ok()?;
+    watcher.watch(run_dir, RecursiveMode::NonRecursive).ok()?;
+    Some(watcher)
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 
-use crate::types::{HostName, ImageRef, ServiceName};
+use crate::types::{CommitId, HostName, ImageRef, ServiceName};
 
 /// Where a host's configuration is.
 pub const CONFIG: &str = "/etc/gitopsd/gitopsd.toml";
@@ -61,9 +61,15 @@ pub enum Verb {
     },
     /// Look at the repo now
     Sync {
-        /// Wait until all is settled; exit 0 in sync, 1 failed
+        /// Wait for the end of the commit on this host, drain, bake and further tries too; exit 0 in sync, 1 failed
         #[arg(long)]
         wait: bool,
+        /// Wait no longer than this, as in 5m; exit 1 then
+        #[arg(long, value_name = "DURATION", value_parser = duration, requires = "wait")]
+        timeout: Option<Duration>,
+        /// Believe this head of the branch, in full, although its history was rewritten
+        #[arg(long, value_name = "COMMIT")]
+        accept: Option<CommitId>,
     },
     /// Show this host's receipts
     History {

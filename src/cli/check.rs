@@ -6,6 +6,7 @@ use std::path::Path;
 use super::{Failure, write_json};
 use crate::config::Diagnostic;
 use crate::config::repo;
+use crate::types::plural;
 
 /// Prints all that was found. Exit 0 without errors, 1 with.
 pub fn run(dir: &Path, json: bool, out: &mut dyn Write) -> Result<u8, Failure> {
@@ -26,9 +27,9 @@ pub fn run(dir: &Path, json: bool, out: &mut dyn Write) -> Result<u8, Failure> {
         writeln!(
             out,
             "{}, {}, {}",
-            count(report.services, "service"),
-            count(errors, "error"),
-            count(warnings, "warning")
+            plural(report.services, "service", "services"),
+            plural(errors, "error", "errors"),
+            plural(warnings, "warning", "warnings")
         )?;
     }
     Ok(u8::from(errors > 0))
@@ -41,8 +42,4 @@ fn shown(found: &Diagnostic, dir: &Path) -> Diagnostic {
         shown.file = dir.join(&found.file).display().to_string();
     }
     shown
-}
-
-fn count(number: usize, what: &str) -> String {
-    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }

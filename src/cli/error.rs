@@ -18,6 +18,13 @@ pub enum Failure {
     },
     /// No agent is running.
     NotRunning,
+    /// One is running, and cannot be asked: its socket is not there.
+    Unreachable {
+        /// Its process.
+        pid: u32,
+        /// Where the socket should be.
+        socket: std::path::PathBuf,
+    },
     /// The host's configuration is wrong; the text names each error.
     BadConfig(String),
     /// The words were wrong.
@@ -36,7 +43,7 @@ impl Failure {
     pub fn code(&self) -> u8 {
         match self {
             Self::Failed { .. } => 1,
-            Self::NotRunning => 69,
+            Self::NotRunning | Self::Unreachable { .. } => 69,
             Self::BadConfig(_) => 78,
             Self::Usage(_) => 64,
             Self::Pipe => 0,
@@ -46,6 +53,17 @@ impl Failure {
     /// Tells it: `error: …`, then `hint: …`.
     pub fn write(&self, to: &mut impl Write) -> std::io::Result<()> {
         let (message, hint) = match self {
+            Self::Unreachable { pid, socket } => {
+                writeln!(
+                    to,
+                    "error: the agent is running (pid {pid}), but its socket {} is not there",
+                    socket.display()
+                )?;
+                return writeln!(
+                    to,
+                    "hint: it makes it anew within half a minute; if not: systemctl restart gitopsd"
+                );
+            }
             Self::Failed { message, hint } => (message.as_str(), hint.as_deref()),
             Self::NotRunning => {
                 ("the agent is not running", Some("systemctl status gitopsd; journalctl -u gitopsd"))

@@ -19,7 +19,7 @@ use crate::registry::{
 use crate::state::StateDir;
 use crate::state::desired::read_desired;
 use crate::state::journal::read_journal;
-use crate::types::{ByteSize, Digest, PinnedImage, ServiceName};
+use crate::types::{ByteSize, Digest, PinnedImage, ServiceName, plural};
 
 /// Checks; with `repair`, has what is damaged again. Exit 0 sound (again), 1 otherwise.
 pub fn fsck(config: &Path, full: bool, repair: bool, json: bool, out: &mut dyn Write) -> Result<u8, Failure> {
@@ -194,9 +194,9 @@ fn write(
     };
     writeln!(
         out,
-        "{} layers, {} images, {paths} paths{read} in {:.1}s: {verdict}",
-        report.layers.len(),
-        report.images.len(),
+        "{}, {}, {paths} paths{read} in {:.1}s: {verdict}",
+        plural(report.layers.len(), "layer", "layers"),
+        plural(report.images.len(), "image", "images"),
         begun.elapsed().as_secs_f64()
     )?;
     if damaged > 0 && mended.is_none() {

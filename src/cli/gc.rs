@@ -12,7 +12,7 @@ use crate::config::agent::AgentConfig;
 use crate::reconcile::uses::{Role, uses};
 use crate::registry::{Collection, Pressure, Store};
 use crate::state::StateDir;
-use crate::types::{ByteSize, Digest};
+use crate::types::{ByteSize, Digest, plural};
 
 /// Removes, or with `dry_run` only lists, the same. Exit 0.
 pub fn gc(config: &Path, dry_run: bool, json: bool, out: &mut dyn Write) -> Result<u8, Failure> {
@@ -69,12 +69,12 @@ fn render(collection: &Collection, dry_run: bool, out: &mut dyn Write) -> std::i
             if names.is_empty() { "-".to_owned() } else { names.join(" ") },
             gone.digest.short().to_owned(),
             size(gone.bytes),
-            format!("{} layers", gone.layers),
+            plural(gone.layers, "layer", "layers"),
             gone.used_at.map_or_else(|| "-".to_owned(), |at| format!("{} ago", ago(at, now))),
         ]);
     }
     if !collection.unused.is_empty() {
-        let count = format!("{} layers", collection.unused.len());
+        let count = plural(collection.unused.len(), "layer", "layers");
         rows.push(vec!["(of no image)".to_owned(), "-".to_owned(), size(collection.unused_bytes), count]);
     }
     if !rows.is_empty() {
@@ -83,5 +83,6 @@ fn render(collection: &Collection, dry_run: bool, out: &mut dyn Write) -> std::i
     }
     let verb = if dry_run { "would be freed" } else { "freed" };
     let why = if collection.short_of_space { " (less is free than images.min_free)" } else { "" };
-    writeln!(out, "{} images: {} {verb}{why}", collection.images.len(), size(collection.freed))
+    let images = plural(collection.images.len(), "image", "images");
+    writeln!(out, "{images}: {} {verb}{why}", size(collection.freed))
 }

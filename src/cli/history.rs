@@ -1,16 +1,18 @@
 //! `gitopsd history` and `gitopsd events`: what happened here.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Seek, SeekFrom, Write};
 use std::path::Path;
 use std::time::Duration;
 
 use super::table::{self, ago};
-use super::{Failure, logs, run, write_json};
+use super::{Failure, hint, logs, run, write_json};
 use crate::agent::clock;
 use crate::report::events;
 use crate::report::status::ServiceStatus;
 use crate::state::StateError;
+use crate::state::journal::read_journal;
 use crate::state::receipts::{Receipt, read_receipts};
 use crate::types::{Generation, ServiceName};
 
@@ -47,6 +49,9 @@ pub fn history(
     out: &mut dyn Write,
 ) -> Result<u8, Failure> {
     let receipts = receipts(config, service)?;
+    if let Some(service) = service.filter(|_| receipts.is_empty()) {
+        known(config, service)?;
+    }
     if json {
         write_json(out, &receipts)?;
         return Ok(0);
@@ -73,15 +78,32 @@ pub fn history(
     Ok(0)
 }
 
+/// An error where nothing of that name was ever here.
+fn known(config: &Path, service: &ServiceName) -> Result<(), Failure> {
+    let state_dir = run::config(config)?.state_dir;
+    let journal = read_journal(&state_dir.join("services"))?;
+    let mut names: BTreeSet<ServiceName> =
+        journal.records.into_keys().chain(journal.frozen.into_keys()).collect();
+    names.extend(read_receipts(&state_dir)?.into_iter().map(|receipt| receipt.transition.service));
+    if names.contains(service) {
+        return Ok(());
+    }
+    let names: Vec<&str> = names.iter().map(ServiceName::as_str).collect();
+    Err(Failure::Failed {
+        message: format!("there was no service {service} on this host"),
+        hint: hint::near(service, &names),
+    })
+}
+
 /// Shows transitions as JSON lines.
 pub fn events(config: &Path, follow: bool, out: &mut dyn Write) -> Result<u8, Failure> {
     let path = events::path(&run::config(config)?.state_dir);
     let former = path.with_extension("1.jsonl");
     if let Some(file) = open(&former)? {
-        copy(&mut BufReader::new(file), out, |line| line)?;
+        copy(&mut BufReader::new(file), out, whole)?;
     }
     let mut position = match open(&path)? {
-        Some(file) => copy(&mut BufReader::new(file), out, |line| line)?,
+        Some(file) => copy(&mut BufReader::new(file), out, whole)?,
         None => 0,
     };
     if !follow {
@@ -96,7 +118,7 @@ pub fn events(config: &Path, follow: bool, out: &mut dyn Write) -> Result<u8, Fa
             position = 0;
         }
         file.seek(SeekFrom::Start(position))?;
-        position += copy(&mut BufReader::new(file), out, |line| line)?;
+        position += copy(&mut BufReader::new(file), out, whole)?;
     }
 }
 
@@ -108,11 +130,15 @@ fn open(path: &Path) -> Result<Option<File>, Failure> {
     }
 }
 
-/// Copies the part of each whole line that `part` picks; gives the bytes that were read.
+fn whole(line: &[u8], to: &mut dyn Write) -> std::io::Result<()> {
+    to.write_all(line)
+}
+
+/// Has each whole line written by `show`; gives the bytes that were read.
 pub(super) fn copy(
     from: &mut impl BufRead,
     to: &mut dyn Write,
-    part: impl Fn(&[u8]) -> &[u8],
+    show: impl Fn(&[u8], &mut dyn Write) -> std::io::Result<()>,
 ) -> Result<u64, Failure> {
     let mut copied = 0;
     let mut line = Vec::new();
@@ -122,7 +148,7 @@ pub(super) fn copy(
         if !line.ends_with(b"\n") {
             return Ok(copied);
         }
-        to.write_all(part(&line))?;
+        show(&line, to)?;
         copied += count as u64;
     }
 }

@@ -10,7 +10,7 @@ use crate::reconcile::uses::{Use, uses};
 use crate::registry::{ImageUsage, Store, Usage};
 use crate::state::desired::read_desired;
 use crate::state::journal::read_journal;
-use crate::types::{ByteSize, Timestamp};
+use crate::types::{ByteSize, Timestamp, plural};
 
 /// Lists images. Exit 0.
 pub fn images(config: &Path, json: bool, out: &mut dyn Write) -> Result<u8, Failure> {
@@ -81,8 +81,8 @@ fn render(usage: &Usage, uses: &[Use], now: Timestamp, out: &mut dyn Write) -> s
     let size = |bytes: u64| ByteSize(bytes).human();
     writeln!(
         out,
-        "{} images, {}: {} unique, {} shared, {} in layers of no image, {} of records and directories",
-        usage.images.len(),
+        "{}, {}: {} unique, {} shared, {} in layers of no image, {} of records and directories",
+        plural(usage.images.len(), "image", "images"),
         size(usage.total),
         size(usage.unique),
         size(usage.shared),

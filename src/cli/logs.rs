@@ -1,15 +1,12 @@
-//! `gitopsd logs` and `gitopsd exec`: what a service wrote, and a command inside it.
+//! `gitopsd logs`: what a service wrote.
 
 use std::collections::BTreeMap;
 use std::io::{BufReader, Seek, SeekFrom, Write};
 use std::path::Path;
-use std::sync::Arc;
 
-use super::{Failure, history, operate, run};
-use crate::agent::control::Command;
-use crate::engine::native::net::BridgeNetwork;
-use crate::engine::native::{NativeConfig, NativeEngine, log_file, log_tail};
-use crate::report::status::{ServiceStatus, Status};
+use super::{Failure, history, run, status, write_json_line};
+use crate::engine::native::{LogLine, log_file, log_lines, log_tail};
+use crate::report::status::ServiceStatus;
 use crate::types::{Generation, InstanceId, ServiceName};
 
 /// The last lines of one generation.
@@ -28,12 +25,13 @@ pub fn logs(
     service: &ServiceName,
     follow: bool,
     lines: usize,
+    json: bool,
     out: &mut dyn Write,
 ) -> Result<u8, Failure> {
     let (state_dir, generation) = match find(config, service) {
-        Ok(status) => (run::config(config)?.state_dir, status.generation),
+        Ok(found) => (run::config(config)?.state_dir, found.generation),
         // The files are there without an agent too: then the newest one is shown.
-        Err(Failure::NotRunning) => {
+        Err(Failure::NotRunning | Failure::Unreachable { .. }) => {
             let state_dir = run::config(config)?.state_dir;
             let newest = newest(&state_dir, service);
             (state_dir, newest)
@@ -47,8 +45,12 @@ pub fn logs(
     let mut positions: BTreeMap<Generation, u64> = generations(&state_dir, service)
         .map(|generation| (generation, length(&state_dir, service, generation)))
         .collect();
-    for line in tail(&state_dir, service, generation, lines) {
-        writeln!(out, "{line}")?;
+    let path = log_file(&state_dir, &InstanceId::new(service, generation));
+    for line in log_lines(&path, lines) {
+        match json {
+            true => write_json_line(out, &as_json(service, generation, &line))?,
+            false => writeln!(out, "{}", line.text)?,
+        }
     }
     if !follow {
         return Ok(0);
@@ -69,7 +71,11 @@ pub fn logs(
                 continue;
             };
             file.seek(SeekFrom::Start(*position))?;
-            *position += history::copy(&mut BufReader::new(file), out, text)?;
+            let show = |entry: &[u8], out: &mut dyn Write| match json {
+                true => writeln!(out, "{}", json_of(service, generation, entry)),
+                false => out.write_all(text(entry)),
+            };
+            *position += history::copy(&mut BufReader::new(file), out, show)?;
         }
     }
 }
@@ -79,33 +85,10 @@ fn length(state_dir: &Path, service: &ServiceName, generation: Generation) -> u6
     std::fs::metadata(path).map_or(0, |metadata| metadata.len())
 }
 
-/// Runs a command inside the container that serves.
-pub fn exec(config: &Path, service: &ServiceName, command: &[String]) -> Result<u8, Failure> {
-    let status = find(config, service)?;
-    let Some(generation) = status.generation else {
-        return Err(Failure::plain(format!("{service} has no container")));
-    };
-    let config = run::config(config)?;
-    let refused = |error: crate::engine::EngineError| Failure::from(error.to_refusal());
-    let network =
-        BridgeNetwork::new(&config.instance, config.engine.subnet, &config.run_dir).map_err(refused)?;
-    let program = std::env::current_exe()?;
-    let parts = NativeConfig {
-        state_dir: config.state_dir,
-        run_dir: config.run_dir,
-        instance: config.instance,
-        program,
-    };
-    let engine = NativeEngine::new(parts, Arc::new(network)).map_err(refused)?;
-    let code = engine.exec_interactive(&InstanceId::new(service, generation), command).map_err(refused)?;
-    Ok(u8::try_from(code).unwrap_or(1))
-}
-
-fn find(config: &Path, service: &ServiceName) -> Result<ServiceStatus, Failure> {
-    let reply = operate::ask(config, &Command::Status)?;
-    let status: Option<Status> = reply.body.and_then(|body| serde_json::from_value(body).ok());
-    let found = status.into_iter().flat_map(|status| status.services).find(|known| known.name == *service);
-    found.ok_or_else(|| Failure::plain(format!("there is no service {service} on this host")))
+/// The status of the service, from the agent.
+pub(super) fn find(config: &Path, service: &ServiceName) -> Result<ServiceStatus, Failure> {
+    let status = status::fetch(config)?;
+    status::find(&status, service).cloned()
 }
 
 fn newest(state_dir: &Path, service: &ServiceName) -> Option<Generation> {
@@ -122,4 +105,17 @@ fn generations(state_dir: &Path, service: &ServiceName) -> impl Iterator<Item = 
 /// The text of an entry: what stands behind its time, stream and tag.
 fn text(entry: &[u8]) -> &[u8] {
     entry.splitn(4, |byte| *byte == b' ').nth(3).unwrap_or(entry)
+}
+
+fn as_json(service: &ServiceName, generation: Generation, line: &LogLine) -> serde_json::Value {
+    serde_json::json!({
+        "at": line.at, "service": service, "generation": generation, "stream": line.stream, "text": line.text,
+    })
+}
+
+/// An entry of a file that is followed, as a line of JSON: a part of a long line is a line.
+fn json_of(service: &ServiceName, generation: Generation, entry: &[u8]) -> serde_json::Value {
+    let field = |number| entry.splitn(4, |byte| *byte == b' ').nth(number).unwrap_or_default();
+    let word = |number| String::from_utf8_lossy(field(number)).trim_end_matches('\n').to_owned();
+    as_json(service, generation, &LogLine { at: word(0), stream: word(1), text: word(3) })
 }

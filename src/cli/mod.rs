@@ -3,8 +3,10 @@
 mod args;
 mod check;
 mod error;
+mod exec;
 mod fsck;
 mod gc;
+mod hint;
 mod history;
 mod images;
 mod internal;
@@ -69,7 +71,9 @@ fn dispatch(args: &Args, out: &mut dyn Write) -> Result<u8, Failure> {
             plan::plan(&args.config, dir.as_deref(), rev.as_deref(), host.as_ref(), json, out)
         }
         Verb::Check { dir } => check::run(dir, json, out),
-        Verb::Sync { wait } => operate::sync(&args.config, *wait, json, out),
+        Verb::Sync { wait, timeout, accept } => {
+            operate::sync(&args.config, *wait, *timeout, accept.as_ref(), json, out)
+        }
         Verb::Rollback { service } => operate::rollback(&args.config, service, json, out),
         Verb::Hold { service, duration, reason } => {
             operate::hold(&args.config, service, *duration, reason, json, out)
@@ -78,8 +82,13 @@ fn dispatch(args: &Args, out: &mut dyn Write) -> Result<u8, Failure> {
         Verb::History { service } => history::history(&args.config, service.as_ref(), json, out),
         Verb::Why { service } => status::why(&args.config, service, json, out),
         Verb::Events { follow } => history::events(&args.config, *follow, out),
-        Verb::Logs { service, follow, lines } => logs::logs(&args.config, service, *follow, *lines, out),
-        Verb::Exec { service, command } => logs::exec(&args.config, service, command),
+        Verb::Logs { service, follow, lines } => {
+            logs::logs(&args.config, service, *follow, *lines, json, out)
+        }
+        Verb::Exec { .. } if json => {
+            Err(Failure::Usage("exec gives on what the command writes: it takes no --json".to_owned()))
+        }
+        Verb::Exec { service, command } => exec::exec(&args.config, service, command),
         Verb::Teardown { purge, yes } => teardown::teardown(&args.config, *purge, *yes, json, out),
         Verb::Pull { images, all } => pull::pull(&args.config, images, *all, json, out),
         Verb::Pack { image, output, force } => pack::pack(&args.config, image, output, *force, json, out),

@@ -2,12 +2,16 @@
 
 use std::io::Write;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::{Failure, run, write_json};
-use crate::agent::control::{Command, Reply, request_with};
+use crate::agent::control::{Accept, Command, Reply, request_with, socket_path};
 use crate::config::agent::AgentConfig;
-use crate::types::ServiceName;
+use crate::state::lock;
+use crate::types::{CommitId, ServiceName};
+
+/// How long an agent that is there may take until it listens.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Asks the agent.
 pub(super) fn ask(config: &Path, command: &Command) -> Result<Reply, Failure> {
@@ -20,13 +24,31 @@ pub(super) fn ask_with(
     command: &Command,
     progress: &mut dyn FnMut(serde_json::Value) -> std::io::Result<()>,
 ) -> Result<Reply, Failure> {
-    match request_with(&config.run_dir, command, progress) {
-        Ok(reply) => reply.ok_or(Failure::NotRunning),
-        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => Err(Failure::Failed {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let reply = match request_with(&config.run_dir, command, progress) {
+            Ok(reply) => reply,
+            Err(error) => return Err(unheard(config, error)),
+        };
+        if let Some(reply) = reply {
+            return Ok(reply);
+        }
+        // The lock says whether there is one: it may be beginning, or somebody took its socket away.
+        let Some(pid) = lock::holder(&config.state_dir.join("lock")) else { return Err(Failure::NotRunning) };
+        if Instant::now() >= end {
+            return Err(Failure::Unreachable { pid, socket: socket_path(&config.run_dir) });
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn unheard(config: &AgentConfig, error: std::io::Error) -> Failure {
+    match error {
+        error if error.kind() == std::io::ErrorKind::PermissionDenied => Failure::Failed {
             message: format!("the agent's socket in {} is root's", config.run_dir.display()),
             hint: Some("run it with sudo".to_owned()),
-        }),
-        Err(error) => Err(Failure::from(error)),
+        },
+        error => Failure::from(error),
     }
 }
 
@@ -42,9 +64,30 @@ fn answer(reply: Reply, json: bool, out: &mut dyn Write) -> Result<u8, Failure> 
     Ok(0)
 }
 
-/// Looks at the repo now.
-pub fn sync(config: &Path, wait: bool, json: bool, out: &mut dyn Write) -> Result<u8, Failure> {
-    answer(ask(config, &Command::Sync { wait })?, json, out)
+/// Looks at the repo now; with `wait` until the commit has come to its end here.
+pub fn sync(
+    config: &Path,
+    wait: bool,
+    timeout: Option<Duration>,
+    accept: Option<&CommitId>,
+    json: bool,
+    out: &mut dyn Write,
+) -> Result<u8, Failure> {
+    let accept = accept.map(|commit| Accept { commit: commit.clone(), by: operator() });
+    let seconds = timeout.map(|timeout| timeout.as_secs().max(1));
+    let command = Command::Sync { wait, seconds, accept };
+    let mut told = Vec::new();
+    let reply = ask_with(&run::config(config)?, &command, &mut |value| {
+        let lines: Vec<String> =
+            serde_json::from_value(value.get("waiting").cloned().unwrap_or_default()).unwrap_or_default();
+        // Beside the answer, which scripts read.
+        for line in lines.iter().filter(|line| !json && !told.contains(*line)) {
+            writeln!(std::io::stderr(), "waiting: {line}")?;
+        }
+        told = lines;
+        Ok(())
+    })?;
+    answer(reply, json, out)
 }
 
 /// Back to the previous generation.

@@ -1,5 +1,6 @@
 //! `gitopsd plan`: what would change here; changes nothing.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
 
@@ -7,12 +8,14 @@ use super::{Failure, table, write_json};
 use crate::config::agent::{AgentConfig, HostIdentity};
 use crate::config::repo::{self, RepoFiles};
 use crate::config::{load, without_agent};
+use crate::engine::Traffic as _;
+use crate::engine::traffic::NftTraffic;
 use crate::git;
 use crate::reconcile::preview::{Change, preview};
 use crate::state::journal::{Journal, read_journal};
-use crate::types::{HostName, Policy};
+use crate::types::{Declared, HostName, Policy, Reason, Refusal, ServiceName, plural};
 
-/// Shows the changes. Exit 0 nothing, 2 changes; an error is a failure.
+/// Shows the changes. Exit 0 nothing, 2 changes, 1 where something of it would be refused.
 pub fn plan(
     config: &Path,
     dir: Option<&Path>,
@@ -41,6 +44,9 @@ pub fn plan(
         _ => Journal::default(),
     };
     let mut changes = preview(&view.services, &journal.records);
+    if let Some(agent) = agent.as_ref().filter(|_| here) {
+        refuse_taken_ports(agent, &view.services, &journal, &mut changes)?;
+    }
     // What runs of these is not known, and the agent does not touch them.
     for (service, refusal) in &journal.frozen {
         changes.insert(service.clone(), Change::Refuse(refusal.clone()));
@@ -60,15 +66,39 @@ pub fn plan(
             changes.iter().map(|(name, change)| vec![name.to_string(), change.to_string()]).collect();
         table::write(out, &rows)?;
         let count = changes.values().filter(|change| change.is_change()).count();
-        writeln!(out, "{}: {count} of {} services would change", identity.name, changes.len())?;
+        let all = plural(changes.len(), "service", "services");
+        writeln!(out, "{}: {count} of {all} would change", identity.name)?;
     }
-    Ok(if !errors.is_empty() {
+    let refused = changes.values().any(|change| matches!(change, Change::Refuse(_)));
+    Ok(if !errors.is_empty() || refused {
         1
     } else if pending {
         2
     } else {
         0
     })
+}
+
+/// A port that something else on this host has: the agent would not begin.
+fn refuse_taken_ports(
+    agent: &AgentConfig,
+    declared: &BTreeMap<ServiceName, Result<Declared, Refusal>>,
+    journal: &Journal,
+    changes: &mut BTreeMap<ServiceName, Change>,
+) -> Result<(), Failure> {
+    let traffic = NftTraffic::new(&agent.instance, agent.engine.subnet, &agent.run_dir)
+        .map_err(|error| error.to_refusal())?;
+    for (name, change) in changes.iter_mut().filter(|(_, change)| change.is_change()) {
+        let Some(Ok(spec)) = declared.get(name) else { continue };
+        let incumbent = journal.records.get(name).and_then(|record| record.incumbent.as_ref());
+        let own = incumbent.map_or(&[][..], |incumbent| &incumbent.spec.ports);
+        let new: Vec<_> = spec.ports.iter().filter(|port| !own.contains(port)).cloned().collect();
+        // Where it cannot be told, as without root, the agent tells it.
+        if let (false, Ok(Some(who))) = (new.is_empty(), traffic.port_conflict(&new)) {
+            *change = Change::Refuse(Refusal::new(Reason::PortInUse, who));
+        }
+    }
+    Ok(())
 }
 
 fn whose(agent: Option<&AgentConfig>, host: Option<&HostName>) -> (HostIdentity, Policy) {

@@ -3,19 +3,20 @@
 use std::io::Write;
 use std::path::Path;
 
-use super::table::{self, ago};
-use super::{Failure, history, operate, write_json};
+use super::table::{self, ago, ahead};
+use super::{Failure, hint, history, operate, write_json};
 use crate::agent::clock;
 use crate::agent::control::Command;
 use crate::report::status::{AgentState, ServiceState, ServiceStatus, Status};
 use crate::state::receipts::Receipt;
-use crate::types::{ByteSize, ServiceName, Timestamp};
+use crate::types::{ByteSize, ServiceName, Timestamp, plural};
 
 const GREEN: &str = "\x1b[32m";
 const YELLOW: &str = "\x1b[33m";
 const RED: &str = "\x1b[31m";
 
-fn fetch(config: &Path) -> Result<Status, Failure> {
+/// The status, from the agent.
+pub(super) fn fetch(config: &Path) -> Result<Status, Failure> {
     let reply = operate::ask(config, &Command::Status)?;
     let body = reply.body.ok_or_else(|| Failure::plain("the agent has not finished its first look yet"))?;
     serde_json::from_value(body).map_err(|error| {
@@ -23,12 +24,13 @@ fn fetch(config: &Path) -> Result<Status, Failure> {
     })
 }
 
-fn find<'a>(status: &'a Status, service: &ServiceName) -> Result<&'a ServiceStatus, Failure> {
+/// One service of it.
+pub(super) fn find<'a>(status: &'a Status, service: &ServiceName) -> Result<&'a ServiceStatus, Failure> {
     status.services.iter().find(|known| known.name == *service).ok_or_else(|| {
         let names: Vec<&str> = status.services.iter().map(|known| known.name.as_str()).collect();
         Failure::Failed {
             message: format!("there is no service {service} on this host"),
-            hint: Some(format!("it has: {}", names.join(", "))),
+            hint: hint::near(service, &names),
         }
     })
 }
@@ -84,12 +86,16 @@ fn render(status: &Status, color: bool, now: Timestamp, out: &mut dyn Write) -> 
         )?,
         None => writeln!(out, "no commit yet from {} branch {}", status.repo.url, status.repo.branch)?,
     }
+    if let (Some(reason), Some(message)) = (agent.reason, &agent.message) {
+        writeln!(out, "{}: cannot be written: {message} ({reason})", paint("state", RED, color))?;
+        writeln!(out, "  hint: {} What runs is kept running meanwhile.", reason.todo())?;
+    }
     if let (Some(reason), Some(message)) = (status.repo.reason, &status.repo.message) {
         writeln!(out, "{}: {message} ({reason})", paint("repo", RED, color))?;
         writeln!(out, "  hint: {}", reason.todo())?;
     }
     if status.outbox > 0 {
-        writeln!(out, "{} receipts wait to be pushed", status.outbox)?;
+        writeln!(out, "{} to be pushed", plural(status.outbox, "receipt waits", "receipts wait"))?;
     }
     if status.services.is_empty() {
         return Ok(());
@@ -127,10 +133,14 @@ fn details(service: &ServiceStatus, color: bool, now: Timestamp, out: &mut dyn W
         let come = rollout.progress.as_ref().map_or_else(String::new, |pull| {
             format!(", {} of {}", ByteSize(pull.bytes).human(), ByteSize(pull.total).human())
         });
+        let limit = rollout.times_out_at.map(|at| format!(", gives up in {}", ahead(at, now)));
         writeln!(
             out,
-            "{name}: {} {} as generation {}, for {since}{come}",
-            rollout.phase, rollout.image, rollout.to
+            "{name}: {} {} as generation {}, for {since}{come}{}",
+            rollout.phase,
+            rollout.image,
+            rollout.to,
+            limit.unwrap_or_default()
         )?;
     }
     if let Some(doing) = &service.doing {
@@ -149,11 +159,11 @@ fn details(service: &ServiceStatus, color: bool, now: Timestamp, out: &mut dyn W
     if let (Some(reason), Some(message)) = (service.reason, &service.message) {
         let code = if service.state == ServiceState::Held { YELLOW } else { RED };
         writeln!(out, "{}: {message} ({reason})", paint(name.as_str(), code, color))?;
-        writeln!(out, "  hint: {}", reason.todo())?;
+        writeln!(out, "  hint: {}", hint::of(reason, message, name))?;
     }
     if let Some(at) = service.retry_at {
-        let seconds = at.duration_since(now).as_secs().max(0);
-        writeln!(out, "  tried again in {seconds}s")?;
+        let verb = if service.state == ServiceState::Held { "ends" } else { "tried again" };
+        writeln!(out, "  {verb} in {}", ahead(at, now))?;
     }
     Ok(())
 }
@@ -214,12 +224,12 @@ fn explain(
     match (service.reason, &service.message) {
         (Some(reason), Some(message)) => {
             rows.push(row("refused", format!("{message} ({reason})")));
-            rows.push(row("hint", reason.todo().to_owned()));
+            rows.push(row("hint", hint::of(reason, message, &service.name)));
         }
         _ => rows.push(row("refused", "nothing".to_owned())),
     }
     if let Some(at) = service.retry_at {
-        rows.push(row("next try", format!("in {}s", at.duration_since(now).as_secs().max(0))));
+        rows.push(row("next try", format!("in {}", ahead(at, now))));
     }
     if let Some(receipt) = receipt {
         let transition = &receipt.transition;

@@ -30,8 +30,30 @@ pub fn ago(then: crate::types::Timestamp, now: crate::types::Timestamp) -> Strin
     }
 }
 
+/// How far ahead, rounded, in one unit: `12s`, `5m`, `2h`, `9d`.
+pub fn ahead(at: crate::types::Timestamp, now: crate::types::Timestamp) -> String {
+    let seconds = at.duration_since(now).as_secs().max(0);
+    match seconds {
+        0..100 => format!("{seconds}s"),
+        100..5400 => format!("{}m", (seconds + 30) / 60),
+        5400..129_600 => format!("{}h", (seconds + 1800) / 3600),
+        _ => format!("{}d", (seconds + 43_200) / 86_400),
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn times_ahead_are_rounded() {
+        let now = crate::types::Timestamp::UNIX_EPOCH;
+        let shown = |seconds| super::ahead(crate::types::Timestamp::from_second(seconds).unwrap(), now);
+        for (seconds, text) in
+            [(-5, "0s"), (7, "7s"), (299, "5m"), (7199, "2h"), (86_399, "24h"), (600_000, "7d")]
+        {
+            assert_eq!(shown(seconds), text);
+        }
+    }
+
     #[test]
     fn columns_line_up() {
         let mut out = Vec::new();

@@ -2,17 +2,16 @@
 
 use std::io::{BufRead, IsTerminal, Write};
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Failure, run, write_json};
+use crate::agent::native::Native;
 use crate::config::agent::AgentConfig;
-use crate::engine::native::net::BridgeNetwork;
-use crate::engine::native::{NativeConfig, NativeEngine};
-use crate::engine::traffic::NftTraffic;
 use crate::engine::{Engine, EngineError};
 use crate::state::StateDir;
 use crate::state::journal::Journal;
+use crate::state::lock::InstanceLock;
+use crate::types::plural;
 
 /// How long a container without a record may take to end.
 const GRACE: Duration = Duration::from_secs(10);
@@ -22,6 +21,7 @@ pub fn teardown(path: &Path, purge: bool, yes: bool, json: bool, out: &mut dyn W
     let config = run::config(path)?;
     // Also the proof that no agent is at work.
     let state = StateDir::open(&config.state_dir)?;
+    let instance = InstanceLock::take(&config.instance)?;
     if !yes && !confirmed(&config, purge, out)? {
         return Err(Failure::plain("nothing was done"));
     }
@@ -34,14 +34,16 @@ pub fn teardown(path: &Path, purge: bool, yes: bool, json: bool, out: &mut dyn W
         }
     }
     drop(state);
+    instance.forget();
     if json {
         write_json(out, &serde_json::json!({ "containers": containers, "purged": purge }))?;
     } else {
         let kept = if purge { "its state too" } else { "its state is kept" };
         writeln!(
             out,
-            "{} is off this host: {containers} containers, their networks and rules; {kept}",
-            config.instance
+            "{} is off this host: {}, networks and rules; {kept}",
+            config.instance,
+            plural(containers, "container", "containers")
         )?;
     }
     Ok(0)
@@ -67,16 +69,7 @@ fn confirmed(config: &AgentConfig, purge: bool, out: &mut dyn Write) -> Result<b
 }
 
 fn take_down(config: &AgentConfig, journal: &Journal) -> Result<usize, EngineError> {
-    let program = std::env::current_exe().unwrap_or_default();
-    let network = Arc::new(BridgeNetwork::new(&config.instance, config.engine.subnet, &config.run_dir)?);
-    let parts = NativeConfig {
-        state_dir: config.state_dir.clone(),
-        run_dir: config.run_dir.clone(),
-        instance: config.instance.clone(),
-        program,
-    };
-    let engine = NativeEngine::new(parts, network.clone())?;
-    let traffic = NftTraffic::new(&config.instance, config.engine.subnet, &config.run_dir)?;
+    let Native { engine, network, traffic } = Native::open(config)?;
     traffic.teardown()?;
     let containers = engine.observe()?;
     for seen in &containers {

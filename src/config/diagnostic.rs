@@ -103,7 +103,7 @@ impl Source<'_> {
 }
 
 /// The known word that was probably meant.
-pub(super) fn did_you_mean(word: &str, known: &[&str]) -> Option<String> {
+pub(crate) fn did_you_mean(word: &str, known: &[&str]) -> Option<String> {
     let alike = |candidate: &&&str| {
         strsim::osa_distance(word, candidate) <= 1 + word.len() / 6
             || strsim::jaro_winkler(word, candidate) > 0.85

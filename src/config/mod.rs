@@ -15,5 +15,6 @@ mod section;
 mod service;
 pub(crate) mod words;
 
+pub(crate) use diagnostic::did_you_mean;
 pub use diagnostic::{Diagnostic, Severity};
 pub use load::{ConfigErrors, load, without_agent};

@@ -8,7 +8,7 @@ use super::agent::HostIdentity;
 use super::diagnostic::{Diagnostic, first_error};
 use super::layer::Layer;
 use super::section::{Findings, Section, parse};
-use super::service::{self, clash};
+use super::service;
 use crate::types::{Declared, HostName, ImageRef, Policy, Reason, Refusal, ServiceName, VolumeSource};
 
 /// Paths relative to the folder that holds `gitopsd.toml`, and their bytes.
@@ -316,10 +316,16 @@ fn across(
                 );
             }
         }
+        let found = findings.into_sorted();
+        if let Some(error) = first_error(&found) {
+            services.insert(name.clone(), Err(Refusal::new(Reason::ConfigInvalid, error.one_line())));
+        }
+        diagnostics.extend(found);
+        // Which of them gets the port is for `reconcile::ports` to say: the one that has it on that host keeps it.
+        let findings = Findings::new(file, text);
         for (number, port) in spec.ports.iter().enumerate() {
-            // The first by name keeps it: one of them has to.
             let other =
-                specs.range(..name).find(|(_, other)| other.ports.iter().any(|known| clash(known, port)));
+                specs.range(..name).find(|(_, other)| other.ports.iter().any(|known| known.clashes(port)));
             if let Some((other, _)) = other {
                 let message = format!(
                     "`ports`: {}/{} of the host is published by services/{other}.toml too",
@@ -328,11 +334,7 @@ fn across(
                 findings.error(layer.port_span(number), message, None);
             }
         }
-        let found = findings.into_sorted();
-        if let Some(error) = first_error(&found) {
-            services.insert(name.clone(), Err(Refusal::new(Reason::ConfigInvalid, error.one_line())));
-        }
-        diagnostics.extend(found);
+        diagnostics.extend(findings.into_sorted());
     }
 }
 

@@ -249,7 +249,7 @@ fn ports(section: &Section<'_, '_>) -> (Option<Vec<PortMapping>>, Vec<Range<usiz
     for (text, span) in items {
         match port::port(&text) {
             Ok(port) => {
-                if ports.iter().any(|known| clash(known, &port)) {
+                if ports.iter().any(|known| known.clashes(&port)) {
                     let message = format!(
                         "`ports`: {}/{} of the host is published twice",
                         port.host_port, port.protocol
@@ -263,12 +263,6 @@ fn ports(section: &Section<'_, '_>) -> (Option<Vec<PortMapping>>, Vec<Range<usiz
         }
     }
     (Some(ports), spans)
-}
-
-/// Whether two services cannot publish both.
-pub(super) fn clash(a: &PortMapping, b: &PortMapping) -> bool {
-    let overlap = a.host_ip == b.host_ip || a.host_ip.is_unspecified() || b.host_ip.is_unspecified();
-    overlap && a.host_port == b.host_port && a.protocol == b.protocol
 }
 
 fn mem_limit(section: &Section<'_, '_>) -> Option<ByteSize> {

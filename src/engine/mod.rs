@@ -166,6 +166,7 @@ pub trait Traffic: Send + Sync {
     /// Ends the container's established connections, so that clients come back and reach the current route.
     fn reset_connections(&self, id: &InstanceId) -> Result<(), EngineError>;
 
-    /// The process that holds a port of the host which `ports` would publish, if any, as one line for people.
+    /// Who has a port of the host which `ports` would publish, if anybody does beside this instance: a process, another
+    /// instance, somebody's rule. As one line for people.
     fn port_conflict(&self, ports: &[PortMapping]) -> Result<Option<String>, EngineError>;
 }

@@ -51,7 +51,8 @@ impl Repository {
                     "branch `{}` of {} is at {}, which does not descend from {}, the commit this host acted on",
                     self.config.branch,
                     self.config.url,
-                    head.id().short(),
+                    // In full: who accepts it has to name it so.
+                    head.id(),
                     mark.short()
                 ),
             ));

@@ -161,12 +161,11 @@ fn places(dirs: &[PathBuf]) -> Vec<(PathBuf, RecursiveMode)> {
         if let Some(parent) = dir.ancestors().skip(1).find(|parent| parent.is_dir()) {
             places.push((parent.to_owned(), RecursiveMode::NonRecursive));
         }
+        // Also while it is empty: a repository comes into being file by file, and none of them may come unseen.
         let refs = dir.join("refs");
-        if dir.join("HEAD").exists() || refs.is_dir() {
-            places.push((dir.clone(), RecursiveMode::NonRecursive));
-            places.push((refs.clone(), RecursiveMode::NonRecursive));
-            places.push((refs.join("heads"), RecursiveMode::Recursive));
-        }
+        places.push((dir.clone(), RecursiveMode::NonRecursive));
+        places.push((refs.clone(), RecursiveMode::NonRecursive));
+        places.push((refs.join("heads"), RecursiveMode::Recursive));
     }
     places.retain(|(path, _)| path.is_dir());
     let mut seen = Vec::new();

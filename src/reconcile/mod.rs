@@ -10,11 +10,14 @@
 pub mod health;
 pub mod limits;
 pub mod next;
+pub mod operator;
+pub mod ports;
 pub mod preview;
 pub mod receipt;
 pub mod record;
 pub mod repair;
 pub mod replace;
+mod restarts;
 pub mod rolling;
 pub mod step;
 pub mod transition;
@@ -51,8 +54,16 @@ pub fn plan(
         if services.contains_key(name) {
             continue;
         }
-        let view = View { name, desired, record: records.get(name), records, observed, now };
-        services.insert(name.clone(), next::decide(&view, removal_refusal.as_ref()));
+        let view = View {
+            name,
+            desired,
+            record: records.get(name),
+            records,
+            observed,
+            removal_refusal: removal_refusal.as_ref(),
+            now,
+        };
+        services.insert(name.clone(), next::decide(&view));
     }
     let wake_at = services
         .values()

@@ -5,7 +5,7 @@ use super::replace::needs_new_generation;
 use super::step::{Next, Planned, Situation, Step};
 use super::view::View;
 use super::world::DesiredService;
-use super::{later, repair, rolling};
+use super::{later, ports, repair, rolling};
 use crate::types::{CommitInfo, Reason, Refusal};
 use std::time::Duration;
 
@@ -19,9 +19,12 @@ pub const IDLE_POLL: Duration = Duration::from_millis(250);
 /// This many looks in a row without a connection, and it is idle.
 pub const IDLE_POLLS: u32 = 2;
 
-/// Decides for one service. `removal_refusal` is the word of `limits` on removals at this commit.
-pub(super) fn decide(view: &View<'_>, removal_refusal: Option<&Refusal>) -> Planned {
-    let mut planned = choose(view, removal_refusal);
+/// After this a port that something outside of this instance has is looked at again.
+const PORT_RETRY: Duration = Duration::from_secs(10);
+
+/// Decides for one service.
+pub(super) fn decide(view: &View<'_>) -> Planned {
+    let mut planned = choose(view);
     // One pull a service at a time; whatever else there is to do goes on meanwhile.
     if let (Next::Do(Step::Pull(_)), Some(pull)) = (&planned.next, view.observed.pulling.get(view.name)) {
         planned.next = wait(pull.what.clone());
@@ -29,13 +32,32 @@ pub(super) fn decide(view: &View<'_>, removal_refusal: Option<&Refusal>) -> Plan
     planned
 }
 
-fn choose(view: &View<'_>, removal_refusal: Option<&Refusal>) -> Planned {
+fn choose(view: &View<'_>) -> Planned {
     if let Some(refusal) = view.observed.frozen.get(view.name) {
         return Planned { situation: Situation::OnHold, next: held(refusal.clone()) };
     }
     if let Some(busy) = view.busy() {
         let situation = view.record.map_or(Situation::Absent, situation);
-        return Planned { situation, next: wait(busy.what.clone()) };
+        // What only serves a candidate that a newer commit makes idle is not waited for.
+        let idle = view.record.and_then(|record| record.rollout.as_ref()).filter(|_| busy.yields);
+        let idle = idle.and_then(|rollout| rolling::superseded(view, rollout));
+        return Planned {
+            situation,
+            next: idle.map_or_else(|| wait(busy.what.clone()), |refusal| Next::Do(Step::Fail(refusal))),
+        };
+    }
+    if let Some(pause) = view.pause() {
+        // Whatever else has to wait: what serves goes on serving.
+        return match view.record.and_then(|record| repair::start(view, record)) {
+            Some(step) => Planned { situation: Situation::Drifted, next: Next::Do(step) },
+            None => Planned {
+                situation: view.record.map_or(Situation::Absent, situation),
+                next: Next::Wait {
+                    until: Some(pause.since).filter(|at| *at > view.now),
+                    why: pause.what.clone(),
+                },
+            },
+        };
     }
     if let Some(step) = stray(view) {
         return Planned { situation: Situation::Drifted, next: Next::Do(step) };
@@ -55,7 +77,7 @@ fn choose(view: &View<'_>, removal_refusal: Option<&Refusal>) -> Planned {
         };
     }
     if let Some(rollout) = &record.rollout {
-        let next = rolling::next(view, record, rollout, removal_refusal);
+        let next = rolling::next(view, record, rollout);
         return Planned { situation: situation(record), next };
     }
     if record.is_absent() && view.wanted().is_none() {
@@ -63,7 +85,7 @@ fn choose(view: &View<'_>, removal_refusal: Option<&Refusal>) -> Planned {
         return Planned { situation: Situation::Absent, next };
     }
     if let (Some(desired), None) = (view.desired, view.wanted()) {
-        let next = match removal_refusal {
+        let next = match view.removal_refusal {
             // What may not be removed is still kept as it should be.
             Some(refusal) => repair::next(view, record)
                 .or_else(|| retire(view, record))
@@ -81,19 +103,17 @@ fn choose(view: &View<'_>, removal_refusal: Option<&Refusal>) -> Planned {
         return Planned { situation: Situation::Retiring, next };
     }
     if let Some(hold) = &record.hold {
-        let moved = hold
-            .while_commit
-            .as_ref()
-            .is_some_and(|commit| view.desired.is_some_and(|desired| desired.commit.id != *commit));
-        let over = hold.until.is_some_and(|until| view.now >= until);
-        let next = if moved || over {
+        let head = view.desired.map(|desired| &desired.commit.id);
+        let next = if hold.is_over(head, view.now) {
             Next::Do(Step::Release)
         } else if let Some(next) = waiting {
             return Planned { situation: Situation::Drifted, next };
         } else {
             let message = format!("held by {}: {}", hold.by, hold.reason);
-            let reason = if hold.while_commit.is_some() { Reason::OperatorRollback } else { Reason::Held };
-            Next::Held { refusal: Refusal::new(reason, message), until: hold.until }
+            let until = hold.until.filter(|until| *until > view.now);
+            let rolled_back = hold.while_commit.is_some() && until.is_none();
+            let reason = if rolled_back { Reason::OperatorRollback } else { Reason::Held };
+            Next::Held { refusal: Refusal::new(reason, message), until }
         };
         return Planned { situation: Situation::OnHold, next };
     }
@@ -141,7 +161,7 @@ fn want(view: &View<'_>, record: Option<&ServiceRecord>, wanted: &DesiredService
         }
     };
     let Some(commit) = view.desired.map(|desired| &desired.commit) else { return Next::Settled };
-    let Some(record) = record else { return begin(None, spec, commit) };
+    let Some(record) = record else { return begin(view, None, spec, commit) };
     if let Some(incumbent) = &record.incumbent
         && needs_new_generation(&incumbent.spec, spec).is_none()
     {
@@ -150,11 +170,18 @@ fn want(view: &View<'_>, record: Option<&ServiceRecord>, wanted: &DesiredService
     match &record.failure {
         // One attempt a commit: the same one would fail the same way.
         Some(failure) if failure.commit.id == commit.id => held(failure.refusal.clone()),
-        _ => begin(Some(record), spec, commit),
+        _ => begin(view, Some(record), spec, commit),
     }
 }
 
-fn begin(record: Option<&ServiceRecord>, spec: &Spec, commit: &CommitInfo) -> Next {
+/// A new candidate, unless its ports cannot be had: that is known before anything is pulled or started for it.
+fn begin(view: &View<'_>, record: Option<&ServiceRecord>, spec: &Spec, commit: &CommitInfo) -> Next {
+    if let Some(refusal) = ports::contested(view, &spec.ports) {
+        return held(refusal);
+    }
+    if let Some(refusal) = view.observed.ports_taken.get(view.name) {
+        return Next::Held { refusal: refusal.clone(), until: Some(later(view.now, PORT_RETRY)) };
+    }
     let generation = record.map_or(crate::types::Generation(0), |record| record.last_generation).next();
     Next::Do(Step::Begin {
         generation,

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use super::ports::{self, Claim, Claims};
 use super::record::ServiceRecord;
 use super::replace::replacement_reason;
 use crate::types::{Declared, ImageRef, Refusal, ServiceName, Strategy};
@@ -77,11 +78,25 @@ pub fn preview(
     declared: &BTreeMap<ServiceName, Result<Declared, Refusal>>,
     records: &BTreeMap<ServiceName, ServiceRecord>,
 ) -> BTreeMap<ServiceName, Change> {
+    let mut claims = Claims::new();
+    for name in records.keys().chain(declared.keys()) {
+        let wants = match declared.get(name) {
+            Some(Ok(spec)) => Some(&spec.ports[..]),
+            Some(Err(_)) => None,
+            None => Some(&[][..]),
+        };
+        claims.insert(name, Claim { wants, ..Claim::of(records.get(name)) });
+    }
     let mut changes = BTreeMap::new();
     for (name, wanted) in declared {
         let incumbent = records.get(name).and_then(|record| record.incumbent.as_ref());
+        let contested = wanted.as_ref().ok().and_then(|spec| ports::refusal(&claims, name, &spec.ports));
+        let wanted = match contested {
+            Some(refusal) => Err(refusal),
+            None => wanted.as_ref().map_err(Clone::clone),
+        };
         let change = match (wanted, incumbent) {
-            (Err(refusal), _) => Change::Refuse(refusal.clone()),
+            (Err(refusal), _) => Change::Refuse(refusal),
             (Ok(spec), None) => Change::Create { image: spec.image.clone() },
             (Ok(spec), Some(incumbent)) => {
                 let running = incumbent.spec.clone();

@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::types::{CommitInfo, Generation, PinnedImage, Refusal, ServiceSpec, Timestamp};
+use crate::types::{CommitId, CommitInfo, Generation, PinnedImage, Refusal, ServiceSpec, Timestamp};
 
 /// A spec as it runs on hosts: its image is pinned.
 pub type Spec = ServiceSpec<PinnedImage>;
@@ -91,6 +91,9 @@ pub struct Deployed {
     pub restarts: u32,
     /// The last start after the first.
     pub restarted_at: Option<Timestamp>,
+    /// The first start of a row of them, for as long as its receipt is not written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub untold: Option<Timestamp>,
 }
 
 /// A candidate under way. At most one a service.
@@ -215,10 +218,21 @@ pub struct Hold {
     pub by: String,
     /// When.
     pub since: Timestamp,
-    /// It ends by itself then.
+    /// It ends by itself, but not before then.
     pub until: Option<Timestamp>,
-    /// It ends by itself once the branch is no longer at this commit.
-    pub while_commit: Option<crate::types::CommitId>,
+    /// It ends by itself, but not before the branch is no longer at this commit. With neither, only `resume` ends it.
+    pub while_commit: Option<CommitId>,
+}
+
+impl Hold {
+    /// Whether it has ended by itself. `head`: the commit in force.
+    pub fn is_over(&self, head: Option<&CommitId>, now: Timestamp) -> bool {
+        let moved = |commit: &CommitId| head.is_some_and(|head| head != commit);
+        match (&self.until, &self.while_commit) {
+            (None, None) => false,
+            (until, commit) => until.is_none_or(|until| now >= until) && commit.as_ref().is_none_or(moved),
+        }
+    }
 }
 
 /// A removal that has begun.

@@ -1,12 +1,15 @@
 //! Keeping the incumbent as it should be: running, with its route.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
+use super::next::wait;
 use super::record::{Deployed, Phase, ServiceRecord};
+use super::rolling::incumbent_serves;
 use super::step::{Next, Step};
 use super::view::View;
 use super::{later, pending};
-use crate::types::Timestamp;
+use crate::types::{ContainerState, InstanceId, ServiceName, Timestamp};
 
 /// First pause before a container that ended is started again; doubled for each further start in a row.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -20,11 +23,15 @@ pub const RECOVERED_AFTER: Duration = Duration::from_secs(600);
 /// What the incumbent needs; `None` = nothing.
 pub(super) fn next(view: &View<'_>, record: &ServiceRecord) -> Option<Next> {
     let incumbent = record.incumbent.as_ref()?;
-    if view.runs(incumbent.generation) {
+    let generation = incumbent.generation;
+    if view.runs(generation) {
         let traffic_elsewhere =
             record.rollout.as_ref().is_some_and(|rollout| rollout.phase >= Phase::Switching);
         let right = view.route() == Some(&view.route_for(record, incumbent));
-        return (!right && !traffic_elsewhere).then_some(Next::Do(Step::Route(incumbent.generation)));
+        if !right && !traffic_elsewhere {
+            return Some(Next::Do(Step::Route(generation)));
+        }
+        return incumbent.untold.map(|_| Next::Do(Step::Report(generation)));
     }
     let local = view.has_image(incumbent);
     // A candidate is on its way, and one pull at a time is enough; once it is given up, nothing else brings cure.
@@ -32,9 +39,11 @@ pub(super) fn next(view: &View<'_>, record: &ServiceRecord) -> Option<Next> {
         return None;
     }
     let due = restart_at(incumbent);
-    let generation = incumbent.generation;
     Some(match (pending(view.now, due, LONGEST_PAUSE), local) {
-        (false, true) => Next::Do(Step::Start(generation)),
+        (false, true) => match first(view, incumbent) {
+            Some(other) => wait(format!("generation {generation} is started once {other} runs")),
+            None => Next::Do(Step::Start(generation)),
+        },
         (false, false) => Next::Do(Step::Pull(generation)),
         (true, true) => Next::Wait {
             until: Some(due),
@@ -45,6 +54,51 @@ pub(super) fn next(view: &View<'_>, record: &ServiceRecord) -> Option<Next> {
             why: format!("generation {generation} ended, and its image is not local; it is pulled again"),
         },
     })
+}
+
+/// The start of an incumbent that should serve and does not run, if it is due now.
+pub(super) fn start(view: &View<'_>, record: &ServiceRecord) -> Option<Step> {
+    let serves = record.rollout.as_ref().is_none_or(incumbent_serves);
+    match next(view, record) {
+        Some(Next::Do(step @ Step::Start(_))) if serves && record.removing.is_none() => Some(step),
+        _ => None,
+    }
+}
+
+/// The service of `depends_on` that is about to be started, as all are after a boot: it comes first. One that cannot be
+/// started is not waited for: this one ran without it before.
+fn first<'a>(view: &View<'a>, incumbent: &'a Deployed) -> Option<&'a ServiceName> {
+    incumbent.spec.depends_on.iter().find(|name| {
+        let Some(record) = view.records.get(*name).filter(|record| record.rollout.is_none()) else {
+            return false;
+        };
+        let Some(other) = &record.incumbent else { return false };
+        let id = InstanceId::new(name, other.generation);
+        let runs = matches!(view.observed.containers.get(&id), Some(ContainerState::Running { .. }));
+        let due = !pending(view.now, restart_at(other), LONGEST_PAUSE)
+            && view.observed.images.contains(&other.spec.image.digest)
+            && !view.observed.pauses.contains_key(*name)
+            && !view.observed.frozen.contains_key(*name);
+        let coming = due || view.observed.busy.contains_key(*name);
+        !runs && coming && !depends(view, name, view.name)
+    })
+}
+
+/// Whether the incumbent of `from` depends on `on`, by however many others: two records of different commits may depend
+/// on each other.
+fn depends(view: &View<'_>, from: &ServiceName, on: &ServiceName) -> bool {
+    let mut seen = BTreeSet::new();
+    let mut next = vec![from];
+    while let Some(name) = next.pop() {
+        if name == on {
+            return true;
+        }
+        let incumbent = view.records.get(name).and_then(|record| record.incumbent.as_ref());
+        if let (true, Some(incumbent)) = (seen.insert(name), incumbent) {
+            next.extend(&incumbent.spec.depends_on);
+        }
+    }
+    false
 }
 
 /// When an incumbent that is not running may be started, or its lost image pulled: both count as tries.

@@ -12,21 +12,9 @@ use super::{later, pending, repair};
 use crate::types::{ContainerState, Reason, Refusal, Strategy};
 
 /// What a rollout does next.
-pub(super) fn next(
-    view: &View<'_>,
-    record: &ServiceRecord,
-    rollout: &Rollout,
-    removal_refusal: Option<&Refusal>,
-) -> Next {
-    // Until traffic has gone over, nobody but the incumbent serves: it comes first. Under `recreate` it is down on
-    // purpose once it has yielded.
-    let incumbent_serves = match rollout.phase {
-        Phase::Pulling | Phase::Preparing => true,
-        Phase::Starting | Phase::Proving | Phase::Switching => strategy(rollout) == Strategy::BlueGreen,
-        Phase::Yielding | Phase::Baking | Phase::Abandoning => false,
-    };
+pub(super) fn next(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next {
     let switched = rollout.phase == Phase::Switching && routed(view, record, rollout);
-    if incumbent_serves && !switched {
+    if incumbent_serves(rollout) && !switched {
         // A restart that has to wait must not hold the candidate up: it may be the cure.
         if let Some(next @ Next::Do(_)) = repair::next(view, record) {
             return next;
@@ -34,7 +22,7 @@ pub(super) fn next(
     }
     // A switch that was meant and did not happen (its port is another service's) is no reason to stay with it.
     if (rollout.phase < Phase::Switching || (rollout.phase == Phase::Switching && !switched))
-        && let Some(refusal) = superseded(view, rollout, removal_refusal)
+        && let Some(refusal) = superseded(view, rollout)
     {
         return Next::Do(Step::Fail(refusal));
     }
@@ -64,6 +52,16 @@ pub(super) fn next(
     }
 }
 
+/// Whether the incumbent comes first: until traffic has gone over, nobody else serves. Under `recreate` it is down on
+/// purpose once it has yielded.
+pub(super) fn incumbent_serves(rollout: &Rollout) -> bool {
+    match rollout.phase {
+        Phase::Pulling | Phase::Preparing => true,
+        Phase::Starting | Phase::Proving | Phase::Switching => strategy(rollout) == Strategy::BlueGreen,
+        Phase::Yielding | Phase::Baking | Phase::Abandoning => false,
+    }
+}
+
 fn strategy(rollout: &Rollout) -> Strategy {
     rollout.to.spec.strategy()
 }
@@ -74,9 +72,10 @@ fn routed(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> bool {
 }
 
 /// Why a candidate that has no traffic yet is given up for what a newer commit wants.
-fn superseded(view: &View<'_>, rollout: &Rollout, removal_refusal: Option<&Refusal>) -> Option<Refusal> {
+pub(super) fn superseded(view: &View<'_>, rollout: &Rollout) -> Option<Refusal> {
     let desired = view.desired?;
-    if rollout.cause == Cause::Rollback || desired.commit.id == rollout.to.commit.id {
+    let given_up = rollout.phase == Phase::Abandoning;
+    if given_up || rollout.cause == Cause::Rollback || desired.commit.id == rollout.to.commit.id {
         return None;
     }
     let newer = match desired.services.get(view.name) {
@@ -84,7 +83,7 @@ fn superseded(view: &View<'_>, rollout: &Rollout, removal_refusal: Option<&Refus
         // Refused or unknown yet: what is under way was fine, and goes on.
         Some(_) => false,
         // A commit whose removals are refused changes nothing.
-        None => removal_refusal.is_none(),
+        None => view.removal_refusal.is_none(),
     };
     newer.then(|| {
         let message = format!("commit {} came before it was switched to", desired.commit.id.short());

@@ -53,6 +53,8 @@ pub enum Step {
     Amend(Box<Spec>),
     /// Put the route of a generation right.
     Route(Generation),
+    /// Write the receipt of a restart that a crash, or a disk that could not be written to, left without one.
+    Report(Generation),
     /// Take away a container that no record names.
     Sweep(Generation),
     /// Take away a route that no record names.
@@ -82,6 +84,7 @@ impl Step {
             Self::Retire(_) => "retire",
             Self::Amend(_) => "amend",
             Self::Route(_) => "route",
+            Self::Report(_) => "report",
             Self::Sweep(_) => "sweep",
             Self::Withdraw => "withdraw",
             Self::Remove(_) => "remove",
@@ -92,7 +95,8 @@ impl Step {
     /// Every word of [`Step::word`], for the test that kills the agent around each of them.
     pub const WORDS: &[&str] = &[
         "begin", "pull", "prepare", "stop", "start", "advance", "switch", "promote", "fail", "return",
-        "discard", "conclude", "retire", "amend", "route", "sweep", "withdraw", "remove", "release",
+        "discard", "conclude", "retire", "amend", "route", "report", "sweep", "withdraw", "remove",
+        "release",
     ];
 }
 
@@ -110,6 +114,7 @@ impl fmt::Display for Step {
             | Self::Discard(g)
             | Self::Retire(g)
             | Self::Route(g)
+            | Self::Report(g)
             | Self::Sweep(g) => write!(f, "{word} {g}"),
             Self::Advance(phase) => write!(f, "{word} to {}", phase.word()),
             Self::Fail(refusal) => write!(f, "{word}: {refusal}"),
@@ -206,6 +211,18 @@ impl Plan {
     /// Whether nothing is under way: every service settled or held.
     pub fn at_rest(&self) -> bool {
         self.services.values().all(|planned| matches!(planned.next, Next::Settled | Next::Held { .. }))
+    }
+
+    /// Whether nothing will change by itself at this commit: every service settled, or held without a rollout that is
+    /// tried again.
+    pub fn is_over(&self) -> bool {
+        self.services.values().all(|planned| match &planned.next {
+            Next::Settled => true,
+            Next::Held { until, .. } => {
+                until.is_none() || !matches!(planned.situation, Situation::Rolling(_))
+            }
+            Next::Do(_) | Next::Wait { .. } => false,
+        })
     }
 
     /// The steps, by service.

@@ -7,10 +7,10 @@ use std::time::Duration;
 use super::later;
 use super::receipt::{ReceiptResult, Side, Transition};
 use super::record::{Cause, Deployed, Failure, Phase, PullCost, Removing, Retiring, Rollout, ServiceRecord};
-use super::repair::RECOVERED_AFTER;
+use super::restarts::{count, told, yielded};
 use super::rolling::{after_prepare, after_pull};
 use super::step::Step;
-use crate::types::{Generation, Reason, Refusal, ServiceName, Strategy, Timestamp};
+use crate::types::{Generation, Reason, Refusal, ServiceName, Timestamp};
 
 /// First pause before an effect that may be tried again; doubled for each further one.
 const FIRST_RETRY: Duration = Duration::from_secs(2);
@@ -29,6 +29,8 @@ pub enum Outcome {
     Retry(Refusal),
     /// It will not work.
     Failed(Refusal),
+    /// It was cut short, as nothing hung on it any more.
+    Dropped,
 }
 
 /// What is remembered after a step, and the receipt that it earns.
@@ -56,8 +58,11 @@ pub fn intend(record: &ServiceRecord, step: &Step, now: Timestamp) -> ServiceRec
     match step {
         Step::Switch(_) => enter(&mut record, Phase::Switching, now),
         Step::Start(generation) | Step::Pull(generation) => {
+            let tells = matches!(step, Step::Start(_)) && !yielded(&record);
             match (&mut record.incumbent, &mut record.rollout) {
-                (Some(incumbent), _) if incumbent.generation == *generation => count_restart(incumbent, now),
+                (Some(incumbent), _) if incumbent.generation == *generation => {
+                    count(incumbent, tells, now);
+                }
                 (_, Some(rollout))
                     if rollout.to.generation == *generation && matches!(step, Step::Start(_)) =>
                 {
@@ -94,6 +99,7 @@ pub fn begin(
             since: now,
             restarts: 0,
             restarted_at: None,
+            untold: None,
         },
         cause: *cause,
         phase: Phase::Pulling,
@@ -125,6 +131,9 @@ pub fn conclude(
         trouble(&mut record, step, refusal, retry, now);
         return Applied { record: Some(record), receipt: None };
     }
+    if *outcome == Outcome::Dropped {
+        return Applied { record: Some(record), receipt: None };
+    }
     match step {
         Step::Pull(generation) => pulled(&mut record, *generation, outcome, now),
         Step::Prepare(_) => {
@@ -136,9 +145,13 @@ pub fn conclude(
         Step::Start(generation) => {
             if record.rollout.as_ref().is_some_and(|rollout| rollout.to.generation == *generation) {
                 enter(&mut record, Phase::Proving, now);
-            } else if let Some(incumbent) = record.incumbent.as_ref().filter(|_| !yielded(&record)) {
-                receipt = restarted(name, incumbent, now);
+            } else if let Some(incumbent) = &mut record.incumbent {
+                receipt = told(name, incumbent, now);
             }
+        }
+        Step::Report(generation) => {
+            let incumbent = record.incumbent.as_mut().filter(|it| it.generation == *generation);
+            receipt = incumbent.and_then(|incumbent| told(name, incumbent, now));
         }
         Step::Advance(Phase::Baking) | Step::Switch(_) => switched(&mut record, now),
         Step::Advance(phase) => enter(&mut record, *phase, now),
@@ -242,37 +255,6 @@ fn trouble(record: &mut ServiceRecord, step: &Step, refusal: &Refusal, retry: bo
     }
 }
 
-fn count_restart(incumbent: &mut Deployed, now: Timestamp) {
-    let last = incumbent.restarted_at.unwrap_or(incumbent.since);
-    let recovered = now >= later(last, RECOVERED_AFTER);
-    incumbent.restarts = if recovered { 1 } else { incumbent.restarts.saturating_add(1) };
-    incumbent.restarted_at = Some(now);
-}
-
-/// Whether the incumbent was stopped on purpose: its start is a part of the rollout that is given up.
-fn yielded(record: &ServiceRecord) -> bool {
-    record.rollout.as_ref().is_some_and(|rollout| rollout.to.spec.strategy() == Strategy::Recreate)
-}
-
-/// One receipt for a row of restarts: a container that crashes every minute must not fill the audit trail.
-fn restarted(name: &ServiceName, incumbent: &Deployed, now: Timestamp) -> Option<Transition> {
-    (incumbent.restarts == 1).then(|| Transition {
-        service: name.clone(),
-        commit: incumbent.commit.id.clone(),
-        from: Some(Side::of(incumbent)),
-        to: Some(Side::of(incumbent)),
-        result: ReceiptResult::Restarted,
-        reason: Some(Reason::Exited),
-        message: format!("generation {} was not running and was started again", incumbent.generation),
-        started_at: incumbent.restarted_at.unwrap_or(now),
-        finished_at: now,
-        pulled_bytes: 0,
-        pull_seconds: 0.0,
-        healthy_seconds: None,
-        switched_at: None,
-    })
-}
-
 fn switched(record: &mut ServiceRecord, now: Timestamp) {
     enter(record, Phase::Baking, now);
     if let Some(rollout) = &mut record.rollout {
@@ -338,32 +320,4 @@ fn removed(name: &ServiceName, record: &ServiceRecord, removing: &Removing, now:
         healthy_seconds: None,
         switched_at: None,
     }
-}
-
-/// What `gitopsd rollback` makes of a record: the step to take, or why there is nothing to go back to.
-pub fn rollback(record: &ServiceRecord) -> Result<Step, Refusal> {
-    if let Some(rollout) = &record.rollout {
-        let message = format!("generation {} was given up by an operator", rollout.to.generation);
-        return match rollout.phase {
-            Phase::Abandoning => {
-                Err(Refusal::new(Reason::OperatorRollback, "it is being rolled back already"))
-            }
-            _ => Ok(Step::Fail(Refusal::new(Reason::OperatorRollback, message))),
-        };
-    }
-    let Some(previous) = &record.previous else {
-        return Err(Refusal::new(Reason::OperatorRollback, "there is no previous generation to go back to"));
-    };
-    if record.retiring.is_some() {
-        return Err(Refusal::new(
-            Reason::OperatorRollback,
-            "the previous generation is still draining; try again shortly",
-        ));
-    }
-    Ok(Step::Begin {
-        generation: Generation(record.last_generation.0.saturating_add(1)),
-        spec: Box::new(previous.spec.clone()),
-        commit: Box::new(previous.commit.clone()),
-        cause: Cause::Rollback,
-    })
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::health::{EffectiveCheck, Verdict, judge};
 use super::record::{Deployed, ServiceRecord};
 use super::world::{Busy, Desired, DesiredService, Observed};
-use crate::types::{ContainerState, Generation, InstanceId, Route, ServiceName, Timestamp};
+use crate::types::{ContainerState, Generation, InstanceId, Refusal, Route, ServiceName, Timestamp};
 
 /// What there is to know of one service, and the little that it needs of the others.
 pub(super) struct View<'a> {
@@ -14,6 +14,8 @@ pub(super) struct View<'a> {
     pub record: Option<&'a ServiceRecord>,
     pub records: &'a BTreeMap<ServiceName, ServiceRecord>,
     pub observed: &'a Observed,
+    /// Why services that the repo no longer names stay all the same.
+    pub removal_refusal: Option<&'a Refusal>,
     pub now: Timestamp,
 }
 
@@ -26,6 +28,11 @@ impl<'a> View<'a> {
     /// The long effect under way for it.
     pub fn busy(&self) -> Option<&'a Busy> {
         self.observed.busy.get(self.name)
+    }
+
+    /// The pause after an effect that did not work.
+    pub fn pause(&self) -> Option<&'a Busy> {
+        self.observed.pauses.get(self.name)
     }
 
     /// What the kernel does with new connections to it.

@@ -48,8 +48,12 @@ pub struct Observed {
     pub health: BTreeMap<InstanceId, ProbeHistory>,
     /// Images on their way: beside everything else, so that a slow pull keeps nothing else of its service waiting.
     pub pulling: BTreeMap<ServiceName, Busy>,
-    /// Other long effects under way beside the loop, and pauses after one that did not work.
+    /// Other long effects under way beside the loop.
     pub busy: BTreeMap<ServiceName, Busy>,
+    /// Pauses after an effect that did not work and that no record remembers.
+    pub pauses: BTreeMap<ServiceName, Busy>,
+    /// Services that want a port which something outside of this instance has.
+    pub ports_taken: BTreeMap<ServiceName, Refusal>,
     /// Services whose record cannot be read: nothing of theirs is touched.
     pub frozen: BTreeMap<ServiceName, Refusal>,
     /// Of each retiring container: how often in a row it was seen without a connection.
@@ -73,6 +77,8 @@ impl Observed {
 pub struct Busy {
     /// What is being done, for people: `pulling registry/shop:1.4.2`.
     pub what: String,
-    /// When it began.
+    /// When it began; of a pause: when it ends.
     pub since: Timestamp,
+    /// Whether it is cut short once its candidate is given up: nothing but that candidate hangs on it.
+    pub yields: bool,
 }

@@ -50,7 +50,7 @@ pub fn send(message: &Message) {
             )
         };
     }
-    match message.kind.priority() {
+    match message.priority() {
         Priority::Error => emit!(error),
         Priority::Warning => emit!(warn),
         Priority::Info => emit!(info),

@@ -82,6 +82,7 @@ kinds! {
     ImagesCollected "images-collected" "3d5b8f07c2e14a96b0f7d9a4c6e21853" Info "Images that nothing needs were removed."
     StoreDamaged "store-damaged" "94c1f6a8e0d74b3586a2c7f3d9e05b1f" Error "A layer is not as it was unpacked: nothing new runs on it, and it is pulled again."
     StateTrouble "state-trouble" "a6e8c2f4d0b7495183c9f5e1b7d02a46" Error "State could not be read or written."
+    StateMended "state-mended" "1f7ac93b5e284d60b8d2046cf3917ea5" Info "State can be written again."
 }
 
 /// One message.
@@ -125,6 +126,15 @@ impl Message {
         Self { service: Some(service.clone()), ..Self::new(kind, text) }
     }
 
+    /// How urgent it is: that of its kind, but for what somebody asked for.
+    pub fn priority(&self) -> Priority {
+        match self.reason {
+            // A newer commit came, or an operator said so: nothing went wrong.
+            Some(Reason::Superseded | Reason::OperatorRollback) => Priority::Info,
+            _ => self.kind.priority(),
+        }
+    }
+
     /// Adds why.
     pub fn because(mut self, refusal: &Refusal) -> Self {
         self.reason = Some(refusal.reason);
@@ -142,6 +152,17 @@ impl Message {
 mod tests {
     use super::*;
     use std::collections::BTreeSet;
+
+    #[test]
+    fn what_somebody_asked_for_is_no_error() {
+        let service = "web".parse().unwrap();
+        let with = |reason| {
+            Message::of(Kind::DeployFailed, &service, "").because(&Refusal::new(reason, "")).priority()
+        };
+        assert_eq!(with(Reason::Unhealthy), Priority::Error);
+        assert_eq!(with(Reason::Superseded), Priority::Info);
+        assert_eq!(with(Reason::OperatorRollback), Priority::Info);
+    }
 
     #[test]
     fn ids_are_unique_and_well_formed() {

@@ -30,6 +30,12 @@ pub struct AgentStatus {
     pub pid: u32,
     /// In a word.
     pub state: AgentState,
+    /// Why it cannot do its work as it should: its state cannot be written.
+    #[serde(default)]
+    pub reason: Option<Reason>,
+    /// The same for people.
+    #[serde(default)]
+    pub message: Option<String>,
 }
 
 /// The host in a word.
@@ -181,6 +187,9 @@ pub struct RolloutStatus {
     pub image: ImageRef,
     /// When it was begun.
     pub started_at: Timestamp,
+    /// When the phase is given up, where it has a limit: `deploy.pre`, and the health check of a candidate.
+    #[serde(default)]
+    pub times_out_at: Option<Timestamp>,
     /// While its image is pulled, for those who ask: the file has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub progress: Option<PullStatus>,

@@ -134,6 +134,23 @@ impl StateDir {
         reserve::refill(&self.root);
     }
 
+    /// Why nothing can be written here now, as far as that can be told without writing.
+    pub fn fault(&self) -> Option<Refusal> {
+        let folders = [self.root.clone(), self.root.join("services"), self.root.join("receipts")];
+        let denied = folders.iter().find_map(|folder| {
+            let denied = rustix::fs::access(folder, rustix::fs::Access::WRITE_OK).err()?;
+            Some(StateError::io("writing below", folder, denied.into()).to_refusal())
+        });
+        denied.or_else(|| reserve::shortage(&self.root))
+    }
+
+    /// Whether something can be written, by writing it.
+    pub fn try_write(&self) -> Result<(), StateError> {
+        let path = self.root.join("try");
+        atomic::write_plain(&path, b"")?;
+        atomic::remove(&path)
+    }
+
     /// Where it is.
     pub fn root(&self) -> &Path {
         &self.root

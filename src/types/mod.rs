@@ -19,7 +19,7 @@ pub use commit::{CommitId, CommitInfo};
 pub use image::{Digest, ImageRef, PinnedImage, RegistryRef};
 pub use names::{Color, Generation, HostName, InstanceId, ServiceName};
 pub use policy::Policy;
-pub use quantity::{ByteSize, format_duration, parse_duration};
+pub use quantity::{ByteSize, format_duration, parse_duration, plural};
 pub use reason::{Reason, Refusal};
 pub use runtime::{ContainerState, Exit, ObservedContainer, Route};
 pub use service::{

@@ -109,6 +109,11 @@ impl ByteSize {
 }
 serde_through_str!(ByteSize);
 
+/// `1 layer`, `2 layers`.
+pub fn plural(number: usize, one: &str, many: &str) -> String {
+    format!("{number} {}", if number == 1 { one } else { many })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -140,6 +140,15 @@ pub struct PortMapping {
     pub protocol: Protocol,
 }
 
+impl PortMapping {
+    /// Whether both cannot be published on one host: the same port and protocol, on addresses that overlap.
+    pub fn clashes(&self, other: &Self) -> bool {
+        let overlap =
+            self.host_ip == other.host_ip || self.host_ip.is_unspecified() || other.host_ip.is_unspecified();
+        overlap && self.host_port == other.host_port && self.protocol == other.protocol
+    }
+}
+
 impl fmt::Display for PortMapping {
     /// As `docker ps` shows it: `0.0.0.0:80->8080/tcp`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -14,12 +14,7 @@ use super::load::{Load, get};
 fn serving(more: &str) -> (Lab, u16) {
     let mut lab = Lab::new();
     lab.configure(more);
-    let port = free_port();
-    let v1 = lab.image("1", Kind::Good);
-    lab.deploy("web", &web(&v1, port, ""), "web 1");
-    lab.start_agent();
-    lab.wait_agent();
-    lab.sync();
+    let port = lab.serve();
     (lab, port)
 }
 

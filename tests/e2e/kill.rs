@@ -140,6 +140,7 @@ fn every_word_is_tried_somewhere() {
         ("return", "only after a switch: tests/plan"),
         ("amend", "writes a record, and nothing else"),
         ("route", "one nft transaction, repeated by the next round"),
+        ("report", "only after a crash: scenario 40 of tests/plan"),
         ("sweep", "repeated by the next round"),
         ("withdraw", "repeated by the next round"),
         ("remove", "tests/plan"),

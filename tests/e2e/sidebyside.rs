@@ -32,3 +32,24 @@ fn two_instances_live_side_by_side() {
     one.wait_agent();
     wait_for("it to serve", || get(port_one, "/").ok());
 }
+
+#[test]
+fn a_second_agent_of_one_name_touches_nothing_of_the_first() {
+    let (lab, port) = Lab::serving();
+    // As somebody does who tries another configuration and leaves the instance's name as it is.
+    let other = lab.path("other");
+    std::fs::create_dir(&other).unwrap();
+    let text = std::fs::read_to_string(lab.config()).unwrap();
+    let text = text.replace("/state\"", "/other/state\"").replace("/run\"", "/other/run\"");
+    std::fs::write(other.join("gitopsd.toml"), text).unwrap();
+    for verb in [vec!["run", "--once"], vec!["teardown", "--yes"]] {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_gitopsd"));
+        let output = command.arg("--config").arg(other.join("gitopsd.toml")).args(&verb).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success(), "{verb:?}");
+        assert!(said.contains(&format!("instance `{}` of this host is held", lab.instance)), "{said}");
+    }
+    assert_eq!(get(port, "/").unwrap(), "version 1\n");
+    let service = lab.service("web");
+    assert_eq!((&service["restarts"], &service["generation"]), (&0.into(), &1.into()), "{service}");
+}

@@ -8,7 +8,8 @@ use gitopsd::git::{RefWatch, watch_paths};
 
 use crate::git_server::Lab;
 
-const SOON: Duration = Duration::from_secs(2);
+/// How long an event may take on a machine that does much else.
+const SOON: Duration = Duration::from_secs(30);
 const QUIET: Duration = Duration::from_millis(150);
 
 fn watch(url: &str) -> (RefWatch, Receiver<()>) {
@@ -31,17 +32,18 @@ fn a_commit_is_seen_within_200_ms() {
     let head = lab.git("work", &["rev-parse", "HEAD"]);
     let tree = lab.git("work", &["rev-parse", "HEAD^{tree}"]);
     let next = lab.git("config.git", &["commit-tree", "-p", &head, "-m", "next", &tree]);
-    let mut worst = Duration::ZERO;
+    let (mut best, mut worst) = (SOON, Duration::ZERO);
     for to in [&next, &head, &next, &head, &next] {
         // From before git starts: the figure includes git's own time.
         let since = Instant::now();
         lab.git("config.git", &["update-ref", "refs/heads/main", to]);
         told.recv_timeout(SOON).expect("the commit is seen");
-        worst = worst.max(since.elapsed());
+        (best, worst) = (best.min(since.elapsed()), worst.max(since.elapsed()));
         settle(&told);
     }
     println!("a commit in a local bare repo is seen after {worst:?} at worst");
-    assert!(worst < SOON);
+    // The best of five says what it costs; the worst, what else the machine does.
+    assert!(best < Duration::from_millis(200), "{best:?}");
 }
 
 #[test]
@@ -96,6 +98,24 @@ fn a_repo_that_is_deleted_and_made_again_is_still_watched() {
     settle(&told);
     lab.commit("services/shop.toml", "3", "3");
     told.recv_timeout(SOON).expect("a push afterwards");
+}
+
+#[test]
+fn a_repo_that_comes_into_being_file_by_file_is_seen() {
+    let lab = Lab::new().with_repo();
+    let (_watch, told) = watch(&lab.path("slow").display().to_string());
+    settle(&told);
+    // As `git init` makes them, with all the time in the world in between.
+    for folder in ["slow", "slow/.git", "slow/.git/refs", "slow/.git/refs/heads"] {
+        fs::create_dir(lab.path(folder)).unwrap();
+        told.recv_timeout(SOON).expect(folder);
+        settle(&told);
+    }
+    for file in ["slow/.git/HEAD", "slow/.git/refs/heads/main"] {
+        fs::write(lab.path(file), "0").unwrap();
+        told.recv_timeout(SOON).expect(file);
+        settle(&told);
+    }
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use gitopsd::reconcile::health::{EffectiveCheck, ProbeHistory, judge};
+use gitopsd::reconcile::operator;
 use gitopsd::reconcile::plan;
 use gitopsd::reconcile::preview::preview;
 use gitopsd::reconcile::record::{
@@ -98,6 +99,7 @@ fn deployed() -> BoxedStrategy<Deployed> {
             since,
             restarts,
             restarted_at,
+            untold: restarted_at.filter(|_| restarts % 2 == 0),
         })
         .boxed()
 }
@@ -211,25 +213,33 @@ fn observed() -> BoxedStrategy<Observed> {
     let images: Vec<_> = (0..3)
         .map(|n| Behaviour::default().digest(&declared(&format!("img:{n}")).image.to_string()))
         .collect();
-    let busy = time().prop_map(|since| Busy { what: "at work".to_owned(), since });
+    let busy = (time(), any::<bool>()).prop_map(|(since, yields)| Busy {
+        what: "at work".to_owned(),
+        since,
+        yields,
+    });
     (
         btree_map(instance(), state(), 0..6),
         btree_map(name(), route, 0..3),
         prop::sample::subsequence(images, 0..=3),
         btree_map(instance(), history(), 0..6),
-        btree_map(name(), busy, 0..2),
-        btree_map(name(), refusal(), 0..2),
+        (btree_map(name(), busy.clone(), 0..2), btree_map(name(), busy, 0..2)),
+        (btree_map(name(), refusal(), 0..2), btree_map(name(), refusal(), 0..2)),
         btree_map(instance(), any::<u32>(), 0..3),
     )
-        .prop_map(|(containers, routes, images, health, busy, frozen, idle_polls)| Observed {
-            containers,
-            routes,
-            images: images.into_iter().collect::<BTreeSet<_>>(),
-            health,
-            busy,
-            pulling: BTreeMap::new(),
-            frozen,
-            idle_polls,
+        .prop_map(|(containers, routes, images, health, (busy, pauses), (frozen, taken), idle_polls)| {
+            Observed {
+                containers,
+                routes,
+                images: images.into_iter().collect::<BTreeSet<_>>(),
+                health,
+                busy,
+                pauses,
+                ports_taken: taken,
+                pulling: BTreeMap::new(),
+                frozen,
+                idle_polls,
+            }
         })
         .boxed()
 }
@@ -266,7 +276,8 @@ proptest! {
             Addresses { service: Ipv4Addr::LOCALHOST, generation: Ipv4Addr::LOCALHOST };
         let names: BTreeSet<_> = records.keys().chain(observed.busy.keys()).collect();
         for (name, step) in first.steps() {
-            prop_assert!(!observed.busy.contains_key(name), "busy, and yet: {step}");
+            let busy = observed.busy.get(name).is_some_and(|busy| !(busy.yields && matches!(step, Step::Fail(_))));
+            prop_assert!(!busy, "busy, and yet: {step}");
             prop_assert!(!observed.frozen.contains_key(name), "frozen, and yet: {step}");
             let _ = transition::begin(records.get(name), step, addresses, now);
             for record in records.values() {
@@ -276,6 +287,7 @@ proptest! {
                     Outcome::Pulled(PullCost { bytes: u64::MAX, seconds: f64::MAX }),
                     Outcome::Retry(refusal.clone()),
                     Outcome::Failed(refusal.clone()),
+                    Outcome::Dropped,
                 ] {
                     let applied = transition::conclude(name, &record, step, &outcome, now);
                     let _ = applied.receipt.map(|receipt| receipt.id());
@@ -286,7 +298,7 @@ proptest! {
         }
         for name in names {
             let Some(record) = records.get(name) else { continue };
-            if let Ok(step) = transition::rollback(record) {
+            if let Ok(step) = operator::rollback(record) {
                 let _ = transition::begin(Some(record), &step, addresses, now);
                 let _ = transition::conclude(name, record, &step, &Outcome::Done, now);
             }

@@ -142,12 +142,14 @@ impl Host {
 
     /// What the agent would see now.
     pub fn observe(&self) -> Observed {
-        let busy = self.busy.iter().map(|(name, effect)| {
-            let what = match &effect.step {
-                Some(step) => format!("{step} under way"),
-                None => "pausing after an effect that did not work".to_owned(),
-            };
-            (name.clone(), Busy { what, since: effect.since })
+        let busy = self.busy.iter().filter_map(|(name, effect)| {
+            let step = effect.step.as_ref()?;
+            let yields = matches!(step, Step::Prepare(_));
+            Some((name.clone(), Busy { what: format!("{step} under way"), since: effect.since, yields }))
+        });
+        let pauses = self.busy.iter().filter(|(_, effect)| effect.step.is_none()).map(|(name, effect)| {
+            let what = "pausing after an effect that did not work".to_owned();
+            (name.clone(), Busy { what, since: effect.ends_at, yields: false })
         });
         let broken = |name: &ServiceName| {
             (name.clone(), Refusal::new(Reason::StateInvalid, format!("{name}.json cannot be read")))
@@ -158,6 +160,8 @@ impl Host {
             images: self.images.clone(),
             health: self.health.clone(),
             busy: busy.collect(),
+            pauses: pauses.collect(),
+            ports_taken: BTreeMap::new(),
             pulling: BTreeMap::new(),
             frozen: self.frozen.iter().map(broken).collect(),
             idle_polls: self.idle_polls.clone(),

@@ -14,7 +14,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, FileFailurePersistence};
 
 use super::model::{Crash, Host};
-use super::scenario::{declared, image};
+use super::scenario::{declared_for, image};
 
 /// 256 cases, or `PROPTEST_CASES`; what once failed is kept under `proptest-regressions` and tried first.
 pub fn config() -> Config {
@@ -153,7 +153,7 @@ fn happen(host: &mut Host, event: &Event) {
     host.say_all(&format!("{event:?}"));
     match event {
         Event::Run(service, text) => {
-            host.repo.declared.insert(name(service), Ok(declared(text)));
+            host.repo.declared.insert(name(service), Ok(declared_for(service, text)));
             host.commit();
         }
         Event::Break(service) => {
@@ -261,7 +261,7 @@ proptest! {
         }
         for service in SERVICES {
             host.resume(&name(service));
-            host.repo.declared.insert(name(service), Ok(declared("img:9")));
+            host.repo.declared.insert(name(service), Ok(declared_for(service, "img:9")));
         }
         host.commit();
         host.run(Duration::from_secs(1800));
@@ -321,7 +321,7 @@ proptest! {
         prop_assume!(leaving(&host).len() == 2);
         prop_assume!(leaving(&host).iter().all(|name| host.records[name].rollout.is_none()));
         host.repo.declared.retain(|name, _| name.as_str() == left);
-        host.repo.declared.entry(name(left)).or_insert(Ok(declared("img:9")));
+        host.repo.declared.entry(name(left)).or_insert(Ok(declared_for(left, "img:9")));
         host.commit();
         let before = leaving(&host);
         host.run(Duration::from_secs(600));

@@ -5,7 +5,7 @@
 //! ```text
 //! commit WORDS…        a new commit. Each word changes what the repo declares, the rest stays:
 //!                        web=img:1      service `web` runs img:1; settings follow after commas, as
-//!                                       web=img:1,bake=5s,drain=2s,timeout=30s,volume=data,after=db,pre,check=none,env=X,grace=3s
+//!                                       web=img:1,bake=5s,drain=2s,timeout=30s,volume=data,after=db,pre,check=none,env=X,grace=3s,port=81
 //!                        web=broken     its file cannot be read
 //!                        -web           its file is gone
 //!                        empty          all files are gone
@@ -83,8 +83,19 @@ pub fn declared(text: &str) -> Declared {
             }
             "check" if value == "none" => spec.healthcheck = None,
             "ports" if value == "none" => spec.ports.clear(),
+            "port" => spec.ports[0].host_port = value.parse().unwrap(),
             _ => panic!("no such setting: {word}"),
         }
+    }
+    spec
+}
+
+/// The same for a service whose port is its own, unless one is named: no two may publish one.
+pub fn declared_for(service: &str, text: &str) -> Declared {
+    let mut spec = declared(text);
+    if service != "web" && !text.contains(",port=") {
+        let own = 1000 + service.bytes().map(u16::from).sum::<u16>();
+        spec.ports.iter_mut().for_each(|port| port.host_port = own);
     }
     spec
 }
@@ -103,7 +114,7 @@ fn commit(host: &mut Host, words: &[&str]) {
             let (service, text) = word.split_once('=').unwrap();
             let what = match text {
                 "broken" => Err(format!("services/{service}.toml:3:1: expected a value")),
-                text => Ok(declared(text)),
+                text => Ok(declared_for(service, text)),
             };
             host.repo.declared.insert(name(service), what);
         }

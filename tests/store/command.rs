@@ -139,7 +139,7 @@ async fn fsck_finds_tells_and_repairs() {
     assert_eq!(machine.say(&["pull", &machine.image("1")]).0, 0);
     for args in [&["fsck"][..], &["fsck", "--full"], &["fsck", "--full", "--repair"]] {
         let (code, text) = machine.say(args);
-        assert!(code == 0 && text.contains("2 layers, 1 images, ") && text.contains("all sound"), "{text}");
+        assert!(code == 0 && text.contains("2 layers, 1 image, ") && text.contains("all sound"), "{text}");
     }
     let layer = rich(1).diff_id["sha256:".len()..].to_owned();
     let file = machine.path("state/store/layers").join(&layer).join("fs/data/small");

@@ -343,7 +343,7 @@ impl SshServer {
             .spawn()
             .unwrap();
         let mut server = Self { child, port, client_key: dir.join("client"), dir: dir.to_owned() };
-        let until = Instant::now() + Duration::from_secs(10);
+        let until = Instant::now() + Duration::from_secs(30);
         while !server.log().contains("Server listening") {
             if server.child.try_wait().unwrap().is_some() {
                 assert!(server.log().contains("in use"), "{}", server.log());

@@ -45,6 +45,8 @@ impl Host {
             Ok(())
         })
         .unwrap();
+        // The kernel takes notice of a link a moment after it is set up; until then packets are lost.
+        wait_for("the link", || run("ip -o -br link show uplink").contains(" UP "));
         // As Docker and Kubernetes leave it: bridged frames pass the rules.
         let _ = std::fs::write("/proc/sys/net/bridge/bridge-nf-call-iptables", "1");
         Self { dir, outside }

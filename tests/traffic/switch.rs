@@ -154,7 +154,7 @@ fn udp_follows_the_switch() {
     let open = |to: (Ipv4Addr, u16)| {
         let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
         socket.connect(to)?;
-        socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+        socket.set_read_timeout(Some(Duration::from_secs(30)))?;
         Ok(socket)
     };
     let service = (agent.address(201), 5353);

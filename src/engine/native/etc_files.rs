@@ -21,13 +21,24 @@ pub(super) fn write(
     hosts: &BTreeMap<ServiceName, Ipv4Addr>,
 ) -> io::Result<()> {
     write_hosts(dir, id, address, hosts)?;
-    fs::write(dir.join("hostname"), format!("{}\n", id.service))?;
-    fs::write(dir.join("resolv.conf"), resolver_file())?;
+    write_new(&dir.join("hostname"), &format!("{}\n", id.service))?;
+    write_new(&dir.join("resolv.conf"), &resolver_file())?;
     for name in NAMES {
         // Whatever umask the agent runs with: every user in the container reads them.
-        fs::set_permissions(dir.join(name), fs::Permissions::from_mode(0o644))?;
+        let path = dir.join(name);
+        if fs::metadata(&path)?.permissions().mode() & 0o7777 != 0o644 {
+            fs::set_permissions(path, fs::Permissions::from_mode(0o644))?;
+        }
     }
     Ok(())
+}
+
+/// Writes what is not there already: on a file system that became read-only a container can still be started again.
+fn write_new(path: &Path, text: &str) -> io::Result<()> {
+    match fs::read_to_string(path) {
+        Ok(now) if now == text => Ok(()),
+        _ => fs::write(path, text),
+    }
 }
 
 /// Writes `hosts` alone, also below a running container: in place, as it has this very file mounted, and never emptied

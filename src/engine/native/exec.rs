@@ -25,7 +25,7 @@ use super::launch::Launch;
 use super::layout::RunFiles;
 use super::record::PidFd;
 use super::seal;
-use super::shim::Program;
+use super::shim::{NOT_FOUND, Program};
 
 /// Name of the subcommand.
 pub(super) const COMMAND: &str = "internal-exec";
@@ -67,7 +67,8 @@ pub fn main(args: &[OsString]) -> ExitCode {
             if limit.is_none() {
                 let _ = writeln!(io::stderr(), "gitopsd: {message}");
             }
-            ExitCode::from(126)
+            // As a shell says it: no such program, or one that cannot be run.
+            ExitCode::from(if message.ends_with(NOT_FOUND) { 127 } else { 126 })
         }
     }
 }

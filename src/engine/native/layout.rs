@@ -111,6 +111,16 @@ impl RunFiles {
         self.dir.join("oci")
     }
 
+    /// A writable layer for a container whose own cannot be written.
+    pub fn scratch(&self) -> PathBuf {
+        self.dir.join("scratch")
+    }
+
+    /// Where a file or directory of the host is bound on its way into the container, in the shim's mount namespace.
+    pub fn staged(&self, number: usize) -> PathBuf {
+        self.dir.join("mounts").join(number.to_string())
+    }
+
     /// The pipe behind the container's stdout or stderr.
     pub fn fifo(&self, stream: &str) -> PathBuf {
         self.dir.join(stream)

@@ -33,7 +33,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
+pub use log::LogLine;
 pub use network::Network;
+pub use shim::NOT_FOUND;
 
 use self::cgroup::Cgroups;
 use self::layout::Layout;
@@ -157,7 +159,12 @@ pub fn log_file(state_dir: &Path, id: &InstanceId) -> PathBuf {
     layout::log_file(state_dir, id)
 }
 
-/// The texts of the last `count` lines of a log file, oldest first.
+/// The last `count` lines of a log file, oldest first.
+pub fn log_lines(path: &Path, count: usize) -> Vec<LogLine> {
+    log::lines_of(path, count)
+}
+
+/// Their texts alone.
 pub fn log_tail(path: &Path, count: usize) -> Vec<String> {
     log::tail(path, count)
 }

@@ -1,12 +1,13 @@
 //! Points traffic at containers by nftables: the service addresses, the published ports, the atomic switch.
 //!
-//! One table of our own, `inet <instance>`; no other table is read or written. The kernel holds the truth: every
-//! question is answered from the table, and a restart of the agent neither flushes nor recreates it, because that
-//! would cut established connections.
+//! One table of our own, `inet <instance>`; no other table is written. Others are read only to see whether a port that
+//! is to be published is redirected there already. The kernel holds the truth: every question is answered from the
+//! table, and a restart of the agent neither flushes nor recreates it, because that would cut established connections.
 
 mod conntrack;
 mod listing;
 mod nft;
+mod others;
 mod ports;
 mod ruleset;
 mod sockets;
@@ -125,6 +126,21 @@ impl NftTraffic {
         Ok(())
     }
 
+    /// Who else redirects one of `ports`.
+    fn redirected(&self, ports: &[PortMapping]) -> Result<Option<String>, EngineError> {
+        if ports.is_empty() {
+            return Ok(None);
+        }
+        let own = &self.names.table;
+        let listing = nft::list_all()
+            .map_err(|error| EngineError::new(Reason::Network, "cannot list the rules of nftables", error))?;
+        // One that is gone since has no port any more.
+        let maps = others::maps(&listing, own).into_iter();
+        let mut maps = maps.filter_map(|(table, map)| nft::list_map(&table, &map).ok());
+        let published = maps.find_map(|map| others::find(&map, own, ports));
+        Ok(published.or_else(|| others::find(&listing, own, ports)))
+    }
+
     /// Makes UDP clients of a generation that has lost its traffic find the new one.
     fn forget_udp(&self, old: Option<&Route>) {
         let Some(old) = old else { return };
@@ -179,6 +195,15 @@ impl Traffic for NftTraffic {
         if skeleton && old.is_some_and(|old| same(old, route)) {
             return Ok(());
         }
+        // Ports that are new to this table may have come into another one since they were asked for.
+        let new = new_ports(&now, route);
+        let _turn = (!new.is_empty()).then(others::Turn::take);
+        match self.redirected(&new) {
+            Ok(None) => {}
+            Ok(Some(who)) => return Err(EngineError::plain(Reason::PortInUse, who)),
+            // Not knowing is no reason to stop.
+            Err(error) => tracing::warn!("{}: {}", route.service, error.to_refusal().message),
+        }
         let mut script = String::new();
         if !skeleton {
             script.push_str(&ruleset::skeleton(&self.names, self.subnet));
@@ -225,9 +250,19 @@ impl Traffic for NftTraffic {
     }
 
     fn port_conflict(&self, ports: &[PortMapping]) -> Result<Option<String>, EngineError> {
-        ports::conflict(ports)
-            .map_err(|error| EngineError::new(Reason::Network, "cannot list the ports in use", error))
+        let listener = ports::conflict(ports)
+            .map_err(|error| EngineError::new(Reason::Network, "cannot list the ports in use", error))?;
+        match listener {
+            Some(who) => Ok(Some(who)),
+            None => self.redirected(ports),
+        }
     }
+}
+
+/// The ports of a route that no entry of the table leads to yet.
+fn new_ports(now: &Table, route: &Route) -> Vec<PortMapping> {
+    let is_new = |port: &&PortMapping| !now.entries.contains_key(&ruleset::Entry::of(port));
+    route.ports.iter().filter(is_new).cloned().collect()
 }
 
 /// Whether two routes lead the same way; the order of ports says nothing.

@@ -46,6 +46,16 @@ pub fn list(table: &str) -> io::Result<Vec<u8>> {
     checked(command(&["-j", "list", "table", "inet", table]).output().map_err(missing)?)
 }
 
+/// All tables as JSON, without what is in their sets and maps: some hosts have millions of addresses there.
+pub fn list_all() -> io::Result<Vec<u8>> {
+    checked(command(&["-t", "-j", "list", "ruleset"]).output().map_err(missing)?)
+}
+
+/// One map as JSON, with all that is in it.
+pub fn list_map(table: &str, map: &str) -> io::Result<Vec<u8>> {
+    checked(command(&["-j", "list", "map", "inet", table, map]).output().map_err(missing)?)
+}
+
 fn command(arguments: &[&str]) -> Command {
     let mut command = Command::new("nft");
     command

@@ -34,7 +34,8 @@ impl Entry {
         }
     }
 
-    fn of(port: &PortMapping) -> Self {
+    /// The entry that leads to a published port.
+    pub fn of(port: &PortMapping) -> Self {
         if port.host_ip.is_unspecified() {
             Self::Anywhere(port.protocol, port.host_port)
         } else {

@@ -108,6 +108,9 @@ impl Host {
             self.busy.insert(name.clone(), Effect { step: None, since: self.now, ends_at });
         }
         let applied = transition::conclude(name, &record, step, &outcome, self.now);
+        if let Step::Fail(_) = step {
+            self.cut_short(name);
+        }
         if let Some(receipt) = applied.receipt {
             self.point()?;
             self.receive(name, receipt);
@@ -184,9 +187,17 @@ impl Host {
             | Step::Fail(_)
             | Step::Conclude
             | Step::Amend(_)
+            | Step::Report(_)
             | Step::Release => {}
         }
         Outcome::Done
+    }
+
+    /// What only served a candidate that is given up ends with it.
+    pub(super) fn cut_short(&mut self, name: &ServiceName) {
+        if self.busy.get(name).is_some_and(|effect| matches!(effect.step, Some(Step::Prepare(_)))) {
+            self.busy.remove(name);
+        }
     }
 
     fn pull(&mut self, name: &ServiceName, generation: Generation) -> Outcome {

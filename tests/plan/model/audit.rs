@@ -198,8 +198,10 @@ impl Host {
 
     pub(super) fn check_plan(&self, plan: &Plan) {
         for (name, planned) in &plan.services {
-            let busy = self.busy.contains_key(name);
-            let acts = matches!(planned.next, Next::Do(_));
+            let busy = self.busy.get(name).and_then(|effect| effect.step.as_ref());
+            // What only serves a candidate ends when that is given up.
+            let ends = matches!((busy, &planned.next), (Some(Step::Prepare(_)), Next::Do(Step::Fail(_))));
+            let (busy, acts) = (busy.is_some(), matches!(planned.next, Next::Do(_)) && !ends);
             self.demand(!(busy && acts), "at most one step a service is under way", name);
             if let Next::Wait { until: Some(until), .. } = &planned.next {
                 self.demand(*until > self.now, "what is waited for lies ahead", name);

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use gitopsd::reconcile::later;
-use gitopsd::reconcile::record::Hold;
+use gitopsd::reconcile::operator;
+use gitopsd::reconcile::record::{Hold, Phase};
 use gitopsd::reconcile::step::Step;
 use gitopsd::reconcile::transition::{self, Outcome};
 use gitopsd::types::{ContainerState, Generation, InstanceId, Refusal, ServiceName};
@@ -22,18 +23,15 @@ impl Host {
             while_commit: None,
         };
         if let Some(record) = self.records.get_mut(name) {
-            // In the place of a rollback's hold it says when the commit may be tried again.
-            if record.hold.replace(hold).is_some_and(|before| before.while_commit.is_some()) {
-                *self.audit.asks.entry(name.clone()).or_default() += 1;
-            }
+            // In the place of a rollback's hold one without an end says that `resume` tries the commit again.
+            operator::hold(record, hold);
         }
     }
 
     /// `gitopsd resume`: ends the hold, and asks for another try of what failed.
     pub fn resume(&mut self, name: &ServiceName) {
         if let Some(record) = self.records.get_mut(name) {
-            record.hold = None;
-            record.failure = None;
+            operator::resume(record);
             *self.audit.asks.entry(name.clone()).or_default() += 1;
         }
     }
@@ -41,7 +39,7 @@ impl Host {
     /// `gitopsd rollback`.
     pub fn rollback(&mut self, name: &ServiceName) -> Result<(), Refusal> {
         let Some(record) = self.records.get(name).cloned() else { return Ok(()) };
-        let step = transition::rollback(&record)?;
+        let step = operator::rollback(&record)?;
         let mut record = match &step {
             Step::Begin { generation, .. } => {
                 self.audit_begin(name, &step);
@@ -50,13 +48,21 @@ impl Host {
             }
             step => transition::conclude(name, &record, step, &Outcome::Done, self.now).record.unwrap(),
         };
-        record.hold = Some(Hold {
+        let hold = Hold {
             reason: "rolled back".to_owned(),
             by: "ada".to_owned(),
             since: self.now,
             until: None,
-            while_commit: self.desired.as_ref().map(|desired| desired.commit.id.clone()),
-        });
+            while_commit: None,
+        };
+        operator::hold_back(
+            &mut record,
+            hold,
+            self.desired.as_ref().map(|desired| desired.commit.id.clone()),
+        );
+        if record.rollout.as_ref().is_some_and(|rollout| rollout.phase == Phase::Abandoning) {
+            self.cut_short(name);
+        }
         self.records.insert(name.clone(), record);
         Ok(())
     }

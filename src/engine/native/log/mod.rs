@@ -13,7 +13,8 @@ pub(super) use file::LogFile;
 pub(super) use journal::{Journal, SOCKET};
 pub(super) use lines::{Piece, Splitter};
 pub(super) use prune::prune;
-pub(super) use tail::tail;
+pub use tail::LogLine;
+pub(super) use tail::{lines_of, tail};
 
 use std::fmt;
 

@@ -10,20 +10,36 @@ use super::file::{FILES, numbered};
 /// Most bytes looked at in each file.
 const WINDOW: u64 = 1 << 20;
 
-/// The texts of the last `count` lines, oldest first, without time and stream. Parts of a long line are put together.
-pub(in super::super) fn tail(path: &Path, count: usize) -> Vec<String> {
-    let mut found: VecDeque<String> = VecDeque::new();
+/// A line that a container wrote.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LogLine {
+    /// When its first part came, in RFC 3339.
+    pub at: String,
+    /// `stdout` or `stderr`.
+    pub stream: String,
+    /// What it wrote.
+    pub text: String,
+}
+
+/// The last `count` lines, oldest first. Parts of a long line are put together.
+pub(in super::super) fn lines_of(path: &Path, count: usize) -> Vec<LogLine> {
+    let mut found: VecDeque<LogLine> = VecDeque::new();
     for number in 0..FILES {
         if found.len() >= count {
             break;
         }
         let Ok(bytes) = last_bytes(&numbered(path, number)) else { continue };
-        let lines = texts(&bytes);
+        let lines = parse(&bytes);
         for line in lines.into_iter().rev().take(count - found.len()) {
             found.push_front(line);
         }
     }
     found.into()
+}
+
+/// Their texts alone.
+pub(in super::super) fn tail(path: &Path, count: usize) -> Vec<String> {
+    lines_of(path, count).into_iter().map(|line| line.text).collect()
 }
 
 fn last_bytes(path: &Path) -> io::Result<Vec<u8>> {
@@ -41,24 +57,28 @@ fn last_bytes(path: &Path) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn texts(bytes: &[u8]) -> Vec<String> {
+fn parse(bytes: &[u8]) -> Vec<LogLine> {
     let mut found = Vec::new();
     // The parts of a long line so far, for stdout and stderr: their entries may alternate.
-    let mut parts = [String::new(), String::new()];
+    let mut parts = [LogLine::default(), LogLine::default()];
     for entry in bytes.split(|byte| *byte == b'\n') {
         let mut fields = entry.splitn(4, |byte| *byte == b' ');
-        let (Some(_), Some(stream), Some(tag), Some(text)) =
+        let (Some(at), Some(stream), Some(tag), Some(text)) =
             (fields.next(), fields.next(), fields.next(), fields.next())
         else {
             continue;
         };
         let part = &mut parts[usize::from(stream == b"stderr")];
-        part.push_str(&String::from_utf8_lossy(text));
+        if part.at.is_empty() {
+            part.at = String::from_utf8_lossy(at).into_owned();
+            part.stream = String::from_utf8_lossy(stream).into_owned();
+        }
+        part.text.push_str(&String::from_utf8_lossy(text));
         if tag == b"F" {
             found.push(std::mem::take(part));
         }
     }
-    found.extend(parts.into_iter().filter(|part| !part.is_empty()));
+    found.extend(parts.into_iter().filter(|part| !part.text.is_empty()));
     found
 }
 
@@ -74,6 +94,8 @@ mod tests {
         std::fs::write(&path, "T stdout P th\nT stderr F oops  x\nT stdout F ree\n").unwrap();
         assert_eq!(tail(&path, 3), ["two", "oops  x", "three"]);
         assert_eq!(tail(&path, 1), ["three"]);
+        let last = LogLine { at: "T".into(), stream: "stdout".into(), text: "three".into() };
+        assert_eq!(lines_of(&path, 1), [last]);
         assert_eq!(tail(&path, 99).len(), 4);
         assert!(tail(&dir.path().join("none"), 5).is_empty());
         assert!(tail(&path, 0).is_empty());

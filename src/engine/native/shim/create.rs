@@ -40,7 +40,7 @@ pub(super) fn create(run: &RunFiles, launch: Launch) -> Result<Supervised, Engin
     let _ = cgroups.adopt_self();
 
     let state = launch.layout.state(&id);
-    let root = rootfs::mount_overlay(&state, &launch.layers)
+    let root = rootfs::mount(&state, &run.scratch(), &launch.layers)
         .map_err(|e| failed("the image's layers cannot be mounted", e))?;
     let root_dir = File::open(&root).map_err(|e| failed("its root cannot be opened", e))?;
     let identity = user::look_up(&root_dir, &launch.user)
@@ -68,7 +68,7 @@ pub(super) fn create(run: &RunFiles, launch: Launch) -> Result<Supervised, Engin
     let outputs = Outputs::open(run, &identity).map_err(|e| failed("its outputs", e))?;
     let undo = || {
         let _ = cgroups.remove(&id, Duration::from_secs(5));
-        rootfs::unmount(&state);
+        rootfs::unmount(&state, &run.scratch());
     };
     let (container, mut failure, readers) = build(run, &launch, outputs).inspect_err(|_| undo())?;
     let pid = container.pid().map(|pid| pid.as_raw()).unwrap_or_default();

@@ -27,6 +27,7 @@ use super::{launch, seal};
 use crate::engine::EngineError;
 use crate::types::Reason;
 
+pub use program::NOT_FOUND;
 pub(super) use program::Program;
 
 /// Name of the subcommand.

@@ -8,6 +8,9 @@ use nix::errno::Errno;
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 use oci_spec::runtime::Spec;
 
+/// How the message ends that a program is not there.
+pub const NOT_FOUND: &str = "is not in the image, or the interpreter that it names is not";
+
 /// Executes the program of the OCI configuration; tells why it could not on a pipe that execve(2) closes.
 #[derive(Debug, Clone)]
 pub(in super::super) struct Program {
@@ -46,9 +49,7 @@ fn execute(spec: &Spec) -> Result<std::convert::Infallible, String> {
     nix::unistd::execvp(program, &args).map_err(|error| {
         let program = program.to_string_lossy();
         match error {
-            Errno::ENOENT => {
-                format!("`{program}` is not in the image, or the interpreter that it names is not")
-            }
+            Errno::ENOENT => format!("`{program}` {NOT_FOUND}"),
             Errno::EACCES => format!("`{program}` may not be executed by this user"),
             Errno::ENOEXEC => format!("`{program}` is not a program for this machine"),
             other => format!("`{program}` cannot be executed: {}", other.desc()),

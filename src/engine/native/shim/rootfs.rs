@@ -7,13 +7,47 @@ use std::io;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown, symlink};
 use std::path::{Path, PathBuf};
 
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::mount::{MntFlags, MsFlags, umount2};
 
-/// Mounts the layers (lowest first) and gives back the mount point, below the container's state directory.
+/// Mounts the layers (lowest first) and gives back the mount point, below the container's state directory `state`.
 ///
+/// Where that cannot be written to (a disk that was made read-only, or is full), what the container wrote before is
+/// read, and what it writes from now on lies below `scratch`, in memory: it runs, and that is lost at its next start.
+pub(super) fn mount(state: &Path, scratch: &Path, layers: &[PathBuf]) -> io::Result<PathBuf> {
+    let error = match mount_overlay(state, layers) {
+        Err(error) if cannot_write(state, &error) => error,
+        result => return result,
+    };
+    note(&error, state);
+    let mut layers = layers.to_vec();
+    let kept = state.join("upper");
+    if kept.is_dir() {
+        layers.push(kept);
+    }
+    // What cannot be mounted there either is the first trouble's fault.
+    mount_overlay(scratch, &layers).map_err(|_| error)
+}
+
+fn cannot_write(state: &Path, error: &io::Error) -> bool {
+    use io::ErrorKind::{QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+    // What is there already answers by that rather than by the file system's state.
+    let read_only = rustix::fs::access(state, rustix::fs::Access::WRITE_OK) == Err(rustix::io::Errno::ROFS);
+    read_only || matches!(error.kind(), ReadOnlyFilesystem | StorageFull | QuotaExceeded)
+}
+
+/// In the shim's own log, which the agent reads when something goes wrong.
+fn note(error: &io::Error, state: &Path) {
+    use std::io::Write as _;
+    let _ = writeln!(
+        io::stderr(),
+        "{} cannot be written ({error}): what the container writes is lost at its next start",
+        state.display()
+    );
+}
+
 /// The layers are named by short links relative to the working directory: the mount options of 127 layers with their
 /// full names would not fit the one page that mount(2) takes, and a `:` or `,` in a path would need escapes.
-pub(super) fn mount_overlay(state: &Path, layers: &[PathBuf]) -> io::Result<PathBuf> {
+fn mount_overlay(state: &Path, layers: &[PathBuf]) -> io::Result<PathBuf> {
     let links = state.join("l");
     let _ = fs::remove_dir_all(&links);
     for dir in ["l", "upper", "work", "rootfs"] {
@@ -38,15 +72,22 @@ pub(super) fn mount_overlay(state: &Path, layers: &[PathBuf]) -> io::Result<Path
     std::env::set_current_dir(state)?;
     // index and metacopy off: whatever the host's kernel was built with, layers stay plain directories.
     let options = format!("lowerdir={},upperdir=upper,workdir=work,index=off,metacopy=off", names.join(":"));
-    let mounted =
-        mount(Some("overlay"), "rootfs", Some("overlay"), MsFlags::MS_NODEV, Some(options.as_str()));
+    let mounted = nix::mount::mount(
+        Some("overlay"),
+        "rootfs",
+        Some("overlay"),
+        MsFlags::MS_NODEV,
+        Some(options.as_str()),
+    );
     std::env::set_current_dir("/")?;
     mounted?;
     Ok(state.join("rootfs"))
 }
 
 /// Takes the root away again, once nothing runs in it.
-pub(super) fn unmount(state: &Path) {
+pub(super) fn unmount(state: &Path, scratch: &Path) {
     // The namespace ends with the shim in any case; this only makes it sooner.
-    let _ = umount2(&state.join("rootfs"), MntFlags::MNT_DETACH);
+    for dir in [state, scratch] {
+        let _ = umount2(&dir.join("rootfs"), MntFlags::MNT_DETACH);
+    }
 }

@@ -164,6 +164,6 @@ pub(super) fn supervise(run: &RunFiles, mut container: Supervised) -> ExitCode {
     if let Ok(cgroups) = cgroups {
         let _ = cgroups.remove(id, Duration::from_secs(5));
     }
-    rootfs::unmount(&container.launch.layout.state(id));
+    rootfs::unmount(&container.launch.layout.state(id), &run.scratch());
     if written.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -23,6 +23,7 @@ use crate::types::{Reason, VolumeMount, VolumeSource};
 pub(super) fn prepare(launch: &Launch, root: BorrowedFd<'_>) -> Result<Vec<BindMount>, EngineError> {
     clear_dangling_links(root);
     let state = launch.layout.state(&launch.id);
+    let run = launch.layout.run(&launch.id);
     let mut mounts: Vec<_> = etc_files::NAMES
         .iter()
         .map(|name| BindMount {
@@ -38,7 +39,7 @@ pub(super) fn prepare(launch: &Launch, root: BorrowedFd<'_>) -> Result<Vec<BindM
                 make_named(&dir, root, &volume.target).map(|()| dir)
             }
             VolumeSource::Bind(path) => {
-                let staged = state.join("mounts").join(number.to_string());
+                let staged = run.staged(number);
                 open_source(path).and_then(|source| stage(&source, &staged)).map(|()| staged)
             }
         };

@@ -1,0 +1,90 @@
+//! What a look at the repo brings: believed, made durable, acted on.
+
+use super::control::Accept;
+use super::source::Revision;
+use super::{Agent, clock};
+use crate::report::Message;
+use crate::report::message::Kind;
+use crate::state::trust::HighWater;
+use crate::types::{Refusal, Timestamp};
+
+impl Agent {
+    /// Takes an operator's word that a commit is to be believed, for the next looks: until another head is admitted.
+    pub(super) fn accept(&mut self, accept: Accept) {
+        self.accepted = Some(accept);
+    }
+
+    /// A look at the repo is over.
+    pub(super) fn fetched(&mut self, result: Result<Revision, Refusal>) {
+        let now = clock::now();
+        if self.source.looked() {
+            self.look();
+        }
+        match result {
+            Err(refusal) => {
+                if self.source.refusal.as_ref() != Some(&refusal) {
+                    let lost = refusal.reason == crate::types::Reason::GitUnreachable;
+                    let kind = if lost { Kind::SourceLost } else { Kind::RevisionRefused };
+                    let text = format!("{}; everything stays as it is", refusal.message);
+                    self.tell(Some(Message::new(kind, text).because(&refusal)));
+                }
+                self.source.refusal = Some(refusal);
+            }
+            Ok(revision) => {
+                let refused = self.source.refusal.take().is_some();
+                let first = self.source.reached_at.is_none();
+                self.source.reached_at = Some(now);
+                let moved =
+                    self.desired.as_ref().is_none_or(|desired| desired.commit.id != revision.commit.id);
+                if moved || first {
+                    self.admit(revision, moved, now);
+                }
+                if refused && self.source.refusal.is_none() {
+                    self.tell(Some(Message::new(Kind::SourceFound, "the config repo is followed again")));
+                }
+            }
+        }
+    }
+
+    /// Takes a revision over: the mark first, then what it wants.
+    fn admit(&mut self, revision: Revision, moved: bool, now: Timestamp) {
+        let commit = revision.commit.clone();
+        if self.high_water.as_ref().is_none_or(|mark| mark.commit != commit.id) {
+            let mark = HighWater { commit: commit.id.clone(), admitted_at: now };
+            if let Err(error) = self.state.save_high_water(&mark) {
+                let refusal = error.to_refusal();
+                self.note_fault(Some(refusal.clone()));
+                self.source.refusal = Some(refusal);
+                return;
+            }
+            self.high_water = Some(mark);
+        }
+        if moved {
+            let mut text = format!("commit {} by {}: {}", commit.id.short(), commit.author, commit.subject);
+            if let Some(accept) = self.accepted.take().filter(|accept| accept.commit == commit.id) {
+                text.push_str(&format!(" (its history was rewritten, and {} accepts that)", accept.by));
+            }
+            self.tell(Some(Message::new(Kind::RevisionAdmitted, text).at(&commit.id)));
+        }
+        let desired = self.source.desire(revision, self.desired.as_ref(), &self.journal.records);
+        if self.desired.as_ref() != Some(&desired) {
+            self.keep_desired(desired);
+        }
+    }
+
+    pub(super) fn set_desired(&mut self, change: impl FnOnce(&mut crate::reconcile::world::Desired)) {
+        if let Some(mut desired) = self.desired.take() {
+            change(&mut desired);
+            self.keep_desired(desired);
+        }
+    }
+
+    /// Makes durable what is wanted. Where that fails it is acted on all the same: the commit is the truth, and is
+    /// read again after a restart.
+    fn keep_desired(&mut self, desired: crate::reconcile::world::Desired) {
+        if let Err(error) = self.state.save_desired(&desired) {
+            self.note_fault(Some(error.to_refusal()));
+        }
+        self.desired = Some(desired);
+    }
+}

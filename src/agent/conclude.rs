@@ -1,0 +1,129 @@
+//! Writes down and tells what came of a step.
+
+use super::execute::failpoint;
+use super::{Agent, clock, news};
+use crate::reconcile::record::ServiceRecord;
+use crate::reconcile::step::Step;
+use crate::reconcile::transition::{self, Outcome};
+use crate::report::message::Kind;
+use crate::state::StateError;
+use crate::state::receipts::Receipt;
+use crate::types::{Generation, Reason, Refusal, ServiceName};
+
+impl Agent {
+    /// Writes down what came of a step: the receipt first, so that no end of a rollout is without one.
+    pub(super) fn conclude(&mut self, service: &ServiceName, step: &Step, outcome: &Outcome) {
+        let now = clock::now();
+        let before = self.journal.records.get(service).cloned();
+        if let Step::Begin { .. } = step {
+            if before.as_ref().is_none_or(|record| record.rollout.is_none()) {
+                let refusal = Refusal::new(Reason::Network, "the subnet has no free address left");
+                self.effects.pause(service, &refusal, now);
+                return self.refuse(service, Some(&refusal));
+            }
+            self.effects.clear(service);
+            self.introduce(service);
+            self.tell(news::of(service, before.as_ref(), step, outcome, None));
+            return failpoint(step, "done");
+        }
+        let Some(record) = before else {
+            // What no record names: only that it is away is worth a word.
+            return self.conclude_unrecorded(service, step, outcome);
+        };
+        let mut applied = transition::conclude(service, &record, step, outcome, now);
+        let end = self.ends.remove(service).filter(|_| matches!(step, Step::Start(_)));
+        if let (Some(end), Some(receipt)) = (&end, &mut applied.receipt) {
+            let generation = receipt.to.as_ref().map_or(Generation(0), |to| to.generation);
+            receipt.message = format!("generation {generation} {end} and was started again");
+        }
+        if let Err(error) = self.save(service, &record, &mut applied) {
+            self.note_fault(Some(error.to_refusal()));
+            if !self.is_paced(service, step) {
+                return self.state_trouble(service, &error);
+            }
+            self.unsaved.insert(service.clone());
+        }
+        self.garbage.after(step, outcome);
+        let remembered = applied.record.as_ref() != Some(&record);
+        match outcome {
+            Outcome::Dropped => {}
+            Outcome::Failed(refusal) | Outcome::Retry(refusal) if !remembered => {
+                let news = match self.is_paced(service, step) {
+                    true => self.effects.note(service, refusal, now),
+                    false => self.effects.pause(service, refusal, now),
+                };
+                if news {
+                    self.tell(news::of(service, Some(&record), step, outcome, None));
+                }
+            }
+            _ => {
+                self.effects.clear(service);
+                let mut news = news::of(service, Some(&record), step, outcome, applied.receipt.as_ref());
+                if let (Some(end), Step::Start(generation), Some(news)) = (&end, step, &mut news)
+                    && news.kind == Kind::Restarted
+                {
+                    news.text = format!("{service}: generation {generation} {end} and is started again");
+                }
+                self.tell(news);
+            }
+        }
+        self.effects.cut_short(service, applied.record.as_ref());
+        match applied.record {
+            Some(after) => {
+                self.journal.records.insert(service.clone(), after);
+            }
+            None => {
+                self.journal.records.remove(service);
+            }
+        }
+        failpoint(step, "done");
+    }
+
+    fn conclude_unrecorded(&mut self, service: &ServiceName, step: &Step, outcome: &Outcome) {
+        match outcome {
+            Outcome::Failed(refusal) | Outcome::Retry(refusal) => {
+                if self.effects.pause(service, refusal, clock::now()) {
+                    self.tell(news::of(service, None, step, outcome, None));
+                }
+            }
+            Outcome::Dropped => {}
+            Outcome::Done | Outcome::Pulled(_) => {
+                self.effects.clear(service);
+                self.tell(news::of(service, None, step, outcome, None));
+            }
+        }
+    }
+
+    /// The receipt first, then the record that counts on it. A receipt of a restart that could not be written stays due.
+    fn save(
+        &mut self,
+        service: &ServiceName,
+        before: &ServiceRecord,
+        applied: &mut transition::Applied,
+    ) -> Result<(), StateError> {
+        if let Some(transition) = &applied.receipt {
+            let receipt = Receipt::new(transition.clone(), &self.config.host.name);
+            if let Err(error) = self.state.save_receipt(&receipt, self.config.report.push) {
+                let due = before.incumbent.as_ref().and_then(|incumbent| incumbent.untold);
+                let after = applied.record.as_mut().and_then(|record| record.incumbent.as_mut());
+                if let Some(incumbent) = after {
+                    incumbent.untold = due;
+                }
+                return Err(error);
+            }
+            self.outbox_changed = true;
+        }
+        match &applied.record {
+            Some(after) if after != before => self.state.save_record(service, after),
+            Some(_) => Ok(()),
+            None => self.state.forget_record(service),
+        }
+    }
+
+    /// State could not be written: nothing was done, and the service waits.
+    pub(super) fn state_trouble(&mut self, service: &ServiceName, error: &StateError) {
+        let refusal = error.to_refusal();
+        self.note_fault(Some(refusal.clone()));
+        self.effects.pause(service, &refusal, clock::now());
+    }
+}

@@ -1,0 +1,233 @@
+//! Long effects: carried out beside the loop, one at a time for each service.
+
+mod carry;
+mod pace;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+
+use super::wake::{Wake, Waker};
+use crate::engine::{ContainerRequest, Engine, Traffic};
+use crate::reconcile::later;
+use crate::reconcile::record::{Phase, ServiceRecord};
+use crate::reconcile::step::Step;
+use crate::reconcile::world::Busy;
+use crate::registry::{Progress, Registry};
+use crate::types::{
+    InstanceId, PinnedImage, PortMapping, Reason, Refusal, ServiceName, Timestamp, format_duration,
+};
+use pace::Pace;
+
+/// What carries effects out.
+#[derive(Clone)]
+pub struct Hands {
+    /// Runs containers.
+    pub engine: Arc<dyn Engine>,
+    /// Points traffic.
+    pub traffic: Arc<dyn Traffic>,
+    /// Pulls images.
+    pub registry: Arc<Registry>,
+    /// For what is async.
+    pub runtime: Handle,
+}
+
+impl Hands {
+    /// Why ports of the host cannot be published, as somebody has them who is not of this instance.
+    pub fn port_conflict(&self, ports: &[PortMapping]) -> Option<Refusal> {
+        match self.traffic.port_conflict(ports) {
+            Ok(None) => None,
+            Ok(Some(who)) => Some(Refusal::new(Reason::PortInUse, who)),
+            // Not knowing is no reason to refuse: the rule works beside a listener, which just gets nothing any more.
+            Err(error) => {
+                tracing::warn!("cannot tell whether a port is taken: {}", error.to_refusal());
+                None
+            }
+        }
+    }
+}
+
+/// A long effect, with all that it needs: nothing is looked up while it runs.
+#[derive(Debug)]
+pub enum Effect {
+    /// Make an image local; the archives are for when its registry cannot serve.
+    Pull(PinnedImage, Vec<String>),
+    /// Start a container; the ports are those that must be free on the host first.
+    Start(Box<ContainerRequest>, Vec<PortMapping>),
+    /// Run a one-shot to its end.
+    Prepare(Box<ContainerRequest>, Duration),
+    /// Stop a container.
+    Stop(InstanceId, Duration),
+    /// Stop containers and take them away.
+    Remove(Vec<(InstanceId, Duration)>),
+    /// Take the route away, then stop containers and take them away.
+    RemoveService(ServiceName, Vec<(InstanceId, Duration)>),
+}
+
+/// An effect under way.
+struct Running {
+    busy: Busy,
+    step: Step,
+    /// When its own time is over.
+    until: Option<Timestamp>,
+    /// Ends it where that is possible: a pull, a one-shot.
+    cut: watch::Sender<bool>,
+    /// How far a pull is.
+    progress: Arc<Mutex<Progress>>,
+}
+
+/// What is under way, and what has to wait after it did not work.
+pub struct Effects {
+    hands: Hands,
+    waker: Waker,
+    running: BTreeMap<ServiceName, Running>,
+    /// Pulls: beside everything else of their service.
+    pulling: BTreeMap<ServiceName, Running>,
+    pace: Pace,
+}
+
+impl Effects {
+    /// Nothing under way.
+    pub fn new(hands: Hands, waker: Waker) -> Self {
+        Self { hands, waker, running: BTreeMap::new(), pulling: BTreeMap::new(), pace: Pace::default() }
+    }
+
+    /// Whether nothing is under way.
+    pub fn is_quiet(&self) -> bool {
+        self.running.is_empty() && self.pulling.is_empty()
+    }
+
+    /// What the core is told is under way.
+    pub fn busy(&self) -> BTreeMap<ServiceName, Busy> {
+        self.running.iter().map(|(name, running)| (name.clone(), running.busy.clone())).collect()
+    }
+
+    /// The images that are on their way.
+    pub fn pulling(&self) -> BTreeMap<ServiceName, Busy> {
+        self.pulling.iter().map(|(name, running)| (name.clone(), running.busy.clone())).collect()
+    }
+
+    /// The pauses after what did not work.
+    pub fn pauses(&self, now: Timestamp) -> BTreeMap<ServiceName, Busy> {
+        self.pace.pauses(now)
+    }
+
+    /// How far the pull of a service's image is.
+    pub fn progress(&self, service: &ServiceName) -> Option<Progress> {
+        let pull = self.pulling.get(service)?;
+        Some(*pull.progress.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// When the time of what is under way for a service is over.
+    pub fn deadline(&self, service: &ServiceName) -> Option<Timestamp> {
+        self.running.get(service)?.until
+    }
+
+    /// When the next pause ends.
+    pub fn next_end(&self, now: Timestamp) -> Option<Timestamp> {
+        self.pace.next_end(now)
+    }
+
+    /// Why the last repair of a service did not work.
+    pub fn trouble(&self, service: &ServiceName) -> Option<&Refusal> {
+        self.pace.trouble(service)
+    }
+
+    /// See [`Pace::pause`].
+    pub fn pause(&mut self, service: &ServiceName, refusal: &Refusal, now: Timestamp) -> bool {
+        self.pace.pause(service, refusal, now)
+    }
+
+    /// See [`Pace::note`].
+    pub fn note(&mut self, service: &ServiceName, refusal: &Refusal, now: Timestamp) -> bool {
+        self.pace.note(service, refusal, now)
+    }
+
+    /// See [`Pace::hurry`].
+    pub fn hurry(&mut self, service: Option<&ServiceName>, now: Timestamp) {
+        self.pace.hurry(service, now);
+    }
+
+    /// See [`Pace::repeated`].
+    pub fn repeated(&mut self, service: &ServiceName, step: &Step, now: Timestamp) -> Option<Refusal> {
+        self.pace.repeated(service, step, now)
+    }
+
+    /// An effect worked.
+    pub fn clear(&mut self, service: &ServiceName) {
+        self.pace.clear(service);
+    }
+
+    /// Begins an effect; its end is a wake.
+    pub fn begin(&mut self, service: &ServiceName, step: Step, effect: Effect, now: Timestamp) {
+        let (cut, cutting) = watch::channel(false);
+        let progress = Arc::<Mutex<Progress>>::default();
+        let limit = match &effect {
+            Effect::Prepare(_, limit) => Some(*limit),
+            _ => None,
+        };
+        let running = Running {
+            busy: Busy { what: describe(&step, &effect), since: now, yields: limit.is_some() },
+            step: step.clone(),
+            until: limit.map(|limit| later(now, limit)),
+            cut,
+            progress: progress.clone(),
+        };
+        let slot = if matches!(effect, Effect::Pull(..)) { &mut self.pulling } else { &mut self.running };
+        slot.insert(service.clone(), running);
+        let (hands, waker, service) = (self.hands.clone(), self.waker.clone(), service.clone());
+        self.hands.runtime.spawn_blocking(move || {
+            let outcome = carry::carry_out(&hands, &step, effect, &progress, cutting);
+            super::execute::failpoint(&step, "after");
+            // The loop may be gone: the next agent finds what was done.
+            let _ = waker.send(Wake::Effect { service, step, outcome });
+        });
+    }
+
+    /// An effect has ended.
+    pub fn ended(&mut self, service: &ServiceName, step: &Step) {
+        let slot = if matches!(step, Step::Pull(_)) { &mut self.pulling } else { &mut self.running };
+        slot.remove(service);
+    }
+
+    /// Cuts short what nothing in the service's record hangs on any more: the pull of a candidate that is given up, its
+    /// one-shot.
+    pub fn cut_short(&self, service: &ServiceName, record: Option<&ServiceRecord>) {
+        let rollout = record.and_then(|record| record.rollout.as_ref());
+        let candidate = |generation, phase| {
+            rollout.is_some_and(|rollout| rollout.to.generation == generation && rollout.phase == phase)
+        };
+        let incumbent = record.and_then(|record| record.incumbent.as_ref()).map(|it| it.generation);
+        for running in self.running.get(service).into_iter().chain(self.pulling.get(service)) {
+            let needed = match running.step {
+                Step::Pull(generation) => {
+                    incumbent == Some(generation) || candidate(generation, Phase::Pulling)
+                }
+                Step::Prepare(generation) => candidate(generation, Phase::Preparing),
+                _ => true,
+            };
+            if !needed {
+                running.cut.send_replace(true);
+            }
+        }
+    }
+}
+
+fn describe(step: &Step, effect: &Effect) -> String {
+    match effect {
+        Effect::Pull(image, _) => format!("pulling {}", image.reference),
+        Effect::Start(request, _) => format!("starting generation {}", request.id.generation),
+        Effect::Prepare(request, limit) => format!(
+            "running deploy.pre `{}` of generation {}, for {} at the most",
+            request.one_shot.as_deref().unwrap_or_default().join(" "),
+            request.id.generation,
+            format_duration(*limit)
+        ),
+        Effect::Stop(id, _) => format!("stopping generation {}", id.generation),
+        Effect::Remove(_) => format!("taking containers away ({})", step.word()),
+        Effect::RemoveService(..) => "taking it off this host".to_owned(),
+    }
+}

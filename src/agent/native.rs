@@ -1,0 +1,40 @@
+//! The parts that touch this host, as the configuration says: for the agent, and for commands beside it.
+
+use std::sync::Arc;
+
+use crate::config::agent::AgentConfig;
+use crate::engine::EngineError;
+use crate::engine::native::net::BridgeNetwork;
+use crate::engine::native::{NativeConfig, NativeEngine};
+use crate::engine::traffic::NftTraffic;
+use crate::types::Reason;
+
+/// What runs containers, what connects them, and what points traffic at them.
+pub struct Native {
+    /// The built-in engine.
+    pub engine: NativeEngine,
+    /// Its network.
+    pub network: Arc<BridgeNetwork>,
+    /// The published ports.
+    pub traffic: NftTraffic,
+}
+
+impl Native {
+    /// The parts of one instance. Makes the engine's directories, and touches nothing else.
+    pub fn open(config: &AgentConfig) -> Result<Self, EngineError> {
+        let program = std::env::current_exe()
+            .map_err(|error| EngineError::new(Reason::Internal, "finding this program", error))?;
+        let network = Arc::new(BridgeNetwork::new(&config.instance, config.engine.subnet, &config.run_dir)?);
+        let parts = NativeConfig {
+            state_dir: config.state_dir.clone(),
+            run_dir: config.run_dir.clone(),
+            instance: config.instance.clone(),
+            program,
+        };
+        Ok(Self {
+            engine: NativeEngine::new(parts, network.clone())?,
+            network,
+            traffic: NftTraffic::new(&config.instance, config.engine.subnet, &config.run_dir)?,
+        })
+    }
+}

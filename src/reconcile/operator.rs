@@ -1,0 +1,70 @@
+//! What an operator's word makes of a record. Pure, so that the agent and the model host remember alike.
+
+use super::record::{Cause, Hold, Phase, ServiceRecord};
+use super::step::Step;
+use crate::types::{CommitId, Generation, Reason, Refusal};
+
+/// Holds a service. One that was rolled back stays so at least until the branch moves: a hold whose time is up must not
+/// bring back what somebody took away.
+pub fn hold(record: &mut ServiceRecord, mut hold: Hold) {
+    if hold.until.is_some() {
+        hold.while_commit = record.hold.take().and_then(|former| former.while_commit);
+    }
+    record.hold = Some(hold);
+}
+
+/// Holds a service that goes back, for as long as the branch is at `head`; a hold that was there before is not cut
+/// short by that.
+pub fn hold_back(record: &mut ServiceRecord, mut hold: Hold, head: Option<CommitId>) {
+    match record.hold.take() {
+        Some(former) if former.until.is_none() && former.while_commit.is_none() => hold = former,
+        Some(former) if former.until.is_some() => hold = Hold { while_commit: head, ..former },
+        _ => hold.while_commit = head,
+    }
+    record.hold = Some(hold);
+}
+
+/// Lets a service follow the repo again: its hold, its failure and its pauses are over.
+pub fn resume(record: &mut ServiceRecord) {
+    record.hold = None;
+    record.failure = None;
+    hurry(record);
+    if let Some(incumbent) = &mut record.incumbent {
+        incumbent.restarted_at = None;
+    }
+}
+
+/// Ends the pause before what did not work is tried again.
+pub fn hurry(record: &mut ServiceRecord) {
+    if let Some(rollout) = &mut record.rollout {
+        rollout.retry_at = None;
+    }
+}
+
+/// The step that goes back to the previous generation, or why there is nothing to go back to.
+pub fn rollback(record: &ServiceRecord) -> Result<Step, Refusal> {
+    if let Some(rollout) = &record.rollout {
+        let message = format!("generation {} was given up by an operator", rollout.to.generation);
+        return match rollout.phase {
+            Phase::Abandoning => {
+                Err(Refusal::new(Reason::OperatorRollback, "it is being rolled back already"))
+            }
+            _ => Ok(Step::Fail(Refusal::new(Reason::OperatorRollback, message))),
+        };
+    }
+    let Some(previous) = &record.previous else {
+        return Err(Refusal::new(Reason::OperatorRollback, "there is no previous generation to go back to"));
+    };
+    if record.retiring.is_some() {
+        return Err(Refusal::new(
+            Reason::OperatorRollback,
+            "the previous generation is still draining; try again shortly",
+        ));
+    }
+    Ok(Step::Begin {
+        generation: Generation(record.last_generation.0.saturating_add(1)),
+        spec: Box::new(previous.spec.clone()),
+        commit: Box::new(previous.commit.clone()),
+        cause: Cause::Rollback,
+    })
+}

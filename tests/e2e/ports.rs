@@ -1,0 +1,96 @@
+//! A port of the host that somebody has already: the later one is refused before anything is begun, by name.
+
+use std::net::TcpListener;
+
+use super::image::Kind;
+use super::lab::{Lab, free_port, wait_for, web};
+use super::load::get;
+
+/// What a verb says on either output.
+fn said(output: &std::process::Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+#[test]
+fn a_port_of_another_instance_is_refused_and_taken_over_when_it_is_free() {
+    let (one, port) = Lab::serving();
+    let mut two = Lab::new();
+    let image = two.image("2", Kind::Good);
+    two.deploy("shop", &web(&image, port, ""), "the same port");
+    let plan = two.run(&["plan"]);
+    assert_eq!(plan.status.code(), Some(1), "{plan:?}");
+    assert!(
+        said(&plan).contains(&format!("port {port}/tcp is published by service web of another")),
+        "{plan:?}"
+    );
+    two.start_agent();
+    two.wait_agent();
+    let output = two.run(&["sync", "--wait"]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(said(&output).contains(&one.instance), "the holder is named: {output:?}");
+    let shop = two.service("shop");
+    assert_eq!((&shop["reason"], &shop["state"]), (&"port-in-use".into(), &"failed".into()), "{shop}");
+    assert_eq!(shop["generation"], serde_json::Value::Null, "nothing was begun: {shop}");
+    assert!(two.history().is_empty(), "{:?}", two.history());
+    assert_eq!(get(port, "/").unwrap(), "version 1\n");
+    // It moves away, and the other one gets it without another commit.
+    one.deploy("web", &web(&one.reference("1"), free_port(), ""), "another port");
+    one.sync();
+    two.wait_serving("shop", &image);
+    assert_eq!(get(port, "/").unwrap(), "version 2\n");
+}
+
+#[test]
+fn a_port_of_a_process_is_refused_by_its_name() {
+    let mut lab = Lab::new();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let image = lab.image("1", Kind::Good);
+    lab.deploy("web", &web(&image, port, ""), "web 1");
+    let plan = lab.run(&["plan"]);
+    assert_eq!(plan.status.code(), Some(1), "{plan:?}");
+    lab.start_agent();
+    lab.wait_agent();
+    assert_eq!(lab.run(&["sync", "--wait"]).status.code(), Some(1));
+    let web = lab.service("web");
+    let message = web["message"].as_str().unwrap().to_owned();
+    assert_eq!(web["reason"], "port-in-use");
+    assert!(message.contains(&format!("port {port}/tcp")), "{message}");
+    assert!(message.contains(&format!("(pid {})", std::process::id())), "{message}");
+    assert!(lab.history().is_empty());
+    drop(listener);
+    lab.wait_serving("web", &image);
+}
+
+#[test]
+fn a_new_file_that_claims_a_port_stops_only_itself() {
+    let (lab, port) = Lab::serving();
+    let other = free_port();
+    // By name it comes before the one that has the port.
+    let api = web(&lab.reference("1"), port, "");
+    lab.deploy("api", &api, "a newcomer on the port of web");
+    let plan = lab.run(&["plan"]);
+    assert_eq!(plan.status.code(), Some(1), "{plan:?}");
+    assert_eq!(lab.run(&["sync", "--wait"]).status.code(), Some(1));
+    let (refused, kept) = (lab.service("api"), lab.service("web"));
+    assert_eq!((&refused["reason"], &kept["state"]), (&"port-in-use".into(), &"running".into()), "{kept}");
+    assert!(refused["message"].as_str().unwrap().contains("service web"), "{refused}");
+    let check = lab.run(&["check", lab.path("work").to_str().unwrap()]);
+    assert_eq!(check.status.code(), Some(1), "{check:?}");
+    // The one that was there can be updated, with the newcomer still in its way.
+    let v2 = lab.image("2", Kind::Good);
+    lab.deploy("web", &web(&v2, port, ""), "web 2");
+    lab.wait_serving("web", &v2);
+    assert_eq!(get(port, "/").unwrap(), "version 2\n");
+    assert_eq!(lab.service("api")["reason"], "port-in-use");
+    // It moves away in a commit of its own: then the port is the newcomer's.
+    lab.deploy("web", &web(&v2, other, ""), "web moves");
+    wait_for(&format!("api on {port}; {}", lab.agent_log()), || {
+        (lab.service("api")["state"] == "running").then_some(())
+    });
+    lab.sync();
+    assert_eq!(
+        (get(port, "/").unwrap(), get(other, "/").unwrap()),
+        ("version 1\n".into(), "version 2\n".into())
+    );
+}
