@@ -5,9 +5,11 @@
 
 pub mod agent;
 mod diagnostic;
+mod grants;
 mod images;
 mod layer;
 mod load;
+mod options;
 mod port;
 pub mod repo;
 mod section;

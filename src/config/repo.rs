@@ -6,10 +6,11 @@ use std::path::Path;
 
 use super::agent::HostIdentity;
 use super::diagnostic::{Diagnostic, first_error};
+use super::grants::{self, violation};
 use super::layer::Layer;
 use super::section::{Findings, Section, parse};
 use super::service::{self, clash};
-use crate::types::{Declared, HostName, ImageRef, Policy, Reason, Refusal, ServiceName, VolumeSource};
+use crate::types::{Declared, HostName, Policy, Reason, Refusal, ServiceName};
 
 /// Paths relative to the folder that holds `gitopsd.toml`, and their bytes.
 pub type RepoFiles = BTreeMap<String, Vec<u8>>;
@@ -350,43 +351,13 @@ fn reaches(specs: &BTreeMap<ServiceName, Declared>, from: &ServiceName, to: &Ser
     false
 }
 
-/// The rule of the host's policy that a spec breaks.
-fn violation(spec: &Declared, policy: &Policy) -> Option<Refusal> {
-    let refuse = |message: String| Some(Refusal::new(Reason::Policy, message));
-    let fits = |patterns: &[String], text: &str| {
-        patterns.iter().any(|pattern| glob::Pattern::new(pattern).is_ok_and(|pattern| pattern.matches(text)))
-    };
-    let image = match &spec.image {
-        ImageRef::Registry(image) => format!("{}/{}", image.registry, image.repository),
-        ImageRef::Archive(url) => url.to_string(),
-    };
-    // An archive is an image from elsewhere, whatever it stands in for.
-    let refused = std::iter::once(&image)
-        .chain(&spec.fallback)
-        .find(|name| !policy.registries.is_empty() && !fits(&policy.registries, name));
-    if let Some(name) = refused {
-        return refuse(format!("policy.registries does not allow {name}"));
-    }
-    if policy.require_digest && !matches!(&spec.image, ImageRef::Registry(image) if image.digest.is_some()) {
-        return refuse(format!("policy.require_digest: {} names no digest", spec.image));
-    }
-    for volume in &spec.volumes {
-        if let VolumeSource::Bind(path) = &volume.source
-            && !fits(&policy.host_mounts, &path.to_string_lossy())
-        {
-            return refuse(format!("policy.host_mounts does not allow {}", path.display()));
-        }
-    }
-    None
-}
-
 /// Checks a whole repo: once without a host, and once for each host that it has a file of. A policy is checked too
 /// where there is one.
 pub fn check(files: &RepoFiles, policy: Option<&Policy>) -> CheckReport {
     let texts = Texts::of(files);
     let known: BTreeSet<&str> = texts.below("services").map(|(_, stem, _)| stem).collect();
     // What a repo asks for is for its hosts to allow.
-    let open = Policy { host_mounts: vec!["*".to_owned()], ..Policy::default() };
+    let open = grants::everything();
     let policy = policy.unwrap_or(&open);
     let mut found: Vec<Diagnostic> = Vec::new();
     let mut hosts = Vec::new();

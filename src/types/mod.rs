@@ -3,9 +3,11 @@
 //! No I/O, no clock, no async, no logging in here (`tests/tidy.rs` enforces it). A value of one of these types has
 //! passed its validator: there is one per type, and both [`std::str::FromStr`] and serde go through it.
 
+mod capability;
 mod commit;
 mod image;
 mod names;
+mod options;
 mod policy;
 mod quantity;
 mod reason;
@@ -13,9 +15,11 @@ mod runtime;
 mod service;
 mod url;
 
+pub use capability::{CAPABILITIES, DEFAULT_CAPABILITIES};
 pub use commit::{CommitId, CommitInfo};
 pub use image::{Digest, ImageRef, PinnedImage, RegistryRef};
 pub use names::{Color, Generation, HostName, InstanceId, ServiceName};
+pub use options::{Blkio, DeviceMapping, LogLimits, Options, Tmpfs};
 pub use policy::Policy;
 pub use quantity::{ByteSize, format_duration, parse_duration};
 pub use reason::{Reason, Refusal};
