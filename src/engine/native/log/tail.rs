@@ -5,7 +5,10 @@ use std::fs::File;
 use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::path::Path;
 
-use super::file::{FILES, numbered};
+use super::file::numbered;
+
+/// Most files of one log that a service may ask for.
+const MAX_FILES: usize = 100;
 
 /// Most bytes looked at in each file.
 const WINDOW: u64 = 1 << 20;
@@ -13,8 +16,9 @@ const WINDOW: u64 = 1 << 20;
 /// The texts of the last `count` lines, oldest first, without time and stream. Parts of a long line are put together.
 pub(in super::super) fn tail(path: &Path, count: usize) -> Vec<String> {
     let mut found: VecDeque<String> = VecDeque::new();
-    for number in 0..FILES {
-        if found.len() >= count {
+    for number in 0..=MAX_FILES {
+        // One may be missing for the moment in which they are renamed.
+        if found.len() >= count || (number > 1 && !numbered(path, number).exists()) {
             break;
         }
         let Ok(bytes) = last_bytes(&numbered(path, number)) else { continue };

@@ -6,6 +6,8 @@
 //! which it reports once, its standard error `shim.log`.
 
 mod create;
+mod devices;
+mod init;
 mod program;
 mod rootfs;
 mod supervise;

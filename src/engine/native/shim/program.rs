@@ -8,16 +8,22 @@ use nix::errno::Errno;
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 use oci_spec::runtime::Spec;
 
+use super::super::seccomp::Filter;
+
 /// Executes the program of the OCI configuration; tells why it could not on a pipe that execve(2) closes.
 #[derive(Debug, Clone)]
 pub(in super::super) struct Program {
     /// Writing end, close-on-exec; open in this process as long as this value is used.
     pub failure: RawFd,
+    /// System calls that the program may make; empty = all.
+    pub filter: Filter,
+    /// Whether a small first process stays behind, see [`super::init`].
+    pub init: bool,
 }
 
 impl Executor for Program {
     fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
-        let message = match execute(spec) {
+        let message = match execute(spec, &self.filter, self.init) {
             Ok(never) => match never {},
             Err(message) => message,
         };
@@ -33,7 +39,7 @@ impl Executor for Program {
     }
 }
 
-fn execute(spec: &Spec) -> Result<std::convert::Infallible, String> {
+fn execute(spec: &Spec, filter: &Filter, init: bool) -> Result<std::convert::Infallible, String> {
     let args = spec.process().as_ref().and_then(|process| process.args().as_ref());
     let args: Vec<CString> = args
         .into_iter()
@@ -42,7 +48,15 @@ fn execute(spec: &Spec) -> Result<std::convert::Infallible, String> {
         .collect::<Result<_, _>>()
         .map_err(|_| "the command holds a NUL".to_owned())?;
     let program = args.first().ok_or("there is no command")?;
+    if !filter.is_empty() {
+        // Also says that no program that is executed gains rights, without which the kernel takes no filter.
+        seccompiler::apply_filter(filter).map_err(|error| format!("the filter of system calls: {error}"))?;
+    }
     reset_signals();
+    if init {
+        super::init::split()?;
+        reset_signals();
+    }
     nix::unistd::execvp(program, &args).map_err(|error| {
         let program = program.to_string_lossy();
         match error {
