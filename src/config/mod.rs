@@ -18,3 +18,4 @@ mod words;
 
 pub use diagnostic::{Diagnostic, Severity};
 pub use load::{ConfigErrors, load, without_agent};
+pub use service::keys as service_keys;

@@ -48,6 +48,15 @@ const COMPOSE: &[&str] = &[
     "replicas",
 ];
 
+/// Every key of a service that is read, and every one of Compose's that is refused by name.
+pub fn keys() -> (Vec<&'static str>, &'static [&'static str]) {
+    let findings = Findings::new("", "");
+    let table = toml::de::DeTable::new();
+    let section = Section::new(&findings, "", &table, 0..0);
+    read(&section);
+    (section.known(), COMPOSE)
+}
+
 /// Reads the service keys of a table. What else stands in it is refused.
 pub(super) fn read(section: &Section<'_, '_>) -> Layer {
     let findings = section.findings;

@@ -17,7 +17,7 @@ fn the_hosts_binary_cannot_be_written_to() {
     // The first process of `init` is the host's program itself, for as long as the container runs.
     let mut request = rig.script(
         "shop.1",
-        "exec 3</proc/1/exe && echo OPENED; (echo x > /proc/1/exe) 2>/dev/null && echo WROTE
+        "(exec 3</proc/1/exe) 2>/dev/null && echo OPENED; (echo x > /proc/1/exe) 2>/dev/null && echo WROTE
          echo up; while :; do sleep 0.05; done",
     );
     request.spec.options = Options { init: Some(true), ..Options::default() };
@@ -40,8 +40,7 @@ fn the_hosts_binary_cannot_be_written_to() {
 fn no_descriptor_of_the_host_is_a_working_directory() {
     let rig = Rig::new();
     for number in 3..12 {
-        let mut request =
-            rig.script("shop.1", "ls -d ../../../../work ../../../../etc/gitopsd-host-mark; pwd");
+        let mut request = rig.script("shop.1", "pwd; ls -l /proc/self/cwd");
         request.spec.working_dir = Some(format!("/proc/self/fd/{number}"));
         let result = rig.engine.start(&request);
         if result.is_ok() {
@@ -59,10 +58,10 @@ fn no_descriptor_of_the_host_is_a_working_directory() {
     rig.engine.remove(&request.id).unwrap();
     let request = rig.script("shop.2", "sleep 100");
     rig.start(&request);
-    let command = ["sh".into(), "-c".into(), "ls -l /proc/self/fd | grep -c -e '-> /'".into()];
+    let command = ["sh".into(), "-c".into(), "ls -l /proc/self/fd 2>/dev/null | grep -c -e '-> /'".into()];
     let output = rig.engine.exec(&request.id, &command, Duration::from_secs(20)).unwrap();
     // Standard input is /dev/null; `ls` has its directory open.
-    assert!(output.output.trim().parse::<u32>().unwrap() <= 2, "{}", output.output);
+    assert!(output.output.trim().parse::<u32>().is_ok_and(|count| count <= 2), "{}", output.output);
 }
 
 /// CVE-2025-31133 and CVE-2025-52881: /dev/null of the image is a link, and what is masked is mounted from there; a
@@ -77,7 +76,7 @@ fn masks_do_not_follow_what_the_image_says_of_dev_and_proc() {
     symlink("/proc/sys/kernel/core_pattern", rig.path("layer/dev/console")).unwrap();
     let (_, log) = rig.run(&rig.script(
         "shop.1",
-        "stat -c '%F %t:%T' /dev/null; head -c 1 /proc/kcore | wc -c; head -c 1 /proc/keys | wc -c
+        "stat -c '%F %t:%T' /dev/null; head -c 1 /proc/kcore 2>/dev/null | wc -c; head -c 1 /proc/keys 2>/dev/null | wc -c
          echo x 2>/dev/null > /proc/sys/kernel/core_pattern && echo WROTE; echo done",
     ));
     assert_eq!(log, ["character special file 1:3", "0", "0", "done"]);

@@ -146,7 +146,7 @@ fn kernel_parameters_and_limits_of_processes() {
         ])),
         ulimits: Some(BTreeMap::from([
             ("nofile".into(), (100, 200)),
-            ("core".into(), (0, 0)),
+            ("core".into(), (0, 4096)),
             ("nproc".into(), (50, 60)),
         ])),
         oom_score_adj: Some(321),
@@ -162,7 +162,7 @@ fn kernel_parameters_and_limits_of_processes() {
         "20000\t30000\n16384\n321",
         "Max open files 100 200",
         "Max processes 50 60",
-        "Max core file size 0 0",
+        "Max core file size 0 4096",
     ] {
         assert!(text.contains(line), "`{line}` is missing in:\n{text}");
     }

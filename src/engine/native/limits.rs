@@ -2,6 +2,7 @@
 //!
 //! Source: OCI runtime-spec config.md, "POSIX process", and config-linux.md, "Control groups".
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
@@ -62,22 +63,15 @@ pub(super) fn device(source: &Path, target: &Path, access: &str) -> io::Result<D
 
 /// `process.rlimits`. `files` is the most open files that this host lets us allow.
 pub(super) fn rlimits(options: &Options, files: u64) -> Vec<Value> {
-    let files = files.min(MAX_FILES);
-    let mut limits = vec![json!({ "type": "RLIMIT_NOFILE", "soft": files, "hard": files })];
-    for (name, (soft, hard)) in options.ulimits.iter().flatten() {
-        if name == "nofile" {
-            limits.clear();
-        }
+    let files = files.min(MAX_FILES).cast_signed();
+    let mut limits = BTreeMap::from([("nofile", (files, files))]);
+    limits.extend(options.ulimits.iter().flatten().map(|(name, pair)| (name.as_str(), *pair)));
+    let entry = |(name, (soft, hard)): (&str, (i64, i64))| {
         // -1 is RLIM_INFINITY, whose bits are all set.
         let (soft, hard) = (soft.cast_unsigned(), hard.cast_unsigned());
-        let kind = format!("RLIMIT_{}", name.to_ascii_uppercase());
-        limits.push(json!({ "type": kind, "soft": soft, "hard": hard }));
-    }
-    let nofile = |limit: &Value| limit["type"] == "RLIMIT_NOFILE";
-    if !limits.iter().any(nofile) {
-        limits.push(json!({ "type": "RLIMIT_NOFILE", "soft": files, "hard": files }));
-    }
-    limits
+        json!({ "type": format!("RLIMIT_{}", name.to_ascii_uppercase()), "soft": soft, "hard": hard })
+    };
+    limits.into_iter().map(entry).collect()
 }
 
 /// `linux.resources`. `devices` are those of the service, `disks` those of its `blkio_config`.
