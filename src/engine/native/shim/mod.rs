@@ -7,6 +7,7 @@
 
 mod create;
 mod devices;
+mod fill;
 mod init;
 mod program;
 mod rootfs;
