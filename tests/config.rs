@@ -274,11 +274,11 @@ fn the_host_configuration_gives_all_errors_and_merges_drop_ins() {
     let config = load().unwrap();
     assert_eq!((config.repo.poll, config.host.labels.len()), (Duration::from_secs(5), 1));
     assert_eq!(config.repo.url.as_str(), "/srv/config.git");
-    let bad = "instance = \"Bad\"\nstate_dir = \"rel\"\n[repo]\nurl = \"/x\"\nverify = \"ssh\"\npassword = \"hunter2\"\n[engine]\nkind = \"docker\"\nsubnet = \"10.0.0.1/16\"\n[policy]\nprivileged = true\n[webhook]\n";
+    let bad = "instance = \"Bad\"\nstate_dir = \"rel\"\n[repo]\nurl = \"/x\"\nverify = \"ssh\"\npassword = \"hunter2\"\n[engine]\nkind = \"docker\"\nsubnet = \"10.0.0.1/16\"\n[policy]\nhost_network = true\n[webhook]\n";
     std::fs::write(&path, bad).unwrap();
     let text = load().unwrap_err().to_string();
     for part in
-        ["instance", "state_dir", "verify", "password_file", "kind", "subnet", "privileged", "webhook"]
+        ["instance", "state_dir", "verify", "password_file", "kind", "subnet", "host_network", "webhook"]
     {
         assert!(text.contains(part), "{part} is missing in:\n{text}");
     }
@@ -350,7 +350,7 @@ fn the_page_and_the_parser_know_the_same_keys() {
         .map(|cell| cell.trim().trim_matches('`'))
         .collect();
     let mut taken = Vec::new();
-    for file in ["service", "repo", "load", "images", "registry"] {
+    for file in ["service", "options", "repo", "load", "images", "registry"] {
         let source = std::fs::read_to_string(root().join(format!("src/config/{file}.rs"))).unwrap();
         let source = source.split("#[cfg(test)]").next().unwrap().to_owned();
         let calls = [
@@ -381,6 +381,15 @@ fn the_page_and_the_parser_know_the_same_keys() {
             "positive(\"",
             "port_of(\"",
             "list(section, \"",
+            "each(section, \"",
+            "one(section, \"",
+            "size(section, \"",
+            "map(section, \"",
+            "mode(section, \"",
+            "flag(\"",
+            "rates(\"",
+            "size(&options, \"",
+            "one(&options, \"",
         ];
         for call in calls {
             taken.extend(source.match_indices(call).map(|(at, _)| {

@@ -15,9 +15,13 @@ mod containers;
 mod commands;
 #[path = "engine/crashes.rs"]
 mod crashes;
+#[path = "engine/escapes.rs"]
+mod escapes;
 #[path = "engine/files.rs"]
 mod files;
 #[path = "engine/lives.rs"]
 mod lives;
+#[path = "engine/options.rs"]
+mod options;
 #[path = "engine/world.rs"]
 mod world;

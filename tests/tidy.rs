@@ -77,6 +77,7 @@ const LONG: &[(&str, &str)] = &[];
 const UNSAFE: &[(&str, &str)] = &[
     ("src/agent/probes.rs", "tokio wants a promise about the descriptor"),
     ("src/engine/native/record.rs", "a number of the C library that no crate wraps"),
+    ("src/engine/native/shim/init.rs", "fork, in the container's own process of one thread, and its end"),
     ("src/engine/native/shim/mod.rs", "fork, in a process of one thread"),
     ("src/engine/native/shim/program.rs", "the container's own process, between fork and exec"),
     ("src/git/credentials.rs", "a list of libgit2 that git2 does not wrap"),

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use super::section::Findings;
 use crate::types::{
-    ByteSize, Declared, Deploy, HealthCheck, ImageRef, PortMapping, Probe, Protocol, ServiceName, Strategy,
-    VolumeMount,
+    ByteSize, Declared, Deploy, HealthCheck, ImageRef, Options, PortMapping, Probe, Protocol, ServiceName,
+    Strategy, VolumeMount,
 };
 
 /// One layer: what a file says of a service. `None` = nothing.
@@ -28,6 +28,7 @@ pub(super) struct Layer {
     pub mem_limit: Option<ByteSize>,
     pub milli_cpus: Option<u32>,
     pub pids_limit: Option<u32>,
+    pub options: Options,
     pub healthcheck: HealthLayer,
     pub deploy: DeployLayer,
     /// It names an image, right or wrong.
@@ -85,6 +86,7 @@ impl Layer {
             mem_limit: over.mem_limit.or(self.mem_limit),
             milli_cpus: over.milli_cpus.or(self.milli_cpus),
             pids_limit: over.pids_limit.or(self.pids_limit),
+            options: self.options.under(&over.options),
             healthcheck: HealthLayer {
                 probe: high.probe.clone().or_else(|| low.probe.clone()),
                 port: high.port.or(low.port),
@@ -158,6 +160,7 @@ impl Layer {
         spec.mem_limit = self.mem_limit;
         spec.milli_cpus = self.milli_cpus;
         spec.pids_limit = self.pids_limit;
+        spec.options = self.options;
         Some(spec)
     }
 

@@ -70,6 +70,11 @@ struct Part {
     host_mounts: Option<Vec<String>>,
     max_removals: Option<u32>,
     require_digest: Option<bool>,
+    privileged: Option<bool>,
+    host_namespaces: Option<bool>,
+    unconfined: Option<bool>,
+    capabilities: Option<Vec<String>>,
+    devices: Option<Vec<String>>,
     images: ImagesPart,
     push: Option<bool>,
     remote: Option<SafeUrl>,
@@ -260,14 +265,14 @@ fn read_policy(policy: &Section<'_, '_>, part: &mut Part) {
     part.max_removals =
         policy.integer("max_removals", 0..=1_000_000).and_then(|number| u32::try_from(number).ok());
     part.require_digest = policy.boolean("require_digest");
-    for key in ["privileged", "host_network"] {
-        if policy.boolean(key) == Some(true) {
-            let message = format!("`{key}` is not supported by this version but as false");
-            policy.findings.error(policy.key_span(key), message, None);
-        }
-    }
-    for key in ["capabilities", "devices"] {
-        policy.unsupported(key, "no service can ask for any");
+    part.privileged = policy.boolean("privileged");
+    part.host_namespaces = policy.boolean("host_namespaces");
+    part.unconfined = policy.boolean("unconfined");
+    part.capabilities = globs(policy, "capabilities");
+    part.devices = globs(policy, "devices");
+    if policy.boolean("host_network") == Some(true) {
+        let message = "`host_network` is not supported by this version but as false";
+        policy.findings.error(policy.key_span("host_network"), message, None);
     }
     policy.finish(|_| None);
 }
@@ -365,6 +370,11 @@ impl Part {
             host_mounts: over.host_mounts.or(self.host_mounts),
             max_removals: over.max_removals.or(self.max_removals),
             require_digest: over.require_digest.or(self.require_digest),
+            privileged: over.privileged.or(self.privileged),
+            host_namespaces: over.host_namespaces.or(self.host_namespaces),
+            unconfined: over.unconfined.or(self.unconfined),
+            capabilities: over.capabilities.or(self.capabilities),
+            devices: over.devices.or(self.devices),
             images: self.images.under(over.images),
             push: over.push.or(self.push),
             remote: over.remote.or(self.remote),
@@ -413,6 +423,11 @@ impl Part {
                 host_mounts: self.host_mounts.unwrap_or_default(),
                 max_removals: self.max_removals,
                 require_digest: self.require_digest.unwrap_or(false),
+                privileged: self.privileged.unwrap_or(false),
+                host_namespaces: self.host_namespaces.unwrap_or(false),
+                unconfined: self.unconfined.unwrap_or(false),
+                capabilities: self.capabilities.unwrap_or_default(),
+                devices: self.devices.unwrap_or_default(),
             },
             images: self.images.finish(),
             report: ReportConfig { push: self.push.unwrap_or(true), remote: self.remote },

@@ -5,9 +5,11 @@
 
 pub mod agent;
 mod diagnostic;
+mod grants;
 mod images;
 mod layer;
 mod load;
+mod options;
 mod port;
 mod registry;
 pub mod repo;
@@ -18,3 +20,4 @@ pub(crate) mod words;
 pub(crate) use diagnostic::did_you_mean;
 pub use diagnostic::{Diagnostic, Severity};
 pub use load::{ConfigErrors, load, without_agent};
+pub use service::keys as service_keys;

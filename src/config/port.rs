@@ -4,8 +4,11 @@ use std::path::{Component, Path, PathBuf};
 
 use crate::types::{Invalid, PortMapping, Protocol, VolumeMount, VolumeSource};
 
-/// Reads a port.
-pub(super) fn port(text: &str) -> Result<PortMapping, Invalid> {
+/// Most ports of one range.
+const MAX_RANGE: u16 = 1024;
+
+/// Reads a port, or a range of them.
+pub(super) fn port(text: &str) -> Result<Vec<PortMapping>, Invalid> {
     let bad = |why: &str| Invalid::new(format!("`{text}` is not a port: {why}"));
     let (rest, protocol) = match text.rsplit_once('/') {
         Some((rest, "tcp")) => (rest, Protocol::Tcp),
@@ -22,17 +25,29 @@ pub(super) fn port(text: &str) -> Result<PortMapping, Invalid> {
         [address, host, container] => (*address, *host, *container),
         _ => return Err(bad("write host:container, as \"80:8080\"")),
     };
-    if host.contains('-') || container.contains('-') {
-        return Err(bad("ranges are not supported by this version"));
-    }
-    let number = |text: &str| {
-        text.parse::<u16>()
-            .ok()
-            .filter(|port| *port > 0)
-            .ok_or_else(|| bad("a port is a number from 1 to 65535"))
-    };
     let host_ip = address.parse().map_err(|_| bad(&format!("`{address}` is not an IPv4 address")))?;
-    Ok(PortMapping { host_ip, host_port: number(host)?, container_port: number(container)?, protocol })
+    let (host, container) = (range(host)?, range(container)?);
+    if host.clone().count() != container.clone().count() {
+        return Err(bad("both ranges have to be of one length"));
+    }
+    let pairs = host.zip(container);
+    Ok(pairs
+        .map(|(host_port, container_port)| PortMapping { host_ip, host_port, container_port, protocol })
+        .collect())
+}
+
+/// `80` or `8000-8010`.
+pub(super) fn range(text: &str) -> Result<std::ops::RangeInclusive<u16>, Invalid> {
+    let bad = |why: &str| Invalid::new(format!("`{text}` is not a port: {why}"));
+    let number = |text: &str| text.parse::<u16>().ok().filter(|port| *port > 0);
+    let (low, high) = text.split_once('-').unwrap_or((text, text));
+    let (low, high) =
+        number(low).zip(number(high)).ok_or_else(|| bad("a port is a number from 1 to 65535"))?;
+    // Each port is a rule of its own in the kernel.
+    if low > high || high - low >= MAX_RANGE {
+        return Err(bad("a range goes up, and has at most 1024 ports"));
+    }
+    Ok(low..=high)
 }
 
 /// Reads a volume.
@@ -86,12 +101,26 @@ mod tests {
 
     #[test]
     fn ports() {
-        assert_eq!(port("80:8080").unwrap().to_string(), "0.0.0.0:80->8080/tcp");
-        assert_eq!(port("127.0.0.1:9000:9000").unwrap().to_string(), "127.0.0.1:9000->9000/tcp");
-        assert_eq!(port("53:53/udp").unwrap().to_string(), "0.0.0.0:53->53/udp");
-        for bad in
-            ["", "80", "0:80", "80:70000", "80-90:80-90", "[::1]:80:80", "80:80/sctp", "x:80:80", "1:2:3:4"]
-        {
+        assert_eq!(port("80:8080").unwrap()[0].to_string(), "0.0.0.0:80->8080/tcp");
+        assert_eq!(port("127.0.0.1:9000:9000").unwrap()[0].to_string(), "127.0.0.1:9000->9000/tcp");
+        assert_eq!(port("53:53/udp").unwrap()[0].to_string(), "0.0.0.0:53->53/udp");
+        let range = port("127.0.0.1:8000-8002:9000-9002/udp").unwrap();
+        let texts: Vec<String> = range.iter().map(ToString::to_string).collect();
+        let expected = [0, 1, 2].map(|n| format!("127.0.0.1:800{n}->900{n}/udp"));
+        assert_eq!(texts, expected);
+        for bad in [
+            "",
+            "80",
+            "0:80",
+            "80:70000",
+            "80-90:80-91",
+            "90-80:90-80",
+            "1-65535:1-65535",
+            "[::1]:80:80",
+            "80:80/sctp",
+            "x:80:80",
+            "1:2:3:4",
+        ] {
             assert!(port(bad).is_err(), "{bad}");
         }
     }

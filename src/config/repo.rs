@@ -6,10 +6,11 @@ use std::path::Path;
 
 use super::agent::HostIdentity;
 use super::diagnostic::{Diagnostic, first_error};
+use super::grants::{self, violation};
 use super::layer::Layer;
 use super::section::{Findings, Section, parse};
 use super::service;
-use crate::types::{Declared, HostName, ImageRef, Policy, Reason, Refusal, ServiceName, VolumeSource};
+use crate::types::{Declared, HostName, Policy, Reason, Refusal, ServiceName};
 
 /// Paths relative to the folder that holds `gitopsd.toml`, and their bytes.
 pub type RepoFiles = BTreeMap<String, Vec<u8>>;
@@ -352,62 +353,13 @@ fn reaches(specs: &BTreeMap<ServiceName, Declared>, from: &ServiceName, to: &Ser
     false
 }
 
-/// Whether a pattern of `policy.registries` allows a name. A `*` takes slashes too, but none of the part before the
-/// path: what is written for hosts is not matched by a path.
-fn allows(rule: &str, name: &str) -> bool {
-    let parts = |text: &str| -> (String, bool) {
-        let (scheme, rest) = text.split_once("://").unwrap_or(("", text));
-        let (host, path) = rest.split_once('/').map_or((rest, None), |(host, path)| (host, Some(path)));
-        (format!("{scheme}:{host}"), path.is_some())
-    };
-    let matches = |rule: &str, text: &str| glob::Pattern::new(rule).is_ok_and(|rule| rule.matches(text));
-    let ((hosts, has_path), (host, _)) = (parts(rule), parts(name));
-    matches(rule, name) && (!has_path || matches(&hosts, &host))
-}
-
-/// The rule of the host's policy that a spec breaks.
-fn violation(spec: &Declared, policy: &Policy) -> Option<Refusal> {
-    let refuse = |message: String| Some(Refusal::new(Reason::Policy, message));
-    let fits = |patterns: &[String], text: &str| {
-        patterns.iter().any(|pattern| glob::Pattern::new(pattern).is_ok_and(|pattern| pattern.matches(text)))
-    };
-    let image = match &spec.image {
-        ImageRef::Registry(image) => format!("{}/{}", image.registry, image.repository),
-        ImageRef::Archive(url) => url.to_string(),
-    };
-    // An archive is an image from elsewhere, whatever it stands in for.
-    for name in std::iter::once(&image).chain(&spec.fallback) {
-        // Root reads it, and a container shows what is in it: backups are archives too.
-        if policy.registries.is_empty() && name.starts_with("file://") {
-            return refuse(format!(
-                "policy.registries does not name {name}: files of this host are for it to allow"
-            ));
-        }
-        if !policy.registries.is_empty() && !policy.registries.iter().any(|rule| allows(rule, name)) {
-            return refuse(format!("policy.registries does not allow {name}"));
-        }
-    }
-    if policy.require_digest && !matches!(&spec.image, ImageRef::Registry(image) if image.digest.is_some()) {
-        return refuse(format!("policy.require_digest: {} names no digest", spec.image));
-    }
-    for volume in &spec.volumes {
-        if let VolumeSource::Bind(path) = &volume.source
-            && !fits(&policy.host_mounts, &path.to_string_lossy())
-        {
-            return refuse(format!("policy.host_mounts does not allow {}", path.display()));
-        }
-    }
-    None
-}
-
 /// Checks a whole repo: once without a host, and once for each host that it has a file of. A policy is checked too
 /// where there is one.
 pub fn check(files: &RepoFiles, policy: Option<&Policy>) -> CheckReport {
     let texts = Texts::of(files);
     let known: BTreeSet<&str> = texts.below("services").map(|(_, stem, _)| stem).collect();
     // What a repo asks for is for its hosts to allow.
-    let open =
-        Policy { registries: vec!["*".to_owned()], host_mounts: vec!["*".to_owned()], ..Policy::default() };
+    let open = grants::everything();
     let policy = policy.unwrap_or(&open);
     let mut found: Vec<Diagnostic> = Vec::new();
     let mut hosts = Vec::new();
@@ -443,29 +395,4 @@ pub fn check(files: &RepoFiles, policy: Option<&Policy>) -> CheckReport {
     });
     found.dedup();
     CheckReport { services: known.len(), diagnostics: found }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::allows;
-
-    #[test]
-    fn a_pattern_for_hosts_is_not_matched_by_a_path() {
-        for (rule, name, fine) in [
-            ("*", "evil.org/any:1", true),
-            ("registry.local:5000/*", "registry.local:5000/team/shop", true),
-            ("s3://images/*", "s3://images/team/app.tar", true),
-            ("https://*.example.org/*", "https://cdn.example.org/a/b.tar", true),
-            ("https://*.example.org/*", "https://evil.org/x.example.org/b.tar", false),
-            ("*.example.org/*", "evil.org/x.example.org/app", false),
-            ("*.example.org/*", "r.example.org/app", true),
-            ("s3://rel-*/*", "s3://rel-1/x.tar", true),
-            ("s3://rel-*/app/*", "s3://rel-1/app/x.tar", true),
-            ("s3://*", "s3://any/x.tar", true),
-            ("file:///srv/images/*", "file:///srv/images/a.tar", true),
-            ("file:///srv/images/*", "file:///srv/other/a.tar", false),
-        ] {
-            assert_eq!(allows(rule, name), fine, "{rule} {name}");
-        }
-    }
 }

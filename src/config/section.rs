@@ -222,6 +222,11 @@ impl<'f, 'a> Section<'f, 'a> {
         Some(Section::new(self.findings, &format!("[{key}]"), table, self.key_span(key)))
     }
 
+    /// The keys that were asked for so far.
+    pub fn known(&self) -> Vec<&'static str> {
+        self.read.borrow().iter().copied().collect()
+    }
+
     /// Refuses a key that is known and not supported, by name.
     pub fn unsupported(&self, key: &'static str, what: &str) {
         if let Some(value) = self.get(key) {
@@ -233,7 +238,7 @@ impl<'f, 'a> Section<'f, 'a> {
 
     /// Refuses all keys that nobody asked for. `elsewhere` says of a key that it is known to others, and what of it.
     pub fn finish(&self, elsewhere: impl Fn(&str) -> Option<String>) {
-        let known: Vec<&str> = self.read.borrow().iter().copied().collect();
+        let known = self.known();
         for key in self.table.keys().filter(|key| !known.contains(&key.get_ref().as_ref())) {
             let name = key.get_ref().as_ref();
             let place = if self.name.is_empty() { String::new() } else { format!(" in {}", self.name) };

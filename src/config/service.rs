@@ -7,6 +7,7 @@ use std::time::Duration;
 use toml::de::DeValue;
 
 use super::layer::{DeployLayer, HealthLayer, Layer, ProbeLayer};
+use super::options;
 use super::port;
 use super::section::{Findings, Section, Value};
 use super::words;
@@ -16,69 +17,45 @@ use crate::types::{ByteSize, Digest, PortMapping, Strategy, fill_fallback};
 const COMPOSE: &[&str] = &[
     "annotations",
     "attach",
-    "blkio_config",
     "build",
-    "cap_add",
-    "cap_drop",
-    "cgroup",
     "cgroup_parent",
     "configs",
     "container_name",
-    "cpu_shares",
-    "cpuset",
     "credential_spec",
     "device_cgroup_rules",
-    "devices",
-    "dns",
-    "dns_opt",
-    "dns_search",
-    "domainname",
     "env_file",
-    "expose",
     "extends",
     "external_links",
-    "extra_hosts",
     "gpus",
-    "group_add",
-    "hostname",
-    "init",
-    "ipc",
     "isolation",
-    "labels",
     "links",
-    "logging",
     "mac_address",
-    "mem_reservation",
     "mem_swappiness",
-    "memswap_limit",
-    "network_mode",
     "networks",
     "oom_kill_disable",
-    "oom_score_adj",
-    "pid",
     "platform",
-    "privileged",
     "profiles",
     "pull_policy",
-    "read_only",
     "restart",
     "runtime",
     "scale",
     "secrets",
-    "security_opt",
-    "shm_size",
     "stdin_open",
-    "stop_signal",
     "storage_opt",
-    "sysctls",
-    "tmpfs",
     "tty",
-    "ulimits",
-    "userns_mode",
     "uts",
     "volumes_from",
     "replicas",
 ];
+
+/// Every key of a service that is read, and every one of Compose's that is refused by name.
+pub fn keys() -> (Vec<&'static str>, &'static [&'static str]) {
+    let findings = Findings::new("", "");
+    let table = toml::de::DeTable::new();
+    let section = Section::new(&findings, "", &table, 0..0);
+    read(&section);
+    (section.known(), COMPOSE)
+}
 
 /// Reads the service keys of a table. What else stands in it is refused.
 pub(super) fn read(section: &Section<'_, '_>) -> Layer {
@@ -110,11 +87,13 @@ pub(super) fn read(section: &Section<'_, '_>) -> Layer {
         pids_limit: section
             .integer("pids_limit", 1..=4_194_304)
             .and_then(|number| u32::try_from(number).ok()),
+        options: options::read(section),
         healthcheck: section.table("healthcheck").map(|table| health(&table)).unwrap_or_default(),
         deploy: section.table("deploy").map(|table| deploy(&table)).unwrap_or_default(),
         names_image: section.has("image"),
         port_spans: Vec::new(),
     };
+    options::fixed(section);
     let (ports, port_spans) = ports(section);
     let layer = Layer { ports, port_spans, ..layer };
     section.finish(|key| {
@@ -248,16 +227,18 @@ fn ports(section: &Section<'_, '_>) -> (Option<Vec<PortMapping>>, Vec<Range<usiz
     let (mut ports, mut spans): (Vec<PortMapping>, Vec<Range<usize>>) = (Vec::new(), Vec::new());
     for (text, span) in items {
         match port::port(&text) {
-            Ok(port) => {
-                if ports.iter().any(|known| known.clashes(&port)) {
-                    let message = format!(
-                        "`ports`: {}/{} of the host is published twice",
-                        port.host_port, port.protocol
-                    );
-                    section.findings.error(span.clone(), message, None);
+            Ok(range) => {
+                for port in range {
+                    if ports.iter().any(|known| known.clashes(&port)) {
+                        let message = format!(
+                            "`ports`: {}/{} of the host is published twice",
+                            port.host_port, port.protocol
+                        );
+                        section.findings.error(span.clone(), message, None);
+                    }
+                    ports.push(port);
+                    spans.push(span.clone());
                 }
-                ports.push(port);
-                spans.push(span);
             }
             Err(error) => section.findings.error(span, format!("`ports`: {error}"), None),
         }

@@ -26,6 +26,7 @@ pub fn replacement_reason<I: PartialEq>(
         mem_limit,
         milli_cpus,
         pids_limit,
+        options,
         healthcheck: _, // read by the probes
         deploy: _,      // read by the next rollout
     } = before;
@@ -42,7 +43,8 @@ pub fn replacement_reason<I: PartialEq>(
         ("cpus", *milli_cpus != after.milli_cpus),
         ("pids_limit", *pids_limit != after.pids_limit),
     ];
-    changed.iter().find(|(_, differs)| *differs).map(|(key, _)| *key)
+    let key = changed.iter().find(|(_, differs)| *differs).map(|(key, _)| *key);
+    key.or_else(|| options.first_difference(&after.options))
 }
 
 /// [`replacement_reason`] for pinned specs. The same digest under another tag is the same container.

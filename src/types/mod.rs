@@ -4,9 +4,11 @@
 //! passed its validator: there is one per type, and both [`std::str::FromStr`] and serde go through it.
 
 mod archive;
+mod capability;
 mod commit;
 mod image;
 mod names;
+mod options;
 mod policy;
 mod quantity;
 mod reason;
@@ -15,9 +17,11 @@ mod service;
 mod url;
 
 pub use archive::fill_fallback;
+pub use capability::{CAPABILITIES, DEFAULT_CAPABILITIES};
 pub use commit::{CommitId, CommitInfo};
 pub use image::{Digest, ImageRef, PinnedImage, RegistryRef};
 pub use names::{Color, Generation, HostName, InstanceId, ServiceName};
+pub use options::{Blkio, DeviceMapping, LogLimits, Options, Tmpfs};
 pub use policy::Policy;
 pub use quantity::{ByteSize, format_duration, parse_duration, plural};
 pub use reason::{Reason, Refusal};

@@ -12,6 +12,16 @@ pub struct Policy {
     pub max_removals: Option<u32>,
     /// Whether an image has to be named with its digest.
     pub require_digest: bool,
+    /// Whether a service may be privileged.
+    pub privileged: bool,
+    /// Whether a service may share the host's processes or IPC.
+    pub host_namespaces: bool,
+    /// Whether a service may run without the filter of system calls.
+    pub unconfined: bool,
+    /// Capabilities that may be added, as globs over `CAP_NET_ADMIN`; empty = none.
+    pub capabilities: Vec<String>,
+    /// Globs over devices of the host; empty = none.
+    pub devices: Vec<String>,
 }
 
 impl Policy {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{ByteSize, ImageRef, ServiceName};
+use super::{ByteSize, ImageRef, Options, ServiceName};
 
 /// One service as the repo declares it for this host. `I` is [`ImageRef`] as declared and
 /// [`super::PinnedImage`] once its tag has been resolved.
@@ -45,6 +45,9 @@ pub struct ServiceSpec<I> {
     pub milli_cpus: Option<u32>,
     /// Processes and threads; `None` = no limit.
     pub pids_limit: Option<u32>,
+    /// What else sets its container apart from the default one.
+    #[serde(default, skip_serializing_if = "Options::is_default")]
+    pub options: Options,
     /// How to tell that it works. `None`: it runs and accepts a connection on each published TCP port for a second.
     pub healthcheck: Option<HealthCheck>,
     /// How to change it.
@@ -69,6 +72,7 @@ impl<I> ServiceSpec<I> {
             mem_limit: None,
             milli_cpus: None,
             pids_limit: None,
+            options: Options::default(),
             healthcheck: None,
             deploy: Deploy::default(),
         }
@@ -91,6 +95,7 @@ impl<I> ServiceSpec<I> {
             mem_limit: self.mem_limit,
             milli_cpus: self.milli_cpus,
             pids_limit: self.pids_limit,
+            options: self.options,
             healthcheck: self.healthcheck,
             deploy: self.deploy,
         }

@@ -47,6 +47,37 @@ fn volumes_keep_what_is_written_and_read_only_means_it() {
 }
 
 #[test]
+fn a_new_volume_begins_with_what_the_image_has_there() {
+    let rig = Rig::new();
+    let prepared = rig.path("layer/var/lib/shop");
+    fs::create_dir_all(prepared.join("inner")).unwrap();
+    fs::write(prepared.join("inner/seed"), "seed\n").unwrap();
+    fs::hard_link(prepared.join("inner/seed"), prepared.join("same")).unwrap();
+    std::os::unix::fs::symlink("inner/seed", prepared.join("link")).unwrap();
+    std::os::unix::fs::symlink("/etc/shadow", prepared.join("out")).unwrap();
+    std::os::unix::fs::chown(prepared.join("inner"), Some(1000), Some(1001)).unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o2750);
+    fs::set_permissions(prepared.join("inner"), mode).unwrap();
+    let volume = VolumeMount {
+        source: VolumeSource::Named("data".into()),
+        target: "/var/lib/shop".into(),
+        read_only: false,
+    };
+    let script = "cd /var/lib/shop; cat link; stat -c '%a %u:%g' inner; stat -c %h same; busybox readlink out
+                  echo changed > inner/seed; rm -f out";
+    let mut request = rig.script("shop.1", &script.replace("rm -f", "busybox rm -f"));
+    request.spec.volumes = vec![volume.clone()];
+    let (_, log) = rig.run(&request);
+    assert_eq!(log, ["seed", "2750 1000:1001", "2", "/etc/shadow"]);
+    // Once only: what the service made of it stays, whatever the next image has there.
+    fs::write(prepared.join("new"), "").unwrap();
+    let mut request = rig.script("shop.2", "cd /var/lib/shop; cat same; ls");
+    request.spec.volumes = vec![volume];
+    assert_eq!(rig.run(&request).1, ["changed", "inner", "link", "same"]);
+    assert_eq!(fs::read_dir(rig.path("state/volumes/shop")).unwrap().count(), 1);
+}
+
+#[test]
 fn a_bind_source_behind_a_link_is_refused() {
     let rig = Rig::new();
     std::os::unix::fs::symlink("/etc", rig.path("innocent")).unwrap();

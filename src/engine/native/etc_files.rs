@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
-use crate::types::{InstanceId, ServiceName};
+use crate::types::{InstanceId, Options, ServiceName};
 
 /// Their names, in the container's state directory and in its `/etc`.
 pub(super) const NAMES: [&str; 3] = ["hosts", "hostname", "resolv.conf"];
@@ -19,10 +19,12 @@ pub(super) fn write(
     id: &InstanceId,
     address: Ipv4Addr,
     hosts: &BTreeMap<ServiceName, Ipv4Addr>,
+    options: &Options,
 ) -> io::Result<()> {
-    write_hosts(dir, id, address, hosts)?;
-    write_new(&dir.join("hostname"), &format!("{}\n", id.service))?;
-    write_new(&dir.join("resolv.conf"), &resolver_file())?;
+    write_hosts(dir, id, address, hosts, options)?;
+    let name = options.hostname.as_deref().unwrap_or(id.service.as_str());
+    write_new(&dir.join("hostname"), &format!("{name}\n"))?;
+    write_new(&dir.join("resolv.conf"), &resolver_file(options))?;
     for name in NAMES {
         // Whatever umask the agent runs with: every user in the container reads them.
         let path = dir.join(name);
@@ -48,9 +50,10 @@ pub(super) fn write_hosts(
     id: &InstanceId,
     address: Ipv4Addr,
     hosts: &BTreeMap<ServiceName, Ipv4Addr>,
+    options: &Options,
 ) -> io::Result<()> {
     use std::io::Write as _;
-    let text = hosts_file(id, address, hosts);
+    let text = hosts_file(id, address, hosts, options);
     let path = dir.join("hosts");
     if fs::read_to_string(&path).is_ok_and(|now| now == text) {
         return Ok(());
@@ -61,18 +64,43 @@ pub(super) fn write_hosts(
 }
 
 /// Source: hosts(5). The container's own name comes last, so that a peer's line for the same name wins.
-fn hosts_file(id: &InstanceId, own: Ipv4Addr, hosts: &BTreeMap<ServiceName, Ipv4Addr>) -> String {
+fn hosts_file(
+    id: &InstanceId,
+    own: Ipv4Addr,
+    hosts: &BTreeMap<ServiceName, Ipv4Addr>,
+    options: &Options,
+) -> String {
     let mut text = String::from("127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n");
+    for (name, address) in options.extra_hosts.iter().flatten() {
+        let _ = writeln!(text, "{address} {name}");
+    }
     for (name, address) in hosts {
         // Writing to a String cannot fail.
         let _ = writeln!(text, "{address} {name}");
+    }
+    if let Some(name) = options.hostname.as_deref().filter(|name| *name != id.service.as_str()) {
+        let _ = writeln!(text, "{own} {name}");
     }
     let _ = writeln!(text, "{own} {}", id.service);
     text
 }
 
 /// The host's resolver, without addresses that mean the host itself: in the container they would mean the container.
-fn resolver_file() -> String {
+fn resolver_file(options: &Options) -> String {
+    let mut text = match &options.dns {
+        Some(servers) => servers.iter().map(|server| format!("nameserver {server}\n")).collect(),
+        None => resolver_of_host(),
+    };
+    // Source: resolv.conf(5): of several lines the last one counts.
+    for (key, words) in [("search", &options.dns_search), ("options", &options.dns_opt)] {
+        if let Some(words) = words {
+            let _ = writeln!(text, "{key} {}", words.join(" "));
+        }
+    }
+    text
+}
+
+fn resolver_of_host() -> String {
     // The second one is what systemd-resolved asks behind its stub on 127.0.0.53.
     for source in ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"] {
         let kept = without_loopback(&fs::read_to_string(source).unwrap_or_default());
@@ -109,7 +137,8 @@ mod tests {
     #[test]
     fn hosts_name_the_peers_and_the_container() {
         let hosts = BTreeMap::from([("db".parse().unwrap(), Ipv4Addr::new(10, 98, 0, 9))]);
-        let text = hosts_file(&"shop.7".parse().unwrap(), Ipv4Addr::new(10, 98, 1, 2), &hosts);
+        let text =
+            hosts_file(&"shop.7".parse().unwrap(), Ipv4Addr::new(10, 98, 1, 2), &hosts, &Options::default());
         assert!(text.ends_with("10.98.0.9 db\n10.98.1.2 shop\n"), "{text}");
     }
 }

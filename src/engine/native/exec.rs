@@ -142,11 +142,13 @@ fn run_command(run: &RunFiles, limit: Option<Duration>, command: Vec<String>) ->
 fn start(run: &RunFiles, limit: Option<Duration>, command: Vec<String>) -> Result<i32, String> {
     let id = RunFiles::id_of(&run.dir).ok_or("the directory names no container")?;
     let process = describe(run, command).map_err(|error| format!("{id}: its configuration: {error}"))?;
+    let launch = super::record::read::<Launch>(&run.launch()).ok_or("launch.json cannot be read")?;
+    let filter = super::rights::filter(&launch.options);
     let (failure, writer) = pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(|error| format!("pipe: {error}"))?;
     let mut builder = ContainerBuilder::new(id.to_string(), SyscallType::Linux)
         .with_root_path(run.runtime())
         .map_err(|error| format!("{id}: {error}"))?
-        .with_executor(Program { failure: writer.as_raw_fd() });
+        .with_executor(Program { failure: writer.as_raw_fd(), filter, init: false });
     if limit.is_some() {
         // Ours is the pipe to the agent.
         builder = builder.with_stdin(File::open("/dev/null").map_err(|error| format!("/dev/null: {error}"))?);

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::layout::{Layout, is_volume_name};
 use crate::engine::{ContainerRequest, EngineError};
-use crate::types::{InstanceId, Reason, Refusal, VolumeMount, VolumeSource};
+use crate::types::{InstanceId, Options, Reason, Refusal, VolumeMount, VolumeSource};
 
 /// Raised when a field changes its meaning: a shim started by one version may outlive it into the next.
 const FORMAT: u32 = 1;
@@ -49,6 +49,9 @@ pub(super) struct Launch {
     pub milli_cpus: Option<u32>,
     /// Processes and threads.
     pub pids: Option<u32>,
+    /// What else sets it apart; of older versions nothing.
+    #[serde(default)]
+    pub options: Options,
     /// For the journal: image reference.
     pub image: String,
     /// For the journal: commit.
@@ -94,8 +97,9 @@ impl Launch {
         let cwd = spec.working_dir.as_deref().unwrap_or(&config.working_dir);
         // Docker takes a relative WORKDIR as relative to the root.
         let cwd = Path::new("/").join(cwd);
-        let stop_signal = parse_signal(&config.stop_signal)
-            .ok_or_else(|| fail(format!("stop signal `{}` of the image is unknown", config.stop_signal)))?;
+        let signal = spec.options.stop_signal.as_ref().unwrap_or(&config.stop_signal);
+        let stop_signal =
+            parse_signal(signal).ok_or_else(|| fail(format!("stop signal `{signal}` is unknown")))?;
         for volume in &spec.volumes {
             check_volume(volume).map_err(&fail)?;
         }
@@ -115,6 +119,7 @@ impl Launch {
             memory: spec.mem_limit.map(|size| size.0),
             milli_cpus: spec.milli_cpus,
             pids: spec.pids_limit,
+            options: spec.options.clone(),
             image: spec.image.reference.to_string(),
             commit: request.commit.to_string(),
         })

@@ -12,13 +12,16 @@ mod exec_client;
 mod in_root;
 mod launch;
 mod layout;
+mod limits;
 mod lock;
 mod log;
 pub mod net;
 pub mod network;
 mod observe;
 mod record;
+mod rights;
 mod seal;
+mod seccomp;
 pub mod shim;
 mod spec;
 mod start;
@@ -133,7 +136,9 @@ impl Engine for NativeEngine {
         hosts: &BTreeMap<ServiceName, Ipv4Addr>,
     ) -> Result<(), EngineError> {
         let Some(address) = observe::address(&self.layout.run(id)) else { return Ok(()) };
-        etc_files::write_hosts(&self.layout.state(id), id, address, hosts).map_err(|error| {
+        let launch = record::read::<launch::Launch>(&self.layout.run(id).launch());
+        let options = launch.map(|launch| launch.options).unwrap_or_default();
+        etc_files::write_hosts(&self.layout.state(id), id, address, hosts, &options).map_err(|error| {
             let reason = storage_reason(&error, Reason::StorageIo);
             EngineError::new(reason, format!("{id}: its /etc/hosts cannot be written"), error)
         })

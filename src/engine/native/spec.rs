@@ -3,27 +3,17 @@
 //! Source: OCI runtime-spec, config.md and config-linux.md. Everything that matters for safety is spelled out, as the
 //! library's defaults are not those of Docker and Podman.
 
+use std::collections::BTreeMap;
+use std::io;
 use std::path::Path;
 
 use serde_json::{Value, json};
 
 use super::launch::Launch;
+use super::limits::{self, Device};
+use super::rights;
 use super::user::Identity;
-
-/// What a process may do beyond its user's rights: the default set of Podman 4.
-const CAPABILITIES: [&str; 11] = [
-    "CAP_CHOWN",
-    "CAP_DAC_OVERRIDE",
-    "CAP_FOWNER",
-    "CAP_FSETID",
-    "CAP_KILL",
-    "CAP_NET_BIND_SERVICE",
-    "CAP_SETFCAP",
-    "CAP_SETGID",
-    "CAP_SETPCAP",
-    "CAP_SETUID",
-    "CAP_SYS_CHROOT",
-];
+use crate::types::{ByteSize, Options, Tmpfs};
 
 /// Kernel interfaces that show or change the host.
 const MASKED: [&str; 12] = [
@@ -44,13 +34,8 @@ const MASKED: [&str; 12] = [
 /// Kernel interfaces that may be read.
 const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
-/// Files that a process may have open, where the host allows as many.
-const MAX_FILES: u64 = 1 << 20;
-
-/// Microseconds over which a share of the processors is counted. Source: cgroup-v2.rst, `cpu.max`.
-const CPU_PERIOD: u64 = 100_000;
-/// The kernel takes no smaller quota.
-const MIN_CPU_QUOTA: u64 = 1_000;
+/// Bytes of `/dev/shm` where a service says nothing, as Docker has it.
+const SHM_SIZE: u64 = 64 << 20;
 
 /// A file or directory of the host, seen in the container.
 #[derive(Debug, Clone)]
@@ -72,6 +57,8 @@ pub(super) struct Surroundings<'a> {
     pub identity: &'a Identity,
     /// Volumes and generated files.
     pub binds: &'a [BindMount],
+    /// Devices of the host that it may use.
+    pub devices: &'a [Device],
     /// The most open files that this host lets us allow.
     pub file_limit: u64,
     /// See [`super::cgroup::Cgroups::v1_names`].
@@ -79,17 +66,22 @@ pub(super) struct Surroundings<'a> {
 }
 
 /// Writes the configuration.
-pub(super) fn config(launch: &Launch, around: &Surroundings<'_>) -> Value {
-    let Surroundings { rootfs, identity, binds, file_limit, v1_cgroups } = around;
-    let files = (*file_limit).min(MAX_FILES);
+///
+/// # Errors
+/// A disk that the service names is not there.
+pub(super) fn config(launch: &Launch, around: &Surroundings<'_>) -> io::Result<Value> {
+    let Surroundings { rootfs, identity, binds, devices, file_limit, v1_cgroups } = around;
+    let options = &launch.options;
+    let privileged = options.privileged == Some(true);
+    let capabilities = rights::capabilities(options);
     // The library mounts v1 hierarchies writable whatever the options say: a container could lift its own limits.
     let v1 = v1_cgroups.iter().map(|name| format!("/sys/fs/cgroup/{name}"));
     let v1 = v1_cgroups.first().map(|_| "/sys/fs/cgroup".to_owned()).into_iter().chain(v1);
     let read_only: Vec<String> = READ_ONLY.iter().map(|path| (*path).to_owned()).chain(v1).collect();
-    json!({
+    let mut config = json!({
         "ociVersion": "1.0.2",
-        "root": { "path": rootfs, "readonly": false },
-        "hostname": launch.id.service,
+        "root": { "path": rootfs, "readonly": options.read_only == Some(true) },
+        "hostname": options.hostname.as_deref().unwrap_or(launch.id.service.as_str()),
         "process": {
             "terminal": false,
             "user": {
@@ -102,57 +94,74 @@ pub(super) fn config(launch: &Launch, around: &Surroundings<'_>) -> Value {
             "env": launch.env,
             "cwd": launch.cwd,
             "capabilities": {
-                "bounding": CAPABILITIES,
-                "effective": CAPABILITIES,
-                "permitted": CAPABILITIES,
+                "bounding": capabilities,
+                "effective": capabilities,
+                "permitted": capabilities,
                 "inheritable": [],
                 "ambient": [],
             },
-            "rlimits": [{ "type": "RLIMIT_NOFILE", "soft": files, "hard": files }],
+            "rlimits": limits::rlimits(options, *file_limit),
             "noNewPrivileges": true,
             // The agent itself may be set to survive a lack of memory; that is no right of its containers.
-            "oomScoreAdj": 0,
+            "oomScoreAdj": options.oom_score_adj.unwrap_or(0),
         },
-        "mounts": mounts(binds),
+        "mounts": mounts(options, binds),
         "linux": {
             "cgroupsPath": format!("/{}/{}", launch.layout.instance, launch.id),
-            "namespaces": [
-                { "type": "pid" },
-                { "type": "mount" },
-                { "type": "uts" },
-                { "type": "ipc" },
-                { "type": "cgroup" },
-                { "type": "network", "path": launch.netns },
-            ],
-            "resources": resources(launch),
-            // As Docker does: the ports below 1024 are the container's own, not the host's.
-            "sysctl": { "net.ipv4.ip_unprivileged_port_start": "0" },
+            "namespaces": namespaces(launch),
+            "resources": limits::resources(launch, devices)?,
+            "devices": devices.iter().map(device).collect::<Vec<_>>(),
+            "sysctl": sysctls(options),
             "maskedPaths": MASKED,
             "readonlyPaths": read_only,
         },
+    });
+    if privileged {
+        config["linux"]["maskedPaths"] = json!([]);
+        config["linux"]["readonlyPaths"] = json!([]);
+    }
+    if let Some(name) = &options.domainname {
+        config["domainname"] = name.as_str().into();
+    }
+    Ok(config)
+}
+
+fn namespaces(launch: &Launch) -> Vec<Value> {
+    let mut namespaces = vec![
+        json!({ "type": "mount" }),
+        json!({ "type": "uts" }),
+        json!({ "type": "cgroup" }),
+        json!({ "type": "network", "path": launch.netns }),
+    ];
+    if launch.options.host_pid != Some(true) {
+        namespaces.push(json!({ "type": "pid" }));
+    }
+    if launch.options.host_ipc != Some(true) {
+        namespaces.push(json!({ "type": "ipc" }));
+    }
+    namespaces
+}
+
+fn sysctls(options: &Options) -> BTreeMap<&str, &str> {
+    // As Docker does: the ports below 1024 are the container's own, not the host's.
+    let mut sysctls = BTreeMap::from([("net.ipv4.ip_unprivileged_port_start", "0")]);
+    sysctls.extend(options.sysctls.iter().flatten().map(|(name, value)| (name.as_str(), value.as_str())));
+    sysctls
+}
+
+fn device(device: &Device) -> Value {
+    let Device { target, kind, major, minor, mode, uid, gid, .. } = device;
+    json!({
+        "path": target, "type": kind, "major": major, "minor": minor,
+        "fileMode": mode, "uid": uid, "gid": gid,
     })
 }
 
-fn resources(launch: &Launch) -> Value {
-    let mut resources = json!({
-        // v1 only: the standard devices are allowed by the runtime. On v2 the missing CAP_MKNOD and `nodev` do the same.
-        "devices": [{ "allow": false, "access": "rwm" }],
-    });
-    if let Some(limit) = launch.memory.and_then(|bytes| i64::try_from(bytes).ok()) {
-        resources["memory"] = json!({ "limit": limit });
-    }
-    if let Some(milli) = launch.milli_cpus {
-        let quota = (u64::from(milli) * CPU_PERIOD / 1000).max(MIN_CPU_QUOTA);
-        resources["cpu"] = json!({ "quota": quota, "period": CPU_PERIOD });
-    }
-    if let Some(limit) = launch.pids {
-        resources["pids"] = json!({ "limit": limit });
-    }
-    resources
-}
-
-fn mounts(binds: &[BindMount]) -> Vec<Value> {
+/// Where volumes and generated files go is sorted, so that an outer one never hides an inner one.
+fn mounts(options: &Options, binds: &[BindMount]) -> Vec<Value> {
     let kernel = |target: &str, kind: &str, options: &[&str]| json!({ "destination": target, "type": kind, "source": kind, "options": options });
+    let shm = options.shm_size.map_or(SHM_SIZE, |size| size.0);
+    let access = if options.privileged == Some(true) { "rw" } else { "ro" };
     let mut mounts = vec![
         kernel("/proc", "proc", &["nosuid", "noexec", "nodev"]),
         kernel("/dev", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
@@ -161,20 +170,35 @@ fn mounts(binds: &[BindMount]) -> Vec<Value> {
             "devpts",
             &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
         ),
-        kernel("/dev/shm", "tmpfs", &["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]),
+        kernel("/dev/shm", "tmpfs", &["nosuid", "noexec", "nodev", "mode=1777", &format!("size={shm}")]),
         kernel("/dev/mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
-        kernel("/sys", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
-        kernel("/sys/fs/cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", "ro"]),
+        kernel("/sys", "sysfs", &["nosuid", "noexec", "nodev", access]),
+        kernel("/sys/fs/cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", access]),
     ];
-    let mut binds: Vec<_> = binds.iter().collect();
-    // A volume inside another one has to come after it, however they are listed.
-    binds.sort_by_key(|bind| bind.target.components().count());
-    mounts.extend(binds.into_iter().map(|bind| {
-        let mut options = vec!["rbind", "rprivate", "rnodev"];
-        options.extend(if bind.read_only { &["ro", "rro"][..] } else { &["rw"][..] });
-        json!({ "destination": bind.target, "type": "bind", "source": bind.source, "options": options })
-    }));
+    let mut ours: Vec<(&Path, Value)> = binds
+        .iter()
+        .map(|bind| {
+            let mut options = vec!["rbind", "rprivate", "rnodev"];
+            options.extend(if bind.read_only { &["ro", "rro"][..] } else { &["rw"][..] });
+            let mount =
+                json!({ "destination": bind.target, "type": "bind", "source": bind.source, "options": options });
+            (bind.target.as_path(), mount)
+        })
+        .collect();
+    ours.extend(options.tmpfs.iter().flatten().map(|tmpfs| (tmpfs.target.as_path(), memory(tmpfs))));
+    ours.sort_by_key(|(target, _)| target.components().count());
+    mounts.extend(ours.into_iter().map(|(_, mount)| mount));
     mounts
+}
+
+fn memory(tmpfs: &Tmpfs) -> Value {
+    // As Docker has it; what a service says comes later and wins.
+    let mut options: Vec<String> = ["nosuid", "nodev", "noexec", "mode=1777"].map(str::to_owned).into();
+    for option in &tmpfs.options {
+        let size = option.strip_prefix("size=").and_then(|text| text.parse::<ByteSize>().ok());
+        options.push(size.map_or_else(|| option.clone(), |size| format!("size={}", size.0)));
+    }
+    json!({ "destination": tmpfs.target, "type": "tmpfs", "source": "tmpfs", "options": options })
 }
 
 #[cfg(test)]
@@ -199,6 +223,7 @@ mod tests {
             memory: Some(64 << 20),
             milli_cpus: Some(1500),
             pids: Some(32),
+            options: Options::default(),
             image: "r.io/shop:1".into(),
             commit: "c".repeat(40),
         }
@@ -215,10 +240,11 @@ mod tests {
             rootfs: Path::new("/s/rootfs"),
             identity: &identity,
             binds: &binds,
+            devices: &[],
             file_limit: 20_000,
             v1_cgroups: &["memory".into()],
         };
-        let value = config(&launch(), &around);
+        let value = config(&launch(), &around).unwrap();
         let read_only = value["linux"]["readonlyPaths"].as_array().unwrap();
         assert!(read_only.contains(&"/sys/fs/cgroup/memory".into()));
         let spec: oci_spec::runtime::Spec = serde_json::from_value(value.clone()).unwrap();

@@ -68,7 +68,7 @@ pub(super) fn start(engine: &NativeEngine, request: &ContainerRequest) -> Result
         .recursive(true)
         .mode(0o700)
         .create(&state)
-        .and_then(|()| etc_files::write(&state, id, request.address, &request.hosts))
+        .and_then(|()| etc_files::write(&state, id, request.address, &request.hosts, &request.spec.options))
         .map_err(|e| failed("its files cannot be written", e))?;
     let netns = engine.network.attach(id, request.address)?;
     let launch = Launch::new(request, &engine.layout, netns)?;

@@ -23,11 +23,18 @@ pub(super) struct Identity {
     pub groups: Vec<u32>,
 }
 
-/// Looks `user` up in the root file system. The error is a line for people.
-pub(super) fn look_up(root: impl AsFd, user: &str) -> Result<Identity, String> {
+/// Looks `user` up, and the groups it is to be in beside its own, in the root file system. The error is a line for people.
+pub(super) fn look_up(root: impl AsFd, user: &str, more: &[String]) -> Result<Identity, String> {
     let passwd = in_root::read_text(root.as_fd(), Path::new("/etc/passwd"), MAX_FILE).unwrap_or_default();
     let group = in_root::read_text(root.as_fd(), Path::new("/etc/group"), MAX_FILE).unwrap_or_default();
-    resolve(user, &passwd, &group)
+    let mut identity = resolve(user, &passwd, &group)?;
+    for wanted in more {
+        let number = group_number(wanted, &group)?;
+        if !identity.groups.contains(&number) {
+            identity.groups.push(number);
+        }
+    }
+    Ok(identity)
 }
 
 fn resolve(text: &str, passwd: &str, group: &str) -> Result<Identity, String> {
@@ -49,14 +56,18 @@ fn resolve(text: &str, passwd: &str, group: &str) -> Result<Identity, String> {
         let name = entry.as_ref().and_then(|fields| fields.first().copied()).unwrap_or_default();
         return Ok(Identity { uid, gid: own_group.unwrap_or(0), groups: memberships(name, group) });
     };
-    let gid = match wanted.parse::<u32>() {
-        Ok(gid) => gid,
-        Err(_) => entries(group)
-            .find(|fields| fields.first() == Some(&wanted))
-            .and_then(|fields| number(&fields, 2))
-            .ok_or_else(|| format!("group `{wanted}` is not in the image's /etc/group"))?,
-    };
+    let gid = group_number(wanted, group)?;
     Ok(Identity { uid, gid, groups: Vec::new() })
+}
+
+fn group_number(wanted: &str, group: &str) -> Result<u32, String> {
+    if let Ok(gid) = wanted.parse() {
+        return Ok(gid);
+    }
+    entries(group)
+        .find(|fields| fields.first() == Some(&wanted))
+        .and_then(|fields| fields.get(2)?.parse().ok())
+        .ok_or_else(|| format!("group `{wanted}` is not in the image's /etc/group"))
 }
 
 fn entries(text: &str) -> impl Iterator<Item = Vec<&str>> {

@@ -6,11 +6,12 @@ use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use super::{Piece, Stream};
+use crate::types::LogLimits;
 
-/// Bytes after which a new file is begun.
-pub(super) const MAX_SIZE: u64 = 10 << 20;
-/// Files kept: the one written to, and older ones with `.1`, `.2` appended.
-pub(super) const FILES: usize = 3;
+/// Bytes after which a new file is begun, where a service says nothing.
+const MAX_SIZE: u64 = 10 << 20;
+/// Files kept where a service says nothing: the one written to, and older ones with `.1`, `.2` appended.
+const FILES: u32 = 3;
 
 /// Appends entries to `path`.
 #[derive(Debug)]
@@ -21,6 +22,8 @@ pub(in super::super) struct LogFile {
     batch: Vec<u8>,
     /// Entries that could not be written since the last one that could.
     lost: u64,
+    max_size: u64,
+    files: u32,
 }
 
 /// `path` with the number of an older file; 0 is the newest.
@@ -35,8 +38,16 @@ pub(super) fn numbered(path: &Path, number: usize) -> PathBuf {
 
 impl LogFile {
     /// A file that is opened by its first entry.
-    pub fn new(path: &Path) -> Self {
-        Self { path: path.to_owned(), file: None, size: 0, batch: Vec::new(), lost: 0 }
+    pub fn new(path: &Path, limits: LogLimits) -> Self {
+        Self {
+            path: path.to_owned(),
+            file: None,
+            size: 0,
+            batch: Vec::new(),
+            lost: 0,
+            max_size: limits.max_size.map_or(MAX_SIZE, |size| size.0),
+            files: limits.max_file.unwrap_or(FILES).max(1),
+        }
     }
 
     /// Adds an entry to the batch.
@@ -80,8 +91,11 @@ impl LogFile {
             self.size = file.metadata()?.len();
             self.file = Some(file);
         }
-        if self.size > 0 && self.size + self.batch.len() as u64 > MAX_SIZE {
-            for number in (0..FILES - 1).rev() {
+        if self.size > 0 && self.size + self.batch.len() as u64 > self.max_size {
+            if self.files == 1 {
+                fs::remove_file(&self.path)?;
+            }
+            for number in (0..self.files as usize - 1).rev() {
                 match fs::rename(numbered(&self.path, number), numbered(&self.path, number + 1)) {
                     Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                     _ => {}
@@ -110,7 +124,7 @@ mod tests {
     fn files_rotate_and_the_oldest_goes() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("shop/7.log");
-        let mut log = LogFile::new(&path);
+        let mut log = LogFile::new(&path, LogLimits::default());
         let text = vec![b'x'; 15 << 10];
         for number in 0..2800 {
             let line = [format!("{number} ").as_bytes(), &text].concat();
@@ -137,7 +151,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let blocked = dir.path().join("shop");
         fs::write(&blocked, b"a file where a directory should be").unwrap();
-        let mut log = LogFile::new(&blocked.join("7.log"));
+        let mut log = LogFile::new(&blocked.join("7.log"), LogLimits::default());
         let piece = Piece { text: b"hello", ends: true };
         for _ in 0..3 {
             log.push("2026-01-01T00:00:00Z", Stream::Stdout, &piece);

@@ -5,7 +5,10 @@ use std::fs::File;
 use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::path::Path;
 
-use super::file::{FILES, numbered};
+use super::file::numbered;
+
+/// Most files of one log that a service may ask for.
+const MAX_FILES: usize = 100;
 
 /// Most bytes looked at in each file.
 const WINDOW: u64 = 1 << 20;
@@ -24,8 +27,9 @@ pub struct LogLine {
 /// The last `count` lines, oldest first. Parts of a long line are put together.
 pub(in super::super) fn lines_of(path: &Path, count: usize) -> Vec<LogLine> {
     let mut found: VecDeque<LogLine> = VecDeque::new();
-    for number in 0..FILES {
-        if found.len() >= count {
+    for number in 0..=MAX_FILES {
+        // One may be missing for the moment in which they are renamed.
+        if found.len() >= count || (number > 1 && !numbered(path, number).exists()) {
             break;
         }
         let Ok(bytes) = last_bytes(&numbered(path, number)) else { continue };

@@ -20,10 +20,10 @@ use super::super::launch::Launch;
 use super::super::layout::RunFiles;
 use super::super::record::{self, ProcessId, RunRecord};
 use super::super::user::{self, Identity};
-use super::super::{in_root, spec};
+use super::super::{in_root, rights, spec};
 use super::program::Program;
 use super::supervise::Supervised;
-use super::{open_reader, rootfs, volumes};
+use super::{devices, open_reader, rootfs, volumes};
 use crate::engine::EngineError;
 use crate::engine::native::log::Stream;
 use crate::types::Reason;
@@ -43,23 +43,26 @@ pub(super) fn create(run: &RunFiles, launch: Launch) -> Result<Supervised, Engin
     let root = rootfs::mount(&state, &run.scratch(), &launch.layers)
         .map_err(|e| failed("the image's layers cannot be mounted", e))?;
     let root_dir = File::open(&root).map_err(|e| failed("its root cannot be opened", e))?;
-    let identity = user::look_up(&root_dir, &launch.user)
-        .map_err(|message| EngineError::plain(Reason::StartFailed, format!("{id}: {message}")))?;
+    let identity =
+        user::look_up(&root_dir, &launch.user, launch.options.group_add.as_deref().unwrap_or_default())
+            .map_err(|message| EngineError::plain(Reason::StartFailed, format!("{id}: {message}")))?;
     // As Docker does: the working directory of an image need not exist in it.
     in_root::create_dir_all(&root_dir, &launch.cwd)
         .map_err(|e| failed(&format!("working directory {}", launch.cwd.display()), e))?;
     let binds = volumes::prepare(&launch, root_dir.as_fd())?;
     drop(root_dir);
 
+    let devices = devices::prepare(&launch)?;
     let file_limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
     let around = spec::Surroundings {
         rootfs: &root,
         identity: &identity,
         binds: &binds,
+        devices: &devices,
         file_limit: file_limit.unwrap_or(u64::MAX),
         v1_cgroups: &cgroups.v1_names(),
     };
-    let config = spec::config(&launch, &around);
+    let config = spec::config(&launch, &around).map_err(|e| failed("its limits of disks", e))?;
     fs::create_dir_all(run.bundle())
         .and_then(|()| fs::create_dir_all(run.runtime()))
         .and_then(|()| record::write(&run.bundle().join("config.json"), &config))
@@ -121,7 +124,11 @@ fn build(
         .with_root_path(run.runtime())
         .map(|builder| {
             builder
-                .with_executor(Program { failure: writer.as_raw_fd() })
+                .with_executor(Program {
+                    failure: writer.as_raw_fd(),
+                    filter: rights::filter(&launch.options),
+                    init: launch.options.init == Some(true),
+                })
                 .with_stdin(null)
                 .with_stdout(stdout)
                 .with_stderr(stderr)

@@ -6,6 +6,9 @@
 //! which it reports once, its standard error `shim.log`.
 
 mod create;
+mod devices;
+mod fill;
+mod init;
 mod program;
 mod rootfs;
 mod supervise;

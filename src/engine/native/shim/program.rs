@@ -8,6 +8,8 @@ use nix::errno::Errno;
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 use oci_spec::runtime::Spec;
 
+use super::super::seccomp::Filter;
+
 /// How the message ends that a program is not there.
 pub const NOT_FOUND: &str = "is not in the image, or the interpreter that it names is not";
 
@@ -16,11 +18,15 @@ pub const NOT_FOUND: &str = "is not in the image, or the interpreter that it nam
 pub(in super::super) struct Program {
     /// Writing end, close-on-exec; open in this process as long as this value is used.
     pub failure: RawFd,
+    /// System calls that the program may make; empty = all.
+    pub filter: Filter,
+    /// Whether a small first process stays behind, see [`super::init`].
+    pub init: bool,
 }
 
 impl Executor for Program {
     fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
-        let message = match execute(spec) {
+        let message = match execute(spec, &self.filter, self.init) {
             Ok(never) => match never {},
             Err(message) => message,
         };
@@ -36,7 +42,7 @@ impl Executor for Program {
     }
 }
 
-fn execute(spec: &Spec) -> Result<std::convert::Infallible, String> {
+fn execute(spec: &Spec, filter: &Filter, init: bool) -> Result<std::convert::Infallible, String> {
     let args = spec.process().as_ref().and_then(|process| process.args().as_ref());
     let args: Vec<CString> = args
         .into_iter()
@@ -45,7 +51,15 @@ fn execute(spec: &Spec) -> Result<std::convert::Infallible, String> {
         .collect::<Result<_, _>>()
         .map_err(|_| "the command holds a NUL".to_owned())?;
     let program = args.first().ok_or("there is no command")?;
+    if !filter.is_empty() {
+        // Also says that no program that is executed gains rights, without which the kernel takes no filter.
+        seccompiler::apply_filter(filter).map_err(|error| format!("the filter of system calls: {error}"))?;
+    }
     reset_signals();
+    if init {
+        super::init::split()?;
+        reset_signals();
+    }
     nix::unistd::execvp(program, &args).map_err(|error| {
         let program = program.to_string_lossy();
         match error {

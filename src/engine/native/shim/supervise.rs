@@ -70,7 +70,7 @@ impl Supervised {
                 ("GITOPSD_COMMIT", &launch.commit),
             ],
         );
-        let log = LogFile::new(&launch.layout.log(&launch.id));
+        let log = LogFile::new(&launch.layout.log(&launch.id), launch.options.logging.unwrap_or_default());
         Self {
             init,
             child,

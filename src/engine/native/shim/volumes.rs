@@ -1,10 +1,10 @@
 //! What of the host is seen in the container: named volumes, directories and files of the host, and the generated
 //! files of `/etc`.
 
-use std::fs::{self, File, Permissions};
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _, fchown};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 
 use nix::errno::Errno;
@@ -16,6 +16,7 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 use super::super::launch::Launch;
 use super::super::spec::BindMount;
 use super::super::{etc_files, in_root};
+use super::fill;
 use crate::engine::EngineError;
 use crate::types::{Reason, VolumeMount, VolumeSource};
 
@@ -58,24 +59,29 @@ fn describe(volume: &VolumeMount) -> String {
     }
 }
 
-/// Makes the directory of a named volume. A new one takes owner and mode from the directory it covers, so that an
-/// image which prepared that directory for its user can write to it.
+/// Makes the directory of a named volume. A new one begins as the directory that it covers, with owner, mode and
+/// content, so that an image which prepared that directory finds it so. It gets its name when it is complete.
 fn make_named(dir: &Path, root: BorrowedFd<'_>, target: &Path) -> io::Result<()> {
-    if let Some(parent) = dir.parent() {
-        // Root's alone on the host: what is in a volume is its service's business.
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
-    }
-    match fs::create_dir(dir) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
-        other => other?,
-    }
-    let Ok(covered) = in_root::open(root, target, OFlag::O_RDONLY | OFlag::O_DIRECTORY) else {
+    if dir.symlink_metadata().is_ok() {
         return Ok(());
+    }
+    let (Some(parent), Some(name)) = (dir.parent(), dir.file_name()) else {
+        return Err(io::Error::other("it has no name"));
     };
-    let model = File::from(covered).metadata()?;
-    let made = File::open(dir)?;
-    fchown(&made, Some(model.uid()), Some(model.gid()))?;
-    made.set_permissions(Permissions::from_mode(model.mode() & 0o7777))
+    // Root's alone on the host: what is in a volume is its service's business.
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
+    // No volume's name begins with a dot.
+    let unfinished = parent.join(format!(".{}.new", name.to_string_lossy()));
+    match fs::remove_dir_all(&unfinished) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => fs::create_dir(&unfinished)?,
+    }
+    if let Ok(covered) = in_root::open(root, target, OFlag::O_RDONLY | OFlag::O_DIRECTORY) {
+        fill::fill(&covered, &unfinished)?;
+        rustix::fs::syncfs(File::open(&unfinished)?)?;
+    }
+    fs::rename(&unfinished, dir)?;
+    File::open(parent)?.sync_all()
 }
 
 /// Opens a path of the host without following any symbolic link: with one, a container that may write to an allowed

@@ -1,0 +1,134 @@
+//! Limits of a container, as the OCI configuration has them: memory, processors, disks, open files.
+//!
+//! Source: OCI runtime-spec config.md, "POSIX process", and config-linux.md, "Control groups".
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+use super::launch::Launch;
+use crate::types::Options;
+
+/// Files that a process may have open, where the host allows as many.
+const MAX_FILES: u64 = 1 << 20;
+
+/// Microseconds over which a share of the processors is counted. Source: cgroup-v2.rst, `cpu.max`.
+const CPU_PERIOD: u64 = 100_000;
+/// The kernel takes no smaller quota.
+const MIN_CPU_QUOTA: u64 = 1_000;
+
+/// A device of the host, looked at.
+#[derive(Debug, Clone)]
+pub(super) struct Device {
+    /// In the container.
+    pub target: PathBuf,
+    /// `b` or `c`.
+    pub kind: char,
+    /// Number of the driver.
+    pub major: u64,
+    /// Number of the device.
+    pub minor: u64,
+    /// Of `r`, `w`, `m`.
+    pub access: String,
+    /// Permissions, owner and group of the device file.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+}
+
+/// Looks at a device file of the host.
+pub(super) fn device(source: &Path, target: &Path, access: &str) -> io::Result<Device> {
+    let found = std::fs::symlink_metadata(source)?;
+    let kind = match found.file_type() {
+        kind if kind.is_block_device() => 'b',
+        kind if kind.is_char_device() => 'c',
+        _ => return Err(io::Error::other("it is not a device")),
+    };
+    Ok(Device {
+        target: target.to_owned(),
+        kind,
+        major: rustix::fs::major(found.rdev()).into(),
+        minor: rustix::fs::minor(found.rdev()).into(),
+        access: access.to_owned(),
+        mode: found.mode() & 0o7777,
+        uid: found.uid(),
+        gid: found.gid(),
+    })
+}
+
+/// `process.rlimits`. `files` is the most open files that this host lets us allow.
+pub(super) fn rlimits(options: &Options, files: u64) -> Vec<Value> {
+    let files = files.min(MAX_FILES).cast_signed();
+    let mut limits = BTreeMap::from([("nofile", (files, files))]);
+    limits.extend(options.ulimits.iter().flatten().map(|(name, pair)| (name.as_str(), *pair)));
+    let entry = |(name, (soft, hard)): (&str, (i64, i64))| {
+        // -1 is RLIM_INFINITY, whose bits are all set.
+        let (soft, hard) = (soft.cast_unsigned(), hard.cast_unsigned());
+        json!({ "type": format!("RLIMIT_{}", name.to_ascii_uppercase()), "soft": soft, "hard": hard })
+    };
+    limits.into_iter().map(entry).collect()
+}
+
+/// `linux.resources`. `devices` are those of the service, `disks` those of its `blkio_config`.
+pub(super) fn resources(launch: &Launch, devices: &[Device]) -> io::Result<Value> {
+    let options = &launch.options;
+    let privileged = options.privileged == Some(true);
+    // v1 only: the standard devices are allowed by the runtime. On v2 the missing CAP_MKNOD and `nodev` do the same.
+    let mut rules = vec![json!({ "allow": privileged, "access": "rwm" })];
+    for device in devices {
+        let Device { kind, major, minor, access, .. } = device;
+        rules.push(json!({ "allow": true, "type": kind, "major": major, "minor": minor, "access": access }));
+    }
+    let mut resources = json!({ "devices": rules });
+    let mut set = |group: &str, key: &str, value: Value| resources[group][key] = value;
+    if let Some(limit) = launch.memory.and_then(|bytes| i64::try_from(bytes).ok()) {
+        set("memory", "limit", limit.into());
+    }
+    if let Some(limit) = options.memswap_limit {
+        set("memory", "swap", limit.into());
+    }
+    if let Some(size) = options.mem_reservation.and_then(|size| i64::try_from(size.0).ok()) {
+        set("memory", "reservation", size.into());
+    }
+    if let Some(milli) = launch.milli_cpus {
+        let quota = (u64::from(milli) * CPU_PERIOD / 1000).max(MIN_CPU_QUOTA);
+        set("cpu", "quota", quota.into());
+        set("cpu", "period", CPU_PERIOD.into());
+    }
+    if let Some(shares) = options.cpu_shares {
+        set("cpu", "shares", shares.into());
+    }
+    if let Some(cpus) = &options.cpuset {
+        set("cpu", "cpus", cpus.as_str().into());
+    }
+    if let Some(limit) = launch.pids {
+        set("pids", "limit", limit.into());
+    }
+    if let Some(blkio) = &options.blkio {
+        if let Some(weight) = blkio.weight {
+            set("blockIO", "weight", weight.into());
+        }
+        for (key, rates) in [
+            ("throttleReadBpsDevice", &blkio.read_bps),
+            ("throttleWriteBpsDevice", &blkio.write_bps),
+            ("throttleReadIOPSDevice", &blkio.read_iops),
+            ("throttleWriteIOPSDevice", &blkio.write_iops),
+        ] {
+            let entry = |(path, rate): &(PathBuf, u64)| {
+                let device = device(path, path, "")
+                    .map_err(|e| io::Error::other(format!("{}: {e}", path.display())))?;
+                Ok(json!({ "major": device.major, "minor": device.minor, "rate": rate }))
+            };
+            let entries: Vec<Value> = rates.iter().map(entry).collect::<io::Result<_>>()?;
+            if !entries.is_empty() {
+                set("blockIO", key, entries.into());
+            }
+        }
+    }
+    Ok(resources)
+}

@@ -1,0 +1,256 @@
+//! Which system calls a container's processes may make: what the default profile of Docker allows, resolved here for
+//! the capabilities of one container and written as a program for the kernel. No library, no text format: some hundred
+//! instructions, made in microseconds.
+//!
+//! It is a list of what is refused among the calls that are known; calls of later kernels than [`LAST`] do not exist
+//! for the container (ENOSYS), so that C libraries fall back to older ones. Other architectures' calls (32 bit) do not
+//! exist either. Source: seccomp(2); linux/filter.h; Docker's documentation, "Seccomp security profiles for Docker".
+
+use nix::libc;
+use seccompiler::sock_filter;
+
+/// What is put before the kernel; empty = no filter.
+pub(super) type Filter = Vec<sock_filter>;
+
+/// `AUDIT_ARCH_*` of linux/audit.h.
+#[cfg(target_arch = "x86_64")]
+const ARCH: u32 = 0xC000_003E;
+#[cfg(target_arch = "aarch64")]
+const ARCH: u32 = 0xC000_00B7;
+
+/// Newest call that is known: removexattrat(2) of Linux 6.13. All since 424 have one number on every architecture.
+const LAST: u32 = 466;
+
+/// Offsets in `struct seccomp_data`.
+const NUMBER: u32 = 0;
+const ARCHITECTURE: u32 = 4;
+const FIRST_ARGUMENT: u32 = 16;
+
+/// Instructions of classic BPF.
+const LOAD: u16 = 0x20;
+const AND: u16 = 0x54;
+const EQUAL: u16 = 0x15;
+const GREATER: u16 = 0x25;
+const RETURN: u16 = 0x06;
+
+const ALLOW: u32 = 0x7fff_0000;
+const REFUSE: u32 = 0x0005_0000 | libc::EPERM as u32;
+const UNKNOWN: u32 = 0x0005_0000 | libc::ENOSYS as u32;
+
+/// Flags of clone(2) that make namespaces, but for a time namespace, which clone(2) cannot.
+const NEW_NAMESPACES: u32 = 0x7e02_0000;
+
+/// Kinds of sockets that lead past every namespace: vsock(7).
+const AF_VSOCK: u32 = 40;
+
+/// What personality(2) may be asked for: Linux, 32 bit, both without a release of its own, and what is set now.
+const PERSONALITIES: [u32; 5] = [0, 0x8, 0x2_0000, 0x2_0008, 0xffff_ffff];
+
+/// Refused whatever the container may do: they change the host, are old and unused, or open much of the kernel.
+const NEVER: &[libc::c_long] = &[
+    libc::SYS_add_key,
+    libc::SYS_keyctl,
+    libc::SYS_request_key,
+    libc::SYS_kexec_load,
+    libc::SYS_kexec_file_load,
+    libc::SYS_migrate_pages,
+    libc::SYS_move_pages,
+    libc::SYS_nfsservctl,
+    libc::SYS_pivot_root,
+    libc::SYS_swapon,
+    libc::SYS_swapoff,
+    libc::SYS_userfaultfd,
+    // Refused by Docker since version 25.
+    libc::SYS_io_uring_setup,
+    libc::SYS_io_uring_enter,
+    libc::SYS_io_uring_register,
+    // Newer than any profile's: statmount, listmount, and those of security modules.
+    457,
+    458,
+    459,
+    460,
+    461,
+];
+
+#[cfg(target_arch = "x86_64")]
+const NEVER_HERE: &[libc::c_long] = &[
+    // create_module, get_kernel_syms, query_module.
+    174,
+    177,
+    178,
+    libc::SYS__sysctl,
+    libc::SYS_afs_syscall,
+    libc::SYS_getpmsg,
+    libc::SYS_putpmsg,
+    libc::SYS_security,
+    libc::SYS_sysfs,
+    libc::SYS_tuxcall,
+    libc::SYS_uselib,
+    libc::SYS_ustat,
+    libc::SYS_vserver,
+];
+#[cfg(not(target_arch = "x86_64"))]
+const NEVER_HERE: &[libc::c_long] = &[];
+
+#[cfg(target_arch = "x86_64")]
+const RAW_IO: &[libc::c_long] = &[libc::SYS_iopl, libc::SYS_ioperm];
+#[cfg(not(target_arch = "x86_64"))]
+const RAW_IO: &[libc::c_long] = &[];
+
+/// Refused without one of these capabilities.
+const WITHOUT: &[(&[&str], &[libc::c_long])] = &[
+    (&["CAP_DAC_READ_SEARCH"], &[libc::SYS_open_by_handle_at]),
+    (&["CAP_SYS_ADMIN", "CAP_BPF"], &[libc::SYS_bpf]),
+    (&["CAP_SYS_ADMIN", "CAP_PERFMON"], &[libc::SYS_perf_event_open]),
+    (&["CAP_SYS_ADMIN", "CAP_SYSLOG"], &[libc::SYS_syslog]),
+    (
+        &["CAP_SYS_ADMIN"],
+        &[
+            libc::SYS_fanotify_init,
+            libc::SYS_lookup_dcookie,
+            libc::SYS_mount,
+            libc::SYS_umount2,
+            libc::SYS_quotactl,
+            libc::SYS_setdomainname,
+            libc::SYS_sethostname,
+            libc::SYS_setns,
+            libc::SYS_unshare,
+            libc::SYS_open_tree,
+            libc::SYS_move_mount,
+            libc::SYS_fsopen,
+            libc::SYS_fsconfig,
+            libc::SYS_fsmount,
+            libc::SYS_fspick,
+            libc::SYS_mount_setattr,
+            libc::SYS_quotactl_fd,
+        ],
+    ),
+    (&["CAP_SYS_BOOT"], &[libc::SYS_reboot]),
+    (&["CAP_SYS_CHROOT"], &[libc::SYS_chroot]),
+    (&["CAP_SYS_MODULE"], &[libc::SYS_delete_module, libc::SYS_init_module, libc::SYS_finit_module]),
+    (&["CAP_SYS_PACCT"], &[libc::SYS_acct]),
+    (&["CAP_SYS_PTRACE"], &[libc::SYS_kcmp, libc::SYS_pidfd_getfd, libc::SYS_process_madvise]),
+    (&["CAP_SYS_RAWIO"], RAW_IO),
+    (&["CAP_SYS_TIME"], &[libc::SYS_settimeofday, libc::SYS_clock_settime]),
+    (&["CAP_SYS_TTY_CONFIG"], &[libc::SYS_vhangup]),
+    (
+        &["CAP_SYS_NICE"],
+        // The last one: set_mempolicy_home_node.
+        &[libc::SYS_get_mempolicy, libc::SYS_mbind, libc::SYS_set_mempolicy, 450],
+    ),
+];
+
+/// The program for a container that has `capabilities`.
+pub(super) fn filter(capabilities: &[&str]) -> Filter {
+    let has = |name: &str| capabilities.contains(&name);
+    let mut program = Vec::with_capacity(256);
+    let mut put = |code, jt, jf, k| program.push(sock_filter { code, jt, jf, k });
+    put(LOAD, 0, 0, ARCHITECTURE);
+    put(EQUAL, 1, 0, ARCH);
+    put(RETURN, 0, 0, UNKNOWN);
+    put(LOAD, 0, 0, NUMBER);
+    // Those of x32 too, which have a high bit set.
+    put(GREATER, 0, 1, LAST);
+    put(RETURN, 0, 0, UNKNOWN);
+    let conditional = WITHOUT.iter().filter(|(needed, _)| !needed.iter().any(|name| has(name)));
+    let refused = NEVER.iter().chain(NEVER_HERE).chain(conditional.flat_map(|(_, calls)| *calls));
+    for number in refused.filter_map(|number| u32::try_from(*number).ok()) {
+        put(EQUAL, 0, 1, number);
+        put(RETURN, 0, 0, REFUSE);
+    }
+    if !has("CAP_SYS_ADMIN") {
+        // Its flags are in memory, where no filter can look: C libraries go on with clone(2).
+        put(EQUAL, 0, 1, libc::SYS_clone3 as u32);
+        put(RETURN, 0, 0, UNKNOWN);
+        put(EQUAL, 0, 5, libc::SYS_clone as u32);
+        put(LOAD, 0, 0, FIRST_ARGUMENT);
+        put(AND, 0, 0, NEW_NAMESPACES);
+        put(EQUAL, 1, 0, 0);
+        put(RETURN, 0, 0, REFUSE);
+        put(RETURN, 0, 0, ALLOW);
+    }
+    put(EQUAL, 0, 4, libc::SYS_socket as u32);
+    put(LOAD, 0, 0, FIRST_ARGUMENT);
+    put(EQUAL, 0, 1, AF_VSOCK);
+    put(RETURN, 0, 0, REFUSE);
+    put(RETURN, 0, 0, ALLOW);
+    // All that follows is for personality(2).
+    put(EQUAL, 1, 0, libc::SYS_personality as u32);
+    put(RETURN, 0, 0, ALLOW);
+    put(LOAD, 0, 0, FIRST_ARGUMENT);
+    for allowed in PERSONALITIES {
+        put(EQUAL, 0, 1, allowed);
+        put(RETURN, 0, 0, ALLOW);
+    }
+    put(RETURN, 0, 0, REFUSE);
+    program
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::{CAPABILITIES, DEFAULT_CAPABILITIES};
+
+    /// What the kernel would do with a call, by the rules of linux/filter.h.
+    fn verdict(program: &[sock_filter], arch: u32, number: u32, argument: u32) -> u32 {
+        let (mut at, mut value) = (0, 0);
+        loop {
+            let sock_filter { code, jt, jf, k } = program[at].clone();
+            at += 1;
+            let holds = match code {
+                LOAD => {
+                    value = match k {
+                        NUMBER => number,
+                        ARCHITECTURE => arch,
+                        FIRST_ARGUMENT => argument,
+                        other => panic!("offset {other}"),
+                    };
+                    continue;
+                }
+                AND => {
+                    value &= k;
+                    continue;
+                }
+                RETURN => return k,
+                EQUAL => value == k,
+                GREATER => value > k,
+                other => panic!("instruction {other:#x}"),
+            };
+            at += usize::from(if holds { jt } else { jf });
+        }
+    }
+
+    #[test]
+    fn what_is_allowed_goes_by_the_capabilities() {
+        let (default, all) = (filter(&DEFAULT_CAPABILITIES), filter(&CAPABILITIES));
+        let ask = |program: &Filter, number: libc::c_long, argument| {
+            verdict(program, ARCH, u32::try_from(number).unwrap(), argument)
+        };
+        for (number, argument, usual, mighty) in [
+            (libc::SYS_read, 0, ALLOW, ALLOW),
+            (libc::SYS_execve, 0, ALLOW, ALLOW),
+            (libc::SYS_chroot, 0, ALLOW, ALLOW),
+            (libc::SYS_ptrace, 0, ALLOW, ALLOW),
+            (libc::SYS_mount, 0, REFUSE, ALLOW),
+            (libc::SYS_unshare, 0, REFUSE, ALLOW),
+            (libc::SYS_bpf, 0, REFUSE, ALLOW),
+            (libc::SYS_keyctl, 0, REFUSE, REFUSE),
+            (libc::SYS_io_uring_setup, 0, REFUSE, REFUSE),
+            (libc::SYS_kexec_load, 0, REFUSE, REFUSE),
+            (libc::SYS_clone, 17, ALLOW, ALLOW),
+            (libc::SYS_clone, 0x1000_0011, REFUSE, ALLOW),
+            (libc::SYS_clone3, 0, UNKNOWN, ALLOW),
+            (libc::SYS_socket, 2, ALLOW, ALLOW),
+            (libc::SYS_socket, AF_VSOCK, REFUSE, REFUSE),
+            (libc::SYS_personality, 0, ALLOW, ALLOW),
+            (libc::SYS_personality, 0x0040_0000, REFUSE, REFUSE),
+            (467, 0, UNKNOWN, UNKNOWN),
+            (0x4000_0000, 0, UNKNOWN, UNKNOWN),
+        ] {
+            assert_eq!(ask(&default, number, argument), usual, "call {number}({argument:#x})");
+            assert_eq!(ask(&all, number, argument), mighty, "call {number}({argument:#x}), all capabilities");
+        }
+        assert_eq!(verdict(&default, 0x4000_0003, 1, 0), UNKNOWN, "32 bit");
+        assert!(default.len() < 4096);
+    }
+}
