@@ -6,11 +6,12 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::UnboundedSender;
 
-use super::PullError;
 use super::layer::{LayerWriter, Unpacked};
-use super::manifest::{Descriptor, Packing};
+use super::manifest::{self, Descriptor, Packing};
 use super::retry::{self, Budget, Resume};
 use super::source::{Server, Source};
+use super::worker::Product;
+use super::{PullError, Registry};
 use crate::types::{Digest, Reason};
 
 /// Bytes a second below which a connection counts as broken: another one may have a better way.
@@ -52,6 +53,52 @@ impl Rate {
         *self = Self::default();
         fair
     }
+}
+
+/// Fetches a layer that comes by itself, with a budget of its own, and tells how many bytes of it are here. Whoever hears
+/// of an error finds nothing half done.
+pub(super) async fn fetch_alone(
+    registry: &Registry,
+    source: &Source,
+    image: &str,
+    (diff_id, descriptor): (&Digest, &Descriptor),
+    received: &Arc<AtomicU64>,
+    product: Product,
+    tell: &(dyn Fn(u64) + Send + Sync),
+) -> Result<Unpacked, PullError> {
+    let packing = manifest::packing(image, descriptor)?;
+    let (counter, mut counts) = tokio::sync::mpsc::unbounded_channel();
+    let (present, mut gone) = tokio::sync::mpsc::channel(1);
+    let job = Job {
+        image: image.to_owned(),
+        descriptor: descriptor.clone(),
+        diff_id: diff_id.clone(),
+        packing,
+        counter,
+        received: received.clone(),
+        budget: Arc::default(),
+    };
+    let name = format!("layer {} of {image}", descriptor.digest);
+    let (store, program) = (&registry.store, &registry.program);
+    let start = move || LayerWriter::start(store, program, name.clone(), packing, product, present.clone());
+    let fetch = async {
+        let unpacked = fetch(source, &job, start).await;
+        // Ends the count.
+        drop(job);
+        unpacked
+    };
+    let count = async {
+        let mut bytes = 0;
+        while let Some(part) = counts.recv().await {
+            bytes += part;
+            tell(bytes);
+        }
+    };
+    let (unpacked, ()) = tokio::join!(fetch, count);
+    if unpacked.is_err() {
+        let _ = gone.recv().await;
+    }
+    unpacked
 }
 
 /// Fetches, checks and unpacks a layer. Nothing is durable yet. `start` begins with it: once, and anew where a mirror

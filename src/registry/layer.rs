@@ -96,29 +96,9 @@ pub(super) struct LayerWriter {
 }
 
 impl LayerWriter {
-    /// Begins in a fresh directory of the store. `name` is for messages, `program` is this one.
+    /// Begins in a fresh directory of the store. `name` is for messages, `program` is this one. What comes of a stream
+    /// that is kept as one file is at [`Unpacked::file`].
     pub fn start(
-        store: &Store,
-        program: &Path,
-        name: String,
-        packing: Packing,
-        present: Present,
-    ) -> Result<Self, PullError> {
-        Self::begin(store, program, name, packing, Product::Tree, present)
-    }
-
-    /// The same, for a stream that is kept as one file: what comes of it is at [`Unpacked::file`].
-    pub fn spool(
-        store: &Store,
-        program: &Path,
-        name: String,
-        packing: Packing,
-        present: Present,
-    ) -> Result<Self, PullError> {
-        Self::begin(store, program, name, packing, Product::File, present)
-    }
-
-    fn begin(
         store: &Store,
         program: &Path,
         name: String,

@@ -11,6 +11,7 @@ use super::layer::{LayerWriter, Unpacked};
 use super::manifest::{self, Descriptor};
 use super::retry::Budget;
 use super::source::Source;
+use super::worker::Product;
 use super::{PullError, Registry, download, space};
 use crate::engine::ImageConfig;
 use crate::types::{Digest, ImageRef, PinnedImage, Reason, RegistryRef};
@@ -270,7 +271,7 @@ async fn fetch_all(
             let layer = format!("layer {} of {}", job.descriptor.digest, job.image);
             let start = || {
                 let (layer, present) = (layer.clone(), present.clone());
-                let to = LayerWriter::start(&store, &program, layer, job.packing, present)?;
+                let to = LayerWriter::start(&store, &program, layer, job.packing, Product::Tree, present)?;
                 places.lock().unwrap_or_else(PoisonError::into_inner).push(to.place());
                 Ok(to)
             };

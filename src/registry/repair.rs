@@ -8,11 +8,11 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use super::layer::LayerWriter;
-use super::manifest::{self, Descriptor};
+use super::manifest::Descriptor;
 use super::retry::Budget;
 use super::source::Source;
 use super::store::record::ImageRecord;
+use super::worker::Product;
 use super::{PullError, Registry, download};
 use crate::types::{Digest, ImageRef, PinnedImage, Reason};
 
@@ -217,44 +217,11 @@ impl Registry {
     ) -> Result<(), PullError> {
         let name = reference.to_string();
         let barrier = self.store.barrier()?;
-        let (counter, mut counts) = tokio::sync::mpsc::unbounded_channel();
-        let (present, mut gone) = tokio::sync::mpsc::channel(1);
-        let packing = manifest::packing(&name, &descriptor)?;
         let (media_type, total) = (descriptor.media_type.clone(), descriptor.size);
-        let job = download::Job {
-            image: name.clone(),
-            diff_id: layer.clone(),
-            packing,
-            counter,
-            received: received.clone(),
-            descriptor,
-            budget: Arc::default(),
-        };
-        let text = format!("layer {} of {name}", job.descriptor.digest);
-        let (store, program) = (&self.store, &self.program);
-        let start = move || LayerWriter::start(store, program, text.clone(), packing, present.clone());
-        let fetch = async {
-            let unpacked = download::fetch(&source, &job, start).await;
-            // Ends the count.
-            drop(job);
-            unpacked
-        };
-        let count = async {
-            let mut bytes = 0;
-            while let Some(part) = counts.recv().await {
-                bytes += part;
-                tell(RepairProgress { layer: layer.clone(), bytes, total });
-            }
-        };
-        let (unpacked, ()) = tokio::join!(fetch, count);
-        let unpacked = match unpacked {
-            Ok(unpacked) => unpacked,
-            Err(error) => {
-                // Whoever hears of the error finds nothing half done.
-                let _ = gone.recv().await;
-                return Err(error);
-            }
-        };
+        let tell = |bytes| tell(RepairProgress { layer: layer.clone(), bytes, total });
+        let wanted = (layer, &descriptor);
+        let unpacked =
+            download::fetch_alone(self, &source, &name, wanted, received, Product::Tree, &tell).await?;
         let (store, ids) = (self.store.clone(), user.diff_ids.clone());
         let (reference, layer) = (reference.clone(), layer.clone());
         let placed = tokio::task::spawn_blocking(move || {

@@ -7,6 +7,7 @@ use reqwest::{Response, StatusCode, Url};
 
 use super::place::{Version, Watched};
 use super::s3::Object;
+use crate::registry::trouble::innermost;
 use crate::registry::{PullError, retry};
 use crate::types::Reason;
 
@@ -190,12 +191,7 @@ impl Remote {
 
 /// A failure below HTTP, without the URL: it may carry a signature.
 pub(super) fn lost(name: &str, error: &reqwest::Error) -> PullError {
-    let mut text = "the connection was lost".to_owned();
-    let mut cause: Option<&dyn std::error::Error> = std::error::Error::source(error);
-    while let Some(error) = cause {
-        text = error.to_string();
-        cause = error.source();
-    }
+    let text = innermost(error).unwrap_or_else(|| "the connection was lost".to_owned());
     let is_tls = ["certificate", "UnknownCA", "UnknownIssuer", "HandshakeFailure"];
     if is_tls.iter().any(|word| text.to_lowercase().contains(&word.to_lowercase())) {
         return PullError::retry(Reason::Tls, format!("{name}: {text}"));

@@ -1,6 +1,6 @@
 //! Objects of S3 and its likes: addresses, and signatures (SigV4, in the query).
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use reqwest::Url;
@@ -20,8 +20,9 @@ const SIGNED_FOR: Duration = Duration::from_secs(900);
 /// Where S3 is, and who asks.
 pub(in crate::registry) struct S3 {
     config: S3Config,
-    /// Fails where the configured authority cannot be read: told to whoever asks for an object.
-    door: Result<Door, PullError>,
+    /// Made for the first object: it takes reading all authorities, and most hosts have no S3. Fails where the configured
+    /// authority cannot be read.
+    door: OnceLock<Result<Door, PullError>>,
     chain: Chain,
 }
 
@@ -35,14 +36,20 @@ pub(super) struct Object {
 impl S3 {
     /// By the host's configuration; touches no network.
     pub fn new(config: S3Config) -> Self {
-        let tls = Tls { ca_file: config.ca_file.clone(), client: None };
-        let door = Proxies::of_environment().and_then(|proxies| Door::new("s3", &tls, &Arc::new(proxies)));
-        Self { config, door, chain: Chain::default() }
+        Self { config, door: OnceLock::new(), chain: Chain::default() }
+    }
+
+    fn door(&self) -> Result<&Door, PullError> {
+        let make = || {
+            let tls = Tls { ca_file: self.config.ca_file.clone(), client: None };
+            Door::new("s3", &tls, &Arc::new(Proxies::of_environment()?))
+        };
+        self.door.get_or_init(make).as_ref().map_err(Clone::clone)
     }
 
     /// The client for objects.
     pub fn http(&self) -> Result<reqwest::Client, PullError> {
-        self.door.as_ref().map(|door| door.following.clone()).map_err(Clone::clone)
+        Ok(self.door()?.following.clone())
     }
 
     /// An object `s3://bucket/key`.
@@ -79,8 +86,7 @@ impl S3 {
 impl Object {
     /// The address for one request; not signed where this host has no credentials.
     pub async fn sign(&self) -> Result<Url, PullError> {
-        let door = self.s3.door.as_ref().map_err(Clone::clone)?;
-        let credentials = self.s3.chain.credentials(&door.direct, self.bucket.region()).await?;
+        let credentials = self.s3.chain.credentials(&self.s3.door()?.direct, self.bucket.region()).await?;
         Ok(GetObject::new(&self.bucket, credentials.as_ref(), &self.key).sign(SIGNED_FOR))
     }
 

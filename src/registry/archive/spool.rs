@@ -6,6 +6,7 @@ use crate::registry::layer::{LayerWriter, Unpacked};
 use crate::registry::manifest::{self, Descriptor, Packing};
 use crate::registry::pull::Progress;
 use crate::registry::retry::{self, Budget, Resume};
+use crate::registry::worker::Product;
 use crate::registry::{PullError, Registry, space};
 use crate::types::Digest;
 
@@ -36,8 +37,14 @@ pub(super) async fn spool(
     let watch = space::Watch::begin_whole(registry.store.root(), name, &parts, &registry.needs)?;
     let (present, mut gone) = tokio::sync::mpsc::channel(1);
     let (part, begin) = begin(place).await?;
-    let to =
-        LayerWriter::spool(&registry.store, &registry.program, name.to_owned(), packing(&begin), present)?;
+    let to = LayerWriter::start(
+        &registry.store,
+        &registry.program,
+        name.to_owned(),
+        packing(&begin),
+        Product::File,
+        present,
+    )?;
     let written = to.place();
     let result = {
         let copy = copy(place, part, &begin, to, progress);

@@ -13,10 +13,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
-use super::layer::LayerWriter;
-use super::manifest::{self, Descriptor};
+use super::manifest::Descriptor;
 use super::pull::{self, Contents, Progress};
 use super::retry::Budget;
+use super::worker::Product;
 use super::{PullError, Registry, download, space};
 use crate::types::{Digest, ImageRef, PinnedImage};
 
@@ -118,44 +118,10 @@ impl Registry {
         received: Arc<AtomicU64>,
         tell: &(dyn Fn(u64) + Send + Sync),
     ) -> Result<(PackedLayer, Arc<super::store::Temporary>), PullError> {
-        let packing = manifest::packing(name, descriptor)?;
-        let (counter, mut counts) = tokio::sync::mpsc::unbounded_channel();
-        let (present, mut gone) = tokio::sync::mpsc::channel(1);
-        let job = download::Job {
-            image: name.to_owned(),
-            descriptor: descriptor.clone(),
-            diff_id: diff_id.clone(),
-            packing,
-            counter,
-            received,
-            budget: Arc::default(),
-        };
-        let text = format!("layer {} of {name}", descriptor.digest);
-        let source = contents.source.clone();
-        let fetch = async {
-            let start =
-                || LayerWriter::spool(&self.store, &self.program, text.clone(), packing, present.clone());
-            let unpacked = download::fetch(&source, &job, start).await;
-            // Ends the count, and leaves only what is on its way out.
-            drop((job, present));
-            unpacked
-        };
-        let count = async {
-            let mut bytes = 0;
-            while let Some(part) = counts.recv().await {
-                bytes += part;
-                tell(bytes);
-            }
-        };
-        let (unpacked, ()) = tokio::join!(fetch, count);
-        let unpacked = match unpacked {
-            Ok(unpacked) => unpacked,
-            Err(error) => {
-                // Whoever hears of the error finds nothing half done.
-                let _ = gone.recv().await;
-                return Err(error);
-            }
-        };
+        let source = &contents.source;
+        let layer = (diff_id, descriptor);
+        let unpacked =
+            download::fetch_alone(self, source, name, layer, &received, Product::File, tell).await?;
         let (place, diff_id) = (self.store.temporary()?, diff_id.clone());
         let compressing = tokio::task::spawn_blocking(move || {
             let (digest, bytes) = compress(&unpacked.file(), unpacked.size, &place.path().join(LAYER))?;
