@@ -56,7 +56,7 @@ impl Client {
     }
 
     /// The client for an archive's address: a section of its authority has its certificates.
-    pub fn http_of(&self, address: &str) -> reqwest::Client {
+    pub fn http_of(&self, address: &str) -> Result<&reqwest::Client, PullError> {
         self.doors.archive(address)
     }
 
@@ -263,7 +263,7 @@ impl Client {
         let mut at_home = true;
         for _ in 0..=MAX_REDIRECTS {
             at_home &= address.has(&url);
-            let mut asking = self.doors.client(address, &url).get(url.clone());
+            let mut asking = self.doors.client(address, &url)?.get(url.clone());
             asking = asking.header(ACCEPT, request.accept).header(ACCEPT_ENCODING, "identity");
             if let Some(ticket) = ticket.filter(|_| at_home) {
                 asking = ticket.authorization.put(asking);

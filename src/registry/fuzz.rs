@@ -46,14 +46,14 @@ fn read(bytes: &[u8]) -> Result<Vec<Entry>, Error> {
 /// The table of contents of an image archive in a file: names, and where their bytes begin and how many they are; `None`
 /// where it is none. Nothing is fetched, nothing is unpacked.
 pub async fn table(url: &SafeUrl) -> Result<Option<Vec<(String, u64, u64)>>, PullError> {
-    // Not used for files, and slow to make.
-    static REMOTE: LazyLock<Option<(reqwest::Client, Arc<archive::S3>)>> = LazyLock::new(|| {
-        let http = Client::new(BTreeMap::new()).ok()?.http_of("");
-        Some((http, Arc::new(archive::S3::new(S3Config::default()))))
+    // Not used for files.
+    static REMOTE: LazyLock<Option<(Client, Arc<archive::S3>)>> = LazyLock::new(|| {
+        let client = Client::new(BTreeMap::new()).ok()?;
+        Some((client, Arc::new(archive::S3::new(S3Config::default()))))
     });
     let none = || PullError::fatal(Reason::Internal, "no TLS on this host");
-    let (http, s3) = REMOTE.as_ref().ok_or_else(none)?;
-    archive::table_of(&archive::Place::open(url, http, s3).await?).await
+    let (client, s3) = REMOTE.as_ref().ok_or_else(none)?;
+    archive::table_of(&archive::Place::open(url, client, s3).await?).await
 }
 
 /// Unpacks an archive into an empty directory.

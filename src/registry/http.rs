@@ -2,15 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use reqwest::redirect::Policy;
-use reqwest::{Proxy, Url};
+use reqwest::{Certificate, Client, Identity, Proxy, Url};
 
 use super::PullError;
 use super::address::Address;
 use super::proxies::{Proxies, Via};
+use super::trouble::innermost;
 use crate::config::agent::RegistryConfig;
 use crate::types::Reason;
 
@@ -54,15 +55,17 @@ pub(super) struct Tls {
     pub client: Option<(PathBuf, PathBuf)>,
 }
 
-/// The clients for one set of authorities and certificates.
-#[derive(Clone)]
+/// The clients for one set of authorities and certificates. Each is made when it is first asked for: the system's
+/// authorities are some hundred files, which an archive on this machine or a registry without TLS does not need.
 pub(super) struct Door {
-    /// A redirect is an answer like any other: who follows it decides what goes along.
-    pub direct: reqwest::Client,
-    /// Follows them.
-    pub following: reqwest::Client,
-    /// Whether this host shows a certificate.
-    certified: bool,
+    authorities: Vec<Certificate>,
+    identity: Option<Identity>,
+    proxies: Arc<Proxies>,
+    /// For https.
+    direct: OnceLock<Client>,
+    /// For plain http by no proxy with TLS: without authorities.
+    bare: OnceLock<Client>,
+    following: OnceLock<Client>,
 }
 
 /// All clients.
@@ -108,13 +111,13 @@ impl Doors {
     }
 
     /// The client for a URL that an address has or leads to. It follows no redirect.
-    pub fn client(&self, address: &Address, url: &Url) -> &reqwest::Client {
-        &self.of(address, url).direct
+    pub fn client(&self, address: &Address, url: &Url) -> Result<&Client, PullError> {
+        self.of(address, url).direct(url)
     }
 
     /// Whether this host shows a certificate there.
     pub fn is_certified(&self, address: &Address, url: &Url) -> bool {
-        self.of(address, url).certified
+        self.of(address, url).is_certified()
     }
 
     /// The proxy that a URL is reached by.
@@ -123,61 +126,96 @@ impl Doors {
     }
 
     /// The client for an archive's address: a section of its authority has its certificates.
-    pub fn archive(&self, url: &str) -> reqwest::Client {
+    pub fn archive(&self, url: &str) -> Result<&Client, PullError> {
         let authority = url.parse::<Url>().map(|url| authority(&url)).unwrap_or_default();
-        self.own.get(&authority).unwrap_or(&self.plain).following.clone()
+        self.own.get(&authority).unwrap_or(&self.plain).following()
     }
 }
 
 impl Door {
-    /// `whose` is for messages.
+    /// Reads its certificates. `whose` is for messages.
     pub fn new(whose: &str, tls: &Tls, proxies: &Arc<Proxies>) -> Result<Self, PullError> {
-        let certified = tls.client.is_some();
-        Ok(Self {
-            direct: build(whose, tls, proxies, Policy::none())?,
-            following: build(whose, tls, proxies, redirects(certified))?,
-            certified,
+        let invalid = |what: &str, file: &Path, why: &dyn std::fmt::Display| {
+            PullError::fatal(Reason::Tls, format!("{what} {} of {whose}: {why}", file.display()))
+        };
+        let read = |what: &str, file: &Path| std::fs::read(file).map_err(|error| invalid(what, file, &error));
+        let mut authorities = Vec::new();
+        if let Some(file) = &tls.ca_file {
+            authorities = Certificate::from_pem_bundle(&read("ca_file", file)?)
+                .map_err(|error| invalid("ca_file", file, &error))?;
+            if authorities.is_empty() {
+                return Err(invalid("ca_file", file, &"it holds no certificate in PEM"));
+            }
+        }
+        let mut identity = None;
+        if let Some((certificate, key)) = &tls.client {
+            let pem = [read("client_cert", certificate)?, b"\n".to_vec(), read("client_key", key)?].concat();
+            identity = Some(Identity::from_pem(&pem).map_err(|_| {
+                invalid("client_cert", certificate, &"it is no certificate in PEM, or client_key is no key")
+            })?);
+        }
+        let (direct, bare, following) = Default::default();
+        let door = Self { authorities, identity, proxies: proxies.clone(), direct, bare, following };
+        // What does not fit together is to be heard of now, not at the first pull.
+        door.bare()?;
+        Ok(door)
+    }
+
+    /// A redirect is an answer like any other: who follows it decides what goes along.
+    pub fn direct(&self, url: &Url) -> Result<&Client, PullError> {
+        let way = self.proxies.of(url).map_or(url, |via| &via.url);
+        match way.scheme() == "http" && url.scheme() == "http" {
+            true => self.bare(),
+            false => once(&self.direct, || self.build(Policy::none(), true)),
+        }
+    }
+
+    /// Follows redirects.
+    pub fn following(&self) -> Result<&Client, PullError> {
+        once(&self.following, || self.build(redirects(self.is_certified()), true))
+    }
+
+    fn is_certified(&self) -> bool {
+        self.identity.is_some()
+    }
+
+    fn bare(&self) -> Result<&Client, PullError> {
+        once(&self.bare, || self.build(Policy::none(), false))
+    }
+
+    fn build(&self, redirects: Policy, system: bool) -> Result<Client, PullError> {
+        let proxies = self.proxies.clone();
+        let mut builder = Client::builder()
+            .user_agent(concat!("gitopsd/", env!("CARGO_PKG_VERSION")))
+            .connect_timeout(CONNECT_TIMEOUT)
+            .read_timeout(READ_TIMEOUT)
+            .referer(false)
+            .no_proxy()
+            .proxy(Proxy::custom(move |url| proxies.of(url).map(|via| via.url.clone())))
+            .redirect(redirects);
+        let authorities = self.authorities.iter().cloned();
+        builder = match system {
+            true => builder.tls_certs_merge(authorities),
+            false => builder.tls_certs_only(authorities),
+        };
+        if let Some(identity) = &self.identity {
+            builder = builder.identity(identity.clone());
+        }
+        builder.build().map_err(|error| {
+            let why = innermost(&error).unwrap_or_else(|| error.to_string());
+            PullError::fatal(Reason::Tls, format!("the certificate authorities of this host are of no use (is ca-certificates installed?): {why}"))
         })
     }
 }
 
-fn build(
-    whose: &str,
-    tls: &Tls,
-    proxies: &Arc<Proxies>,
-    redirects: Policy,
-) -> Result<reqwest::Client, PullError> {
-    let proxies = proxies.clone();
-    let mut builder = reqwest::Client::builder()
-        .user_agent(concat!("gitopsd/", env!("CARGO_PKG_VERSION")))
-        .connect_timeout(CONNECT_TIMEOUT)
-        .read_timeout(READ_TIMEOUT)
-        .referer(false)
-        .no_proxy()
-        .proxy(Proxy::custom(move |url| proxies.of(url).map(|via| via.url.clone())))
-        .redirect(redirects);
-    let invalid = |what: &str, file: &Path, why: &dyn std::fmt::Display| {
-        PullError::fatal(Reason::Tls, format!("{what} {} of {whose}: {why}", file.display()))
-    };
-    let read = |what: &str, file: &Path| std::fs::read(file).map_err(|error| invalid(what, file, &error));
-    if let Some(file) = &tls.ca_file {
-        let certificates = reqwest::Certificate::from_pem_bundle(&read("ca_file", file)?)
-            .map_err(|error| invalid("ca_file", file, &error))?;
-        if certificates.is_empty() {
-            return Err(invalid("ca_file", file, &"it holds no certificate in PEM"));
-        }
-        for certificate in certificates {
-            builder = builder.add_root_certificate(certificate);
-        }
+/// What is there, else what can be made.
+fn once(
+    place: &OnceLock<Client>,
+    make: impl FnOnce() -> Result<Client, PullError>,
+) -> Result<&Client, PullError> {
+    if let Some(client) = place.get() {
+        return Ok(client);
     }
-    if let Some((certificate, key)) = &tls.client {
-        let pem = [read("client_cert", certificate)?, b"\n".to_vec(), read("client_key", key)?].concat();
-        let identity = reqwest::Identity::from_pem(&pem).map_err(|_| {
-            invalid("client_cert", certificate, &"it is no certificate in PEM, or client_key is no key")
-        })?;
-        builder = builder.identity(identity);
-    }
-    builder
-        .build()
-        .map_err(|error| PullError::fatal(Reason::Internal, format!("making an http client: {error}")))
+    let made = make()?;
+    Ok(place.get_or_init(|| made))
 }

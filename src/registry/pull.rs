@@ -1,5 +1,6 @@
 //! One pull: what is missing, three layers at a time, and one durable end.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -253,7 +254,10 @@ async fn fetch_all(
     let mut trouble = None;
     // Kept to the end, so that what was written can be measured before it goes.
     let places = Arc::new(Mutex::new(Vec::new()));
-    for (diff_id, descriptor) in missing {
+    // The largest first: what is begun last then takes little time by itself.
+    let mut largest_first: Vec<_> = missing.iter().collect();
+    largest_first.sort_by_key(|(_, descriptor)| Reverse(descriptor.size));
+    for (diff_id, descriptor) in largest_first {
         let packing = manifest::packing(name, descriptor)?;
         let job = download::Job {
             image: name.to_owned(),

@@ -150,7 +150,7 @@ impl Asker<'_> {
         let form = pairs.map(|(key, value)| format!("{key}={}", percent_encoded(value))).join("&");
         let request = self
             .doors
-            .client(self.address, realm)
+            .client(self.address, realm)?
             .post(realm.clone())
             .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
             .body(form);
@@ -170,7 +170,7 @@ impl Asker<'_> {
         if !service.is_empty() {
             url.query_pairs_mut().append_pair("service", service);
         }
-        let mut request = self.doors.client(self.address, realm).get(url);
+        let mut request = self.doors.client(self.address, realm)?.get(url);
         if let Some((user, password)) = password {
             request = request.basic_auth(user, Some(password));
         }

@@ -209,6 +209,22 @@ fn each_way_is_the_right_one() {
     });
 }
 
+/// A host without ca-certificates: what needs none comes, and what needs them says so.
+#[test]
+fn authorities_are_read_only_where_they_are_needed() {
+    apart(|| {
+        let lab = Lab::new();
+        let none = [("SSL_CERT_FILE", "/nonexistent"), ("SSL_CERT_DIR", "/nonexistent")];
+        let (came, said) = lab.pull("127.0.0.1", lab.http, &none);
+        assert!(came, "{said}");
+        let (came, said) = lab.pull(NAME, lab.https, &none);
+        assert!(came, "its own ca_file is enough: {said}");
+        let (came, said) = lab.pull("127.0.0.1", lab.https, &none);
+        assert!(!came, "{said}");
+        assert!(said.contains("is ca-certificates installed?") && said.contains("(tls)"), "{said}");
+    });
+}
+
 #[test]
 fn a_proxy_may_want_a_password() {
     apart(|| {

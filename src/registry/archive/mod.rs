@@ -142,7 +142,7 @@ impl Registry {
     async fn read_steadily(&self, url: &SafeUrl, tell: Tell<'_>, open: bool) -> Result<Read, PullError> {
         let mut begun_anew = false;
         loop {
-            let place = Place::open(url, &self.client.http_of(url.as_str()), &self.s3).await?;
+            let place = Place::open(url, &self.client, &self.s3).await?;
             match self.remembered(url, &place) {
                 Some(known) if !open => return Ok(Read::Known(known.image.digest)),
                 Some(known) if known.ranged => {

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::remote::{Address, Remote};
 use super::s3::S3;
+use crate::registry::client::Client;
 use crate::registry::{PullError, retry};
 use crate::types::{Reason, SafeUrl};
 
@@ -102,7 +103,7 @@ enum Stream {
 
 impl Place {
     /// Looks which version is there. One without a byte is none.
-    pub async fn open(url: &SafeUrl, http: &reqwest::Client, s3: &Arc<S3>) -> Result<Self, PullError> {
+    pub async fn open(url: &SafeUrl, client: &Client, s3: &Arc<S3>) -> Result<Self, PullError> {
         let (name, text) = (url.to_string(), url.as_str());
         let watched = Arc::new(Watched::default());
         let (from, version) = match text.strip_prefix("file://") {
@@ -117,7 +118,7 @@ impl Place {
                         PullError::fatal(Reason::ConfigInvalid, format!("{name}: {error}"))
                     })?),
                 };
-                let http = if text.starts_with("s3://") { s3.http()? } else { http.clone() };
+                let http = if text.starts_with("s3://") { s3.http()? } else { client.http_of(text)?.clone() };
                 let (remote, version) = Remote::open(&name, http, address, &watched).await?;
                 (From::Server(Arc::new(remote)), version)
             }

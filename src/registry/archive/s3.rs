@@ -49,7 +49,7 @@ impl S3 {
 
     /// The client for objects.
     pub fn http(&self) -> Result<reqwest::Client, PullError> {
-        Ok(self.door()?.following.clone())
+        Ok(self.door()?.following()?.clone())
     }
 
     /// An object `s3://bucket/key`.
@@ -86,7 +86,7 @@ impl S3 {
 impl Object {
     /// The address for one request; not signed where this host has no credentials.
     pub async fn sign(&self) -> Result<Url, PullError> {
-        let credentials = self.s3.chain.credentials(&self.s3.door()?.direct, self.bucket.region()).await?;
+        let credentials = self.s3.chain.credentials(self.s3.door()?, self.bucket.region()).await?;
         Ok(GetObject::new(&self.bucket, credentials.as_ref(), &self.key).sign(SIGNED_FOR))
     }
 

@@ -8,6 +8,9 @@ use nix::libc;
 /// Bytes of a file after which the disk is asked to begin with them.
 const WRITE_BACK: u64 = 1 << 20;
 
+/// Bytes of a rest that are worth asking for.
+const REST: u64 = 128 << 10;
+
 /// A new file that is being filled.
 pub(super) struct Content<'a> {
     file: &'a File,
@@ -29,6 +32,13 @@ impl<'a> Content<'a> {
             self.write_back();
         }
         Ok(())
+    }
+
+    /// That was all of the file.
+    pub fn end(mut self) {
+        if self.written - self.begun >= REST {
+            self.write_back();
+        }
     }
 
     /// The disk works while the next bytes are inflated, and the sync at the end finds little left to do. This promises

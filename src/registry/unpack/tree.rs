@@ -248,6 +248,7 @@ impl<'a> Tree<'a> {
             let failed = |error| Error::Disk(format!("writing {}", target.path.display()), error);
             content.write(part).map_err(failed)
         })?;
+        content.end();
         attributes.set(&file, &target.path)?;
         attributes.set_times(&file, &target.path)?;
         self.list(&target.path, &attributes.record(Kind::File(size, digest)))

@@ -18,6 +18,7 @@ use rusty_s3::Credentials;
 use serde::Deserialize;
 
 use crate::registry::PullError;
+use crate::registry::http::Door;
 use crate::registry::store::now;
 use crate::types::{Reason, Timestamp};
 
@@ -69,18 +70,14 @@ impl Given {
 type Found = Option<(Credentials, Option<Timestamp>)>;
 
 impl Chain {
-    /// What is to be signed with now. `http` is for STS.
-    pub async fn credentials(
-        &self,
-        http: &reqwest::Client,
-        region: &str,
-    ) -> Result<Option<Credentials>, PullError> {
+    /// What is to be signed with now. `door` is to STS.
+    pub async fn credentials(&self, door: &Door, region: &str) -> Result<Option<Credentials>, PullError> {
         // Held while they are fetched: one look-up is for all who wait.
         let mut known = self.known.lock().await;
         if let Some(known) = known.as_ref().filter(|known| Instant::now() < known.until) {
             return known.found.clone();
         }
-        let looked = look(http, region).await;
+        let looked = look(door, region).await;
         let span = match &looked {
             Ok(Some((_, Some(end)))) => span(*end, now()),
             Ok(_) => KEPT,
@@ -103,19 +100,19 @@ fn span(end: Timestamp, now: Timestamp) -> Duration {
     left.saturating_sub(EARLY).max(left / 2)
 }
 
-async fn look(http: &reqwest::Client, region: &str) -> Result<Found, PullError> {
+async fn look(door: &Door, region: &str) -> Result<Found, PullError> {
     if let Some(found) = Credentials::from_env() {
         return Ok(Some((found, None)));
     }
     if let Some(identity) = sts::Identity::from_env() {
-        return identity.assume(http, region).await.map(Some);
+        return identity.assume(door, region).await.map(Some);
     }
     let profile = settings::profile()?;
     if let Some(found) = profile.keys() {
         return Ok(Some((found, None)));
     }
     if let Some(identity) = sts::Identity::of(&profile) {
-        return identity.assume(http, region).await.map(Some);
+        return identity.assume(door, region).await.map(Some);
     }
     if let Some(command) = profile.get("credential_process") {
         return process::run(command).await.map(|given| Some(given.into_parts()));

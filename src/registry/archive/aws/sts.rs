@@ -3,12 +3,13 @@
 
 use std::time::Duration;
 
-use reqwest::{Client, Url};
+use reqwest::Url;
 use rusty_s3::Credentials;
 
 use super::auth;
 use super::settings::{self, Profile, variable};
 use crate::registry::PullError;
+use crate::registry::http::Door;
 use crate::types::Timestamp;
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -48,7 +49,7 @@ impl Identity {
     /// Asks for the role.
     pub async fn assume(
         &self,
-        http: &Client,
+        door: &Door,
         region: &str,
     ) -> Result<(Credentials, Option<Timestamp>), PullError> {
         let failed = |why: &dyn std::fmt::Display| {
@@ -71,7 +72,8 @@ impl Identity {
             ("RoleSessionName", &self.session),
             ("WebIdentityToken", token.trim()),
         ]);
-        let request = http
+        let request = door
+            .direct(&endpoint)?
             .post(endpoint)
             .header("Content-Type", "application/x-www-form-urlencoded")
             .timeout(PATIENCE)
