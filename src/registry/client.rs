@@ -213,7 +213,8 @@ impl Client {
     fn way(&self, address: &Address, url: &Url) -> Way<'_> {
         Way {
             whom: address.to_string(),
-            section: address.section(),
+            section: format!("[registry.\"{}\"]", address.section()),
+            chooses: true,
             elsewhere: (!address.has(url)).then(|| authority(url)),
             proxy: self.doors.proxy(url),
             certified: self.doors.is_certified(address, url),

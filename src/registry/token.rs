@@ -184,7 +184,8 @@ impl Asker<'_> {
     fn way(&self, realm: &Url) -> Way<'_> {
         Way {
             whom: format!("the token service {} of {}", authority(realm), self.address),
-            section: self.address.section(),
+            section: format!("[registry.\"{}\"]", self.address.section()),
+            chooses: true,
             elsewhere: None,
             proxy: self.doors.proxy(realm),
             certified: self.doors.is_certified(self.address, realm),

@@ -12,8 +12,10 @@ use crate::types::Reason;
 pub(super) struct Way<'a> {
     /// For messages: who was asked.
     pub whom: String,
-    /// The section of the configuration that speaks for it.
+    /// The section of the configuration that speaks for it, as it is written.
     pub section: String,
+    /// Whether that section says which of http and https it is.
+    pub chooses: bool,
     /// `host[:port]` of the server, where it is another one.
     pub elsewhere: Option<String>,
     pub proxy: Option<&'a Via>,
@@ -36,13 +38,15 @@ impl Way<'_> {
             innermost(error).unwrap_or_else(|| "the connection was lost".to_owned())
         };
         // hyper's words for what is no HTTP; a server that speaks TLS answers in it.
-        let hint = if text.contains("invalid HTTP") {
-            let section = &self.section;
-            format!(
-                "; what answers does not speak http: does it speak https, with plain_http in [registry.\"{section}\"]?"
-            )
-        } else {
-            String::new()
+        let hint = match text.contains("invalid HTTP") {
+            true if self.chooses => {
+                let section = &self.section;
+                format!(
+                    "; what answers does not speak http: does it speak https, with plain_http in {section}?"
+                )
+            }
+            true => "; what answers does not speak http: does it speak https?".to_owned(),
+            false => String::new(),
         };
         // A tunnel that the proxy does not make (hyper-util's `TunnelError`).
         if text.contains("proxy auth") {
@@ -58,9 +62,12 @@ impl Way<'_> {
         let section = &self.section;
         match error {
             rustls::Error::InvalidCertificate(error) => self.invalid(error),
-            rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType) => format!(
-                "it does not speak TLS; plain_http = true in [registry.\"{section}\"], if that is meant to be"
-            ),
+            rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType) if self.chooses => {
+                format!("it does not speak TLS; plain_http = true in {section}, if that is meant to be")
+            }
+            rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType) => {
+                "it does not speak TLS".to_owned()
+            }
             rustls::Error::AlertReceived(
                 AlertDescription::HandshakeFailure | AlertDescription::ProtocolVersion,
             )
@@ -69,12 +76,12 @@ impl Way<'_> {
             }
             // What a server says when it wants a certificate, or another one (RFC 8446 section 6.2).
             rustls::Error::AlertReceived(alert) if self.certified => format!(
-                "it does not take this host's certificate ({alert:?}): look at client_cert of [registry.\"{section}\"]"
+                "it does not take this host's certificate ({alert:?}): look at client_cert of {section}"
             ),
             rustls::Error::AlertReceived(
                 alert @ (AlertDescription::CertificateRequired | AlertDescription::BadCertificate),
             ) => format!(
-                "it asks this host for a certificate ({alert:?}): set client_cert and client_key in [registry.\"{section}\"]"
+                "it asks this host for a certificate ({alert:?}): set client_cert and client_key in {section}"
             ),
             error => error.to_string(),
         }
@@ -84,7 +91,7 @@ impl Way<'_> {
         let section = &self.section;
         match error {
             CertificateError::UnknownIssuer => format!(
-                "its certificate is by an authority that this host does not know; ca_file in [registry.\"{section}\"] names one"
+                "its certificate is by an authority that this host does not know; ca_file in {section} names one"
             ),
             CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
                 format!("its certificate has expired: renew it, or look at this host's clock ({error})")
@@ -96,7 +103,7 @@ impl Way<'_> {
                 format!("its certificate is for another name ({error})")
             }
             error if format!("{error:?}").contains("CaUsedAsEndEntity") => format!(
-                "its certificate is an authority's own, which no server can show: have that one issue another, and name it as ca_file in [registry.\"{section}\"]"
+                "its certificate is an authority's own, which no server can show: have that one issue another, and name it as ca_file in {section}"
             ),
             error => error.to_string(),
         }

@@ -70,6 +70,7 @@ async fn https_by_an_authority_of_ones_own() {
     // Nobody else's word is taken.
     let error = super::host(S3Config::default()).pull(&server.url("/app.tar")).await.unwrap_err();
     assert_eq!(error.reason, Reason::Tls, "{error}");
+    assert!(error.to_string().contains("ca_file in [registry.\"127.0.0.1:"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -81,6 +82,7 @@ async fn s3_behind_an_authority_of_ones_own() {
     let config = S3Config { endpoint, path_style: true, ..S3Config::default() };
     let error = super::host(config.clone()).pull("s3://images/app.tar").await.unwrap_err();
     assert_eq!(error.reason, Reason::Tls, "{error}");
+    assert!(error.to_string().contains("ca_file in [s3]"), "{error}");
     let trusting = S3Config { ca_file: Some(world.certificates.ca.clone()), ..config.clone() };
     let host = super::host(trusting);
     let (digest, _) = host.pull("s3://images/app.tar").await.unwrap();

@@ -96,6 +96,7 @@ enum Stream {
     },
     /// The answer may begin before what was asked for.
     Http {
+        server: Arc<Remote>,
         response: reqwest::Response,
         skip: u64,
     },
@@ -172,7 +173,7 @@ impl Place {
             }
             From::Server(remote) => {
                 let (response, skip) = remote.get(&self.version, offset, length.max(1)).await?;
-                Stream::Http { response, skip }
+                Stream::Http { server: remote.clone(), response, skip }
             }
         };
         Ok(Part { name: self.name.clone(), left: length, watched: self.watched.clone(), from })
@@ -253,8 +254,8 @@ impl Part {
                 watched.count(length);
                 Ok(Some(bytes.into()))
             }
-            Stream::Http { response, skip } => {
-                let chunk = response.chunk().await.map_err(|error| super::remote::lost(name, &error))?;
+            Stream::Http { server, response, skip } => {
+                let chunk = response.chunk().await.map_err(|error| server.lost(&error))?;
                 let Some(mut chunk) = chunk else { return Ok(None) };
                 watched.count(chunk.len() as u64);
                 let skipped = usize::try_from(*skip).unwrap_or(usize::MAX).min(chunk.len());

@@ -7,7 +7,8 @@ use reqwest::{Response, StatusCode, Url};
 
 use super::place::{Version, Watched};
 use super::s3::Object;
-use crate::registry::trouble::innermost;
+use crate::registry::http::authority;
+use crate::registry::trouble::Way;
 use crate::registry::{PullError, retry};
 use crate::types::Reason;
 
@@ -132,7 +133,7 @@ impl Remote {
         if version.is_telling() {
             request = request.header(IF_MATCH, &version.tag);
         }
-        let response = request.send().await.map_err(|error| lost(&self.name, &error))?;
+        let response = request.send().await.map_err(|error| self.lost(&error))?;
         let status = response.status();
         let tag = text(response.headers(), ETAG).unwrap_or_default();
         let moved = !version.tag.is_empty() && status.is_success() && tag != version.tag;
@@ -181,22 +182,22 @@ impl Remote {
             .then(|| (its.to_owned(), object.region().to_owned()))
     }
 
+    /// A failure below HTTP.
+    pub fn lost(&self, error: &reqwest::Error) -> PullError {
+        let section = match &self.address {
+            Address::Url(url) => format!("[registry.\"{}\"]", authority(url)),
+            Address::Object(_) => "[s3]".to_owned(),
+        };
+        let whom = self.name.clone();
+        Way { whom, section, chooses: false, elsewhere: None, proxy: None, certified: false }.trouble(error)
+    }
+
     /// They may have been replaced: the next request looks for them anew.
     async fn forget_credentials(&self) {
         if let Address::Object(object) = &self.address {
             object.forget_credentials().await;
         }
     }
-}
-
-/// A failure below HTTP, without the URL: it may carry a signature.
-pub(super) fn lost(name: &str, error: &reqwest::Error) -> PullError {
-    let text = innermost(error).unwrap_or_else(|| "the connection was lost".to_owned());
-    let is_tls = ["certificate", "UnknownCA", "UnknownIssuer", "HandshakeFailure"];
-    if is_tls.iter().any(|word| text.to_lowercase().contains(&word.to_lowercase())) {
-        return PullError::retry(Reason::Tls, format!("{name}: {text}"));
-    }
-    PullError::network(format!("{name}: {text}"), None)
 }
 
 #[cfg(test)]
