@@ -32,7 +32,7 @@ fn rabbitmq_keeps_messages() {
     for words in [&["add_user", "shop", "a-test"][..], &["set_permissions", "shop", ".*", ".*", ".*"]] {
         stage.exec(&[&ctl[..], words].concat());
     }
-    let url = format!("amqp://shop:a-test@127.0.0.1:{}/", stage.port);
+    let url = format!("amqp://shop:a-test@127.0.0.1:{}", stage.port);
     let (to, from) = (url.clone(), url.clone());
     ask("amqp-declare-queue", &["-u", &url, "-d", "-q", "orders"], &[]).unwrap();
     let client = Client::begin(move |number| {

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -44,23 +44,24 @@ impl Stage {
         lab.deploy(service, &file.replace("IMAGE", &references[0]), "version 1");
         lab.start_agent();
         lab.wait_agent();
-        lab.sync();
         let stage = Self { lab, port, service, file, references };
-        stage.serves(1, 1);
+        stage.settle(1, 1);
         stage
     }
 
     /// Deploys a version by a commit and waits until that is over.
     #[track_caller]
-    pub fn deploy(&self, version: usize, generation: u64) {
+    pub fn deploy(&self, version: usize, generation: u32) {
         let file = self.file.replace("IMAGE", &self.references[version - 1]);
         self.lab.deploy(self.service, &file, &format!("version {version}"));
-        self.lab.sync();
-        self.serves(version, generation);
+        self.settle(version, generation);
     }
 
+    /// Waits until the deploy is over, and has gone well.
     #[track_caller]
-    fn serves(&self, version: usize, generation: u64) {
+    fn settle(&self, version: usize, generation: u32) {
+        let output = self.lab.run(&["sync", "--wait"]);
+        assert!(output.status.success(), "{output:?}\n{}", self.log(generation).join("\n"));
         let service = self.lab.service(self.service);
         assert_eq!(service["image"], self.references[version - 1].as_str(), "{service}");
         assert_eq!(service["generation"], generation, "{service}");
@@ -144,6 +145,7 @@ pub struct Told {
 /// A client that writes one number after the other until it is told to end.
 pub struct Client {
     stop: Arc<AtomicBool>,
+    acknowledged: Arc<AtomicUsize>,
     thread: JoinHandle<Told>,
 }
 
@@ -151,7 +153,8 @@ impl Client {
     /// Begins; `write` says whether the number was acknowledged.
     pub fn begin(write: impl Fn(usize) -> bool + Send + 'static) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
-        let asked = stop.clone();
+        let acknowledged = Arc::new(AtomicUsize::new(0));
+        let (asked, count) = (stop.clone(), acknowledged.clone());
         let thread = std::thread::spawn(move || {
             let mut told = Told { acknowledged: Vec::new(), failed: 0, longest_gap: Duration::ZERO };
             let mut last = Instant::now();
@@ -163,6 +166,7 @@ impl Client {
                     told.longest_gap = told.longest_gap.max(last.elapsed());
                     last = Instant::now();
                     told.acknowledged.push(number);
+                    count.fetch_add(1, Ordering::Relaxed);
                 } else {
                     told.failed += 1;
                 }
@@ -170,12 +174,22 @@ impl Client {
             }
             told
         });
-        Self { stop, thread }
+        let client = Self { stop, acknowledged, thread };
+        client.some_more();
+        client
     }
 
-    /// Ends it, once it has had some acknowledgements more.
+    /// Waits until it has had some acknowledgements more.
+    #[track_caller]
+    fn some_more(&self) {
+        let enough = self.acknowledged.load(Ordering::Relaxed) + 5;
+        wait_for("the client", || (self.acknowledged.load(Ordering::Relaxed) >= enough).then_some(()));
+    }
+
+    /// Ends it.
+    #[track_caller]
     pub fn end(self) -> Told {
-        std::thread::sleep(PAUSE * 10);
+        self.some_more();
         self.stop.store(true, Ordering::Relaxed);
         let told = self.thread.join().unwrap();
         println!(
@@ -184,7 +198,6 @@ impl Client {
             told.failed,
             told.longest_gap.as_millis()
         );
-        assert!(told.acknowledged.len() > 10, "hardly anything was acknowledged");
         told
     }
 }
