@@ -63,7 +63,8 @@ pub(super) fn write_hosts(
     file.set_len(text.len() as u64)
 }
 
-/// Source: hosts(5). The container's own name comes last, so that a peer's line for the same name wins.
+/// Source: hosts(5). A container's own name comes last, so that a peer's line for the same name wins; the service's name
+/// is its own address alone.
 fn hosts_file(
     id: &InstanceId,
     own: Ipv4Addr,
@@ -74,7 +75,8 @@ fn hosts_file(
     for (name, address) in options.extra_hosts.iter().flatten() {
         let _ = writeln!(text, "{address} {name}");
     }
-    for (name, address) in hosts {
+    // A program that looks for its own name means itself, at any port and before it has traffic: Erlang's nodes do.
+    for (name, address) in hosts.iter().filter(|(name, _)| **name != id.service) {
         // Writing to a String cannot fail.
         let _ = writeln!(text, "{address} {name}");
     }
@@ -136,7 +138,10 @@ mod tests {
 
     #[test]
     fn hosts_name_the_peers_and_the_container() {
-        let hosts = BTreeMap::from([("db".parse().unwrap(), Ipv4Addr::new(10, 98, 0, 9))]);
+        let hosts = BTreeMap::from([
+            ("db".parse().unwrap(), Ipv4Addr::new(10, 98, 0, 9)),
+            ("shop".parse().unwrap(), Ipv4Addr::new(10, 98, 0, 8)),
+        ]);
         let text =
             hosts_file(&"shop.7".parse().unwrap(), Ipv4Addr::new(10, 98, 1, 2), &hosts, &Options::default());
         assert!(text.ends_with("10.98.0.9 db\n10.98.1.2 shop\n"), "{text}");
