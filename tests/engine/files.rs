@@ -20,8 +20,7 @@ fn volumes_keep_what_is_written_and_read_only_means_it() {
          touch /assets/inner/x 2>/dev/null && echo WROTE
          echo kept > /data/file; echo there > /file-on-host; cat /deep/er/logo",
     );
-    let named =
-        VolumeMount { source: VolumeSource::Named("data".into()), target: "/data".into(), read_only: false };
+    let named = VolumeMount::new(VolumeSource::Named("data".into()), "/data", false);
     fs::write(rig.path("one-file"), "").unwrap();
     request.spec.volumes = vec![
         containers::bind(rig.path("assets"), "/deep/er", true),
@@ -38,8 +37,7 @@ fn volumes_keep_what_is_written_and_read_only_means_it() {
     // The next generation finds the volume again, and its user may write where the image prepared a directory for it.
     std::os::unix::fs::chown(rig.path("layer/tmp"), Some(1000), Some(1001)).unwrap();
     let mut next = rig.script("shop.2", "cat /data/file; touch /tmp/mine && echo mine; id -u");
-    let tmp =
-        VolumeMount { source: VolumeSource::Named("tmp".into()), target: "/tmp".into(), read_only: false };
+    let tmp = VolumeMount::new(VolumeSource::Named("tmp".into()), "/tmp", false);
     next.spec.volumes = vec![named, tmp];
     next.spec.user = Some("app".into());
     let (_, log) = rig.run(&next);
@@ -58,11 +56,7 @@ fn a_new_volume_begins_with_what_the_image_has_there() {
     std::os::unix::fs::chown(prepared.join("inner"), Some(1000), Some(1001)).unwrap();
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o2750);
     fs::set_permissions(prepared.join("inner"), mode).unwrap();
-    let volume = VolumeMount {
-        source: VolumeSource::Named("data".into()),
-        target: "/var/lib/shop".into(),
-        read_only: false,
-    };
+    let volume = VolumeMount::new(VolumeSource::Named("data".into()), "/var/lib/shop", false);
     let script = "cd /var/lib/shop; cat link; stat -c '%a %u:%g' inner; stat -c %h same; busybox readlink out
                   echo changed > inner/seed; rm -f out";
     let mut request = rig.script("shop.1", &script.replace("rm -f", "busybox rm -f"));

@@ -220,6 +220,7 @@ mod tests {
             cwd: "/".into(),
             stop_signal: 15,
             volumes: Vec::new(),
+            configs: Vec::new(),
             memory: Some(64 << 20),
             milli_cpus: Some(1500),
             pids: Some(32),

@@ -23,7 +23,7 @@ use super::super::user::{self, Identity};
 use super::super::{in_root, rights, spec};
 use super::program::Program;
 use super::supervise::Supervised;
-use super::{devices, open_reader, rootfs, volumes};
+use super::{configs, devices, open_reader, rootfs, volumes};
 use crate::engine::EngineError;
 use crate::engine::native::log::Stream;
 use crate::types::Reason;
@@ -49,7 +49,8 @@ pub(super) fn create(run: &RunFiles, launch: Launch) -> Result<Supervised, Engin
     // As Docker does: the working directory of an image need not exist in it.
     in_root::create_dir_all(&root_dir, &launch.cwd)
         .map_err(|e| failed(&format!("working directory {}", launch.cwd.display()), e))?;
-    let binds = volumes::prepare(&launch, root_dir.as_fd())?;
+    let mut binds = volumes::prepare(&launch, root_dir.as_fd())?;
+    binds.extend(configs::prepare(&launch, run, &identity)?);
     drop(root_dir);
 
     let devices = devices::prepare(&launch)?;

@@ -5,12 +5,14 @@
 //! call [`main`] before any thread exists. Its standard input is the container's lock, its standard output the pipe on
 //! which it reports once, its standard error `shim.log`.
 
+mod configs;
 mod create;
 mod devices;
 mod fill;
 mod init;
 mod program;
 mod rootfs;
+mod subpath;
 mod supervise;
 mod volumes;
 
