@@ -10,6 +10,9 @@
     reason = "a test says what is wrong by panicking"
 )]
 
+#[path = "config/files.rs"]
+mod files;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -350,7 +353,7 @@ fn the_page_and_the_parser_know_the_same_keys() {
         .map(|cell| cell.trim().trim_matches('`'))
         .collect();
     let mut taken = Vec::new();
-    for file in ["service", "options", "repo", "load", "images", "registry"] {
+    for file in ["service", "options", "repo", "load", "images", "registry", "configs", "volume"] {
         let source = std::fs::read_to_string(root().join(format!("src/config/{file}.rs"))).unwrap();
         let source = source.split("#[cfg(test)]").next().unwrap().to_owned();
         let calls = [
@@ -390,6 +393,11 @@ fn the_page_and_the_parser_know_the_same_keys() {
             "rates(\"",
             "size(&options, \"",
             "one(&options, \"",
+            "options(\"",
+            "one_of(bind, \"",
+            "number(entry, \"",
+            "mode(entry, \"",
+            "mode(tmpfs, \"",
         ];
         for call in calls {
             taken.extend(source.match_indices(call).map(|(at, _)| {
@@ -401,7 +409,7 @@ fn the_page_and_the_parser_know_the_same_keys() {
     taken.sort();
     taken.dedup();
     // Sections have headings of their own.
-    let sections = ["repo", "host", "engine", "registry", "s3", "images", "policy", "report"];
+    let sections = ["repo", "host", "engine", "registry", "s3", "images", "policy", "report", "defaults"];
     for key in taken.iter().filter(|key| !sections.contains(&key.as_str())) {
         assert!(documented.contains(&key.as_str()), "docs/config.md does not have `{key}`");
     }

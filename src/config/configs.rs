@@ -85,7 +85,7 @@ fn path(section: &Section<'_, '_>, key: &str, text: &str, at: Value<'_, '_>) -> 
 /// A string, or an array of strings and tables with `path` and `required`.
 pub(super) fn env_files(section: &Section<'_, '_>) -> Option<Vec<EnvFile>> {
     const KEY: &str = "env_file";
-    let value = section.get(KEY)?;
+    let value = section.get("env_file")?;
     let findings = section.findings;
     let items: Vec<Value<'_, '_>> = match value.get_ref() {
         DeValue::Array(array) => array.iter().collect(),

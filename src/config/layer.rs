@@ -208,6 +208,10 @@ fn check_targets(findings: &Findings<'_>, spec: &Declared) {
     let volumes = spec.volumes.iter().map(|volume| volume.target.as_path());
     let configs = spec.configs.iter().map(|config| config.target.as_path());
     let memory = spec.options.tmpfs.iter().flatten().map(|tmpfs| tmpfs.target.as_path());
+    // What is wrong within one of them has been told with its place.
+    if findings.has_errors() {
+        return;
+    }
     if let Some(target) = configs::doubled(volumes.chain(configs).chain(memory)) {
         let message = format!("two of `volumes`, `configs` and `tmpfs` go to {}", target.display());
         findings.error(0..0, message, None);

@@ -38,7 +38,12 @@ pub fn get(state_dir: &Path, digest: &Digest, size: u64) -> Result<Vec<u8>, Stat
     let path = path(state_dir, digest);
     let reading = |error: io::Error| StateError::io("reading", &path, error);
     let mut bytes = Vec::new();
-    let file = std::fs::File::open(&path).map_err(reading)?;
+    let file = match std::fs::File::open(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Err(StateError::Damaged { path, why: "it is gone".to_owned() });
+        }
+        file => file.map_err(reading)?,
+    };
     file.take(size.saturating_add(1)).read_to_end(&mut bytes).map_err(reading)?;
     if Digest::from_sha256(&Sha256::digest(&bytes).into()) != *digest {
         return Err(StateError::Damaged { path, why: "its content has another digest".to_owned() });

@@ -81,6 +81,9 @@ pub fn check_target(target: &Path) -> Result<(), Invalid> {
     let plain = parts.next() == Some(Component::RootDir)
         && parts.clone().next().is_some()
         && parts.all(|part| matches!(part, Component::Normal(_)));
+    if target == Path::new("/") {
+        return Err(Invalid::new("/ is the container's own root"));
+    }
     if !plain || target.as_os_str().as_encoded_bytes().contains(&0) {
         return Err(Invalid::new(format!("{} is not a plain absolute path below /", target.display())));
     }
