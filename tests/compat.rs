@@ -150,6 +150,7 @@ fn what_is_not_supported_is_refused_by_name_and_line() {
         "ulimits = { nofile = { soft = 2, hard = 1 } }",
         "tmpfs = [\"/\"]",
         "tmpfs = [\"/x:uid=root\"]",
+        "tmpfs = [\"/proc/sys\"]",
         "volumes = [\"data:/x:z\"]",
         "volumes = [\"/srv:/x:rshared\"]",
         "volumes = [{ type = \"cluster\", source = \"a\", target = \"/x\" }]",

@@ -21,6 +21,7 @@ use super::super::layout::RunFiles;
 use super::super::record::{self, ProcessId, RunRecord};
 use super::super::user::{self, Identity};
 use super::super::{in_root, rights, spec};
+use super::last_look::Look;
 use super::program::Program;
 use super::supervise::Supervised;
 use super::{configs, devices, open_reader, rootfs, volumes};
@@ -64,6 +65,12 @@ pub(super) fn create(run: &RunFiles, launch: Launch) -> Result<Supervised, Engin
         v1_cgroups: &cgroups.v1_names(),
     };
     let config = spec::config(&launch, &around).map_err(|e| failed("its limits of disks", e))?;
+    #[cfg(feature = "failpoints")]
+    let config = {
+        let mut config = config;
+        super::weak::Weak::of(&launch).spoil(&mut config, &launch);
+        config
+    };
     fs::create_dir_all(run.bundle())
         .and_then(|()| fs::create_dir_all(run.runtime()))
         .and_then(|()| record::write(&run.bundle().join("config.json"), &config))
@@ -129,6 +136,9 @@ fn build(
                     failure: writer.as_raw_fd(),
                     filter: rights::filter(&launch.options),
                     init: launch.options.init == Some(true),
+                    look: Look::First { masked: launch.options.privileged != Some(true) },
+                    #[cfg(feature = "failpoints")]
+                    weak: super::weak::Weak::of(launch),
                 })
                 .with_stdin(null)
                 .with_stdout(stdout)
