@@ -425,17 +425,20 @@ proptest! {
     /// Whatever is in the files, reading them is an answer and never a panic.
     #[test]
     fn no_text_makes_it_panic(at in any::<prop::sample::Index>(), cut in 0usize..40, put in "[ -~\n\t\u{e9}\u{1f600}]{0,12}") {
-        let text = "image = \"r.io/a:1\"\nports = [\"80:80\"]\ncpus = 1.5\nmem_limit = 9999999\nenvironment = { A = 1 }\nvolumes = [\"d:/d\"]\n[healthcheck]\nhttp = \"/x\"\nretries = 3\n[deploy]\nbake = \"1s\"\n";
+        let text = "image = \"r.io/a:1\"\nports = [\"80:80\"]\ncpus = 1.5\nmem_limit = 9999999\nenvironment = { A = 1 }\nvolumes = [\"d:/d\", { type = \"tmpfs\", target = \"/t\", tmpfs = { size = 9, mode = 0o7 } }]\nenv_file = [\"a.env\"]\nconfigs = [{ file = \"a.env\", target = \"/x\", mode = 0o444 }]\n[healthcheck]\nhttp = \"/x\"\nretries = 3\n[deploy]\nbake = \"1s\"\n";
         let mut chars: Vec<char> = text.chars().collect();
         let from = at.index(chars.len());
         let to = (from + cut).min(chars.len());
         chars.splice(from..to, put.chars());
         let text: String = chars.into_iter().collect();
-        let files = repo(&[("services/a.toml", &text), ("hosts/web-1.toml", &text)]);
+        // Each is also what the others take from: variables, contents.
+        let files = repo(&[("services/a.toml", &text), ("hosts/web-1.toml", &text), ("services/a.env", &text)]);
         for found in check(&files, None).diagnostics {
             prop_assert!(!found.to_string().is_empty());
         }
         let _ = view(&[("services/a.toml", &text)], &Policy::default());
+        let values = format!("A='{put}\nB=\"{put}\nC={put}\n{text}");
+        let _ = view(&[("services/a.toml", "image = \"r.io/a:1\"\nenv_file = \"e\"\n"), ("services/e", &values)], &Policy::default());
         let top = RepoFiles::from([("gitopsd.toml".to_owned(), text.clone().into_bytes())]);
         let _ = read(&top, &host("web-1", &[]), &Policy::default());
         let dir = tempfile::tempdir().unwrap();

@@ -193,13 +193,23 @@ impl Layer {
 /// Longest variable, its name and the NUL included, that a program can be given: execve(2), MAX_ARG_STRLEN.
 const MAX_VARIABLE: usize = 128 << 10;
 
+/// Longest environment in all: a few of the longest variables. Programs take more, records of it get slow.
+const MAX_ENVIRONMENT: usize = 256 << 10;
+
 fn check_environment(findings: &Findings<'_>, environment: &BTreeMap<String, String>) {
+    let mut total = 0usize;
     for (name, value) in environment {
-        if name.len().saturating_add(value.len()) + 2 > MAX_VARIABLE {
+        let length = name.len().saturating_add(value.len()).saturating_add(2);
+        total = total.saturating_add(length);
+        if length > MAX_VARIABLE {
             let message =
                 format!("`environment`: `{name}` is longer than the 128 KiB that a program can be given");
             findings.error(0..0, message, None);
         }
+    }
+    if total > MAX_ENVIRONMENT {
+        let message = format!("`environment`, with `env_file`, has {total} bytes; up to 256 KiB are taken");
+        findings.error(0..0, message, None);
     }
 }
 

@@ -111,6 +111,15 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_service_without_config_files_is_written_as_ever() {
+        let image: crate::types::ImageRef = "r.io/shop:1".parse().unwrap();
+        let spec = crate::types::ServiceSpec::new(image);
+        let written = serde_json::to_string(&spec).unwrap();
+        assert!(!written.contains("configs"), "{written}");
+        assert_eq!(serde_json::from_str::<crate::types::Declared>(&written).unwrap(), spec);
+    }
+
     /// Records of versions that knew less are read, and what says nothing new is written as they wrote it.
     #[test]
     fn a_plain_volume_is_written_as_ever() {

@@ -226,6 +226,9 @@ fn sizes_have_limits_that_are_told() {
     let longer = format!("LONG={}\n", "x".repeat((128 << 10) - 5));
     let view = with("env_file = \"e\"", &[("services/e", &longer)]);
     assert!(errors(&view)[0].message.contains("`LONG` is longer than the 128 KiB"));
+    let all: String = (0..3).map(|n| format!("V{n}={}\n", "x".repeat(100 << 10))).collect();
+    let view = with("env_file = \"e\"", &[("services/e", &all)]);
+    assert!(errors(&view)[0].message.contains("up to 256 KiB"));
 }
 
 #[test]

@@ -73,11 +73,7 @@ fn file_systems() -> Result<(), String> {
         }
     }
     let root = lstat(c"/proc").map_err(|error| wrong(c"/proc", &error.to_string()))?;
-    if u64::from(root.st_ino) == PROC_ROOT {
-        Ok(())
-    } else {
-        Err(wrong(c"/proc", "it is a part of the kernel's"))
-    }
+    if root.st_ino == PROC_ROOT { Ok(()) } else { Err(wrong(c"/proc", "it is a part of the kernel's")) }
 }
 
 /// What is hidden is hidden by `/dev/null`; and `/dev/console` is a terminal or nothing.

@@ -48,3 +48,44 @@ fn look(root: &File, path: &Path) -> io::Result<OwnedFd> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsRawFd as _;
+    use std::os::unix::fs::symlink;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+
+    /// A container that exchanges a directory for a link out of the volume, again and again, while it is looked up.
+    #[test]
+    fn nobody_is_quick_enough_to_lead_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let (volume, outside) = (dir.path().join("data"), dir.path().join("outside"));
+        std::fs::create_dir_all(volume.join("a/b")).unwrap();
+        std::fs::create_dir_all(outside.join("b")).unwrap();
+        symlink(&outside, volume.join("link")).unwrap();
+        symlink("../outside", volume.join("up")).unwrap();
+        let over = AtomicBool::new(false);
+        let mut opened = 0;
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    for other in ["link", "up"] {
+                        let (one, two) = (volume.join("a"), volume.join(other));
+                        let _ = renameat2(AT_FDCWD, &one, AT_FDCWD, &two, RenameFlags::RENAME_EXCHANGE);
+                    }
+                }
+            });
+            let root = File::open(&volume).unwrap();
+            for _ in 0..20_000 {
+                let Ok(found) = look(&root, Path::new("a/b")) else { continue };
+                let path = std::fs::read_link(format!("/proc/self/fd/{}", found.as_raw_fd())).unwrap();
+                assert!(path.starts_with(&volume), "{}", path.display());
+                opened += 1;
+            }
+            over.store(true, Ordering::Relaxed);
+        });
+        assert!(opened > 0, "it was never there");
+    }
+}
