@@ -189,7 +189,7 @@ fn what_is_not_masked_is_seen_and_nothing_is_executed() {
     let rig = Rig::new();
     // Opened, and nothing written: what stands there is the host's.
     let script = "head -c 1 /proc/interrupts | wc -c
-        { : >> /proc/sys/kernel/core_pattern; } 2>/dev/null && echo WRITABLE; echo done";
+        ( : >> /proc/sys/kernel/core_pattern ) 2>/dev/null && echo WRITABLE; echo done";
     assert_eq!(rig.run(&rig.script("shop.1", script)).1, ["0", "done"]);
     let request = rig.script("shop.2", script);
     shows_with_the_fault(&rig, &request, "unmasked", "it shows the host's kernel", "WRITABLE");
