@@ -45,21 +45,7 @@ fn shows_with_the_fault(_: &Rig, _: &ContainerRequest, _: &str, _: &str, _: &str
 #[test]
 fn the_hosts_binary_cannot_be_written_to() {
     let rig = Rig::new();
-    symlink("/proc/self/exe", rig.path("layer/command")).unwrap();
-    let made = std::process::Command::new("mkfifo").arg(rig.path("layer/never")).status();
-    assert!(made.unwrap().success());
-    // What it is linked with, so that it runs.
-    let linked = std::process::Command::new("ldd").arg(env!("CARGO_BIN_EXE_gitopsd")).output().unwrap();
-    for library in
-        String::from_utf8(linked.stdout).unwrap().split_whitespace().filter(|word| word.starts_with('/'))
-    {
-        let place = rig.path(&format!("layer{library}"));
-        fs::create_dir_all(place.parent().unwrap()).unwrap();
-        fs::copy(library, place).unwrap();
-    }
-    let mut request = rig.script("shop.1", "");
-    // Waits for ever for somebody to write its configuration.
-    request.spec.command = Some(["/command", "--config", "/never", "status"].map(str::to_owned).into());
+    let request = executes_the_host(&rig);
     rig.start(&request);
     let script = "busybox readlink /proc/1/exe; { echo x > /proc/1/exe; } 2>&1; echo done";
     let command = ["sh".into(), "-c".into(), script.into()];
@@ -79,6 +65,42 @@ fn the_hosts_binary_cannot_be_written_to() {
         let output = rig.engine.exec(&request.id, &looking, Duration::from_secs(20)).unwrap().output;
         assert!(output.contains("Read-only file system"), "{output}");
     });
+}
+
+/// The same without the read-only mount: only that it is being executed holds then, and no longer than that.
+#[test]
+#[cfg(feature = "failpoints")]
+fn without_the_mount_the_write_is_refused_for_another_reason() {
+    let rig = Rig::new();
+    let request = executes_the_host(&rig);
+    let program = rig.path("gitopsd");
+    crate::containers::copy_program(env!("CARGO_BIN_EXE_gitopsd"), &program);
+    fs::write(rig.path("gitopsd.unsealed"), "").unwrap();
+    let engine = crate::containers::engine_with(rig.dir.path(), &rig.instance, &program);
+    engine.start(&request).unwrap();
+    let command = ["sh".into(), "-c".into(), "{ echo x > /proc/1/exe; } 2>&1".into()];
+    let output = engine.exec(&request.id, &command, Duration::from_secs(20)).unwrap().output;
+    assert!(output.contains("Text file busy"), "{output}");
+}
+
+/// An image whose command is the host's own program, and waits for ever.
+fn executes_the_host(rig: &Rig) -> ContainerRequest {
+    symlink("/proc/self/exe", rig.path("layer/command")).unwrap();
+    let made = std::process::Command::new("mkfifo").arg(rig.path("layer/never")).status();
+    assert!(made.unwrap().success());
+    // What it is linked with, so that it runs.
+    let linked = std::process::Command::new("ldd").arg(env!("CARGO_BIN_EXE_gitopsd")).output().unwrap();
+    for library in
+        String::from_utf8(linked.stdout).unwrap().split_whitespace().filter(|word| word.starts_with('/'))
+    {
+        let place = rig.path(&format!("layer{library}"));
+        fs::create_dir_all(place.parent().unwrap()).unwrap();
+        fs::copy(library, place).unwrap();
+    }
+    let mut request = rig.script("shop.1", "");
+    // Waits for ever for somebody to write its configuration.
+    request.spec.command = Some(["/command", "--config", "/never", "status"].map(str::to_owned).into());
+    request
 }
 
 /// What stays of the shim as the first process with `init = true` is nobody's to open.
@@ -252,4 +274,11 @@ fn devices_of_the_host_cannot_be_made_nor_used() {
     request.spec.options.cap_add = Some(vec!["CAP_MKNOD".into()]);
     let (_, log) = rig.run(&request);
     assert!(!log.iter().any(|line| line.starts_with("READ")), "{log:?}");
+    // Without `nodev`: a device that every container may use is used through the image's own.
+    #[cfg(feature = "failpoints")]
+    {
+        weaken(&rig, "devices");
+        let (_, log) = rig.run(&rig.script("shop.3", script));
+        assert_eq!(log, ["READ OF THE IMAGE", "done"]);
+    }
 }

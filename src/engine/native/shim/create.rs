@@ -43,6 +43,8 @@ pub(super) fn create(run: &RunFiles, launch: Launch) -> Result<Supervised, Engin
     let state = launch.layout.state(&id);
     let root = rootfs::mount(&state, &run.scratch(), &launch.layers)
         .map_err(|e| failed("the image's layers cannot be mounted", e))?;
+    #[cfg(feature = "failpoints")]
+    super::weak::Weak::of(&launch).spoil_root(&root);
     let root_dir = File::open(&root).map_err(|e| failed("its root cannot be opened", e))?;
     let identity =
         user::look_up(&root_dir, &launch.user, launch.options.group_add.as_deref().unwrap_or_default())

@@ -3,7 +3,9 @@
 
 use std::fs::File;
 use std::os::fd::{IntoRawFd as _, RawFd};
+use std::path::Path;
 
+use nix::mount::{MsFlags, mount};
 use serde_json::{Value, json};
 
 use super::super::launch::Launch;
@@ -19,6 +21,8 @@ pub(in super::super) struct Weak {
     console: bool,
     /// CVE-2024-21626: the working directory is one of the host, by a descriptor.
     directory: Option<RawFd>,
+    /// The device hole: the image's devices can be used.
+    devices: bool,
     /// The last look is left out.
     unlooked: bool,
 }
@@ -33,6 +37,7 @@ impl Weak {
             false_proc: has("false-proc"),
             console: has("console"),
             directory: has("directory").then(leak).flatten(),
+            devices: has("devices"),
             unlooked: has("unlooked"),
         }
     }
@@ -52,6 +57,14 @@ impl Weak {
             mounts.push(json!({
                 "destination": "/dev/console", "type": "bind", "source": secret, "options": ["bind", "rw"],
             }));
+        }
+    }
+
+    /// Makes the container's root one that was mounted without a care.
+    pub fn spoil_root(&self, root: &Path) {
+        if self.devices {
+            let none: Option<&str> = None;
+            let _ = mount(none, root, none, MsFlags::MS_REMOUNT | MsFlags::MS_BIND, none);
         }
     }
 
