@@ -10,6 +10,9 @@
     reason = "a test says what is wrong by panicking"
 )]
 
+#[path = "config/files.rs"]
+mod files;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -350,7 +353,7 @@ fn the_page_and_the_parser_know_the_same_keys() {
         .map(|cell| cell.trim().trim_matches('`'))
         .collect();
     let mut taken = Vec::new();
-    for file in ["service", "options", "repo", "load", "images", "registry"] {
+    for file in ["service", "options", "repo", "load", "images", "registry", "configs", "volume"] {
         let source = std::fs::read_to_string(root().join(format!("src/config/{file}.rs"))).unwrap();
         let source = source.split("#[cfg(test)]").next().unwrap().to_owned();
         let calls = [
@@ -390,6 +393,11 @@ fn the_page_and_the_parser_know_the_same_keys() {
             "rates(\"",
             "size(&options, \"",
             "one(&options, \"",
+            "options(\"",
+            "one_of(bind, \"",
+            "number(entry, \"",
+            "mode(entry, \"",
+            "mode(tmpfs, \"",
         ];
         for call in calls {
             taken.extend(source.match_indices(call).map(|(at, _)| {
@@ -401,7 +409,7 @@ fn the_page_and_the_parser_know_the_same_keys() {
     taken.sort();
     taken.dedup();
     // Sections have headings of their own.
-    let sections = ["repo", "host", "engine", "registry", "s3", "images", "policy", "report"];
+    let sections = ["repo", "host", "engine", "registry", "s3", "images", "policy", "report", "defaults"];
     for key in taken.iter().filter(|key| !sections.contains(&key.as_str())) {
         assert!(documented.contains(&key.as_str()), "docs/config.md does not have `{key}`");
     }
@@ -417,17 +425,20 @@ proptest! {
     /// Whatever is in the files, reading them is an answer and never a panic.
     #[test]
     fn no_text_makes_it_panic(at in any::<prop::sample::Index>(), cut in 0usize..40, put in "[ -~\n\t\u{e9}\u{1f600}]{0,12}") {
-        let text = "image = \"r.io/a:1\"\nports = [\"80:80\"]\ncpus = 1.5\nmem_limit = 9999999\nenvironment = { A = 1 }\nvolumes = [\"d:/d\"]\n[healthcheck]\nhttp = \"/x\"\nretries = 3\n[deploy]\nbake = \"1s\"\n";
+        let text = "image = \"r.io/a:1\"\nports = [\"80:80\"]\ncpus = 1.5\nmem_limit = 9999999\nenvironment = { A = 1 }\nvolumes = [\"d:/d\", { type = \"tmpfs\", target = \"/t\", tmpfs = { size = 9, mode = 0o7 } }]\nenv_file = [\"a.env\"]\nconfigs = [{ file = \"a.env\", target = \"/x\", mode = 0o444 }]\n[healthcheck]\nhttp = \"/x\"\nretries = 3\n[deploy]\nbake = \"1s\"\n";
         let mut chars: Vec<char> = text.chars().collect();
         let from = at.index(chars.len());
         let to = (from + cut).min(chars.len());
         chars.splice(from..to, put.chars());
         let text: String = chars.into_iter().collect();
-        let files = repo(&[("services/a.toml", &text), ("hosts/web-1.toml", &text)]);
+        // Each is also what the others take from: variables, contents.
+        let files = repo(&[("services/a.toml", &text), ("hosts/web-1.toml", &text), ("services/a.env", &text)]);
         for found in check(&files, None).diagnostics {
             prop_assert!(!found.to_string().is_empty());
         }
         let _ = view(&[("services/a.toml", &text)], &Policy::default());
+        let values = format!("A='{put}\nB=\"{put}\nC={put}\n{text}");
+        let _ = view(&[("services/a.toml", "image = \"r.io/a:1\"\nenv_file = \"e\"\n"), ("services/e", &values)], &Policy::default());
         let top = RepoFiles::from([("gitopsd.toml".to_owned(), text.clone().into_bytes())]);
         let _ = read(&top, &host("web-1", &[]), &Policy::default());
         let dir = tempfile::tempdir().unwrap();

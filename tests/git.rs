@@ -8,6 +8,8 @@ mod git_server;
 
 #[path = "git/hostile.rs"]
 mod hostile;
+#[path = "git/named.rs"]
+mod named;
 #[path = "git/network.rs"]
 mod network;
 #[path = "git/notes.rs"]

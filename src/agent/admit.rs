@@ -49,6 +49,13 @@ impl Agent {
     /// Takes a revision over: the mark first, then what it wants.
     fn admit(&mut self, revision: Revision, moved: bool, now: Timestamp) {
         let commit = revision.commit.clone();
+        // Before anything names them: a candidate of this commit could not be started without.
+        if let Err(error) = self.state.keep_contents(&revision.view.contents) {
+            let refusal = error.to_refusal();
+            self.note_fault(Some(refusal.clone()));
+            self.source.refusal = Some(refusal);
+            return;
+        }
         if self.high_water.as_ref().is_none_or(|mark| mark.commit != commit.id) {
             let mark = HighWater { commit: commit.id.clone(), admitted_at: now };
             if let Err(error) = self.state.save_high_water(&mark) {

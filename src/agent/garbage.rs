@@ -10,7 +10,7 @@ use super::{Agent, clock};
 use crate::reconcile::later;
 use crate::reconcile::step::Step;
 use crate::reconcile::transition::Outcome;
-use crate::reconcile::uses::{Role, uses};
+use crate::reconcile::uses::{Role, contents, uses};
 use crate::registry::{Collection, Doomed, Pressure};
 use crate::report::Message;
 use crate::report::message::Kind;
@@ -101,6 +101,11 @@ impl Agent {
         let needed: BTreeSet<Digest> = uses.iter().map(|used| used.image.digest.clone()).collect();
         let used = uses.iter().filter(|used| used.role != Role::Wanted);
         if !dry_run {
+            let mut contents = contents(self.desired.as_ref(), &self.journal.records);
+            contents.extend(self.source.contents());
+            if let Err(error) = self.state.drop_contents(&contents) {
+                tracing::warn!("old config files are not removed: {}", error.to_refusal());
+            }
             self.store.note_uses(&used.map(|used| used.image.digest.clone()).collect(), now);
         }
         let doomed = self.store.collect(&self.config.images, &needed, pressure, now, dry_run);

@@ -158,6 +158,11 @@ impl Source {
         Desired { commit: revision.commit, declared_in_repo: revision.view.declared_in_repo, services }
     }
 
+    /// The contents of config files that declared services name, their tags looked up or not.
+    pub fn contents(&self) -> impl Iterator<Item = Digest> {
+        self.declared.values().flat_map(|spec| spec.configs.iter().map(|config| config.content.clone()))
+    }
+
     /// Takes the end of a look-up in.
     pub fn resolved(
         &mut self,

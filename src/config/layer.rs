@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::Duration;
 
+use super::configs::{self, Config, EnvFile, Sources};
 use super::section::Findings;
 use crate::types::{
     ByteSize, Declared, Deploy, HealthCheck, ImageRef, Options, PortMapping, Probe, Protocol, ServiceName,
-    Strategy, VolumeMount,
+    Strategy, Tmpfs, VolumeMount,
 };
 
 /// One layer: what a file says of a service. `None` = nothing.
@@ -23,6 +24,10 @@ pub(super) struct Layer {
     pub working_dir: Option<String>,
     pub ports: Option<Vec<PortMapping>>,
     pub volumes: Option<Vec<VolumeMount>>,
+    /// What `volumes` asks for in memory: there with these, or not at all.
+    pub memory: Option<Vec<Tmpfs>>,
+    pub env_files: Option<Vec<EnvFile>>,
+    pub configs: Option<Vec<Config>>,
     pub depends_on: Option<Vec<(ServiceName, Range<usize>)>>,
     pub stop_grace_period: Option<Duration>,
     pub mem_limit: Option<ByteSize>,
@@ -81,6 +86,9 @@ impl Layer {
             port_spans: if over.ports.is_some() { over.port_spans.clone() } else { self.port_spans.clone() },
             ports: over.ports.clone().or_else(|| self.ports.clone()),
             volumes: over.volumes.clone().or_else(|| self.volumes.clone()),
+            memory: over.memory.clone().or_else(|| self.memory.clone()),
+            env_files: over.env_files.clone().or_else(|| self.env_files.clone()),
+            configs: over.configs.clone().or_else(|| self.configs.clone()),
             depends_on: over.depends_on.clone().or_else(|| self.depends_on.clone()),
             stop_grace_period: over.stop_grace_period.or(self.stop_grace_period),
             mem_limit: over.mem_limit.or(self.mem_limit),
@@ -107,8 +115,13 @@ impl Layer {
         }
     }
 
+    /// The files of the repo that it names, by their paths.
+    pub fn files(&self) -> impl Iterator<Item = &str> {
+        configs::files_of(&self.env_files, &self.configs)
+    }
+
     /// The spec that all layers together make. What is missing is a finding of the service's own file.
-    pub fn into_spec(self, findings: &Findings<'_>) -> Option<Declared> {
+    pub fn into_spec(self, findings: &Findings<'_>, sources: &Sources<'_>) -> Option<Declared> {
         let Some(image) = self.image else {
             if !self.names_image && !findings.is_guessed() {
                 let hint = Some("image = \"registry/name:tag\"".to_owned());
@@ -150,7 +163,10 @@ impl Layer {
         spec.fallback = self.fallback.unwrap_or_default();
         spec.entrypoint = self.entrypoint;
         spec.command = self.command;
-        spec.environment = self.environment;
+        spec.environment = sources.environment(findings, &self.env_files.unwrap_or_default());
+        spec.environment.extend(self.environment);
+        check_environment(findings, &spec.environment);
+        spec.configs = sources.configs(findings, self.configs.unwrap_or_default());
         spec.user = self.user;
         spec.working_dir = self.working_dir;
         spec.ports = ports;
@@ -161,12 +177,54 @@ impl Layer {
         spec.milli_cpus = self.milli_cpus;
         spec.pids_limit = self.pids_limit;
         spec.options = self.options;
+        if let Some(memory) = self.memory.filter(|memory| !memory.is_empty()) {
+            spec.options.tmpfs.get_or_insert_default().extend(memory);
+        }
+        check_targets(findings, &spec);
         Some(spec)
     }
 
     /// Where a published port is written.
     pub fn port_span(&self, number: usize) -> Range<usize> {
         self.port_spans.get(number).cloned().unwrap_or(0..0)
+    }
+}
+
+/// Longest variable, its name and the NUL included, that a program can be given: execve(2), MAX_ARG_STRLEN.
+const MAX_VARIABLE: usize = 128 << 10;
+
+/// Longest environment in all: a few of the longest variables. Programs take more, records of it get slow.
+const MAX_ENVIRONMENT: usize = 256 << 10;
+
+fn check_environment(findings: &Findings<'_>, environment: &BTreeMap<String, String>) {
+    let mut total = 0usize;
+    for (name, value) in environment {
+        let length = name.len().saturating_add(value.len()).saturating_add(2);
+        total = total.saturating_add(length);
+        if length > MAX_VARIABLE {
+            let message =
+                format!("`environment`: `{name}` is longer than the 128 KiB that a program can be given");
+            findings.error(0..0, message, None);
+        }
+    }
+    if total > MAX_ENVIRONMENT {
+        let message = format!("`environment`, with `env_file`, has {total} bytes; up to 256 KiB are taken");
+        findings.error(0..0, message, None);
+    }
+}
+
+/// Two things at one place of the container: one of them would not be seen.
+fn check_targets(findings: &Findings<'_>, spec: &Declared) {
+    let volumes = spec.volumes.iter().map(|volume| volume.target.as_path());
+    let configs = spec.configs.iter().map(|config| config.target.as_path());
+    let memory = spec.options.tmpfs.iter().flatten().map(|tmpfs| tmpfs.target.as_path());
+    // What is wrong within one of them has been told with its place.
+    if findings.has_errors() {
+        return;
+    }
+    if let Some(target) = configs::doubled(volumes.chain(configs).chain(memory)) {
+        let message = format!("two of `volumes`, `configs` and `tmpfs` go to {}", target.display());
+        findings.error(0..0, message, None);
     }
 }
 

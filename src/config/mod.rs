@@ -4,17 +4,22 @@
 //! built-in defaults, `[defaults]` of the repo, the service's file, the host's overrides.
 
 pub mod agent;
+mod configs;
 mod diagnostic;
+mod env_file;
 mod grants;
 mod images;
 mod layer;
 mod load;
+mod named;
 mod options;
 mod port;
 mod registry;
 pub mod repo;
+mod repo_files;
 mod section;
 mod service;
+mod volume;
 pub(crate) mod words;
 
 pub(crate) use diagnostic::did_you_mean;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use toml::de::DeValue;
 
@@ -354,6 +354,10 @@ fn tmpfs(text: &str) -> Result<Tmpfs, Invalid> {
     let Some(target) = absolute(target).filter(|path| path.components().count() > 1) else {
         return bad(text, "does not begin with an absolute path below / without `..`");
     };
+    // Those of the kernel's places that it may not hide; below /dev a service may want one of its own.
+    if ["/proc", "/sys"].iter().any(|kernel| target.starts_with(kernel)) || target == Path::new("/dev") {
+        return bad(text, "lies in a place that belongs to the kernel");
+    }
     let known = |option: &&str| {
         let (name, value) = option.split_once('=').unwrap_or((option, ""));
         let digits = |radix: u32| !value.is_empty() && value.chars().all(|c| c.is_digit(radix));

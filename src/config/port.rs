@@ -1,8 +1,8 @@
-//! `[address:]host:container[/protocol]` and `source:target[:ro]`, in Compose's short syntax.
+//! `[address:]host:container[/protocol]`, in Compose's short syntax, and paths.
 
 use std::path::{Component, Path, PathBuf};
 
-use crate::types::{Invalid, PortMapping, Protocol, VolumeMount, VolumeSource};
+use crate::types::{Invalid, PortMapping, Protocol};
 
 /// Most ports of one range.
 const MAX_RANGE: u16 = 1024;
@@ -50,41 +50,6 @@ pub(super) fn range(text: &str) -> Result<std::ops::RangeInclusive<u16>, Invalid
     Ok(low..=high)
 }
 
-/// Reads a volume.
-pub(super) fn volume(text: &str) -> Result<VolumeMount, Invalid> {
-    let bad = |why: &str| Invalid::new(format!("`{text}` is not a volume: {why}"));
-    let parts: Vec<&str> = text.split(':').collect();
-    let (source, target, mode) = match parts.as_slice() {
-        [source, target] => (*source, *target, "rw"),
-        [source, target, mode] => (*source, *target, *mode),
-        _ => return Err(bad("write source:target or source:target:ro")),
-    };
-    let read_only = match mode {
-        "ro" => true,
-        "rw" => false,
-        other => return Err(bad(&format!("`{other}` is neither ro nor rw"))),
-    };
-    let target = absolute(target).ok_or_else(|| bad("the target is an absolute path without `..`"))?;
-    if target == Path::new("/") {
-        return Err(bad("the container's root cannot be a volume"));
-    }
-    let source = if source.starts_with('/') {
-        VolumeSource::Bind(
-            absolute(source).ok_or_else(|| bad("the source is an absolute path without `..`"))?,
-        )
-    } else if source.starts_with(['.', '~']) {
-        return Err(bad("a directory of the host is named by its absolute path"));
-    } else {
-        let first = source.starts_with(|c: char| c.is_ascii_alphanumeric());
-        let rest = source.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.'));
-        if !first || !rest || source.len() > 63 {
-            return Err(bad("a volume's name takes letters, digits, `_`, `-` and `.`"));
-        }
-        VolumeSource::Named(source.to_owned())
-    };
-    Ok(VolumeMount { source, target, read_only })
-}
-
 /// A path as it is written, if it is absolute and goes down only.
 pub(super) fn absolute(text: &str) -> Option<PathBuf> {
     let path = Path::new(text);
@@ -122,17 +87,6 @@ mod tests {
             "1:2:3:4",
         ] {
             assert!(port(bad).is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn volumes() {
-        assert!(matches!(volume("data:/var/lib/shop").unwrap().source, VolumeSource::Named(_)));
-        assert!(volume("/srv/assets:/assets:ro").unwrap().read_only);
-        for bad in
-            ["", "data", "data:rel", "/srv/../etc:/x", "./x:/x", "a/b:/x", "data:/x:z", "data:/", "..:/x"]
-        {
-            assert!(volume(bad).is_err(), "{bad}");
         }
     }
 }

@@ -1,21 +1,17 @@
 //! The config repo's files, read for one host or checked for all.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
-use std::path::Path;
 
 use super::agent::HostIdentity;
+use super::configs::{self, Content, Sources};
 use super::diagnostic::{Diagnostic, first_error};
 use super::grants::{self, violation};
 use super::layer::Layer;
+use super::repo_files::TOP;
+pub use super::repo_files::{MAX_FILE_BYTES, RepoFiles, read_dir};
 use super::section::{Findings, Section, parse};
 use super::service;
-use crate::types::{Declared, HostName, Policy, Reason, Refusal, ServiceName};
-
-/// Paths relative to the folder that holds `gitopsd.toml`, and their bytes.
-pub type RepoFiles = BTreeMap<String, Vec<u8>>;
-
-const TOP: &str = "gitopsd.toml";
+use crate::types::{Declared, Digest, HostName, Policy, Reason, Refusal, ServiceName};
 
 /// The version of the repo's layout that is read here.
 const FORMAT: i64 = 1;
@@ -29,6 +25,8 @@ pub struct RepoView {
     pub declared_in_repo: usize,
     /// What this host should run; a file that is wrong is a refusal of its own service.
     pub services: BTreeMap<ServiceName, Result<Declared, Refusal>>,
+    /// The contents of config files that these services name by digest.
+    pub contents: BTreeMap<Digest, Vec<u8>>,
     /// Why nothing of it can be acted on.
     pub fatal: Option<Refusal>,
     /// Everything that was found.
@@ -44,49 +42,17 @@ pub struct CheckReport {
     pub diagnostics: Vec<Diagnostic>,
 }
 
-/// Reads the config files of a folder. Links are not followed.
-pub fn read_dir(dir: &Path) -> io::Result<RepoFiles> {
-    let mut files = RepoFiles::new();
-    let mut take = |path: &Path, name: String| -> io::Result<()> {
-        if !path.symlink_metadata()?.is_file() {
-            return Err(io::Error::other(format!("{name} is not a plain file")));
-        }
-        files.insert(name, std::fs::read(path)?);
-        Ok(())
-    };
-    if !dir.is_dir() {
-        return Err(io::Error::new(io::ErrorKind::NotFound, "there is no such folder"));
-    }
-    if dir.join(TOP).symlink_metadata().is_ok() {
-        take(&dir.join(TOP), TOP.to_owned())?;
-    }
-    for folder in ["services", "hosts"] {
-        let entries = match std::fs::read_dir(dir.join(folder)) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            Err(error) => return Err(error),
-        };
-        for entry in entries {
-            let entry = entry?;
-            let name = entry.file_name().to_string_lossy().into_owned();
-            if name.ends_with(".toml") {
-                take(&entry.path(), format!("{folder}/{name}"))?;
-            }
-        }
-    }
-    Ok(files)
-}
-
 /// Texts of the files; what is not UTF-8 is a finding.
-struct Texts<'a> {
+pub(super) struct Texts<'a> {
     files: BTreeMap<&'a str, &'a str>,
     diagnostics: Vec<Diagnostic>,
 }
 
 impl<'a> Texts<'a> {
-    fn of(files: &'a RepoFiles) -> Self {
+    pub(super) fn of(files: &'a RepoFiles) -> Self {
         let mut texts = Self { files: BTreeMap::new(), diagnostics: Vec::new() };
-        for (name, bytes) in files {
+        // The others are taken as they are.
+        for (name, bytes) in files.iter().filter(|(name, _)| is_toml(name)) {
             match std::str::from_utf8(bytes) {
                 Ok(text) => {
                     texts.files.insert(name, text);
@@ -102,7 +68,7 @@ impl<'a> Texts<'a> {
         texts
     }
 
-    fn below(&self, folder: &str) -> impl Iterator<Item = (&'a str, &'a str, &'a str)> {
+    pub(super) fn below(&self, folder: &str) -> impl Iterator<Item = (&'a str, &'a str, &'a str)> {
         let prefix = format!("{folder}/");
         self.files.iter().filter_map(move |(file, text)| {
             let stem = file.strip_prefix(&prefix)?.strip_suffix(".toml")?;
@@ -111,15 +77,22 @@ impl<'a> Texts<'a> {
     }
 }
 
+/// Whether a path is one of those that are read for what they say.
+fn is_toml(path: &str) -> bool {
+    let below = |folder: &str| path.strip_prefix(folder).is_some_and(|name| !name.contains('/'));
+    path == TOP || (path.ends_with(".toml") && (below("services/") || below("hosts/")))
+}
+
 /// The repo's own file.
 #[derive(Default)]
-struct Top {
+pub(super) struct Top {
     repo_id: Option<String>,
-    defaults: Layer,
+    pub(super) defaults: Layer,
+    pub(super) configs: BTreeMap<String, Content>,
     diagnostics: Vec<Diagnostic>,
 }
 
-fn read_top(texts: &Texts<'_>) -> Top {
+pub(super) fn read_top(texts: &Texts<'_>) -> Top {
     let Some(text) = texts.files.get(TOP) else {
         let findings = Findings::new(TOP, "");
         findings.error(
@@ -152,20 +125,24 @@ fn read_top(texts: &Texts<'_>) -> Top {
             None,
         );
     }
+    let configs = configs::definitions(&section);
+    section
+        .unsupported("volumes", "a named volume belongs to its service, and is made when it is first used");
+    section.unsupported("secrets", "name a file of the host as a volume");
     section.finish(|_| None);
     drop(section);
-    Top { repo_id, defaults, diagnostics: findings.into_sorted() }
+    Top { repo_id, defaults, configs, diagnostics: findings.into_sorted() }
 }
 
 /// A host's file.
 #[derive(Default)]
-struct HostFile {
+pub(super) struct HostFile {
     labels: Vec<String>,
-    overrides: BTreeMap<String, Layer>,
+    pub(super) overrides: BTreeMap<String, Layer>,
     diagnostics: Vec<Diagnostic>,
 }
 
-fn read_host(file: &str, stem: &str, text: &str, known: &BTreeSet<&str>) -> HostFile {
+pub(super) fn read_host(file: &str, stem: &str, text: &str, known: &BTreeSet<&str>) -> HostFile {
     let findings = Findings::new(file, text);
     if let Err(error) = stem.parse::<HostName>() {
         findings.error(0..0, error.to_string(), None);
@@ -237,6 +214,7 @@ pub fn read(files: &RepoFiles, host: &HostIdentity, policy: &Policy) -> RepoView
         first_error(&top.diagnostics).map(|error| Refusal::new(Reason::ConfigInvalid, error.one_line()));
     let host_error = first_error(&own.diagnostics).cloned();
     let mut services: BTreeMap<ServiceName, Result<Declared, Refusal>> = BTreeMap::new();
+    let sources = Sources::new(files, &top.configs);
     let mut layers: BTreeMap<ServiceName, (Layer, &str, &str)> = BTreeMap::new();
     for (file, stem, text) in texts.below("services") {
         let findings = Findings::new(file, text);
@@ -264,8 +242,9 @@ pub fn read(files: &RepoFiles, host: &HostIdentity, policy: &Policy) -> RepoView
         if let Some(over) = own.overrides.get(stem) {
             layer = layer.under(over);
         }
-        let spec = layer.clone().into_spec(&findings);
-        let found = findings.into_sorted();
+        let spec = layer.clone().into_spec(&findings, &sources);
+        let mut found = findings.into_sorted();
+        found.append(&mut sources.found.borrow_mut());
         let error = first_error(&found).or(host_error.as_ref()).map(Diagnostic::one_line);
         let result = match (error, broken_bytes, spec) {
             (Some(error), _, _) => Err(Refusal::new(Reason::ConfigInvalid, error)),
@@ -280,10 +259,11 @@ pub fn read(files: &RepoFiles, host: &HostIdentity, policy: &Policy) -> RepoView
         layers.insert(name.clone(), (layer, file, text));
         services.insert(name, result);
     }
+    let contents = sources.contents.into_inner();
     across(&layers, &known, &mut services, &mut diagnostics);
     diagnostics.extend(top.diagnostics);
     diagnostics.extend(own.diagnostics);
-    RepoView { repo_id: top.repo_id, declared_in_repo, services, fatal, diagnostics }
+    RepoView { repo_id: top.repo_id, declared_in_repo, services, contents, fatal, diagnostics }
 }
 
 /// What services of one host may not do to each other.

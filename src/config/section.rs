@@ -37,6 +37,20 @@ impl<'a> Findings<'a> {
         self.found.borrow_mut().push(found);
     }
 
+    /// Where a value of this file is.
+    pub fn place(&self, value: Value<'_, '_>) -> Place {
+        Place { file: self.source.file.to_owned(), span: value.span() }
+    }
+
+    /// An error about what a layer says: at its place where that is in this file, else with the file's name.
+    pub fn error_of(&self, place: &Place, message: &str, hint: Option<String>) {
+        if place.file == self.source.file {
+            self.error(place.span.clone(), message, hint);
+        } else {
+            self.error(0..0, format!("{message} (as {} has it)", place.file), hint);
+        }
+    }
+
     pub fn warn(&self, span: Range<usize>, message: impl Into<String>, hint: Option<String>) {
         self.found.borrow_mut().push(self.source.at(Severity::Warning, span, message.into(), hint));
     }
@@ -63,6 +77,13 @@ impl<'a> Findings<'a> {
         found.sort_by_key(|diagnostic| (diagnostic.line, diagnostic.column));
         found
     }
+}
+
+/// Where a layer says something.
+#[derive(Debug, Clone)]
+pub(super) struct Place {
+    file: String,
+    span: Range<usize>,
 }
 
 /// Parses a file before anything else is found in it; syntax errors are findings, and what could be read is read.

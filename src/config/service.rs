@@ -6,10 +6,12 @@ use std::time::Duration;
 
 use toml::de::DeValue;
 
+use super::configs;
 use super::layer::{DeployLayer, HealthLayer, Layer, ProbeLayer};
 use super::options;
 use super::port;
 use super::section::{Findings, Section, Value};
+use super::volume;
 use super::words;
 use crate::types::{ByteSize, Digest, PortMapping, Strategy, fill_fallback};
 
@@ -19,11 +21,9 @@ const COMPOSE: &[&str] = &[
     "attach",
     "build",
     "cgroup_parent",
-    "configs",
     "container_name",
     "credential_spec",
     "device_cgroup_rules",
-    "env_file",
     "extends",
     "external_links",
     "gpus",
@@ -70,7 +70,10 @@ pub(super) fn read(section: &Section<'_, '_>) -> Layer {
         user: section.string("user"),
         working_dir: working_dir(section),
         ports: None,
-        volumes: list(section, "volumes", port::volume),
+        volumes: None,
+        memory: None,
+        env_files: configs::env_files(section),
+        configs: configs::configs(section),
         depends_on: section.strings("depends_on").map(|names| {
             let parse = |(text, span): (String, Range<usize>)| match text.parse() {
                 Ok(name) => Some((name, span)),
@@ -95,7 +98,8 @@ pub(super) fn read(section: &Section<'_, '_>) -> Layer {
     };
     options::fixed(section);
     let (ports, port_spans) = ports(section);
-    let layer = Layer { ports, port_spans, ..layer };
+    let (volumes, memory) = volume::volumes(section).unzip();
+    let layer = Layer { ports, port_spans, volumes, memory, ..layer };
     section.finish(|key| {
         COMPOSE.contains(&key).then(|| format!("`{key}` of Compose is not supported by this version"))
     });
@@ -204,22 +208,6 @@ fn working_dir(section: &Section<'_, '_>) -> Option<String> {
         return None;
     }
     Some(text)
-}
-
-fn list<T>(
-    section: &Section<'_, '_>,
-    key: &'static str,
-    parse: impl Fn(&str) -> Result<T, crate::types::Invalid>,
-) -> Option<Vec<T>> {
-    let items = section.strings(key)?;
-    let read = |(text, span): (String, Range<usize>)| match parse(&text) {
-        Ok(item) => Some(item),
-        Err(error) => {
-            section.findings.error(span, format!("`{key}`: {error}"), None);
-            None
-        }
-    };
-    Some(items.into_iter().filter_map(read).collect())
 }
 
 fn ports(section: &Section<'_, '_>) -> (Option<Vec<PortMapping>>, Vec<Range<usize>>) {

@@ -5,13 +5,11 @@ use std::collections::BTreeMap;
 use git2::{ErrorCode, ObjectType, Oid};
 
 use super::{GitError, Repository, TrustedCommit, id_of};
+use crate::config::repo::{MAX_FILE_BYTES, RepoFiles};
 use crate::types::{CommitInfo, Reason, Timestamp};
 
 /// Most entries in one directory, and most files in all.
 const MAX_FILES: usize = 10_000;
-
-/// Largest file, in bytes.
-const MAX_FILE_BYTES: usize = 1 << 20;
 
 /// Most bytes of all files together.
 const MAX_TOTAL_BYTES: usize = 64 << 20;
@@ -41,16 +39,18 @@ impl Repository {
         info(&commit)
     }
 
-    /// `gitopsd.toml`, `services/*.toml` and `hosts/*.toml` below `repo.path`, by their paths relative to it. What is
-    /// not among these is not looked at.
+    /// `gitopsd.toml`, `services/*.toml` and `hosts/*.toml` below `repo.path`, and the files that these name, by their
+    /// paths relative to it. What is not among these is not looked at. A named file that cannot be used (a symlink, too
+    /// large) is noted as refused; one that is not there is left out.
     ///
     /// # Errors
     /// `config-empty`: the commit has no directory `repo.path`. `config-invalid`: a symlink, a submodule, a name
     /// that is no file name, or more and larger files than a config repo has; the message names the path.
     /// `storage-io`: the cache is damaged.
-    pub fn files(&self, commit: &TrustedCommit) -> Result<BTreeMap<String, Vec<u8>>, GitError> {
+    pub fn files(&self, commit: &TrustedCommit) -> Result<RepoFiles, GitError> {
         let cache = self.cache.repository()?;
-        let mut reader = Reader { repository: self, cache: &cache, commit, files: BTreeMap::new(), total: 0 };
+        let mut reader =
+            Reader { repository: self, cache: &cache, commit, files: RepoFiles::new(), total: 0 };
         let found = self.reading(cache.find_commit(commit.oid()))?;
         let mut tree = self.reading(found.tree())?;
         let mut at = String::new();
@@ -63,7 +63,8 @@ impl Repository {
             };
             tree = reader.directory(entry, &at)?;
         }
-        let top = reader.entries(&tree, &at)?;
+        let base = tree;
+        let top = reader.entries(&base, &at)?;
         if let Some(entry) = top.get(TOP) {
             reader.file(entry, TOP, &join(&at, TOP))?;
         }
@@ -77,6 +78,13 @@ impl Repository {
                 if file.ends_with(".toml") {
                     reader.file(&entry, &join(name, &file), &path)?;
                 }
+            }
+        }
+        for path in reader.files.named() {
+            if !reader.files.contains_key(&path)
+                && let Some(entry) = reader.find(&base, &path)?
+            {
+                reader.named(&entry, &path)?;
             }
         }
         Ok(reader.files)
@@ -126,7 +134,7 @@ struct Reader<'a> {
     repository: &'a Repository,
     cache: &'a git2::Repository,
     commit: &'a TrustedCommit,
-    files: BTreeMap<String, Vec<u8>>,
+    files: RepoFiles,
     total: usize,
 }
 
@@ -178,16 +186,70 @@ impl<'a> Reader<'a> {
         if entry.mode & 0o170_000 == DIRECTORY {
             return self.refuse(path, "is a directory");
         }
+        match self.unfit(entry)? {
+            Some(why) => self.refuse(path, why),
+            None => self.take(entry, key, path),
+        }
+    }
+
+    /// Why an entry that should be a file cannot be one.
+    fn unfit(&self, entry: &Entry) -> Result<Option<&'static str>, GitError> {
         let odb = self.repository.reading(self.cache.odb())?;
         // The size first: a few packed bytes can stand for gigabytes.
         let (size, kind) = self.repository.reading(odb.read_header(entry.id))?;
-        if kind != ObjectType::Blob {
-            return self.refuse(path, "is not a file");
+        Ok(match kind {
+            ObjectType::Blob if size as u64 <= MAX_FILE_BYTES => None,
+            ObjectType::Blob => Some("is larger than 1 MiB"),
+            _ => Some("is not a file"),
+        })
+    }
+
+    /// A file that another one names: what is wrong with it is its own affair.
+    fn named(&mut self, entry: &Entry, path: &str) -> Result<(), GitError> {
+        let why = match entry.mode & 0o170_000 {
+            SYMLINK => Some("is, or lies behind, a symbolic link: put the file itself there"),
+            SUBMODULE => Some("is, or lies in, a submodule: put the file itself there"),
+            DIRECTORY => Some("is not a plain file"),
+            _ => self.unfit(entry)?,
+        };
+        match why {
+            Some(why) => {
+                self.files.refuse(path, why);
+                Ok(())
+            }
+            None => self.take(entry, path, path),
         }
+    }
+
+    /// What a path below `tree` leads to; of a link or submodule on the way, that. `None`: nothing.
+    fn find(&mut self, tree: &git2::Tree<'_>, path: &str) -> Result<Option<Entry>, GitError> {
+        let mut tree = tree.clone();
+        let mut parts = path.split('/').peekable();
+        while let Some(part) = parts.next() {
+            // Hostile trees have a name twice, or are endless; git itself looks names up by halving.
+            let same = tree.iter().take(MAX_FILES).filter(|entry| entry.name_bytes() == part.as_bytes());
+            let mut same: Vec<Entry> =
+                same.map(|entry| Entry { mode: entry.filemode_raw(), id: entry.id() }).collect();
+            if same.len() > 1 {
+                self.files.refuse(path, "is there twice");
+                return Ok(None);
+            }
+            let Some(entry) = same.pop() else { return Ok(None) };
+            if parts.peek().is_none() || matches!(entry.mode & 0o170_000, SYMLINK | SUBMODULE) {
+                return Ok(Some(entry));
+            }
+            if entry.mode & 0o170_000 != DIRECTORY {
+                return Ok(None);
+            }
+            tree = self.repository.reading(self.cache.find_tree(entry.id))?;
+        }
+        Ok(None)
+    }
+
+    fn take(&mut self, entry: &Entry, key: &str, path: &str) -> Result<(), GitError> {
+        let odb = self.repository.reading(self.cache.odb())?;
+        let (size, _) = self.repository.reading(odb.read_header(entry.id))?;
         self.total = self.total.saturating_add(size);
-        if size > MAX_FILE_BYTES {
-            return self.refuse(path, "is larger than 1 MiB");
-        }
         if self.files.len() >= MAX_FILES || self.total > MAX_TOTAL_BYTES {
             return self.refuse(path, "is one too many: a config repo has up to 10000 files and 64 MiB");
         }

@@ -21,6 +21,7 @@ pub fn replacement_reason<I: PartialEq>(
         working_dir,
         ports,
         volumes,
+        configs,
         depends_on: _,        // only the order of starts
         stop_grace_period: _, // read when it is stopped
         mem_limit,
@@ -39,6 +40,7 @@ pub fn replacement_reason<I: PartialEq>(
         ("working_dir", *working_dir != after.working_dir),
         ("ports", *ports != after.ports),
         ("volumes", *volumes != after.volumes),
+        ("configs", *configs != after.configs),
         ("mem_limit", *mem_limit != after.mem_limit),
         ("cpus", *milli_cpus != after.milli_cpus),
         ("pids_limit", *pids_limit != after.pids_limit),

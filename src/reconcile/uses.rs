@@ -1,12 +1,12 @@
 //! Which images a host needs, and for what: these are never collected.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
 use super::record::ServiceRecord;
 use super::world::{Desired, DesiredService};
-use crate::types::{PinnedImage, ServiceName};
+use crate::types::{Digest, PinnedImage, ServiceName};
 
 /// What a service needs an image for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -85,4 +85,19 @@ pub fn uses(desired: Option<&Desired>, records: &BTreeMap<ServiceName, ServiceRe
         }
     }
     uses
+}
+
+/// The contents of config files that a container may be started with: of every generation that `uses` an image.
+pub fn contents(
+    desired: Option<&Desired>,
+    records: &BTreeMap<ServiceName, ServiceRecord>,
+) -> BTreeSet<Digest> {
+    let recorded = records.values().flat_map(|record| record.live_generations().chain(&record.previous));
+    let wanted = desired.into_iter().flat_map(|desired| desired.services.values());
+    let wanted = wanted.filter_map(|service| match service {
+        DesiredService::Run(spec) => Some(&**spec),
+        _ => None,
+    });
+    let specs = recorded.map(|deployed| &deployed.spec).chain(wanted);
+    specs.flat_map(|spec| spec.configs.iter().map(|config| config.content.clone())).collect()
 }

@@ -8,6 +8,7 @@
 //!   boot.json                     which boot an agent was last at work in, and whether it ended in order
 //!   trust.json                    the newest commit ever admitted
 //!   desired.json                  what that commit wants of this host, its tags resolved
+//!   configs/<sha256>              contents of config files that a generation may run with
 //!   services/<service>.json       what the journal remembers of a service; `.previous.json` is the one before
 //!   receipts/<id>.json            what happened, the newest thousand
 //!   outbox/<id>.json              receipts that are not in git yet
@@ -18,6 +19,7 @@ pub mod addresses;
 pub mod atomic;
 pub mod boot;
 pub mod clean;
+pub mod contents;
 pub mod desired;
 pub mod journal;
 pub mod lock;

@@ -7,6 +7,7 @@ mod archive;
 mod capability;
 mod commit;
 mod image;
+mod mounts;
 mod names;
 mod options;
 mod policy;
@@ -20,16 +21,14 @@ pub use archive::fill_fallback;
 pub use capability::{CAPABILITIES, DEFAULT_CAPABILITIES};
 pub use commit::{CommitId, CommitInfo};
 pub use image::{Digest, ImageRef, PinnedImage, RegistryRef};
+pub use mounts::{ConfigFile, VolumeMount, VolumeSource, check_target};
 pub use names::{Color, Generation, HostName, InstanceId, ServiceName};
 pub use options::{Blkio, DeviceMapping, LogLimits, Options, Tmpfs};
 pub use policy::Policy;
 pub use quantity::{ByteSize, format_duration, parse_duration, plural};
 pub use reason::{Reason, Refusal};
 pub use runtime::{ContainerState, Exit, ObservedContainer, Route};
-pub use service::{
-    Declared, Deploy, HealthCheck, PortMapping, Probe, Protocol, ServiceSpec, Strategy, VolumeMount,
-    VolumeSource,
-};
+pub use service::{Declared, Deploy, HealthCheck, PortMapping, Probe, Protocol, ServiceSpec, Strategy};
 pub use url::SafeUrl;
 
 /// A point in time. Always a parameter: only `agent::clock` may ask what time it is.

@@ -3,12 +3,11 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::Ipv4Addr;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{ByteSize, ImageRef, Options, ServiceName};
+use super::{ByteSize, ConfigFile, ImageRef, Options, ServiceName, VolumeMount};
 
 /// One service as the repo declares it for this host. `I` is [`ImageRef`] as declared and
 /// [`super::PinnedImage`] once its tag has been resolved.
@@ -35,6 +34,9 @@ pub struct ServiceSpec<I> {
     pub ports: Vec<PortMapping>,
     /// Named volumes and directories of the host.
     pub volumes: Vec<VolumeMount>,
+    /// Files of the config repo.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub configs: Vec<ConfigFile>,
     /// Services that have to run before this one starts.
     pub depends_on: Vec<ServiceName>,
     /// From SIGTERM to SIGKILL.
@@ -67,6 +69,7 @@ impl<I> ServiceSpec<I> {
             working_dir: None,
             ports: Vec::new(),
             volumes: Vec::new(),
+            configs: Vec::new(),
             depends_on: Vec::new(),
             stop_grace_period: Duration::from_secs(10),
             mem_limit: None,
@@ -90,6 +93,7 @@ impl<I> ServiceSpec<I> {
             working_dir: self.working_dir,
             ports: self.ports,
             volumes: self.volumes,
+            configs: self.configs,
             depends_on: self.depends_on,
             stop_grace_period: self.stop_grace_period,
             mem_limit: self.mem_limit,
@@ -159,28 +163,6 @@ impl fmt::Display for PortMapping {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}->{}/{}", self.host_ip, self.host_port, self.container_port, self.protocol)
     }
-}
-
-/// `source:target[:ro]`.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct VolumeMount {
-    /// What is mounted.
-    pub source: VolumeSource,
-    /// Absolute path in the container.
-    pub target: PathBuf,
-    /// Whether the container may only read it.
-    pub read_only: bool,
-}
-
-/// Where the content of a volume lives.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum VolumeSource {
-    /// A directory that the agent keeps for this service under its state directory.
-    Named(String),
-    /// A directory or file of the host.
-    Bind(PathBuf),
 }
 
 /// How to tell that a container works.

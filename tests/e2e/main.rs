@@ -14,6 +14,7 @@
 
 mod deploy;
 mod faults;
+mod files;
 mod image;
 mod images;
 mod kill;

@@ -4,7 +4,8 @@ use std::fs;
 use std::time::Duration;
 
 use gitopsd::engine::{ContainerState, Engine};
-use gitopsd::types::{Reason, VolumeMount, VolumeSource};
+use gitopsd::state::contents;
+use gitopsd::types::{ConfigFile, Reason, VolumeMount, VolumeSource};
 
 use crate::containers::{self, Rig, wait_for};
 
@@ -20,8 +21,7 @@ fn volumes_keep_what_is_written_and_read_only_means_it() {
          touch /assets/inner/x 2>/dev/null && echo WROTE
          echo kept > /data/file; echo there > /file-on-host; cat /deep/er/logo",
     );
-    let named =
-        VolumeMount { source: VolumeSource::Named("data".into()), target: "/data".into(), read_only: false };
+    let named = VolumeMount::new(VolumeSource::Named("data".into()), "/data", false);
     fs::write(rig.path("one-file"), "").unwrap();
     request.spec.volumes = vec![
         containers::bind(rig.path("assets"), "/deep/er", true),
@@ -38,8 +38,7 @@ fn volumes_keep_what_is_written_and_read_only_means_it() {
     // The next generation finds the volume again, and its user may write where the image prepared a directory for it.
     std::os::unix::fs::chown(rig.path("layer/tmp"), Some(1000), Some(1001)).unwrap();
     let mut next = rig.script("shop.2", "cat /data/file; touch /tmp/mine && echo mine; id -u");
-    let tmp =
-        VolumeMount { source: VolumeSource::Named("tmp".into()), target: "/tmp".into(), read_only: false };
+    let tmp = VolumeMount::new(VolumeSource::Named("tmp".into()), "/tmp", false);
     next.spec.volumes = vec![named, tmp];
     next.spec.user = Some("app".into());
     let (_, log) = rig.run(&next);
@@ -58,11 +57,7 @@ fn a_new_volume_begins_with_what_the_image_has_there() {
     std::os::unix::fs::chown(prepared.join("inner"), Some(1000), Some(1001)).unwrap();
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o2750);
     fs::set_permissions(prepared.join("inner"), mode).unwrap();
-    let volume = VolumeMount {
-        source: VolumeSource::Named("data".into()),
-        target: "/var/lib/shop".into(),
-        read_only: false,
-    };
+    let volume = VolumeMount::new(VolumeSource::Named("data".into()), "/var/lib/shop", false);
     let script = "cd /var/lib/shop; cat link; stat -c '%a %u:%g' inner; stat -c %h same; busybox readlink out
                   echo changed > inner/seed; rm -f out";
     let mut request = rig.script("shop.1", &script.replace("rm -f", "busybox rm -f"));
@@ -85,6 +80,150 @@ fn a_bind_source_behind_a_link_is_refused() {
     request.spec.volumes = vec![containers::bind(rig.path("innocent"), "/x", true)];
     let message = rig.engine.start(&request).unwrap_err().to_refusal().message;
     assert!(message.contains("passes through a symbolic link"), "{message}");
+}
+
+fn named(name: &str, target: &str) -> VolumeMount {
+    VolumeMount::new(VolumeSource::Named(name.into()), target, false)
+}
+
+fn config(rig: &Rig, content: &str, target: &str, mode: u32) -> ConfigFile {
+    let digest = contents::put(&rig.path("state"), content.as_bytes()).unwrap();
+    let size = content.len() as u64;
+    ConfigFile { target: target.into(), content: digest, size, uid: None, gid: None, mode }
+}
+
+#[test]
+fn config_files_are_seen_with_their_owner_and_mode_and_cannot_be_written() {
+    let rig = Rig::new();
+    fs::write(rig.path("layer/etc/app.conf"), "of the image").unwrap();
+    let script = "cat /etc/app.conf /deep/er/x.conf /data/y.conf; /run.sh
+        stat -c '%a %u:%g' /etc/app.conf /deep/er/x.conf /data/y.conf /run.sh
+        for f in /etc/app.conf /run.sh; do
+          { echo x >> $f; } 2>/dev/null && echo WROTE; busybox rm -f $f 2>/dev/null && echo REMOVED
+          busybox chmod 777 $f 2>/dev/null && echo CHANGED
+        done
+        grep -c ' /etc/app.conf .*[ ,]ro[, ]' /proc/mounts";
+    let mut request = rig.script("shop.1", script);
+    request.spec.volumes = vec![named("data", "/data")];
+    request.spec.configs = vec![
+        config(&rig, "one\n", "/etc/app.conf", 0o444),
+        ConfigFile { uid: Some(7), gid: Some(8), ..config(&rig, "two\n", "/deep/er/x.conf", 0o444) },
+        config(&rig, "three\n", "/data/y.conf", 0o440),
+        config(&rig, "#!/bin/sh\necho ran\n", "/run.sh", 0o555),
+    ];
+    let as_root = ["one", "two", "three", "ran", "444 0:0", "444 7:8", "440 0:0", "555 0:0", "1"];
+    assert_eq!(rig.run(&request).1, as_root);
+    // Started once more, with the same name: after a crash, or a boot.
+    assert_eq!(rig.run(&request).1, [as_root, as_root].concat());
+    // The user that it runs as owns them, unless said.
+    let mut request = rig.script("shop.2", "id -u; cat /secret.conf; stat -c '%a %u:%g' /secret.conf");
+    request.spec.user = Some("app".into());
+    request.spec.configs = vec![config(&rig, "mine\n", "/secret.conf", 0o400)];
+    assert_eq!(rig.run(&request).1, ["1000", "mine", "400 1000:1001"]);
+    // On the host only root sees them, and the container's place holds nothing.
+    let mode = |path: &str| {
+        let metadata = fs::metadata(rig.path(path)).unwrap();
+        std::os::unix::fs::PermissionsExt::mode(&metadata.permissions()) & 0o777
+    };
+    assert_eq!(mode("state/configs"), 0o700);
+    assert_eq!(fs::read_dir(rig.path("run/containers/shop.2/configs")).unwrap().count(), 0);
+}
+
+#[test]
+fn a_content_that_is_gone_or_damaged_is_told_and_nothing_is_started() {
+    let rig = Rig::new();
+    let mut request = rig.script("shop.1", "cat /x.conf");
+    let file = config(&rig, "whole\n", "/x.conf", 0o444);
+    let kept = contents::path(&rig.path("state"), &file.content);
+    request.spec.configs = vec![file];
+    for damage in ["other\n", "whole\nand more", ""] {
+        fs::write(&kept, damage).unwrap();
+        let refusal = rig.engine.start(&request).unwrap_err().to_refusal();
+        assert_eq!(refusal.reason, Reason::StateInvalid);
+        assert!(refusal.message.contains("config file /x.conf"), "{refusal}");
+    }
+    fs::remove_file(&kept).unwrap();
+    let refusal = rig.engine.start(&request).unwrap_err().to_refusal();
+    assert!(refusal.message.contains("it is gone"), "{refusal}");
+    config(&rig, "whole\n", "/x.conf", 0o444);
+    assert_eq!(rig.run(&request).1, ["whole"]);
+}
+
+#[test]
+fn a_path_inside_a_volume_is_mounted_and_leads_nowhere_else() {
+    let rig = Rig::new();
+    fs::create_dir_all(rig.path("layer/srv/app")).unwrap();
+    fs::write(rig.path("layer/srv/app/seed"), "seed\n").unwrap();
+    let sub = |path: &str, target: &str| VolumeMount { subpath: Some(path.into()), ..named("data", target) };
+    let mut request = rig.script(
+        "shop.1",
+        "cat /srv/app/seed; echo kept > /srv/app/file; ls /logs; echo l > /logs/l; ls /all",
+    );
+    request.spec.volumes = vec![sub("app/files", "/srv/app"), sub("logs", "/logs"), named("data", "/all")];
+    assert_eq!(rig.run(&request).1, ["seed", "app", "logs"]);
+    let volume = rig.path("state/volumes/shop/data");
+    assert_eq!(fs::read_to_string(volume.join("app/files/file")).unwrap(), "kept\n");
+    assert_eq!(fs::read_to_string(volume.join("logs/l")).unwrap(), "l\n");
+    assert_eq!(fs::read_dir(rig.path("state/volumes/shop")).unwrap().count(), 1, "something is left beside");
+
+    // What the container made of it: links out, to the host's files and up.
+    fs::create_dir_all(rig.path("outside")).unwrap();
+    fs::write(rig.path("outside/secret"), "HOST").unwrap();
+    std::os::unix::fs::symlink(rig.path("outside"), volume.join("absolute")).unwrap();
+    std::os::unix::fs::symlink("../../../../outside", volume.join("up")).unwrap();
+    std::os::unix::fs::symlink("/proc/1/root", volume.join("proc")).unwrap();
+    std::os::unix::fs::symlink("/logs", volume.join("inside")).unwrap();
+    for (number, path) in ["absolute", "up", "proc", "up/secret", "proc/etc"].iter().enumerate() {
+        let mut request = rig.script(
+            &format!("shop.{}", number + 2),
+            "cat /x/secret /x 2>/dev/null; test -e /x/hostname && echo HOST; echo > /x/new; true",
+        );
+        request.spec.volumes = vec![sub(path, "/x")];
+        match rig.engine.start(&request) {
+            Ok(()) => {
+                rig.wait_exit(&request.id);
+                assert_eq!(rig.engine.log_tail(&request.id, 9), [""; 0], "{path}");
+            }
+            Err(error) => {
+                let message = error.to_refusal().message;
+                assert!(message.contains("of named volume `data` cannot be used"), "{path}: {message}");
+            }
+        }
+    }
+    assert_eq!(fs::read_dir(rig.path("outside")).unwrap().count(), 1, "it was written to");
+    let mut request = rig.script("shop.9", "cat /x/l");
+    request.spec.volumes = vec![sub("inside", "/x")];
+    assert_eq!(rig.run(&request).1, ["l"], "a link within the volume");
+}
+
+#[test]
+fn a_volume_without_a_copy_begins_empty() {
+    let rig = Rig::new();
+    fs::create_dir_all(rig.path("layer/var/lib/shop/inner")).unwrap();
+    let mut request = rig.script("shop.1", "ls /var/lib/shop | wc -l");
+    request.spec.volumes = vec![VolumeMount { nocopy: true, ..named("data", "/var/lib/shop") }];
+    assert_eq!(rig.run(&request).1, ["0"]);
+}
+
+#[test]
+fn a_directory_of_the_host_is_made_where_that_was_asked_for() {
+    let rig = Rig::new();
+    let mut request = rig.script("shop.1", "echo there > /x/file");
+    let bind = containers::bind(rig.path("new/deep/er"), "/x", false);
+    request.spec.volumes = vec![bind.clone()];
+    let message = rig.engine.start(&request).unwrap_err().to_refusal().message;
+    assert!(message.contains("does not exist on this host"), "{message}");
+    request.spec.volumes = vec![VolumeMount { create_host_path: true, ..bind }];
+    rig.run(&request);
+    assert_eq!(fs::read_to_string(rig.path("new/deep/er/file")).unwrap(), "there\n");
+    // Not through a link: it would be made where the policy has no say.
+    std::os::unix::fs::symlink(rig.path("new"), rig.path("link")).unwrap();
+    let mut request = rig.script("shop.2", "true");
+    let bind = containers::bind(rig.path("link/other"), "/x", false);
+    request.spec.volumes = vec![VolumeMount { create_host_path: true, ..bind }];
+    let message = rig.engine.start(&request).unwrap_err().to_refusal().message;
+    assert!(message.contains("passes through a symbolic link"), "{message}");
+    assert!(!rig.path("new/other").exists());
 }
 
 #[test]

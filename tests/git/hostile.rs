@@ -10,14 +10,14 @@ use crate::git_server::Lab;
 use crate::{config, follow};
 
 /// Commits a tree of the given entries (mode, name, object) as `main`.
-fn commit_tree(lab: &Lab, entries: &[(&str, &[u8], &str)]) {
+pub fn commit_tree(lab: &Lab, entries: &[(&str, &[u8], &str)]) {
     let id = raw_tree(lab, entries);
     let head = lab.git("config.git", &["commit-tree", "-m", "hostile", &id]);
     lab.git("config.git", &["update-ref", "refs/heads/main", &head]);
 }
 
 /// Writes a tree as it is given, in its order, checked by nobody.
-fn raw_tree(lab: &Lab, entries: &[(&str, &[u8], &str)]) -> String {
+pub fn raw_tree(lab: &Lab, entries: &[(&str, &[u8], &str)]) -> String {
     let mut tree = Vec::new();
     for (mode, name, id) in entries {
         tree.extend_from_slice(mode.as_bytes());
@@ -29,7 +29,7 @@ fn raw_tree(lab: &Lab, entries: &[(&str, &[u8], &str)]) -> String {
     lab.git_stdin("config.git", &["hash-object", "-t", "tree", "-w", "--literally", "--stdin"], &tree)
 }
 
-fn blob(lab: &Lab, data: &[u8]) -> String {
+pub fn blob(lab: &Lab, data: &[u8]) -> String {
     lab.git_stdin("config.git", &["hash-object", "-w", "--stdin"], data)
 }
 

@@ -71,11 +71,10 @@ pub fn declared(text: &str) -> Declared {
             "drain" => spec.deploy.drain = time(),
             "timeout" => spec.deploy.timeout = time(),
             "grace" => spec.stop_grace_period = time(),
-            "volume" => spec.volumes.push(VolumeMount {
-                source: VolumeSource::Named(value.to_owned()),
-                target: "/data".into(),
-                read_only: false,
-            }),
+            "volume" => {
+                let source = VolumeSource::Named(value.to_owned());
+                spec.volumes.push(VolumeMount::new(source, "/data", false));
+            }
             "after" => spec.depends_on.push(value.parse().unwrap()),
             "pre" => spec.deploy.pre = vec!["migrate".to_owned()],
             "env" => {

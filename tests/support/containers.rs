@@ -275,7 +275,7 @@ pub fn script_request(dir: &Path, id: &str, script: &str) -> ContainerRequest {
 
 /// A directory or file of the host in the container.
 pub fn bind(source: impl Into<std::path::PathBuf>, target: &str, read_only: bool) -> VolumeMount {
-    VolumeMount { source: VolumeSource::Bind(source.into()), target: target.into(), read_only }
+    VolumeMount::new(VolumeSource::Bind(source.into()), target, read_only)
 }
 
 /// Asks again and again until there is an answer.

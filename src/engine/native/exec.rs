@@ -25,7 +25,7 @@ use super::launch::Launch;
 use super::layout::RunFiles;
 use super::record::PidFd;
 use super::seal;
-use super::shim::{NOT_FOUND, Program};
+use super::shim::{Look, NOT_FOUND, Program};
 
 /// Name of the subcommand.
 pub(super) const COMMAND: &str = "internal-exec";
@@ -148,7 +148,14 @@ fn start(run: &RunFiles, limit: Option<Duration>, command: Vec<String>) -> Resul
     let mut builder = ContainerBuilder::new(id.to_string(), SyscallType::Linux)
         .with_root_path(run.runtime())
         .map_err(|error| format!("{id}: {error}"))?
-        .with_executor(Program { failure: writer.as_raw_fd(), filter, init: false });
+        .with_executor(Program {
+            failure: writer.as_raw_fd(),
+            filter,
+            init: false,
+            look: Look::Later,
+            #[cfg(feature = "failpoints")]
+            weak: super::shim::Weak::of(&launch),
+        });
     if limit.is_some() {
         // Ours is the pipe to the agent.
         builder = builder.with_stdin(File::open("/dev/null").map_err(|error| format!("/dev/null: {error}"))?);

@@ -121,6 +121,11 @@ impl RunFiles {
         self.dir.join("mounts").join(number.to_string())
     }
 
+    /// Where the container's config files lie, in memory, in the shim's mount namespace.
+    pub fn configs(&self) -> PathBuf {
+        self.dir.join("configs")
+    }
+
     /// The pipe behind the container's stdout or stderr.
     pub fn fifo(&self, stream: &str) -> PathBuf {
         self.dir.join(stream)

@@ -4,6 +4,7 @@
 //! library's defaults are not those of Docker and Podman.
 
 use std::collections::BTreeMap;
+use std::ffi::CStr;
 use std::io;
 use std::path::Path;
 
@@ -16,23 +17,24 @@ use super::user::Identity;
 use crate::types::{ByteSize, Options, Tmpfs};
 
 /// Kernel interfaces that show or change the host.
-const MASKED: [&str; 12] = [
-    "/proc/acpi",
-    "/proc/asound",
-    "/proc/interrupts",
-    "/proc/kcore",
-    "/proc/keys",
-    "/proc/latency_stats",
-    "/proc/sched_debug",
-    "/proc/scsi",
-    "/proc/timer_list",
-    "/proc/timer_stats",
-    "/sys/devices/virtual/powercap",
-    "/sys/firmware",
+pub(super) const MASKED: [&CStr; 12] = [
+    c"/proc/acpi",
+    c"/proc/asound",
+    c"/proc/interrupts",
+    c"/proc/kcore",
+    c"/proc/keys",
+    c"/proc/latency_stats",
+    c"/proc/sched_debug",
+    c"/proc/scsi",
+    c"/proc/timer_list",
+    c"/proc/timer_stats",
+    c"/sys/devices/virtual/powercap",
+    c"/sys/firmware",
 ];
 
 /// Kernel interfaces that may be read.
-const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+pub(super) const READ_ONLY: [&CStr; 5] =
+    [c"/proc/bus", c"/proc/fs", c"/proc/irq", c"/proc/sys", c"/proc/sysrq-trigger"];
 
 /// Bytes of `/dev/shm` where a service says nothing, as Docker has it.
 const SHM_SIZE: u64 = 64 << 20;
@@ -77,7 +79,7 @@ pub(super) fn config(launch: &Launch, around: &Surroundings<'_>) -> io::Result<V
     // The library mounts v1 hierarchies writable whatever the options say: a container could lift its own limits.
     let v1 = v1_cgroups.iter().map(|name| format!("/sys/fs/cgroup/{name}"));
     let v1 = v1_cgroups.first().map(|_| "/sys/fs/cgroup".to_owned()).into_iter().chain(v1);
-    let read_only: Vec<String> = READ_ONLY.iter().map(|path| (*path).to_owned()).chain(v1).collect();
+    let read_only: Vec<String> = texts(&READ_ONLY).chain(v1).collect();
     let mut config = json!({
         "ociVersion": "1.0.2",
         "root": { "path": rootfs, "readonly": options.read_only == Some(true) },
@@ -112,7 +114,7 @@ pub(super) fn config(launch: &Launch, around: &Surroundings<'_>) -> io::Result<V
             "resources": limits::resources(launch, devices)?,
             "devices": devices.iter().map(device).collect::<Vec<_>>(),
             "sysctl": sysctls(options),
-            "maskedPaths": MASKED,
+            "maskedPaths": texts(&MASKED).collect::<Vec<_>>(),
             "readonlyPaths": read_only,
         },
     });
@@ -124,6 +126,10 @@ pub(super) fn config(launch: &Launch, around: &Surroundings<'_>) -> io::Result<V
         config["domainname"] = name.as_str().into();
     }
     Ok(config)
+}
+
+fn texts(paths: &[&'static CStr]) -> impl Iterator<Item = String> {
+    paths.iter().map(|path| path.to_string_lossy().into_owned())
 }
 
 fn namespaces(launch: &Launch) -> Vec<Value> {
@@ -220,6 +226,7 @@ mod tests {
             cwd: "/".into(),
             stop_signal: 15,
             volumes: Vec::new(),
+            configs: Vec::new(),
             memory: Some(64 << 20),
             milli_cpus: Some(1500),
             pids: Some(32),

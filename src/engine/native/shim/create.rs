@@ -21,9 +21,10 @@ use super::super::layout::RunFiles;
 use super::super::record::{self, ProcessId, RunRecord};
 use super::super::user::{self, Identity};
 use super::super::{in_root, rights, spec};
+use super::last_look::Look;
 use super::program::Program;
 use super::supervise::Supervised;
-use super::{devices, open_reader, rootfs, volumes};
+use super::{configs, devices, open_reader, rootfs, volumes};
 use crate::engine::EngineError;
 use crate::engine::native::log::Stream;
 use crate::types::Reason;
@@ -42,6 +43,8 @@ pub(super) fn create(run: &RunFiles, launch: Launch) -> Result<Supervised, Engin
     let state = launch.layout.state(&id);
     let root = rootfs::mount(&state, &run.scratch(), &launch.layers)
         .map_err(|e| failed("the image's layers cannot be mounted", e))?;
+    #[cfg(feature = "failpoints")]
+    super::weak::Weak::of(&launch).spoil_root(&root);
     let root_dir = File::open(&root).map_err(|e| failed("its root cannot be opened", e))?;
     let identity =
         user::look_up(&root_dir, &launch.user, launch.options.group_add.as_deref().unwrap_or_default())
@@ -49,7 +52,8 @@ pub(super) fn create(run: &RunFiles, launch: Launch) -> Result<Supervised, Engin
     // As Docker does: the working directory of an image need not exist in it.
     in_root::create_dir_all(&root_dir, &launch.cwd)
         .map_err(|e| failed(&format!("working directory {}", launch.cwd.display()), e))?;
-    let binds = volumes::prepare(&launch, root_dir.as_fd())?;
+    let mut binds = volumes::prepare(&launch, root_dir.as_fd())?;
+    binds.extend(configs::prepare(&launch, run, &identity)?);
     drop(root_dir);
 
     let devices = devices::prepare(&launch)?;
@@ -63,6 +67,12 @@ pub(super) fn create(run: &RunFiles, launch: Launch) -> Result<Supervised, Engin
         v1_cgroups: &cgroups.v1_names(),
     };
     let config = spec::config(&launch, &around).map_err(|e| failed("its limits of disks", e))?;
+    #[cfg(feature = "failpoints")]
+    let config = {
+        let mut config = config;
+        super::weak::Weak::of(&launch).spoil(&mut config, &launch);
+        config
+    };
     fs::create_dir_all(run.bundle())
         .and_then(|()| fs::create_dir_all(run.runtime()))
         .and_then(|()| record::write(&run.bundle().join("config.json"), &config))
@@ -128,6 +138,9 @@ fn build(
                     failure: writer.as_raw_fd(),
                     filter: rights::filter(&launch.options),
                     init: launch.options.init == Some(true),
+                    look: Look::First { masked: launch.options.privileged != Some(true) },
+                    #[cfg(feature = "failpoints")]
+                    weak: super::weak::Weak::of(launch),
                 })
                 .with_stdin(null)
                 .with_stdout(stdout)

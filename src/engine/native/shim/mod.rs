@@ -5,14 +5,19 @@
 //! call [`main`] before any thread exists. Its standard input is the container's lock, its standard output the pipe on
 //! which it reports once, its standard error `shim.log`.
 
+mod configs;
 mod create;
 mod devices;
 mod fill;
 mod init;
+mod last_look;
 mod program;
 mod rootfs;
+mod subpath;
 mod supervise;
 mod volumes;
+#[cfg(feature = "failpoints")]
+mod weak;
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -30,8 +35,11 @@ use super::{launch, seal};
 use crate::engine::EngineError;
 use crate::types::Reason;
 
+pub(super) use last_look::Look;
 pub use program::NOT_FOUND;
 pub(super) use program::Program;
+#[cfg(feature = "failpoints")]
+pub(super) use weak::Weak;
 
 /// Name of the subcommand.
 pub(super) const COMMAND: &str = "internal-shim";

@@ -9,6 +9,7 @@ use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 use oci_spec::runtime::Spec;
 
 use super::super::seccomp::Filter;
+use super::last_look::Look;
 
 /// How the message ends that a program is not there.
 pub const NOT_FOUND: &str = "is not in the image, or the interpreter that it names is not";
@@ -22,11 +23,16 @@ pub(in super::super) struct Program {
     pub filter: Filter,
     /// Whether a small first process stays behind, see [`super::init`].
     pub init: bool,
+    /// What is looked at before it.
+    pub look: Look,
+    /// What a test has broken.
+    #[cfg(feature = "failpoints")]
+    pub weak: super::weak::Weak,
 }
 
 impl Executor for Program {
     fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
-        let message = match execute(spec, &self.filter, self.init) {
+        let message = match self.look().and_then(|()| execute(spec, &self.filter, self.init)) {
             Ok(never) => match never {},
             Err(message) => message,
         };
@@ -39,6 +45,16 @@ impl Executor for Program {
     /// Nothing: execve(2) itself is the only judge that is right about every image.
     fn validate(&self, _: &Spec) -> Result<(), ExecutorValidationError> {
         Ok(())
+    }
+}
+
+impl Program {
+    fn look(&self) -> Result<(), String> {
+        #[cfg(feature = "failpoints")]
+        if !self.weak.begin() {
+            return Ok(());
+        }
+        self.look.look()
     }
 }
 

@@ -5,18 +5,18 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt as _;
-use std::path::Path;
+use std::path::{Component, Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, OpenHow, ResolveFlag, openat2};
 use nix::mount::{MsFlags, mount};
-use nix::sys::stat::{SFlag, fstatat};
+use nix::sys::stat::{Mode, SFlag, fstatat, mkdirat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use super::super::launch::Launch;
 use super::super::spec::BindMount;
-use super::super::{etc_files, in_root};
-use super::fill;
+use super::super::{etc_files, in_root, storage_reason};
+use super::{fill, subpath};
 use crate::engine::EngineError;
 use crate::types::{Reason, VolumeMount, VolumeSource};
 
@@ -37,15 +37,24 @@ pub(super) fn prepare(launch: &Launch, root: BorrowedFd<'_>) -> Result<Vec<BindM
         let source = match &volume.source {
             VolumeSource::Named(name) => {
                 let dir = launch.layout.volume(&launch.id.service, name);
-                make_named(&dir, root, &volume.target).map(|()| dir)
+                let fill = (!volume.nocopy).then_some((root, volume.target.as_path()));
+                match &volume.subpath {
+                    None => make_named(&dir, fill).map(|()| dir),
+                    Some(path) => make_named(&dir, None)
+                        .and_then(|()| subpath::open(&dir, path, fill))
+                        .and_then(|source| stage(&source, &run.staged(number)))
+                        .map(|()| run.staged(number)),
+                }
             }
             VolumeSource::Bind(path) => {
                 let staged = run.staged(number);
-                open_source(path).and_then(|source| stage(&source, &staged)).map(|()| staged)
+                let source = if volume.create_host_path { make_on_host(path) } else { open_source(path) };
+                source.and_then(|source| stage(&source, &staged)).map(|()| staged)
             }
         };
         let source = source.map_err(|error| {
-            EngineError::new(Reason::StartFailed, format!("{}: {}", launch.id, describe(volume)), error)
+            let reason = storage_reason(&error, Reason::StartFailed);
+            EngineError::new(reason, format!("{}: {}", launch.id, describe(volume)), error)
         })?;
         mounts.push(BindMount { source, target: volume.target.clone(), read_only: volume.read_only });
     }
@@ -53,18 +62,32 @@ pub(super) fn prepare(launch: &Launch, root: BorrowedFd<'_>) -> Result<Vec<BindM
 }
 
 fn describe(volume: &VolumeMount) -> String {
-    match &volume.source {
-        VolumeSource::Named(name) => format!("named volume `{name}` cannot be made"),
-        VolumeSource::Bind(path) => format!("bind source {} cannot be used", path.display()),
+    match (&volume.source, &volume.subpath) {
+        (VolumeSource::Named(name), None) => format!("named volume `{name}` cannot be made"),
+        (VolumeSource::Named(name), Some(path)) => {
+            format!("path `{}` of named volume `{name}` cannot be used", path.display())
+        }
+        (VolumeSource::Bind(path), _) => format!("bind source {} cannot be used", path.display()),
     }
 }
 
-/// Makes the directory of a named volume. A new one begins as the directory that it covers, with owner, mode and
-/// content, so that an image which prepared that directory finds it so. It gets its name when it is complete.
-fn make_named(dir: &Path, root: BorrowedFd<'_>, target: &Path) -> io::Result<()> {
+/// Makes the directory of a named volume. A new one begins as the directory of the image that it covers (`fill`: root
+/// and place), with owner, mode and content, so that an image which prepared that directory finds it so; else it is
+/// empty. It gets its name when it is complete.
+fn make_named(dir: &Path, fill: Option<(BorrowedFd<'_>, &Path)>) -> io::Result<()> {
     if dir.symlink_metadata().is_ok() {
         return Ok(());
     }
+    let (unfinished, parent) = make_unfinished(dir, fill)?;
+    fs::rename(&unfinished, dir)?;
+    File::open(parent)?.sync_all()
+}
+
+/// A directory that is about to be a volume, or one in it, beside the volume `dir`, where no container can reach it.
+pub(super) fn make_unfinished<'a>(
+    dir: &'a Path,
+    fill: Option<(BorrowedFd<'_>, &Path)>,
+) -> io::Result<(PathBuf, &'a Path)> {
     let (Some(parent), Some(name)) = (dir.parent(), dir.file_name()) else {
         return Err(io::Error::other("it has no name"));
     };
@@ -76,12 +99,13 @@ fn make_named(dir: &Path, root: BorrowedFd<'_>, target: &Path) -> io::Result<()>
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => fs::create_dir(&unfinished)?,
     }
-    if let Ok(covered) = in_root::open(root, target, OFlag::O_RDONLY | OFlag::O_DIRECTORY) {
+    if let Some((root, target)) = fill
+        && let Ok(covered) = in_root::open(root, target, OFlag::O_RDONLY | OFlag::O_DIRECTORY)
+    {
         fill::fill(&covered, &unfinished)?;
         rustix::fs::syncfs(File::open(&unfinished)?)?;
     }
-    fs::rename(&unfinished, dir)?;
-    File::open(parent)?.sync_all()
+    Ok((unfinished, parent))
 }
 
 /// Opens a path of the host without following any symbolic link: with one, a container that may write to an allowed
@@ -95,6 +119,26 @@ fn open_source(path: &Path) -> io::Result<OwnedFd> {
         Errno::ELOOP => io::Error::other("it passes through a symbolic link; name the real path"),
         other => other.into(),
     })
+}
+
+/// Opens a directory of the host, and makes it where it is not there: root's, mode 0755. No link is followed on the way.
+fn make_on_host(path: &Path) -> io::Result<OwnedFd> {
+    let mut so_far = PathBuf::from("/");
+    let mut current = open_source(&so_far)?;
+    for part in path.components() {
+        let Component::Normal(name) = part else { continue };
+        so_far.push(name);
+        current = match open_source(&so_far) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                match mkdirat(&current, name, Mode::from_bits_truncate(0o755)) {
+                    Ok(()) | Err(Errno::EEXIST) => open_source(&so_far)?,
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            other => other?,
+        };
+    }
+    Ok(current)
 }
 
 /// Binds what was opened to a place of our own, so that the runtime, which takes paths, sees that very file.

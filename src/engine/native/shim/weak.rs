@@ -1,0 +1,84 @@
+//! Ways in which runtimes were broken once, for tests alone: a test of an escape shows with them that it would see it.
+//! Compiled with the feature `failpoints` only. What is wanted stands as words in the file `weak` of the state directory.
+
+use std::fs::File;
+use std::os::fd::{IntoRawFd as _, RawFd};
+use std::path::Path;
+
+use nix::mount::{MsFlags, mount};
+use serde_json::{Value, json};
+
+use super::super::launch::Launch;
+
+/// What is broken.
+#[derive(Debug, Clone, Copy, Default)]
+pub(in super::super) struct Weak {
+    /// CVE-2025-31133: masks that did not come about.
+    unmasked: bool,
+    /// CVE-2025-52881: `/proc` is the image's own directory, and what the runtime writes there goes astray.
+    false_proc: bool,
+    /// CVE-2025-52565: another file than a terminal is mounted at `/dev/console`.
+    console: bool,
+    /// CVE-2024-21626: the working directory is one of the host, by a descriptor.
+    directory: Option<RawFd>,
+    /// The device hole: the image's devices can be used.
+    devices: bool,
+    /// The last look is left out.
+    unlooked: bool,
+}
+
+impl Weak {
+    /// What the test asks for.
+    pub fn of(launch: &Launch) -> Self {
+        let words = std::fs::read_to_string(launch.layout.state_dir.join("weak")).unwrap_or_default();
+        let has = |word: &str| words.split_whitespace().any(|found| found == word);
+        Self {
+            unmasked: has("unmasked"),
+            false_proc: has("false-proc"),
+            console: has("console"),
+            directory: has("directory").then(leak).flatten(),
+            devices: has("devices"),
+            unlooked: has("unlooked"),
+        }
+    }
+
+    /// Makes the configuration one that the race was won with.
+    pub fn spoil(&self, config: &mut Value, launch: &Launch) {
+        if self.unmasked {
+            config["linux"]["maskedPaths"] = json!([]);
+            config["linux"]["readonlyPaths"] = json!([]);
+        }
+        let Some(mounts) = config["mounts"].as_array_mut() else { return };
+        if self.false_proc {
+            mounts.retain(|mount| mount["destination"] != "/proc");
+        }
+        if self.console {
+            let secret = launch.layout.run(&launch.id).launch();
+            mounts.push(json!({
+                "destination": "/dev/console", "type": "bind", "source": secret, "options": ["bind", "rw"],
+            }));
+        }
+    }
+
+    /// Makes the container's root one that was mounted without a care.
+    pub fn spoil_root(&self, root: &Path) {
+        if self.devices {
+            let none: Option<&str> = None;
+            let _ = mount(none, root, none, MsFlags::MS_REMOUNT | MsFlags::MS_BIND, none);
+        }
+    }
+
+    /// In the container's process, before anything is looked at. Whether there is a look.
+    pub fn begin(&self) -> bool {
+        if let Some(directory) = self.directory {
+            // As the attack did it: its number is known.
+            let _ = std::env::set_current_dir(format!("/proc/self/fd/{directory}"));
+        }
+        !self.unlooked
+    }
+}
+
+/// A directory of the host that stays open in the container's process.
+fn leak() -> Option<RawFd> {
+    File::open("/").ok().map(File::into_raw_fd)
+}
