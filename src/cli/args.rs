@@ -82,16 +82,7 @@ pub enum Verb {
         service: ServiceName,
     },
     /// Show what a service wrote
-    Logs {
-        /// Which service
-        service: ServiceName,
-        /// Go on as it writes
-        #[arg(short, long)]
-        follow: bool,
-        /// The last N lines
-        #[arg(short = 'n', long, value_name = "N", default_value_t = 100)]
-        lines: usize,
-    },
+    Logs(super::logs::Wanted),
     /// Run a command inside a service's container
     Exec {
         /// Which service

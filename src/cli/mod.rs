@@ -10,8 +10,10 @@ mod hint;
 mod history;
 mod images;
 mod internal;
+mod lines;
 mod logs;
 mod manual;
+mod moment;
 mod operate;
 mod pack;
 mod plan;
@@ -82,9 +84,7 @@ fn dispatch(args: &Args, out: &mut dyn Write) -> Result<u8, Failure> {
         Verb::History { service } => history::history(&args.config, service.as_ref(), json, out),
         Verb::Why { service } => status::why(&args.config, service, json, out),
         Verb::Events { follow } => history::events(&args.config, *follow, out),
-        Verb::Logs { service, follow, lines } => {
-            logs::logs(&args.config, service, *follow, *lines, json, out)
-        }
+        Verb::Logs(wanted) => logs::logs(&args.config, wanted, json, out),
         Verb::Exec { .. } if json => {
             Err(Failure::Usage("exec gives on what the command writes: it takes no --json".to_owned()))
         }

@@ -54,6 +54,9 @@ pub(super) struct Launch {
     pub options: Options,
     /// For the journal: image reference.
     pub image: String,
+    /// For the journal: the image's digest; older versions did not write it.
+    #[serde(default)]
+    pub digest: String,
     /// For the journal: commit.
     pub commit: String,
 }
@@ -121,6 +124,7 @@ impl Launch {
             pids: spec.pids_limit,
             options: spec.options.clone(),
             image: spec.image.reference.to_string(),
+            digest: request.image.digest.to_string(),
             commit: request.commit.to_string(),
         })
     }

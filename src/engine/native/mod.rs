@@ -36,7 +36,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
-pub use log::LogLine;
+pub use log::{LogEntry, LogQuery, ServiceLog, Stream};
 pub use network::Network;
 pub use shim::NOT_FOUND;
 
@@ -165,11 +165,6 @@ pub fn log_file(state_dir: &Path, id: &InstanceId) -> PathBuf {
 }
 
 /// The last `count` lines of a log file, oldest first.
-pub fn log_lines(path: &Path, count: usize) -> Vec<LogLine> {
-    log::lines_of(path, count)
-}
-
-/// Their texts alone.
 pub fn log_tail(path: &Path, count: usize) -> Vec<String> {
     log::tail(path, count)
 }
