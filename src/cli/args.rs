@@ -84,13 +84,7 @@ pub enum Verb {
     /// Show what a service wrote
     Logs(super::logs::Wanted),
     /// Run a command inside a service's container
-    Exec {
-        /// Which service
-        service: ServiceName,
-        /// Program and arguments
-        #[arg(last = true, required = true)]
-        command: Vec<String>,
-    },
+    Exec(super::exec::Wanted),
     /// Go back to the previous generation now; held until the commit moves or `resume`
     Rollback {
         /// Which service

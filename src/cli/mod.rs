@@ -85,10 +85,10 @@ fn dispatch(args: &Args, out: &mut dyn Write) -> Result<u8, Failure> {
         Verb::Why { service } => status::why(&args.config, service, json, out),
         Verb::Events { follow } => history::events(&args.config, *follow, out),
         Verb::Logs(wanted) => logs::logs(&args.config, wanted, json, out),
-        Verb::Exec { .. } if json => {
+        Verb::Exec(_) if json => {
             Err(Failure::Usage("exec gives on what the command writes: it takes no --json".to_owned()))
         }
-        Verb::Exec { service, command } => exec::exec(&args.config, service, command),
+        Verb::Exec(wanted) => exec::exec(&args.config, wanted),
         Verb::Teardown { purge, yes } => teardown::teardown(&args.config, *purge, *yes, json, out),
         Verb::Pull { images, all } => pull::pull(&args.config, images, *all, json, out),
         Verb::Pack { image, output, force } => pack::pack(&args.config, image, output, *force, json, out),

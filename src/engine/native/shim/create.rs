@@ -128,6 +128,7 @@ fn build(
                     failure: writer.as_raw_fd(),
                     filter: rights::filter(&launch.options),
                     init: launch.options.init == Some(true),
+                    window: None,
                 })
                 .with_stdin(null)
                 .with_stdout(stdout)
