@@ -29,5 +29,7 @@ mod logs;
 mod options;
 #[path = "engine/terminals.rs"]
 mod terminals;
+#[path = "engine/top.rs"]
+mod top;
 #[path = "engine/world.rs"]
 mod world;

@@ -85,6 +85,8 @@ pub enum Verb {
     Logs(super::logs::Wanted),
     /// Run a command inside a service's container
     Exec(super::exec::Wanted),
+    /// Show what containers use now: processors, memory, processes, disks
+    Top(super::top::Wanted),
     /// Go back to the previous generation now; held until the commit moves or `resume`
     Rollback {
         /// Which service

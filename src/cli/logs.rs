@@ -72,7 +72,13 @@ impl Wanted {
             Some(Lines::All) => None,
             None => open.then_some(LINES),
         };
-        LogQuery { generation: self.generation.map(Generation), lines, since: self.since, until: self.until }
+        LogQuery {
+            generation: self.generation.map(Generation),
+            lines,
+            since: self.since,
+            until: self.until,
+            follow: self.follow,
+        }
     }
 }
 
@@ -97,17 +103,18 @@ pub fn logs(config: &Path, wanted: &Wanted, json: bool, out: &mut dyn Write) -> 
     let service = &wanted.service;
     let state_dir = run::config(config)?.state_dir;
     let query = wanted.query();
+    // Held open together, they may be more than a shell allows at once.
+    raise_file_limit();
     let mut log = open(&state_dir, service, query)?;
     if log.generations()?.is_empty() {
         explain(config, &state_dir, wanted)?;
     }
-    // Held open together, they may be more than a shell allows at once.
-    raise_file_limit();
     let terminal = std::io::stdout().is_terminal();
     let mut printer = Printer::new(service.clone(), json, wanted.timestamps, terminal);
-    show(&mut log, &mut printer, out)?;
     if wanted.follow {
         follow(config, wanted, &mut log, &mut printer, out)?;
+    } else {
+        while show(&mut log, &mut printer, out)? {}
     }
     printer.finish(out)?;
     Ok(0)
@@ -125,10 +132,11 @@ fn unreadable(service: &ServiceName, error: &std::io::Error) -> Failure {
     }
 }
 
-fn show(log: &mut ServiceLog, printer: &mut Printer, out: &mut dyn Write) -> Result<(), Failure> {
-    log.read(&mut |entry: LogEntry| printer.print(&entry, out))?;
+/// Shows what is there; `true` = there may be more at once.
+fn show(log: &mut ServiceLog, printer: &mut Printer, out: &mut dyn Write) -> Result<bool, Failure> {
+    let more = log.read(&mut |entry: LogEntry| printer.print(&entry, out))?;
     out.flush()?;
-    Ok(())
+    Ok(more)
 }
 
 /// Why nothing is there: an error, unless the service runs and has just said nothing yet.
@@ -169,25 +177,26 @@ fn follow(
     printer: &mut Printer,
     out: &mut dyn Write,
 ) -> Result<(), Failure> {
-    let mut looked: Option<Instant> = None;
-    let mut absent = 0;
+    let (mut looked, mut absent) = (Instant::now(), 0);
     loop {
         let over = wanted.until.is_some_and(|until| clock::now() > until + LATE);
-        if looked.is_none_or(|at| at.elapsed() >= PRESENCE) {
-            let gone = matches!(status::fetch(config), Ok(status) if status::find(&status, &wanted.service).is_err());
-            // Twice: what a container writes at its end comes a moment after.
-            absent = if gone { absent + 1 } else { 0 };
-            looked = Some(Instant::now());
-        }
-        show(log, printer, out)?;
-        if absent > 1 {
-            printer.note(out, &format!("{} was removed from this host", wanted.service))?;
-            return Ok(());
-        }
+        let more = show(log, printer, out)?;
         if over {
             return Ok(());
         }
-        std::thread::sleep(history::FOLLOW);
+        if absent > 1 && !more {
+            printer.note(out, &format!("{} was removed from this host", wanted.service))?;
+            return Ok(());
+        }
+        if looked.elapsed() >= PRESENCE || absent == 1 {
+            let gone = matches!(status::fetch(config), Ok(status) if status::find(&status, &wanted.service).is_err());
+            // Twice: what a container writes at its end comes a moment after.
+            absent = if gone { absent + 1 } else { 0 };
+            looked = Instant::now();
+        }
+        if !more {
+            std::thread::sleep(history::FOLLOW);
+        }
     }
 }
 

@@ -23,6 +23,7 @@ mod run;
 mod status;
 mod table;
 mod teardown;
+mod top;
 
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
@@ -89,6 +90,7 @@ fn dispatch(args: &Args, out: &mut dyn Write) -> Result<u8, Failure> {
             Err(Failure::Usage("exec gives on what the command writes: it takes no --json".to_owned()))
         }
         Verb::Exec(wanted) => exec::exec(&args.config, wanted),
+        Verb::Top(wanted) => top::top(&args.config, wanted, json, out),
         Verb::Teardown { purge, yes } => teardown::teardown(&args.config, *purge, *yes, json, out),
         Verb::Pull { images, all } => pull::pull(&args.config, images, *all, json, out),
         Verb::Pack { image, output, force } => pack::pack(&args.config, image, output, *force, json, out),

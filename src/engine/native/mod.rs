@@ -30,6 +30,7 @@ pub mod shim;
 mod spec;
 mod start;
 mod stop;
+mod usage;
 mod user;
 
 use std::collections::BTreeMap;
@@ -44,6 +45,7 @@ pub use exec_session::Session;
 pub use log::{LogEntry, LogQuery, ServiceLog, Stream};
 pub use network::Network;
 pub use shim::NOT_FOUND;
+pub use usage::{Usage, usages};
 
 use self::cgroup::Cgroups;
 use self::layout::Layout;

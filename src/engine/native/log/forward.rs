@@ -32,6 +32,8 @@ pub(super) struct Forward {
     /// How many of `bytes` were given.
     given: usize,
     next: Option<LogEntry>,
+    /// Bytes of the newest file that are read, and no newer file is; `None` = as it grows.
+    end: Option<u64>,
 }
 
 impl Forward {
@@ -47,7 +49,15 @@ impl Forward {
             bytes: Vec::new(),
             given: 0,
             next: None,
+            end: None,
         }
+    }
+
+    /// Reads no more than is there now: a log may grow faster than it is read.
+    pub fn ending_here(mut self) -> io::Result<Self> {
+        let newest = self.later.back().or(self.file.as_ref());
+        self.end = Some(newest.map_or(Ok(0), |file| file.metadata().map(|metadata| metadata.len()))?);
+        Ok(self)
     }
 
     /// The next entry, which stays until [`Self::take`]; `None` when there is none yet.
@@ -85,6 +95,9 @@ impl Forward {
         if self.bytes.len() > LONGEST {
             self.bytes.clear();
         }
+        if let Some(end) = self.end {
+            return self.fill_to(end);
+        }
         let Some(file) = &self.file else { return self.turn(None) };
         let metadata = file.metadata()?;
         if metadata.len() < self.offset {
@@ -92,23 +105,33 @@ impl Forward {
             self.offset = metadata.len();
             self.bytes.clear();
         }
-        if self.read()? {
+        if self.read(CHUNK as u64)? {
             return Ok(true);
         }
         if self.later.is_empty() && newest(&self.path)? == Some(identity(&metadata)) {
             return Ok(false);
         }
         // It was turned over: no more is written to it, but more may have been since it was read.
-        if self.read()? {
+        if self.read(CHUNK as u64)? {
             return Ok(true);
         }
         self.turn(Some(identity(&metadata)))
     }
 
-    fn read(&mut self) -> io::Result<bool> {
+    fn fill_to(&mut self, end: u64) -> io::Result<bool> {
+        let most = if self.later.is_empty() { end.saturating_sub(self.offset) } else { CHUNK as u64 };
+        if self.read(most)? {
+            return Ok(true);
+        }
+        let Some(file) = self.later.pop_front() else { return Ok(false) };
+        self.enter(file);
+        Ok(true)
+    }
+
+    fn read(&mut self, most: u64) -> io::Result<bool> {
         let Some(file) = &self.file else { return Ok(false) };
         let before = self.bytes.len();
-        self.bytes.resize(before + CHUNK, 0);
+        self.bytes.resize(before + most.min(CHUNK as u64) as usize, 0);
         let result = file.read_at(self.bytes.get_mut(before..).unwrap_or_default(), self.offset);
         let length = *result.as_ref().unwrap_or(&0);
         self.bytes.truncate(before + length);
@@ -128,11 +151,15 @@ impl Forward {
             self.later = all.into_iter().skip(at).collect();
         }
         let Some(file) = self.later.pop_front() else { return Ok(false) };
+        self.enter(file);
+        Ok(true)
+    }
+
+    fn enter(&mut self, file: File) {
         self.file = Some(file);
         self.offset = 0;
         self.bytes.clear();
         self.given = 0;
-        Ok(true)
     }
 }
 

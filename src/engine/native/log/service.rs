@@ -15,6 +15,9 @@ use crate::types::{Generation, InstanceId, ServiceName, Timestamp};
 /// So many parts of a line without an end count as a line: 1 MiB.
 const PARTS: usize = 64;
 
+/// Entries given at once: a container may write as fast as they are read.
+const AT_ONCE: usize = 10_000;
+
 /// What of a service's log is wanted.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct LogQuery {
@@ -26,6 +29,8 @@ pub struct LogQuery {
     pub since: Option<Timestamp>,
     /// Nothing newer.
     pub until: Option<Timestamp>,
+    /// Whether what is written later is wanted too.
+    pub follow: bool,
 }
 
 /// Reads the log of a service, from its files.
@@ -57,7 +62,9 @@ impl ServiceLog {
         }
         let places = places(files.values().map(|(_, files)| files.as_slice()), &query)?;
         for ((generation, (path, files)), place) in files.into_iter().zip(places) {
-            this.readers.insert(generation, Forward::new(path, generation, files, place));
+            let reader = Forward::new(path, generation, files, place);
+            let reader = if query.follow { reader } else { reader.ending_here()? };
+            this.readers.insert(generation, reader);
         }
         Ok(this)
     }
@@ -69,12 +76,14 @@ impl ServiceLog {
         Ok(all.into_iter().filter(|generation| wanted.is_none_or(|wanted| wanted == *generation)).collect())
     }
 
-    /// Gives every entry that is there and was not given yet, by time, in the order of each generation.
+    /// Gives entries that are there and were not given yet, by time, in the order of each generation; `true` = there may
+    /// be more.
     ///
     /// # Errors
     /// A file that cannot be read, or what `give` says.
-    pub fn read(&mut self, give: &mut dyn FnMut(LogEntry) -> io::Result<()>) -> io::Result<()> {
-        for generation in self.generations()? {
+    pub fn read(&mut self, give: &mut dyn FnMut(LogEntry) -> io::Result<()>) -> io::Result<bool> {
+        let generations = if self.query.follow { self.generations()? } else { Vec::new() };
+        for generation in generations {
             if !self.readers.contains_key(&generation) {
                 let path = self.path(generation);
                 let files = open_all(&path)?;
@@ -82,7 +91,7 @@ impl ServiceLog {
                 self.readers.insert(generation, reader);
             }
         }
-        loop {
+        for _ in 0..AT_ONCE {
             let mut first: Option<(Timestamp, Generation)> = None;
             for (generation, reader) in &mut self.readers {
                 let at = reader.peek()?.map(|entry| entry.at);
@@ -92,7 +101,7 @@ impl ServiceLog {
                     (first, _) => first,
                 };
             }
-            let Some((at, generation)) = first else { return Ok(()) };
+            let Some((at, generation)) = first else { return Ok(false) };
             let entry = self.readers.get_mut(&generation).and_then(Forward::take);
             let late = self.query.until.is_some_and(|until| at > until);
             let early = self.query.since.is_some_and(|since| at < since);
@@ -100,6 +109,7 @@ impl ServiceLog {
                 give(entry)?;
             }
         }
+        Ok(true)
     }
 
     fn path(&self, generation: Generation) -> PathBuf {
@@ -201,7 +211,7 @@ mod tests {
             found.push(String::from_utf8(entry.text).unwrap());
             Ok(())
         };
-        log.read(&mut give).unwrap();
+        while log.read(&mut give).unwrap() {}
         found.join(" ")
     }
 
@@ -233,15 +243,18 @@ mod tests {
     fn what_comes_later_is_given_once_and_in_order() {
         let logs = Logs::new();
         logs.write("1.log", &[(1, "F", "a1"), (2, "F", "a2")]);
-        let mut log = logs.open(LogQuery { lines: Some(1), ..LogQuery::default() });
+        let mut log = logs.open(LogQuery { lines: Some(1), follow: true, ..LogQuery::default() });
         assert_eq!(texts(&mut log), "a2");
         assert_eq!(texts(&mut log), "");
         logs.write("2.log", &[(4, "F", "b4")]);
         logs.write("1.log", &[(3, "F", "a3"), (5, "F", "a5")]);
         assert_eq!(texts(&mut log), "a3 b4 a5");
-        let mut none = logs.open(LogQuery { lines: Some(0), ..LogQuery::default() });
+        let mut none = logs.open(LogQuery { lines: Some(0), follow: true, ..LogQuery::default() });
+        let mut once = logs.open(LogQuery { lines: Some(2), ..LogQuery::default() });
         logs.write("2.log", &[(6, "F", "b6")]);
-        assert_eq!(texts(&mut none), "b6");
+        logs.write("3.log", &[(7, "F", "c7")]);
+        assert_eq!(texts(&mut none), "b6 c7");
+        assert_eq!(texts(&mut once), "b4 a5", "not what came after it was opened");
     }
 
     #[test]
