@@ -53,11 +53,9 @@ impl Forward {
         }
     }
 
-    /// Reads no more than is there now: a log may grow faster than it is read.
-    pub fn ending_here(mut self) -> io::Result<Self> {
-        let newest = self.later.back().or(self.file.as_ref());
-        self.end = Some(newest.map_or(Ok(0), |file| file.metadata().map(|metadata| metadata.len()))?);
-        Ok(self)
+    /// Reads no more than `end` bytes of the newest file: a log may grow faster than it is read.
+    pub fn ending_at(self, end: u64) -> Self {
+        Self { end: Some(end), ..self }
     }
 
     /// The next entry, which stays until [`Self::take`]; `None` when there is none yet.

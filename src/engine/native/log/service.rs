@@ -61,9 +61,9 @@ impl ServiceLog {
             files.insert(generation, (path, opened));
         }
         let places = places(files.values().map(|(_, files)| files.as_slice()), &query)?;
-        for ((generation, (path, files)), place) in files.into_iter().zip(places) {
+        for ((generation, (path, files)), (place, end)) in files.into_iter().zip(places) {
             let reader = Forward::new(path, generation, files, place);
-            let reader = if query.follow { reader } else { reader.ending_here()? };
+            let reader = if query.follow { reader } else { reader.ending_at(end) };
             this.readers.insert(generation, reader);
         }
         Ok(this)
@@ -132,25 +132,25 @@ fn generations(state_dir: &Path, service: &ServiceName) -> io::Result<Vec<Genera
     Ok(found)
 }
 
-/// Where to begin in each log, so that all together hold what is wanted.
-fn places<'a>(logs: impl Iterator<Item = &'a [fs::File]>, query: &LogQuery) -> io::Result<Vec<Place>> {
-    let start = Place { file: 0, offset: 0 };
-    if query.lines.is_none() && query.since.is_none() {
-        return Ok(logs.map(|_| start).collect());
-    }
+/// Where to begin in each log, so that all together hold what is wanted; and the end of its newest file at that moment.
+fn places<'a>(logs: impl Iterator<Item = &'a [fs::File]>, query: &LogQuery) -> io::Result<Vec<(Place, u64)>> {
     let mut walks = Vec::new();
     for files in logs {
         let mut walk = Backward::new(files)?;
-        let place = walk.place();
+        let end = walk.place();
         let next = walk.previous()?;
-        walks.push((walk, next, place));
+        walks.push((walk, next, end, end.offset));
+    }
+    if query.lines.is_none() && query.since.is_none() {
+        let start = Place { file: 0, offset: 0 };
+        return Ok(walks.into_iter().map(|(_, _, _, end)| (start, end)).collect());
     }
     let (mut lines, mut parts) = (0, 0);
     // The newest entry of all, as long as there is one that counts.
-    while let Some((walk, next, place)) = walks
+    while let Some((walk, next, place, _)) = walks
         .iter_mut()
-        .filter(|(_, next, _)| next.is_some())
-        .max_by_key(|(_, next, _)| next.map(|(head, _)| head.at))
+        .filter(|(_, next, ..)| next.is_some())
+        .max_by_key(|(_, next, ..)| next.map(|(head, _)| head.at))
     {
         let Some((head, at)) = *next else { break };
         if query.since.is_some_and(|since| head.at < since) {
@@ -171,7 +171,7 @@ fn places<'a>(logs: impl Iterator<Item = &'a [fs::File]>, query: &LogQuery) -> i
         *place = at;
         *next = walk.previous()?;
     }
-    Ok(walks.into_iter().map(|(_, _, place)| place).collect())
+    Ok(walks.into_iter().map(|(_, _, place, end)| (place, end)).collect())
 }
 
 #[cfg(test)]
