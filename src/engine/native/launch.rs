@@ -222,4 +222,13 @@ mod tests {
             assert!(check_volume(&volume(bad)).is_err(), "{bad}");
         }
     }
+
+    #[test]
+    fn launches_of_older_versions_are_read() {
+        let text = r#"{"format":1,"id":"shop.7","layout":{"state_dir":"/s","run_dir":"/r","instance":"i"},
+            "address":"10.98.0.2","netns":"/n","layers":["/l"],"args":["x"],"env":[],"user":"","cwd":"/",
+            "stop_signal":15,"volumes":[],"memory":null,"milli_cpus":null,"pids":null,"image":"i:1","commit":"c"}"#;
+        let launch: Launch = serde_json::from_str(text).unwrap();
+        assert_eq!((launch.digest.as_str(), launch.image.as_str()), ("", "i:1"));
+    }
 }

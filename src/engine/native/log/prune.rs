@@ -27,7 +27,7 @@ pub(in super::super) fn prune(dir: &Path, limits: LogLimits) {
         })
         .collect();
     // Newest first: by generation, then by part, of which 0 is the newest.
-    files.sort_by(|one, other| (other.0, other.1).cmp(&(one.0, one.1)));
+    files.sort_by_key(|(generation, part, ..)| Reverse((*generation, *part)));
     let generations: BTreeSet<u64> = files.iter().map(|(generation, ..)| *generation).collect();
     let oldest = generations.iter().rev().nth(KEPT - 1).copied().unwrap_or(0);
     let mut sum = 0u64;
