@@ -17,11 +17,19 @@ mod commands;
 mod crashes;
 #[path = "engine/escapes.rs"]
 mod escapes;
+#[path = "engine/exec.rs"]
+mod exec;
 #[path = "engine/files.rs"]
 mod files;
 #[path = "engine/lives.rs"]
 mod lives;
+#[path = "engine/logs.rs"]
+mod logs;
 #[path = "engine/options.rs"]
 mod options;
+#[path = "engine/terminals.rs"]
+mod terminals;
+#[path = "engine/top.rs"]
+mod top;
 #[path = "engine/world.rs"]
 mod world;

@@ -82,24 +82,11 @@ pub enum Verb {
         service: ServiceName,
     },
     /// Show what a service wrote
-    Logs {
-        /// Which service
-        service: ServiceName,
-        /// Go on as it writes
-        #[arg(short, long)]
-        follow: bool,
-        /// The last N lines
-        #[arg(short = 'n', long, value_name = "N", default_value_t = 100)]
-        lines: usize,
-    },
+    Logs(super::logs::Wanted),
     /// Run a command inside a service's container
-    Exec {
-        /// Which service
-        service: ServiceName,
-        /// Program and arguments
-        #[arg(last = true, required = true)]
-        command: Vec<String>,
-    },
+    Exec(super::exec::Wanted),
+    /// Show what containers use now: processors, memory, processes, disks
+    Top(super::top::Wanted),
     /// Go back to the previous generation now; held until the commit moves or `resume`
     Rollback {
         /// Which service

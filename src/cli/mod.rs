@@ -10,8 +10,10 @@ mod hint;
 mod history;
 mod images;
 mod internal;
+mod lines;
 mod logs;
 mod manual;
+mod moment;
 mod operate;
 mod pack;
 mod plan;
@@ -21,6 +23,7 @@ mod run;
 mod status;
 mod table;
 mod teardown;
+mod top;
 
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
@@ -82,13 +85,12 @@ fn dispatch(args: &Args, out: &mut dyn Write) -> Result<u8, Failure> {
         Verb::History { service } => history::history(&args.config, service.as_ref(), json, out),
         Verb::Why { service } => status::why(&args.config, service, json, out),
         Verb::Events { follow } => history::events(&args.config, *follow, out),
-        Verb::Logs { service, follow, lines } => {
-            logs::logs(&args.config, service, *follow, *lines, json, out)
-        }
-        Verb::Exec { .. } if json => {
+        Verb::Logs(wanted) => logs::logs(&args.config, wanted, json, out),
+        Verb::Exec(_) if json => {
             Err(Failure::Usage("exec gives on what the command writes: it takes no --json".to_owned()))
         }
-        Verb::Exec { service, command } => exec::exec(&args.config, service, command),
+        Verb::Exec(wanted) => exec::exec(&args.config, wanted),
+        Verb::Top(wanted) => top::top(&args.config, wanted, json, out),
         Verb::Teardown { purge, yes } => teardown::teardown(&args.config, *purge, *yes, json, out),
         Verb::Pull { images, all } => pull::pull(&args.config, images, *all, json, out),
         Verb::Pack { image, output, force } => pack::pack(&args.config, image, output, *force, json, out),

@@ -21,6 +21,7 @@ mod kill;
 mod lab;
 mod line;
 mod load;
+mod logs;
 mod mended;
 mod operator;
 mod ports;

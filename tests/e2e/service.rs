@@ -149,4 +149,7 @@ fn the_journal_gets_native_fields_and_what_containers_write() {
     let query = [format!("GITOPSD_COMMIT={commit}"), "MESSAGE=serving".to_owned()];
     let line = wait_for("what the container wrote", || find(&query).pop());
     assert_eq!(line["GITOPSD_SERVICE"], "web");
+    assert_eq!((&line["GITOPSD_GENERATION"], &line["GITOPSD_IMAGE"]), (&"1".into(), &image.as_str().into()));
+    assert_eq!(line["GITOPSD_DIGEST"], lab.service("web")["digest"], "{line}");
+    assert_eq!((&line["SYSLOG_IDENTIFIER"], &line["PRIORITY"]), (&"web".into(), &"6".into()), "{line}");
 }

@@ -1,12 +1,11 @@
 //! Commands run inside a running container.
 
-use std::fs;
 use std::time::{Duration, Instant};
 
 use gitopsd::engine::Engine;
 use gitopsd::types::Reason;
 
-use crate::containers::{self, Rig, wait_for};
+use crate::containers::{Rig, wait_for};
 
 #[test]
 fn commands_run_inside() {
@@ -66,31 +65,4 @@ fn commands_run_inside() {
     rig.engine.stop(&request.id, Duration::from_millis(100)).unwrap();
     let error = exec("true", 1000).unwrap_err();
     assert_eq!(error.reason, Reason::Exited);
-}
-
-#[test]
-fn an_interactive_command_has_our_standard_streams_and_its_own_exit_code() {
-    let rig = Rig::new();
-    let request = rig.script("shop.1", "exec sleep 1000");
-    rig.start(&request);
-    let output = std::process::Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "commands::interactive_child", "--ignored", "--nocapture"])
-        .env("GITOPSD_TEST_DIR", rig.dir.path())
-        .env("GITOPSD_TEST_INSTANCE", &rig.instance)
-        .stdin(fs::File::open(rig.path("layer/etc/group")).unwrap())
-        .output()
-        .unwrap();
-    let text = String::from_utf8_lossy(&output.stdout);
-    assert!(text.contains("got root:x:0:"), "{text}");
-    assert!(text.contains("code 5"), "{text}");
-    assert!(String::from_utf8_lossy(&output.stderr).contains("to stderr"));
-}
-
-#[test]
-#[ignore = "a child of another test"]
-fn interactive_child() {
-    let dir = std::path::PathBuf::from(std::env::var("GITOPSD_TEST_DIR").unwrap());
-    let engine = containers::engine_at(&dir, &std::env::var("GITOPSD_TEST_INSTANCE").unwrap());
-    let command = ["sh", "-c", "read line; echo got $line; echo to stderr >&2; exit 5"].map(str::to_owned);
-    println!("code {}", engine.exec_interactive(&"shop.1".parse().unwrap(), &command).unwrap());
 }

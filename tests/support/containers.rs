@@ -160,6 +160,22 @@ impl Rig {
         value["pid"].as_i64().unwrap() as i32
     }
 
+    /// A verb of the real program for this engine's containers; no agent runs.
+    pub fn command(&self, args: &[&str]) -> std::process::Command {
+        let config = self.path("gitopsd.toml");
+        let root = self.dir.path().display();
+        let text = format!(
+            "state_dir = \"{root}/state\"\nrun_dir = \"{root}/run\"\ninstance = \"{}\"\n[repo]\nurl = \"{root}/repo.git\"\n",
+            self.instance
+        );
+        if !config.exists() {
+            fs::write(&config, text).unwrap();
+        }
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_gitopsd"));
+        command.arg("--config").arg(config).args(args).stdin(std::process::Stdio::null());
+        command
+    }
+
     /// Everything of this instance on the machine: cgroups, mounts, files of containers, processes.
     pub fn traces(&self) -> Vec<String> {
         let mut found = Vec::new();
@@ -246,7 +262,7 @@ fn make_layer(layer: &Path) {
     for applet in [
         "sh", "cat", "diff", "echo", "sleep", "env", "id", "hostname", "ls", "grep", "head", "kill", "mknod",
         "mount", "nc", "nproc", "pwd", "seq", "stat", "tail", "test", "touch", "tr", "true", "yes", "ps",
-        "wc", "mkdir", "dd",
+        "wc", "mkdir", "dd", "readlink", "stty", "tty",
     ] {
         symlink("busybox", layer.join("bin").join(applet)).unwrap();
     }

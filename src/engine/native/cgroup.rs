@@ -112,6 +112,13 @@ impl Cgroups {
         }
     }
 
+    /// A file of the container's group, by the first of `names` that some hierarchy has.
+    pub fn read(&self, id: &InstanceId, names: &[&str]) -> Option<String> {
+        let groups: Vec<PathBuf> = self.groups(id).collect();
+        let files = names.iter().flat_map(|name| groups.iter().map(move |group| group.join(name)));
+        files.filter_map(|file| fs::read_to_string(file).ok()).next()
+    }
+
     /// How often the kernel killed something in the container for memory.
     pub fn oom_kills(&self, id: &InstanceId) -> u64 {
         self.groups(id)

@@ -1,13 +1,14 @@
 //! The exec helper: `gitopsd internal-exec DIR MILLISECONDS COMMAND…` runs a command in a container and ends as it does.
 //!
 //! Synchronous and single-threaded like the shim, and for the same reason. Called by the agent, its standard input is
-//! a pipe on which it tells the outcome as a line of JSON; called for a person (0 milliseconds: no limit) its standard
-//! input, output and error are the command's own.
+//! a pipe on which it tells the outcome as a line of JSON, and its standard output is the command's own; called for a
+//! person (0 milliseconds: no limit) it carries what goes between the caller and the command, see [`exec_session`].
 
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -18,9 +19,12 @@ use nix::sys::signal::{SigSet, Signal, killpg};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::{Pid, pipe2};
 use rustix::process::{WaitId, WaitIdOptions, waitid};
+use rustix::termios::Winsize;
 use serde::{Deserialize, Serialize};
 
 use super::cgroup::Cgroups;
+use super::exec_process::{self, Process};
+use super::exec_session::{self, Session};
 use super::launch::Launch;
 use super::layout::RunFiles;
 use super::record::PidFd;
@@ -29,6 +33,9 @@ use super::shim::{Look, NOT_FOUND, Program};
 
 /// Name of the subcommand.
 pub(super) const COMMAND: &str = "internal-exec";
+
+/// The variable that says how, as JSON: not among the arguments, which everybody on the host may read.
+pub(super) const SESSION: &str = "GITOPSD_SESSION";
 
 /// What became of the command.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
@@ -54,7 +61,7 @@ pub fn main(args: &[OsString]) -> ExitCode {
     let Some((run, limit, command)) = parse(args.get(1..).unwrap_or_default()) else {
         return ExitCode::from(64);
     };
-    let outcome = run_command(&run, limit, command).unwrap_or_else(Outcome::Failed);
+    let outcome = run_command(&run, limit, &command).unwrap_or_else(Outcome::Failed);
     if limit.is_some() {
         let mut line = serde_json::to_vec(&outcome).unwrap_or_default();
         line.push(b'\n');
@@ -83,11 +90,25 @@ fn parse(args: &[OsString]) -> Option<(RunFiles, Option<Duration>, Vec<String>)>
     Some((run, (limit > 0).then(|| Duration::from_millis(limit)), command))
 }
 
-fn run_command(run: &RunFiles, limit: Option<Duration>, command: Vec<String>) -> Result<Outcome, String> {
+fn run_command(run: &RunFiles, limit: Option<Duration>, command: &[String]) -> Result<Outcome, String> {
     // The hierarchies that the runtime leaves alone: there too the command belongs to the container, not to the agent.
     if let Some(launch) = super::record::read::<Launch>(&run.launch()) {
         let _ = Cgroups::detect(&launch.layout.instance).and_then(|cgroups| cgroups.adopt_self());
     }
+    match limit {
+        Some(limit) => timed(run, limit, command),
+        None => {
+            let session =
+                std::env::var_os(SESSION).map(|text| serde_json::from_slice(text.as_encoded_bytes()));
+            let session: Session =
+                session.transpose().map_err(|error| format!("{SESSION}: {error}"))?.unwrap_or_default();
+            exec_session::run(run, command, &session)
+        }
+    }
+}
+
+/// For the agent: with nothing to read, and an end.
+fn timed(run: &RunFiles, limit: Duration, command: &[String]) -> Result<Outcome, String> {
     let begun = Instant::now();
     // Blocked before the command exists, so that none gets lost; `Program` unblocks them for the command.
     let mut forwarded = SigSet::empty();
@@ -98,39 +119,40 @@ fn run_command(run: &RunFiles, limit: Option<Duration>, command: Vec<String>) ->
     let signals = SignalFd::with_flags(&forwarded, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
         .map_err(|error| format!("signals: {error}"))?;
 
-    let pid = start(run, limit, command)?;
-    let process = PidFd::of_child(pid).map_err(|error| format!("pidfd: {error}"))?;
+    let launch = super::record::read::<Launch>(&run.launch()).ok_or("launch.json cannot be read")?;
+    let process = exec_process::describe(run, &launch, 0, command, &Session::default())?;
+    // Ours is the pipe to the agent.
+    let null = File::open("/dev/null").map_err(|error| format!("/dev/null: {error}"))?;
+    let pid = start(run, &launch, &process, Streams { stdin: Some(null), ..Streams::default() })?;
+    let child = PidFd::of_child(pid).map_err(|error| format!("pidfd: {error}"))?;
     // The command leads a session and a process group of its own: what it started goes with it.
     let group = Pid::from_raw(pid);
     loop {
-        let left = match limit {
-            Some(limit) => {
-                let left = limit.saturating_sub(begun.elapsed());
-                PollTimeout::try_from(left.as_millis() + 1).unwrap_or(PollTimeout::MAX)
-            }
-            None => PollTimeout::NONE,
-        };
-        let mut waiting = [
-            PollFd::new(process.as_fd(), PollFlags::POLLIN),
-            PollFd::new(signals.as_fd(), PollFlags::POLLIN),
-        ];
+        let left = limit.saturating_sub(begun.elapsed());
+        let left = PollTimeout::try_from(left.as_millis() + 1).unwrap_or(PollTimeout::MAX);
+        let mut waiting =
+            [PollFd::new(child.as_fd(), PollFlags::POLLIN), PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
         let _ = poll(&mut waiting, left);
         if waiting.first().is_some_and(|fd| fd.any() == Some(true)) {
-            break;
+            return reap(&child);
         }
         while let Ok(Some(got)) = signals.read_signal() {
             if let Ok(signal) = Signal::try_from(got.ssi_signo.cast_signed()) {
                 let _ = killpg(group, signal);
             }
         }
-        if limit.is_some_and(|limit| begun.elapsed() >= limit) {
+        if begun.elapsed() >= limit {
             let _ = killpg(group, Signal::SIGKILL);
-            let _ = process.signal(nix::libc::SIGKILL);
-            let _ = process.wait(Duration::from_secs(5));
+            let _ = child.signal(nix::libc::SIGKILL);
+            let _ = child.wait(Duration::from_secs(5));
             return Ok(Outcome::TimedOut);
         }
     }
-    match waitid(WaitId::PidFd(process.as_fd()), WaitIdOptions::EXITED) {
+}
+
+/// How a command that has ended did so.
+pub(super) fn reap(child: &PidFd) -> Result<Outcome, String> {
+    match waitid(WaitId::PidFd(child.as_fd()), WaitIdOptions::EXITED) {
         Ok(Some(status)) => {
             let code = status.exit_status().or(status.terminating_signal().map(|signal| 128 + signal));
             code.map(Outcome::Code).ok_or_else(|| "its status cannot be read".to_owned())
@@ -139,30 +161,57 @@ fn run_command(run: &RunFiles, limit: Option<Duration>, command: Vec<String>) ->
     }
 }
 
-fn start(run: &RunFiles, limit: Option<Duration>, command: Vec<String>) -> Result<i32, String> {
-    let id = RunFiles::id_of(&run.dir).ok_or("the directory names no container")?;
-    let process = describe(run, command).map_err(|error| format!("{id}: its configuration: {error}"))?;
-    let launch = super::record::read::<Launch>(&run.launch()).ok_or("launch.json cannot be read")?;
+/// The command's ends of its standard streams; `None` = ours.
+#[derive(Debug, Default)]
+pub(super) struct Streams {
+    /// File descriptor 0.
+    pub stdin: Option<File>,
+    /// File descriptor 1.
+    pub stdout: Option<File>,
+    /// File descriptor 2.
+    pub stderr: Option<File>,
+    /// All three are a new terminal, whose controlling side is sent to this socket.
+    pub console: Option<PathBuf>,
+    /// The size of that terminal.
+    pub window: Option<Winsize>,
+}
+
+/// Starts the command; its program has been executed when this returns its pid.
+pub(super) fn start(
+    run: &RunFiles,
+    launch: &Launch,
+    process: &Process,
+    streams: Streams,
+) -> Result<i32, String> {
+    let id = &launch.id;
     let filter = super::rights::filter(&launch.options);
     let (failure, writer) = pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(|error| format!("pipe: {error}"))?;
+    let program = Program {
+        failure: writer.as_raw_fd(),
+        filter,
+        init: false,
+        window: streams.window,
+        look: Look::Later,
+        #[cfg(feature = "failpoints")]
+        weak: super::shim::Weak::of(launch),
+    };
     let mut builder = ContainerBuilder::new(id.to_string(), SyscallType::Linux)
         .with_root_path(run.runtime())
         .map_err(|error| format!("{id}: {error}"))?
-        .with_executor(Program {
-            failure: writer.as_raw_fd(),
-            filter,
-            init: false,
-            look: Look::Later,
-            #[cfg(feature = "failpoints")]
-            weak: super::shim::Weak::of(&launch),
-        });
-    if limit.is_some() {
-        // Ours is the pipe to the agent.
-        builder = builder.with_stdin(File::open("/dev/null").map_err(|error| format!("/dev/null: {error}"))?);
+        .with_executor(program)
+        .with_console_socket(streams.console);
+    if let Some(stdin) = streams.stdin {
+        builder = builder.with_stdin(stdin);
+    }
+    if let Some(stdout) = streams.stdout {
+        builder = builder.with_stdout(stdout);
+    }
+    if let Some(stderr) = streams.stderr {
+        builder = builder.with_stderr(stderr);
     }
     let built = builder
         .as_tenant()
-        .with_process(Some(format!("/proc/self/fd/{}", process.as_raw_fd())))
+        .with_process(Some(format!("/proc/self/fd/{}", process.file.as_raw_fd())))
         .with_detach(true)
         .build();
     drop(writer);
@@ -174,26 +223,6 @@ fn start(run: &RunFiles, limit: Option<Duration>, command: Vec<String>) -> Resul
         Ok(pid) => Ok(pid.as_raw()),
         Err(error) => Err(chain(&error)),
     }
-}
-
-/// The container's own process with another command, as a file that the library reads: the same user, environment,
-/// directory, rights and limits. What the library would fill in itself is not the same (1024 open files, for one).
-fn describe(run: &RunFiles, command: Vec<String>) -> io::Result<File> {
-    let config = std::fs::read(run.bundle().join("config.json"))?;
-    let config: serde_json::Value = serde_json::from_slice(&config)?;
-    let mut process = config.get("process").cloned().unwrap_or_default();
-    process["args"] = command.into();
-    // The agent of today may be allowed fewer open files than the one that started the container.
-    let hard = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum.unwrap_or(u64::MAX);
-    for limit in process["rlimits"].as_array_mut().into_iter().flatten() {
-        for kind in ["soft", "hard"] {
-            limit[kind] = limit[kind].as_u64().unwrap_or(hard).min(hard).into();
-        }
-    }
-    let memory = rustix::fs::memfd_create("process.json", rustix::fs::MemfdFlags::CLOEXEC)?;
-    let mut file = File::from(memory);
-    file.write_all(&serde_json::to_vec(&process)?)?;
-    Ok(file)
 }
 
 fn chain(error: &dyn std::error::Error) -> String {

@@ -2,10 +2,12 @@
 
 use std::io::{self, Read};
 use std::os::fd::AsFd as _;
-use std::process::{Command, Stdio};
+use std::os::unix::process::CommandExt as _;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use super::exec::{self, Outcome};
+use super::exec_session::Session;
 use super::observe::{running, this_boot};
 use super::record::{PidFd, wait_readable};
 use super::{NativeEngine, layout::RunFiles};
@@ -74,29 +76,34 @@ pub(super) fn run(
     }
 }
 
-/// See [`NativeEngine::exec_interactive`].
-pub(super) fn interactive(
+/// See [`NativeEngine::become_command`].
+pub(super) fn become_command(
     engine: &NativeEngine,
     id: &InstanceId,
     command: &[String],
-) -> Result<i32, EngineError> {
-    let run = must_run(engine, id, command)?;
-    let status = Command::new(&engine.program)
+    session: &Session,
+) -> EngineError {
+    let ready = must_run(engine, id, command).and_then(|run| {
+        let text = serde_json::to_string(session).map_err(|error| {
+            EngineError::new(Reason::Internal, format!("{id}: its session cannot be written"), error)
+        })?;
+        Ok((run, text))
+    });
+    let (run, text) = match ready {
+        Ok(ready) => ready,
+        Err(error) => return error,
+    };
+    // In place of this process: signals, the terminal and the exit code are the helper's own business then.
+    let error = Command::new(&engine.program)
         .arg(exec::COMMAND)
         .arg(&run.dir)
         .arg("0")
         .args(command)
         .env_clear()
+        .env(exec::SESSION, text)
         .current_dir("/")
-        .stdin(Stdio::inherit())
-        .stdout(Stdio::inherit())
-        .stderr(Stdio::inherit())
-        .status()
-        .map_err(|error| {
-            EngineError::new(Reason::Internal, format!("{id}: the exec helper cannot be executed"), error)
-        })?;
-    use std::os::unix::process::ExitStatusExt as _;
-    Ok(status.code().or(status.signal().map(|signal| 128 + signal)).unwrap_or(255))
+        .exec();
+    EngineError::new(Reason::Internal, format!("{id}: the exec helper cannot be executed"), error)
 }
 
 fn must_run(engine: &NativeEngine, id: &InstanceId, command: &[String]) -> Result<RunFiles, EngineError> {

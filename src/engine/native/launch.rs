@@ -59,6 +59,9 @@ pub(super) struct Launch {
     pub options: Options,
     /// For the journal: image reference.
     pub image: String,
+    /// For the journal: the image's digest; older versions did not write it.
+    #[serde(default)]
+    pub digest: String,
     /// For the journal: commit.
     pub commit: String,
 }
@@ -130,6 +133,7 @@ impl Launch {
             pids: spec.pids_limit,
             options: spec.options.clone(),
             image: spec.image.reference.to_string(),
+            digest: request.image.digest.to_string(),
             commit: request.commit.to_string(),
         })
     }
@@ -208,5 +212,14 @@ mod tests {
         for bad in ["SIGFOO", "0", "99", "-1", "RTMIN+99", "RTMIN-1", "RTMIN3"] {
             assert_eq!(parse_signal(bad), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn launches_of_older_versions_are_read() {
+        let text = r#"{"format":1,"id":"shop.7","layout":{"state_dir":"/s","run_dir":"/r","instance":"i"},
+            "address":"10.98.0.2","netns":"/n","layers":["/l"],"args":["x"],"env":[],"user":"","cwd":"/",
+            "stop_signal":15,"volumes":[],"memory":null,"milli_cpus":null,"pids":null,"image":"i:1","commit":"c"}"#;
+        let launch: Launch = serde_json::from_str(text).unwrap();
+        assert_eq!((launch.digest.as_str(), launch.image.as_str()), ("", "i:1"));
     }
 }

@@ -9,6 +9,10 @@ mod clock;
 mod etc_files;
 pub mod exec;
 mod exec_client;
+mod exec_flow;
+mod exec_process;
+mod exec_session;
+mod exec_terminal;
 mod in_root;
 mod launch;
 mod layout;
@@ -26,6 +30,7 @@ pub mod shim;
 mod spec;
 mod start;
 mod stop;
+mod usage;
 mod user;
 
 use std::collections::BTreeMap;
@@ -36,14 +41,16 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
-pub use log::LogLine;
+pub use exec_session::Session;
+pub use log::{LogEntry, LogQuery, ServiceLog, Stream};
 pub use network::Network;
 pub use shim::NOT_FOUND;
+pub use usage::{Usage, usages};
 
 use self::cgroup::Cgroups;
 use self::layout::Layout;
 use super::{ContainerRequest, Engine, EngineError, ExecOutput, ObservedContainer};
-use crate::types::{InstanceId, Reason, ServiceName};
+use crate::types::{Generation, InstanceId, Reason, ServiceName};
 
 /// Where a native engine keeps its things and what it runs them with.
 #[derive(Debug, Clone)]
@@ -92,10 +99,15 @@ impl NativeEngine {
         Ok(Self { layout, program, network, cgroups, parents: RwLock::new(()) })
     }
 
-    /// Runs a command inside a running container with our own standard input, output and error; gives back its exit
-    /// code, 128 + n for signal n.
-    pub fn exec_interactive(&self, id: &InstanceId, command: &[String]) -> Result<i32, EngineError> {
-        exec_client::interactive(self, id, command)
+    /// Has this process become a command inside a running container: it ends as the command does, 128 + n for signal n.
+    /// Comes back only if that fails.
+    pub fn become_command(&self, id: &InstanceId, command: &[String], session: &Session) -> EngineError {
+        exec_client::become_command(self, id, command, session)
+    }
+
+    /// The newest generation of a service that runs, from its records alone.
+    pub fn newest_running(&self, service: &ServiceName) -> Option<Generation> {
+        observe::newest_running(self, service)
     }
 
     /// Takes away what belongs to the instance and to no container: its parent cgroup, once it is empty.
@@ -165,11 +177,6 @@ pub fn log_file(state_dir: &Path, id: &InstanceId) -> PathBuf {
 }
 
 /// The last `count` lines of a log file, oldest first.
-pub fn log_lines(path: &Path, count: usize) -> Vec<LogLine> {
-    log::lines_of(path, count)
-}
-
-/// Their texts alone.
 pub fn log_tail(path: &Path, count: usize) -> Vec<String> {
     log::tail(path, count)
 }

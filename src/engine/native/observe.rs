@@ -13,7 +13,7 @@ use super::layout::RunFiles;
 use super::record::{self, ExitRecord, PidFd, RunRecord, boot_id};
 use super::{lock, start};
 use crate::engine::{ContainerState, EngineError, Exit, ObservedContainer};
-use crate::types::{InstanceId, Reason};
+use crate::types::{Generation, InstanceId, Reason, ServiceName};
 
 /// How long a shim may take from the end of its container to the record of it.
 const RECORDING: Duration = Duration::from_secs(2);
@@ -65,6 +65,14 @@ fn names(dir: &Path) -> std::io::Result<Vec<InstanceId>> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
         Err(error) => Err(error),
     }
+}
+
+/// See [`NativeEngine::newest_running`].
+pub(super) fn newest_running(engine: &NativeEngine, service: &ServiceName) -> Option<Generation> {
+    let boot = boot_id().ok()?;
+    let ids = names(&engine.layout.runs()).ok()?;
+    let ours = ids.into_iter().filter(|id| id.service == *service);
+    ours.filter(|id| running(&engine.layout.run(id), &boot).is_some()).map(|id| id.generation).max()
 }
 
 fn observe_one(engine: &NativeEngine, id: InstanceId, boot: &str) -> ObservedContainer {

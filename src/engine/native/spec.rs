@@ -232,6 +232,7 @@ mod tests {
             pids: Some(32),
             options: Options::default(),
             image: "r.io/shop:1".into(),
+            digest: String::new(),
             commit: "c".repeat(40),
         }
     }

@@ -60,7 +60,7 @@ pub(super) fn start(engine: &NativeEngine, request: &ContainerRequest) -> Result
     forget_run(&run).map_err(|e| failed("records of an earlier run", e))?;
 
     if let Some(logs) = engine.layout.log(id).parent() {
-        super::log::prune(logs);
+        super::log::prune(logs, request.spec.options.logging.unwrap_or_default());
     }
 
     let state = engine.layout.state(id);

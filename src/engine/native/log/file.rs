@@ -5,13 +5,16 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-use super::{Piece, Stream};
+use super::entry::Stream;
+use super::lines::Piece;
 use crate::types::LogLimits;
 
 /// Bytes after which a new file is begun, where a service says nothing.
 const MAX_SIZE: u64 = 10 << 20;
 /// Files kept where a service says nothing: the one written to, and older ones with `.1`, `.2` appended.
 const FILES: u32 = 3;
+/// Bytes after which a batch is written. With one more entry it is still smaller than the smallest file there may be.
+const BATCH: usize = 32 << 10;
 
 /// Appends entries to `path`.
 #[derive(Debug)]
@@ -24,6 +27,19 @@ pub(in super::super) struct LogFile {
     lost: u64,
     max_size: u64,
     files: u32,
+}
+
+fn max_size(limits: LogLimits) -> u64 {
+    limits.max_size.map_or(MAX_SIZE, |size| size.0)
+}
+
+fn files(limits: LogLimits) -> u32 {
+    limits.max_file.unwrap_or(FILES).max(1)
+}
+
+/// Bytes that one generation's log may take.
+pub(super) fn most(limits: LogLimits) -> u64 {
+    max_size(limits).saturating_mul(files(limits).into())
 }
 
 /// `path` with the number of an older file; 0 is the newest.
@@ -45,13 +61,20 @@ impl LogFile {
             size: 0,
             batch: Vec::new(),
             lost: 0,
-            max_size: limits.max_size.map_or(MAX_SIZE, |size| size.0),
-            files: limits.max_file.unwrap_or(FILES).max(1),
+            max_size: max_size(limits),
+            files: files(limits),
         }
     }
 
-    /// Adds an entry to the batch.
+    /// Adds an entry to the batch, which is written when it is large.
     pub fn push(&mut self, at: &str, stream: Stream, piece: &Piece<'_>) {
+        if self.batch.len() >= BATCH {
+            self.flush();
+        }
+        self.add(at, stream, piece);
+    }
+
+    fn add(&mut self, at: &str, stream: Stream, piece: &Piece<'_>) {
         let tag = if piece.ends { 'F' } else { 'P' };
         // Writing to a Vec cannot fail.
         let _ = write!(self.batch, "{at} {stream} {tag} ");
@@ -59,7 +82,7 @@ impl LogFile {
         self.batch.push(b'\n');
     }
 
-    /// Writes the batch, which the caller keeps small by calling this after each read.
+    /// Writes the batch.
     pub fn flush(&mut self) {
         if self.batch.is_empty() {
             return;
@@ -67,7 +90,7 @@ impl LogFile {
         if self.lost > 0 {
             let note = format!("gitopsd: {} log entries were lost: the disk refused them", self.lost);
             let at = super::super::clock::now().to_string();
-            self.push(&at, Stream::Stderr, &Piece { text: note.as_bytes(), ends: true });
+            self.add(&at, Stream::Stderr, &Piece { text: note.as_bytes(), ends: true });
         }
         match self.write_batch() {
             Ok(()) => self.lost = 0,
@@ -93,7 +116,10 @@ impl LogFile {
         }
         if self.size > 0 && self.size + self.batch.len() as u64 > self.max_size {
             if self.files == 1 {
-                fs::remove_file(&self.path)?;
+                match fs::remove_file(&self.path) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                    _ => {}
+                }
             }
             for number in (0..self.files as usize - 1).rev() {
                 match fs::rename(numbered(&self.path, number), numbered(&self.path, number + 1)) {
@@ -144,6 +170,25 @@ mod tests {
         assert!(names.iter().all(|(_, size)| *size <= MAX_SIZE), "{names:?}");
         let newest = fs::read_to_string(&path).unwrap();
         assert!(newest.lines().last().unwrap().starts_with("2026-01-01T00:00:00Z stdout F 2799 x"));
+    }
+
+    #[test]
+    fn many_small_entries_at_once_stay_within_the_size() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("7.log");
+        let limits = LogLimits { max_size: Some(crate::types::ByteSize(64 << 10)), max_file: Some(2) };
+        let mut log = LogFile::new(&path, limits);
+        for number in 0..100_000 {
+            let text = number.to_string();
+            log.push("2026-01-01T00:00:00Z", Stream::Stdout, &Piece { text: text.as_bytes(), ends: true });
+            assert!(log.batch.len() < 64 << 10);
+        }
+        log.push("2026-01-01T00:00:00Z", Stream::Stdout, &Piece { text: &[b'x'; 16 << 10], ends: true });
+        log.flush();
+        let sizes = [0, 1].map(|number| fs::metadata(numbered(&path, number)).unwrap().len());
+        assert!(sizes.iter().all(|size| (1..=64 << 10).contains(size)), "{sizes:?}");
+        assert!(!numbered(&path, 2).exists());
+        assert_eq!(most(limits), 128 << 10);
     }
 
     #[test]

@@ -5,7 +5,7 @@ const MAX_LINE: usize = 16 << 10;
 
 /// One entry: a line, or a part of a long one.
 #[derive(Debug, PartialEq, Eq)]
-pub(in super::super) struct Piece<'a> {
+pub(super) struct Piece<'a> {
     /// Without its line break.
     pub text: &'a [u8],
     /// Whether the line ends here.
@@ -14,7 +14,7 @@ pub(in super::super) struct Piece<'a> {
 
 /// Cuts one stream into lines.
 #[derive(Debug, Default)]
-pub(in super::super) struct Splitter {
+pub(super) struct Splitter {
     pending: Vec<u8>,
 }
 

@@ -1,27 +1,41 @@
-//! Logs outlive their containers, but not for ever: of each service those of its last generations are kept.
+//! Logs outlive their containers, but not for ever: of each service those of its last generations are kept, and of all
+//! of them together no more than one may have.
 
+use std::cmp::Reverse;
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
+use super::file::most;
+use crate::types::LogLimits;
+
 /// Generations of a service whose logs are kept.
 const KEPT: usize = 10;
 
-/// Takes away the logs of all but the newest generations in `dir`, a service's log directory. What cannot be taken away
-/// stays until the next time.
-pub(in super::super) fn prune(dir: &Path) {
+/// Takes away the logs of all but the newest generations in `dir`, a service's log directory, before another one begins:
+/// those left take no more together than `limits` allow one. What cannot be taken away stays until the next time.
+pub(in super::super) fn prune(dir: &Path, limits: LogLimits) {
     let Ok(entries) = fs::read_dir(dir) else { return };
-    let files: Vec<_> = entries
+    let mut files: Vec<_> = entries
         .filter_map(|entry| {
-            let path = entry.ok()?.path();
-            let (generation, _) = path.file_name()?.to_str()?.split_once(".log")?;
-            Some((generation.parse::<u64>().ok()?, path))
+            let entry = entry.ok()?;
+            let name = entry.file_name();
+            let (generation, part) = name.to_str()?.split_once(".log")?;
+            let part: u32 = if part.is_empty() { 0 } else { part.strip_prefix('.')?.parse().ok()? };
+            let size = entry.metadata().map_or(0, |metadata| metadata.len());
+            Some((generation.parse::<u64>().ok()?, Reverse(part), size, entry.path()))
         })
         .collect();
-    let generations: BTreeSet<u64> = files.iter().map(|(generation, _)| *generation).collect();
-    let Some(oldest) = generations.iter().rev().nth(KEPT - 1) else { return };
-    for (_, path) in files.iter().filter(|(generation, _)| generation < oldest) {
-        let _ = fs::remove_file(path);
+    // Newest first: by generation, then by part, of which 0 is the newest.
+    files.sort_by_key(|(generation, part, ..)| Reverse((*generation, *part)));
+    let generations: BTreeSet<u64> = files.iter().map(|(generation, ..)| *generation).collect();
+    let oldest = generations.iter().rev().nth(KEPT - 1).copied().unwrap_or(0);
+    let mut sum = 0u64;
+    for (generation, _, size, path) in &files {
+        sum = sum.saturating_add(*size);
+        if *generation < oldest || sum > most(limits) {
+            let _ = fs::remove_file(path);
+        }
     }
 }
 
@@ -37,7 +51,7 @@ mod tests {
         }
         fs::write(dir.path().join("1.log.2"), "x").unwrap();
         fs::write(dir.path().join("notes"), "x").unwrap();
-        prune(dir.path());
+        prune(dir.path(), LogLimits::default());
         let mut left: Vec<_> = fs::read_dir(dir.path())
             .unwrap()
             .map(|e| e.unwrap().file_name().into_string().unwrap())
@@ -45,6 +59,22 @@ mod tests {
         left.sort();
         assert_eq!(left.len(), 11, "{left:?}");
         assert!(!left.iter().any(|name| name.starts_with("1.")), "{left:?}");
-        prune(&dir.path().join("none"));
+        prune(&dir.path().join("none"), LogLimits::default());
+    }
+
+    #[test]
+    fn all_older_ones_together_have_a_bound() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["1.log", "2.log", "2.log.1", "3.log", "3.log.1", "3.log.10"] {
+            fs::write(dir.path().join(name), vec![b'x'; 50 << 10]).unwrap();
+        }
+        let size = Some(crate::types::ByteSize(64 << 10));
+        prune(dir.path(), LogLimits { max_size: size, max_file: Some(4) });
+        let mut left: Vec<_> = fs::read_dir(dir.path())
+            .unwrap()
+            .map(|e| e.unwrap().file_name().into_string().unwrap())
+            .collect();
+        left.sort();
+        assert_eq!(left, ["2.log", "2.log.1", "3.log", "3.log.1", "3.log.10"]);
     }
 }

@@ -141,6 +141,7 @@ fn build(
                     look: Look::First { masked: launch.options.privileged != Some(true) },
                     #[cfg(feature = "failpoints")]
                     weak: super::weak::Weak::of(launch),
+                    window: None,
                 })
                 .with_stdin(null)
                 .with_stdout(stdout)

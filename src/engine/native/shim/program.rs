@@ -7,6 +7,7 @@ use libcontainer::workload::{Executor, ExecutorError, ExecutorValidationError};
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 use oci_spec::runtime::Spec;
+use rustix::termios::Winsize;
 
 use super::super::seccomp::Filter;
 use super::last_look::Look;
@@ -28,11 +29,13 @@ pub(in super::super) struct Program {
     /// What a test has broken.
     #[cfg(feature = "failpoints")]
     pub weak: super::weak::Weak,
+    /// The size of the terminal that is its standard input; `None` = it has none.
+    pub window: Option<Winsize>,
 }
 
 impl Executor for Program {
     fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
-        let message = match self.look().and_then(|()| execute(spec, &self.filter, self.init)) {
+        let message = match self.look().and_then(|()| execute(spec, self)) {
             Ok(never) => match never {},
             Err(message) => message,
         };
@@ -58,7 +61,8 @@ impl Program {
     }
 }
 
-fn execute(spec: &Spec, filter: &Filter, init: bool) -> Result<std::convert::Infallible, String> {
+fn execute(spec: &Spec, this: &Program) -> Result<std::convert::Infallible, String> {
+    let Program { filter, init, window, .. } = this;
     let args = spec.process().as_ref().and_then(|process| process.args().as_ref());
     let args: Vec<CString> = args
         .into_iter()
@@ -67,12 +71,17 @@ fn execute(spec: &Spec, filter: &Filter, init: bool) -> Result<std::convert::Inf
         .collect::<Result<_, _>>()
         .map_err(|_| "the command holds a NUL".to_owned())?;
     let program = args.first().ok_or("there is no command")?;
+    if let Some(window) = window {
+        // So that it is right from the first moment on. Where this process may not, the helper does it a moment later.
+        let _ = rustix::termios::tcsetwinsize(std::io::stdin(), *window);
+        let _ = std::os::unix::fs::fchown(std::io::stdin(), Some(nix::unistd::getuid().as_raw()), None);
+    }
     if !filter.is_empty() {
         // Also says that no program that is executed gains rights, without which the kernel takes no filter.
         seccompiler::apply_filter(filter).map_err(|error| format!("the filter of system calls: {error}"))?;
     }
     reset_signals();
-    if init {
+    if *init {
         super::init::split()?;
         reset_signals();
     }

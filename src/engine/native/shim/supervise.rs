@@ -3,7 +3,6 @@
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::os::fd::AsFd as _;
-use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -13,7 +12,7 @@ use rustix::process::{WaitId, WaitIdOptions, waitid};
 use super::super::cgroup::Cgroups;
 use super::super::launch::Launch;
 use super::super::layout::RunFiles;
-use super::super::log::{Journal, LogFile, SOCKET, Splitter, Stream};
+use super::super::log::{Labels, Sink, Stream};
 use super::super::record::{self, ExitRecord, PidFd, RunRecord, boot_id};
 use super::{open_reader, rootfs};
 use crate::engine::Exit;
@@ -31,14 +30,12 @@ pub(super) struct Supervised {
     child: bool,
     outputs: [Output; 2],
     buffer: Vec<u8>,
-    log: LogFile,
-    journal: Journal,
+    sink: Sink,
 }
 
 struct Output {
     stream: Stream,
     pipe: File,
-    splitter: Splitter,
     open: bool,
 }
 
@@ -58,38 +55,38 @@ impl Supervised {
 
     fn new(launch: Launch, init: PidFd, child: bool, readers: [File; 2]) -> Self {
         let [out, err] = readers;
-        let output = |stream, pipe| Output { stream, pipe, splitter: Splitter::default(), open: true };
-        let generation = launch.id.generation.to_string();
-        let journal = Journal::new(
-            Path::new(SOCKET),
-            &[
-                ("SYSLOG_IDENTIFIER", launch.id.service.as_str()),
-                ("GITOPSD_SERVICE", launch.id.service.as_str()),
-                ("GITOPSD_GENERATION", &generation),
-                ("GITOPSD_IMAGE", &launch.image),
-                ("GITOPSD_COMMIT", &launch.commit),
-            ],
-        );
-        let log = LogFile::new(&launch.layout.log(&launch.id), launch.options.logging.unwrap_or_default());
+        let output = |stream, pipe| Output { stream, pipe, open: true };
+        let labels = Labels {
+            service: launch.id.service.as_str(),
+            generation: launch.id.generation.0,
+            image: &launch.image,
+            digest: &launch.digest,
+            commit: &launch.commit,
+        };
+        let limits = launch.options.logging.unwrap_or_default();
+        let sink = Sink::new(&launch.layout.log(&launch.id), limits, &labels);
         Self {
             init,
             child,
             outputs: [output(Stream::Stdout, out), output(Stream::Stderr, err)],
             buffer: vec![0; CHUNK],
-            log,
-            journal,
+            sink,
             launch,
         }
     }
 
     /// Waits for output or for the end; `true` = it has ended.
     fn wait(&mut self) -> bool {
+        let rest = self.sink.rest();
         let mut waiting = vec![PollFd::new(self.init.as_fd(), PollFlags::POLLIN)];
-        for output in self.outputs.iter().filter(|output| output.open) {
+        for output in self.outputs.iter().filter(|output| output.open && rest.is_none()) {
             waiting.push(PollFd::new(output.pipe.as_fd(), PollFlags::POLLIN));
         }
+        let timeout = rest.map_or(PollTimeout::NONE, |rest| {
+            PollTimeout::try_from(rest.as_millis() + 1).unwrap_or(PollTimeout::MAX)
+        });
         // An interrupted call reports nothing, and the loop comes back.
-        let _ = poll(&mut waiting, PollTimeout::NONE);
+        let _ = poll(&mut waiting, timeout);
         waiting.first().is_some_and(|init| init.any() == Some(true))
     }
 
@@ -102,14 +99,7 @@ impl Supervised {
                 Ok(0) => output.open = false,
                 Ok(length) => {
                     any = true;
-                    let at = super::super::clock::now().to_string();
-                    let (stream, log, journal) = (output.stream, &mut self.log, &mut self.journal);
-                    let bytes = self.buffer.get(..length).unwrap_or_default();
-                    output.splitter.feed(bytes, |piece| {
-                        log.push(&at, stream, &piece);
-                        journal.send(stream, &piece);
-                    });
-                    self.log.flush();
+                    self.sink.take(output.stream, self.buffer.get(..length).unwrap_or_default());
                 }
                 Err(error)
                     if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
@@ -125,15 +115,7 @@ impl Supervised {
                 break;
             }
         }
-        let at = super::super::clock::now().to_string();
-        for output in &mut self.outputs {
-            let (stream, log, journal) = (output.stream, &mut self.log, &mut self.journal);
-            output.splitter.finish(|piece| {
-                log.push(&at, stream, &piece);
-                journal.send(stream, &piece);
-            });
-        }
-        self.log.flush();
+        self.sink.finish();
     }
 
     fn status(&self) -> (Option<i32>, Option<i32>) {
