@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::Duration;
 
+use super::network;
 use super::section::Findings;
 use crate::types::{
     ByteSize, Declared, Deploy, HealthCheck, ImageRef, Options, PortMapping, Probe, Protocol, ServiceName,
@@ -34,6 +35,8 @@ pub(super) struct Layer {
     /// It names an image, right or wrong.
     pub names_image: bool,
     pub port_spans: Vec<Range<usize>>,
+    /// Where `network_mode` or `networks` is written.
+    pub network_span: Option<Range<usize>>,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -86,7 +89,7 @@ impl Layer {
             mem_limit: over.mem_limit.or(self.mem_limit),
             milli_cpus: over.milli_cpus.or(self.milli_cpus),
             pids_limit: over.pids_limit.or(self.pids_limit),
-            options: self.options.under(&over.options),
+            options: network::under(&self.options, &over.options),
             healthcheck: HealthLayer {
                 probe: high.probe.clone().or_else(|| low.probe.clone()),
                 port: high.port.or(low.port),
@@ -104,6 +107,7 @@ impl Layer {
                 pre: over.deploy.pre.clone().or_else(|| self.deploy.pre.clone()),
             },
             names_image: over.names_image || self.names_image,
+            network_span: over.network_span.clone().or_else(|| self.network_span.clone()),
         }
     }
 

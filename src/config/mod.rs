@@ -9,6 +9,7 @@ mod grants;
 mod images;
 mod layer;
 mod load;
+mod network;
 mod options;
 mod port;
 mod registry;

@@ -8,6 +8,7 @@ use super::agent::HostIdentity;
 use super::diagnostic::{Diagnostic, first_error};
 use super::grants::{self, violation};
 use super::layer::Layer;
+use super::network;
 use super::section::{Findings, Section, parse};
 use super::service;
 use crate::types::{Declared, HostName, Policy, Reason, Refusal, ServiceName};
@@ -116,6 +117,7 @@ impl<'a> Texts<'a> {
 struct Top {
     repo_id: Option<String>,
     defaults: Layer,
+    networks: network::Definitions,
     diagnostics: Vec<Diagnostic>,
 }
 
@@ -145,6 +147,7 @@ fn read_top(texts: &Texts<'_>) -> Top {
     }
     let repo_id = section.string("repo_id");
     let defaults = section.table("defaults").map(|table| service::read(&table)).unwrap_or_default();
+    let networks = network::definitions(&section);
     if section.get("wave").is_some() {
         findings.warn(
             section.key_span("wave"),
@@ -154,7 +157,7 @@ fn read_top(texts: &Texts<'_>) -> Top {
     }
     section.finish(|_| None);
     drop(section);
-    Top { repo_id, defaults, diagnostics: findings.into_sorted() }
+    Top { repo_id, defaults, networks, diagnostics: findings.into_sorted() }
 }
 
 /// A host's file.
@@ -264,7 +267,10 @@ pub fn read(files: &RepoFiles, host: &HostIdentity, policy: &Policy) -> RepoView
         if let Some(over) = own.overrides.get(stem) {
             layer = layer.under(over);
         }
-        let spec = layer.clone().into_spec(&findings);
+        let mut spec = layer.clone().into_spec(&findings);
+        if let Some(spec) = &mut spec {
+            network::settle(spec, &layer, &top.networks, &findings);
+        }
         let found = findings.into_sorted();
         let error = first_error(&found).or(host_error.as_ref()).map(Diagnostic::one_line);
         let result = match (error, broken_bytes, spec) {
@@ -317,6 +323,12 @@ fn across(
                 );
             }
         }
+        if let Some((message, hint)) = network::joins(name, spec, &specs, services, known) {
+            findings.error(layer.network_span.clone().unwrap_or(0..0), message, hint);
+        } else if let Some(host) = spec.joins().filter(|host| reaches(&specs, host, name)) {
+            let message = format!("`network_mode`: {host} depends on {name} in turn");
+            findings.error(layer.network_span.clone().unwrap_or(0..0), message, None);
+        }
         let found = findings.into_sorted();
         if let Some(error) = first_error(&found) {
             services.insert(name.clone(), Err(Refusal::new(Reason::ConfigInvalid, error.one_line())));
@@ -347,7 +359,7 @@ fn reaches(specs: &BTreeMap<ServiceName, Declared>, from: &ServiceName, to: &Ser
             return true;
         }
         if seen.insert(name) {
-            next.extend(specs.get(name).into_iter().flat_map(|spec| &spec.depends_on));
+            next.extend(specs.get(name).into_iter().flat_map(|spec| spec.needs()));
         }
     }
     false

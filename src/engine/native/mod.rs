@@ -28,9 +28,7 @@ mod start;
 mod stop;
 mod user;
 
-use std::collections::BTreeMap;
 use std::fs;
-use std::net::Ipv4Addr;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, RwLock};
@@ -42,8 +40,8 @@ pub use shim::NOT_FOUND;
 
 use self::cgroup::Cgroups;
 use self::layout::Layout;
-use super::{ContainerRequest, Engine, EngineError, ExecOutput, ObservedContainer};
-use crate::types::{InstanceId, Reason, ServiceName};
+use super::{ContainerRequest, Engine, EngineError, ExecOutput, Hosts, ObservedContainer};
+use crate::types::{InstanceId, Reason};
 
 /// Where a native engine keeps its things and what it runs them with.
 #[derive(Debug, Clone)]
@@ -130,11 +128,7 @@ impl Engine for NativeEngine {
         exec_client::run(self, id, command, timeout)
     }
 
-    fn write_hosts(
-        &self,
-        id: &InstanceId,
-        hosts: &BTreeMap<ServiceName, Ipv4Addr>,
-    ) -> Result<(), EngineError> {
+    fn write_hosts(&self, id: &InstanceId, hosts: &Hosts) -> Result<(), EngineError> {
         let Some(address) = observe::address(&self.layout.run(id)) else { return Ok(()) };
         let launch = record::read::<launch::Launch>(&self.layout.run(id).launch());
         let options = launch.map(|launch| launch.options).unwrap_or_default();

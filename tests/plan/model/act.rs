@@ -57,7 +57,7 @@ impl Host {
     pub(super) fn addresses(&mut self, generation: Generation) -> Addresses {
         self.next_address += 1;
         let service = Ipv4Addr::new(10, 98, 0, (generation.0 % 250) as u8);
-        Addresses { service, generation: Ipv4Addr::from(self.next_address) }
+        Addresses { service, generation: Ipv4Addr::from(self.next_address), joined: None }
     }
 
     /// Takes a step; a long effect is only begun.
