@@ -7,6 +7,8 @@
 
 mod host;
 mod lifecycle;
+mod networks;
 mod reach;
+mod six;
 mod sockets;
 mod switch;

@@ -32,9 +32,10 @@ pub fn forget_udp(address: IpAddr) -> io::Result<usize> {
         let mut request = Request::new().op_get_dump(&header);
         // The kernel picks them out since 5.8; an older one gives all flows, and `redirected` does.
         let from = request.encode().nested_tuple_reply().nested_tuple_ip();
-        let from = match address {
-            IpAddr::V4(address) => from.push_ip_v4_src(address),
-            IpAddr::V6(address) => from.push_ip_v6_src(address),
+        let (from, flags) = match address {
+            IpAddr::V4(address) => (from.push_ip_v4_src(address), FILTER_IP_SRC | FILTER_PROTO_NUM),
+            // Kernels compare IPv6 addresses the wrong way round here: those that are equal are left out.
+            IpAddr::V6(address) => (from.push_ip_v6_src(address), FILTER_PROTO_NUM),
         };
         let _ = from
             .end_nested()
@@ -43,7 +44,7 @@ pub fn forget_udp(address: IpAddr) -> io::Result<usize> {
             .end_nested()
             .end_nested()
             .nested_filter()
-            .push_reply_flags(FILTER_IP_SRC | FILTER_PROTO_NUM)
+            .push_reply_flags(flags)
             .end_nested();
         let mut reply = netlink.request(&request)?;
         while let Some(answer) = reply.recv() {
