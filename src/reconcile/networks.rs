@@ -61,6 +61,10 @@ pub fn hosts(records: &Records, name: &ServiceName, spec: &Spec) -> Hosts {
             continue;
         }
         add(other.as_str(), address);
+        // The aliases of a network that it shares are those of whose it is.
+        if deployed.spec.joins().is_some() {
+            continue;
+        }
         let all = *spec.network_mode() == NetworkMode::Host;
         for (_, link) in theirs.iter().filter(|(network, _)| all || own.contains_key(*network)) {
             link.aliases.iter().for_each(|alias| add(alias, address));

@@ -1,10 +1,11 @@
 //! Points traffic at containers by nftables: the service addresses, the published ports, the atomic switch.
 //!
-//! One table of our own, `inet <instance>`; no other table is written. Others are read only to see whether a port that
-//! is to be published is redirected there already. The kernel holds the truth: every question is answered from the
+//! One table of our own, `inet <instance>`. Others are read only to see whether a port that is to be published is redirected
+//! there already; what they would drop of containers' packets is let through by two rules ([`forward`]). The kernel holds the truth: every question is answered from the
 //! table, and a restart of the agent neither flushes nor recreates it, because that would cut established connections.
 
 mod conntrack;
+mod forward;
 mod listing;
 mod nft;
 mod others;
@@ -12,6 +13,7 @@ mod ports;
 mod ruleset;
 mod skeleton;
 mod sockets;
+pub mod watch;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -47,6 +49,8 @@ struct Known {
     skeleton: bool,
     /// Who is to be on which network; `None`: nobody has said.
     sets: Option<Sets>,
+    /// The rule set's number when other firewalls were seen to let containers through.
+    open: Option<u32>,
 }
 
 impl NftTraffic {
@@ -78,7 +82,8 @@ impl NftTraffic {
             true => nft::apply(&format!("delete table inet {table}\n")),
             false => Ok(()),
         };
-        delete().map_err(|error| self.failed("delete", error))
+        let closed = forward::settle(&self.frame.names, false);
+        delete().and(closed).map_err(|error| self.failed("delete", error))
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
@@ -110,6 +115,38 @@ impl NftTraffic {
     fn apply(&self, known: &mut Known, script: &str) -> io::Result<()> {
         known.read = None;
         nft::apply(script)
+    }
+
+    /// Brings the table's fixed part and its sets to what `members` say.
+    fn arrange(&self, known: &mut Known, members: &Membership, keep: bool) -> Result<(), EngineError> {
+        let table = self.read(known).map_err(|error| self.failed("read", error))?;
+        let mut sets = self.frame.sets(members);
+        let Some(now) = &table else {
+            // Without a container there is nothing to connect; with one it is to have a way out before its first switch.
+            known.sets = Some(sets);
+            if members.networks.is_empty() {
+                return Ok(());
+            }
+            let script = self.frame.script(&Table::default(), known.sets.as_ref());
+            self.apply(known, &script).map_err(|error| self.failed("change", error))?;
+            known.skeleton = true;
+            return Ok(());
+        };
+        if keep {
+            for (name, there) in &now.sets {
+                sets.entry(name.clone()).or_default().extend(there);
+            }
+        }
+        let script = match known.skeleton {
+            true => self.frame.change(now, &sets),
+            false => self.frame.script(now, Some(&sets)),
+        };
+        known.sets = Some(sets);
+        if !script.is_empty() {
+            self.apply(known, &script).map_err(|error| self.failed("change", error))?;
+            known.skeleton = true;
+        }
+        Ok(())
     }
 
     /// Takes care that a route is one that the table can hold.
@@ -201,34 +238,24 @@ impl Traffic for NftTraffic {
 
     fn connect(&self, members: &Membership, keep: bool) -> Result<(), EngineError> {
         let mut known = self.known();
-        let table = self.read(&mut known).map_err(|error| self.failed("read", error))?;
-        let mut sets = self.frame.sets(members);
-        let Some(now) = &table else {
-            // Without a container there is nothing to connect; with one it is to have a way out before its first switch.
-            known.sets = Some(sets);
-            if members.networks.is_empty() {
-                return Ok(());
-            }
-            let script = self.frame.script(&Table::default(), known.sets.as_ref());
-            self.apply(&mut known, &script).map_err(|error| self.failed("change", error))?;
-            known.skeleton = true;
+        self.arrange(&mut known, members, keep)?;
+        if members.networks.is_empty() {
             return Ok(());
-        };
-        if keep {
-            for (name, there) in &now.sets {
-                sets.entry(name.clone()).or_default().extend(there);
+        }
+        // Also when our own table is whole: a firewall may have been loaded anew.
+        let open = |known: &mut Known| -> io::Result<()> {
+            let generation = nft::generation()?;
+            if known.open != Some(generation) {
+                known.open = None;
+                forward::settle(&self.frame.names, true)?;
+                known.open = Some(nft::generation()?);
             }
-        }
-        let script = match known.skeleton {
-            true => self.frame.change(now, &sets),
-            false => self.frame.script(now, Some(&sets)),
+            Ok(())
         };
-        known.sets = Some(sets);
-        if !script.is_empty() {
-            self.apply(&mut known, &script).map_err(|error| self.failed("change", error))?;
-            known.skeleton = true;
-        }
-        Ok(())
+        open(&mut known).map_err(|error| {
+            let what = "another firewall's chain of forwarded packets cannot be opened for containers";
+            EngineError::new(Reason::Network, what, error)
+        })
     }
 
     fn point(&self, route: &Route) -> Result<(), EngineError> {
