@@ -93,7 +93,7 @@ fn the_page_is_what_the_parser_knows() {
     let listed: BTreeSet<&str> = KEYS.iter().map(|(key, _, _)| *key).chain(OWN).collect();
     assert_eq!(read.iter().copied().collect::<BTreeSet<_>>(), listed);
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
-    let tests: String = ["options", "world", "files"]
+    let tests: String = ["options", "world", "files", "networks"]
         .map(|name| fs::read_to_string(root.join(format!("tests/engine/{name}.rs"))).unwrap())
         .concat();
     let mut page = String::from(

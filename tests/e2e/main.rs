@@ -21,6 +21,7 @@ mod lab;
 mod line;
 mod load;
 mod mended;
+mod networks;
 mod operator;
 mod ports;
 mod secrets;
