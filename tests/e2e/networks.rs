@@ -40,8 +40,8 @@ fn who_shares_a_network_follows_it() {
     lab.wait_agent();
     lab.sync();
     assert_eq!(namespace(&lab, "side"), namespace(&lab, "web"));
-    let through = || lab.ok(&["exec", "web", "--", "/bin/wget", "-qO-", "http://127.0.0.1:9090/"]);
-    assert_eq!(through(), "version 1\n");
+    let through = |lab: &Lab| lab.ok(&["exec", "web", "--", "/bin/wget", "-qO-", "http://127.0.0.1:9090/"]);
+    assert_eq!(through(&lab), "version 1\n");
 
     // A new generation of the one makes one of the other.
     let before = namespace(&lab, "web");
@@ -50,27 +50,28 @@ fn who_shares_a_network_follows_it() {
     assert_eq!(get(port, "/").unwrap(), "version 2\n");
     assert_ne!(namespace(&lab, "web"), before);
     assert_eq!(namespace(&lab, "side"), namespace(&lab, "web"));
-    assert_eq!(through(), "version 1\n");
-    let generations = || ["web", "side"].map(|name| lab.service(name)["generation"].as_u64().unwrap());
-    assert_eq!(generations(), [2, 2]);
+    assert_eq!(through(&lab), "version 1\n");
+    let generations =
+        |lab: &Lab| ["web", "side"].map(|name| lab.service(name)["generation"].as_u64().unwrap());
+    assert_eq!(generations(&lab), [2, 2]);
 
     // One that never gets traffic makes none.
     lab.deploy("web", &web(&sick, port, ""), "web 3");
     assert_ne!(lab.run(&["sync", "--wait"]).status.code(), Some(0));
-    assert_eq!(generations(), [2, 2]);
+    assert_eq!(generations(&lab), [2, 2]);
     assert_eq!(namespace(&lab, "side"), namespace(&lab, "web"));
     // A change of the guest alone is in the same network.
     lab.deploy("side", &side(&v2, 9090, "service:web"), "side 2");
     lab.run(&["sync", "--wait"]);
     lab.wait_serving("side", &v2);
-    assert_eq!(through(), "version 2\n");
-    assert_eq!(generations()[0], 2);
+    assert_eq!(through(&lab), "version 2\n");
+    assert_eq!(generations(&lab)[0], 2);
     // The agent dies and comes back: nobody is touched.
     lab.kill_agent();
     lab.start_agent();
     lab.wait_agent();
-    wait_for("both to run", || (through() == "version 2\n").then_some(()));
-    assert_eq!(generations(), [2, 3]);
+    wait_for("both to run", || (through(&lab) == "version 2\n").then_some(()));
+    assert_eq!(generations(&lab), [2, 3]);
 }
 
 #[test]
