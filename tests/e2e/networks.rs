@@ -94,7 +94,7 @@ fn names_follow_peers_while_clients_run() {
     assert!(!hosts("lone").contains(" db\n"));
     let ask = |from: &str, name: &str| {
         let url = format!("http://{name}:8080/");
-        lab.run(&["exec", from, "--", "/bin/wget", "-T", "5", "-qO-", &url]).stdout
+        lab.run(&["exec", from, "--", "/bin/wget", "-qO-", &url]).stdout
     };
     assert_eq!(ask("web", "sql"), b"version 1\n");
     // Whoever knows the address is no further.
@@ -141,7 +141,7 @@ fn a_service_on_the_hosts_own_network() {
     assert_eq!(get(port, "/").unwrap(), "version 1\n");
     // By its name from a container, too.
     let url = format!("http://node:{port}/");
-    let asked = || lab.ok(&["exec", "web", "--", "/bin/wget", "-T", "5", "-qO-", &url]);
+    let asked = || lab.ok(&["exec", "web", "--", "/bin/wget", "-qO-", &url]);
     assert_eq!(asked(), "version 1\n");
     // Two at once could not have the port: the plan says how it is changed.
     lab.write("services/node.toml", &side(&v2, port, "host"));
