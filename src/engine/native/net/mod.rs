@@ -122,7 +122,10 @@ impl BridgeNetwork {
         if let Some(subnet6) = self.subnet6 {
             // What no container has is refused by the rules, rather than sent to the host's own gateway.
             links.add_address(bridge.index, subnet6.of(gateway).into(), Subnet6::PREFIX)?;
-            ipv6::forward()?;
+            // IPv4 works all the same.
+            if let Err(error) = ipv6::forward() {
+                tracing::warn!("IPv6 of containers ends at this host: {error}");
+            }
         }
         sysctl::set("ipv4/ip_forward", "1")
     }
