@@ -53,7 +53,8 @@ const KEYS: &[(&str, &str, &str)] = &[
     ("mem_limit", "mem_limit = \"64m\"", "want_of_memory_is_told"),
     ("mem_reservation", "mem_reservation = \"32m\"", "limits_of_memory_and_processors"),
     ("memswap_limit", "memswap_limit = -1", "limits_of_memory_and_processors"),
-    ("network_mode", "network_mode = \"bridge\"", ""),
+    ("network_mode", "network_mode = \"none\"", "networks_that_are_not_the_containers_own"),
+    ("networks", "networks = { default = { aliases = [\"a\"] } }", ""),
     ("oom_score_adj", "oom_score_adj = 100", "kernel_parameters_and_limits_of_processes"),
     ("pid", "", "the_hosts_processes_and_ipc"),
     ("pids_limit", "pids_limit = 9", "limits_hold"),
@@ -98,7 +99,7 @@ fn the_page_is_what_the_parser_knows() {
     let listed: BTreeSet<&str> = KEYS.iter().map(|(key, _, _)| *key).chain(OWN).collect();
     assert_eq!(read.iter().copied().collect::<BTreeSet<_>>(), listed);
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
-    let tests: String = ["options", "world", "files"]
+    let tests: String = ["options", "world", "files", "networks"]
         .map(|name| fs::read_to_string(root.join(format!("tests/engine/{name}.rs"))).unwrap())
         .concat();
     let mut page = String::from(
@@ -135,8 +136,13 @@ fn what_is_not_supported_is_refused_by_name_and_line() {
     let (_, refused) = gitopsd::config::service_keys();
     let lines = refused.iter().map(|key| ((*key).to_owned(), format!("{key} = \"x\"")));
     let wrong = [
-        "network_mode = \"host\"",
-        "network_mode = \"none\"",
+        "network_mode = \"container:x\"",
+        "network_mode = \"service:a\"",
+        "network_mode = \"service:b\"",
+        "networks = [\"front\"]",
+        "networks = [\"Front\"]",
+        "networks = { default = { aliases = [\"a b\"] } }",
+        "networks = { default = { ipv4_address = \"10.0.0.1\" } }",
         "userns_mode = \"keep-id\"",
         "pid = \"service:b\"",
         "ipc = \"shareable\"",
@@ -196,6 +202,7 @@ fn what_the_host_does_not_grant_is_refused_with_its_rule() {
     let granted = Policy {
         privileged: true,
         host_namespaces: true,
+        host_network: true,
         unconfined: true,
         capabilities: vec!["CAP_NET_*".to_owned()],
         devices: vec!["/dev/dri/*".to_owned()],
@@ -207,6 +214,7 @@ fn what_the_host_does_not_grant_is_refused_with_its_rule() {
         ("pid = \"host\"", "policy.host_namespaces"),
         ("ipc = \"host\"", "policy.host_namespaces"),
         ("security_opt = [\"seccomp:unconfined\"]", "policy.unconfined"),
+        ("network_mode = \"host\"", "policy.host_network"),
         ("cap_add = [\"NET_ADMIN\"]", "policy.capabilities"),
         ("devices = [\"/dev/dri/card0:rw\"]", "policy.devices"),
     ] {

@@ -277,15 +277,13 @@ fn the_host_configuration_gives_all_errors_and_merges_drop_ins() {
     let config = load().unwrap();
     assert_eq!((config.repo.poll, config.host.labels.len()), (Duration::from_secs(5), 1));
     assert_eq!(config.repo.url.as_str(), "/srv/config.git");
-    let bad = "instance = \"Bad\"\nstate_dir = \"rel\"\n[repo]\nurl = \"/x\"\nverify = \"ssh\"\npassword = \"hunter2\"\n[engine]\nkind = \"docker\"\nsubnet = \"10.0.0.1/16\"\n[policy]\nhost_network = true\n[webhook]\n";
+    let bad = "instance = \"Bad\"\nstate_dir = \"rel\"\n[repo]\nurl = \"/x\"\nverify = \"ssh\"\npassword = \"hunter2\"\n[engine]\nkind = \"docker\"\nsubnet = \"10.0.0.1/16\"\n[webhook]\n";
     std::fs::write(&path, bad).unwrap();
     let text = load().unwrap_err().to_string();
-    for part in
-        ["instance", "state_dir", "verify", "password_file", "kind", "subnet", "host_network", "webhook"]
-    {
+    for part in ["instance", "state_dir", "verify", "password_file", "kind", "subnet", "webhook"] {
         assert!(text.contains(part), "{part} is missing in:\n{text}");
     }
-    assert_eq!(text.matches("error:").count(), 8, "{text}");
+    assert_eq!(text.matches("error:").count(), 7, "{text}");
     let output = Command::new(env!("CARGO_BIN_EXE_gitopsd"))
         .arg("--config")
         .arg(&path)
@@ -353,7 +351,7 @@ fn the_page_and_the_parser_know_the_same_keys() {
         .map(|cell| cell.trim().trim_matches('`'))
         .collect();
     let mut taken = Vec::new();
-    for file in ["service", "options", "repo", "load", "images", "registry", "configs", "volume"] {
+    for file in ["service", "options", "network", "repo", "load", "images", "registry", "configs", "volume"] {
         let source = std::fs::read_to_string(root().join(format!("src/config/{file}.rs"))).unwrap();
         let source = source.split("#[cfg(test)]").next().unwrap().to_owned();
         let calls = [
@@ -414,9 +412,68 @@ fn the_page_and_the_parser_know_the_same_keys() {
         assert!(documented.contains(&key.as_str()), "docs/config.md does not have `{key}`");
     }
     for key in &documented {
-        let known = taken.iter().any(|taken| taken == key) || ["privileged", "host_network"].contains(key);
+        let known = taken.iter().any(|taken| taken == key) || *key == "privileged";
         assert!(known, "docs/config.md has `{key}`, which nobody reads");
     }
+}
+
+/// What the repo says of a service's network, and what it must not say.
+#[test]
+fn networks_and_network_modes() {
+    let policy = Policy { host_network: true, registries: vec!["*".to_owned()], ..Policy::default() };
+    let image = "image = \"r.io/a:1\"\n";
+    let found = |files: &[(&str, &str)]| {
+        let mut files: RepoFiles = files
+            .iter()
+            .map(|(name, text)| ((*name).to_owned(), format!("{image}{text}").into_bytes()))
+            .collect();
+        let top = "format = 1\n[networks.back]\ninternal = true\n[networks.front]\nenable_ipv6 = false\n";
+        files.insert("gitopsd.toml".to_owned(), top.as_bytes().to_vec());
+        read(&files, &host("web-1", &[]), &policy)
+    };
+    let view = found(&[
+        ("services/a.toml", "networks = { back = { aliases = [\"sql\"] }, front = {} }"),
+        ("services/b.toml", "network_mode = \"service:a\""),
+        ("services/c.toml", "network_mode = \"host\""),
+        ("services/d.toml", "networks = [\"default\"]"),
+        ("services/e.toml", "network_mode = \"bridge\""),
+    ]);
+    assert!(view.diagnostics.is_empty(), "{:?}", view.diagnostics);
+    let spec = |name: &str| view.services[&self::name(name)].as_ref().unwrap();
+    let links = spec("a").options.networks.as_ref().unwrap();
+    let link = |name: &str| &links[&name.parse().unwrap()];
+    assert_eq!((link("back").internal, link("back").aliases.as_slice()), (true, &["sql".to_owned()][..]));
+    assert!(link("front").ipv4_only && !link("front").internal);
+    assert_eq!(spec("b").joins(), Some(&name("a")));
+    assert_eq!((spec("b").strategy(), spec("c").strategy()), (Strategy::Recreate, Strategy::Recreate));
+    // What everybody has is spelled one way, so that a service that says it is no other service.
+    assert!(spec("d").options.is_default() && spec("e").options.is_default());
+
+    let refusal = |file: &str, others: &[(&str, &str)]| {
+        let files: Vec<_> = [("services/x.toml", file)].into_iter().chain(others.iter().copied()).collect();
+        let view = found(&files);
+        view.services[&name("x")].as_ref().unwrap_err().message.clone()
+    };
+    let other = |text: &'static str| [("services/y.toml", text)];
+    for (file, others, said) in [
+        ("network_mode = \"service:x\"", &other("")[..], "cannot share its own network"),
+        ("network_mode = \"service:z\"", &other("")[..], "there is no services/z.toml"),
+        ("network_mode = \"service:y\"", &other("hosts = [\"db-*\"]")[..], "not for this host"),
+        ("network_mode = \"service:y\"", &other("network_mode = \"host\"")[..], "no network of its own"),
+        ("network_mode = \"service:y\"", &other("network_mode = \"service:x\"")[..], "no network of its own"),
+        ("network_mode = \"service:y\"", &other("depends_on = [\"x\"]")[..], "depends on x in turn"),
+        ("network_mode = \"host\"\nports = [\"80:80\"]", &[][..], "its ports are the host's already"),
+        ("network_mode = \"service:y\"\nports = [\"80:80\"]", &other("")[..], "of the other service"),
+        ("network_mode = \"none\"\n[healthcheck]\ntcp = 80", &[][..], "nobody outside reaches"),
+        ("network_mode = \"host\"\nsysctls = { \"net.core.somaxconn\" = 9 }", &[][..], "net.core.somaxconn"),
+        ("network_mode = \"host\"\nnetworks = [\"back\"]", &[][..], "exclude each other"),
+        ("networks = [\"bakc\"]", &[][..], "bakc is not defined"),
+    ] {
+        let message = refusal(file, others);
+        assert!(message.contains(said), "{file}: {message}");
+    }
+    let warned = found(&[("services/a.toml", "networks = [\"back\"]\nports = [\"80:80\"]")]);
+    assert!(warned.services[&name("a")].is_ok() && warned.diagnostics[0].message.contains("internal"));
 }
 
 proptest! {

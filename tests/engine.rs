@@ -25,6 +25,8 @@ mod files;
 mod lives;
 #[path = "engine/logs.rs"]
 mod logs;
+#[path = "engine/networks.rs"]
+mod networks;
 #[path = "engine/options.rs"]
 mod options;
 #[path = "engine/terminals.rs"]

@@ -22,7 +22,6 @@ impl Agent {
                 return self.refuse(service, Some(&refusal));
             }
             self.effects.clear(service);
-            self.introduce(service);
             self.tell(news::of(service, before.as_ref(), step, outcome, None));
             return failpoint(step, "done");
         }

@@ -4,21 +4,21 @@
 //! failpoint, `<step>::begin`, `<step>::before`, `<step>::after`, `<step>::done`; with the feature `failpoints` and
 //! `FAILPOINTS='switch::after=return'` the process kills itself there, as `kill -9` would.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use super::effects::Effect;
 use super::{Agent, clock};
 use crate::engine::{ContainerRequest, EngineError};
-use crate::reconcile::record::{Deployed, ServiceRecord};
+use crate::reconcile::record::{Deployed, ServiceRecord, Spec};
 use crate::reconcile::step::Step;
 use crate::reconcile::transition::{self, Addresses, Outcome};
 use crate::reconcile::view::route_for;
 use crate::report::Message;
 use crate::report::message::Kind;
 use crate::state::StateError;
-use crate::types::{ContainerState, Generation, InstanceId, Reason, Refusal, ServiceName};
+use crate::types::{ContainerState, Generation, InstanceId, NetworkMode, Reason, Refusal, ServiceName};
 
 /// How an effect is carried out.
 enum Way {
@@ -68,7 +68,7 @@ impl Agent {
     fn intend(&mut self, service: &ServiceName, step: &Step) -> Result<(), StateError> {
         let now = clock::now();
         let addresses = match step {
-            Step::Begin { .. } => self.addresses(service),
+            Step::Begin { spec, .. } => self.addresses(service, spec),
             _ => None,
         };
         let before = self.journal.records.get(service);
@@ -139,7 +139,9 @@ impl Agent {
             Step::Return { to: Some(to), from } => {
                 let (record, deployed) = self.live(service, *to)?;
                 let result = traffic.point(&route_for(service, record, deployed));
-                if result.is_ok() {
+                // Of a network that it shares the connections are not its own.
+                let shared = deployed.spec.network_mode().is_shared();
+                if result.is_ok() && !shared {
                     // Their clients come back at once, and reach the generation that works.
                     if let Err(error) = traffic.reset_connections(&InstanceId::new(service, *from)) {
                         tracing::warn!("{service}: {}", error.to_refusal());
@@ -186,26 +188,6 @@ impl Agent {
         }))
     }
 
-    /// Tells the running containers the address of a service that begins for the first time.
-    pub(super) fn introduce(&self, service: &ServiceName) {
-        if self.journal.records.get(service).is_none_or(|record| record.last_generation != Generation(1)) {
-            return;
-        }
-        let hosts = self.hosts();
-        for id in self.seen.containers.keys() {
-            // It still works by address, and the next generation gets the name anyway.
-            if let Err(error) = self.hands.engine.write_hosts(id, &hosts) {
-                tracing::warn!("{}", error.to_refusal());
-            }
-        }
-    }
-
-    /// Every service of this host by its stable address.
-    pub(super) fn hosts(&self) -> BTreeMap<ServiceName, Ipv4Addr> {
-        let records = self.journal.records.iter().filter(|(_, record)| !record.is_absent());
-        records.map(|(name, record)| (name.clone(), record.service_address)).collect()
-    }
-
     fn live(
         &self,
         service: &ServiceName,
@@ -239,13 +221,18 @@ impl Agent {
             spec: deployed.spec.clone(),
             image,
             address: deployed.address,
-            hosts: self.hosts(),
+            joins: deployed
+                .spec
+                .joins()
+                .zip(deployed.joined)
+                .map(|(host, joined)| InstanceId::new(host, joined)),
+            hosts: self.hosts(service, &deployed.spec),
             commit: deployed.commit.id.clone(),
             one_shot: None,
         })
     }
 
-    pub(super) fn addresses(&mut self, service: &ServiceName) -> Option<Addresses> {
+    pub(super) fn addresses(&mut self, service: &ServiceName, spec: &Spec) -> Option<Addresses> {
         let records = self.journal.records.values();
         let mut used: BTreeSet<Ipv4Addr> = records
             .flat_map(|record| {
@@ -256,7 +243,15 @@ impl Agent {
         used.extend(self.seen.routes.values().flat_map(|route| [route.address, route.service_address]));
         let known = self.journal.records.get(service).map(|record| record.service_address);
         let service = known.or_else(|| self.pool.service(&used))?;
-        Some(Addresses { service, generation: self.pool.container(&used)? })
+        let (generation, joined) = match spec.network_mode() {
+            NetworkMode::Host => (self.pool.gateway(), None),
+            NetworkMode::Service(host) => {
+                let serving = self.journal.records.get(host)?.serving()?;
+                (serving.address, Some(serving.generation))
+            }
+            NetworkMode::Bridge | NetworkMode::None => (self.pool.container(&used)?, None),
+        };
+        Some(Addresses { service, generation, joined })
     }
 }
 

@@ -13,6 +13,7 @@ mod execute;
 mod fault;
 mod garbage;
 pub mod images;
+mod names;
 pub mod native;
 mod news;
 mod observe;
@@ -46,7 +47,7 @@ use crate::state::addresses::Pool;
 use crate::state::journal::Journal;
 use crate::state::lock::InstanceLock;
 use crate::state::trust::HighWater;
-use crate::types::{Exit, InstanceId, Refusal, ServiceName, Timestamp};
+use crate::types::{Exit, Hosts, InstanceId, Refusal, ServiceName, Timestamp};
 use control::Accept;
 use effects::{Effects, Hands};
 use garbage::Garbage;
@@ -117,6 +118,10 @@ pub struct Agent {
     ailing: BTreeMap<ServiceName, Refusal>,
     /// State that could not be read and is made anew.
     lost: Option<Refusal>,
+    /// Why networks are not as they should be.
+    unconnected: Option<Refusal>,
+    /// The names that each running container was told.
+    named: BTreeMap<InstanceId, Hosts>,
     /// How a container ended that is being started again.
     ends: BTreeMap<ServiceName, Exit>,
     repository: Arc<Repository>,
@@ -222,6 +227,8 @@ impl Agent {
             refusals: BTreeMap::new(),
             ailing: BTreeMap::new(),
             lost,
+            unconnected: None,
+            named: BTreeMap::new(),
             ends: BTreeMap::new(),
             outbox_changed: true,
             outbox: outbox::Outbox::default(),
@@ -253,6 +260,7 @@ impl Agent {
         );
         self.tell(Some(Message::new(Kind::AgentStarted, text)));
         self.look_at_store();
+        self.connect();
         // A route that is right is pointed once more: that brings the table's fixed part up to this version's.
         match self.hands.traffic.observe() {
             Ok(routes) => {

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use crate::config::agent::AgentConfig;
 use crate::engine::EngineError;
-use crate::engine::native::net::BridgeNetwork;
+use crate::engine::native::net::names::Subnet6;
+use crate::engine::native::net::{BridgeNetwork, ipv6};
 use crate::engine::native::{NativeConfig, NativeEngine};
 use crate::engine::traffic::NftTraffic;
 use crate::types::Reason;
@@ -24,7 +25,9 @@ impl Native {
     pub fn open(config: &AgentConfig) -> Result<Self, EngineError> {
         let program = std::env::current_exe()
             .map_err(|error| EngineError::new(Reason::Internal, "finding this program", error))?;
-        let network = Arc::new(BridgeNetwork::new(&config.instance, config.engine.subnet, &config.run_dir)?);
+        let subnet6 = subnet6(config);
+        let network = BridgeNetwork::new(&config.instance, config.engine.subnet, &config.run_dir)?;
+        let network = Arc::new(network.with_ipv6(subnet6));
         let parts = NativeConfig {
             state_dir: config.state_dir.clone(),
             run_dir: config.run_dir.clone(),
@@ -34,7 +37,22 @@ impl Native {
         Ok(Self {
             engine: NativeEngine::new(parts, network.clone())?,
             network,
-            traffic: NftTraffic::new(&config.instance, config.engine.subnet, &config.run_dir)?,
+            traffic: NftTraffic::new(&config.instance, config.engine.subnet, &config.run_dir)?
+                .with_ipv6(subnet6),
         })
     }
+}
+
+/// Where containers' IPv6 addresses are from; `None` = they have none.
+fn subnet6(config: &AgentConfig) -> Option<Subnet6> {
+    if !config.engine.ipv6 || !ipv6::is_used() {
+        return None;
+    }
+    // Source: machine-id(5). Where there is none, the host's name tells machines apart.
+    let machine = std::fs::read_to_string("/etc/machine-id").ok().filter(|text| !text.trim().is_empty());
+    let machine = machine.unwrap_or_else(|| config.host.name.to_string());
+    Some(match config.engine.subnet6 {
+        Some(network) => Subnet6::new(network),
+        None => Subnet6::of_instance(&machine, &config.instance),
+    })
 }

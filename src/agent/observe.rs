@@ -1,6 +1,7 @@
 //! The host as it is now: what a round decides on.
 
 use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
 
 use super::probes::Subject;
 use super::{Agent, clock};
@@ -8,13 +9,14 @@ use crate::reconcile::health::EffectiveCheck;
 use crate::reconcile::later;
 use crate::reconcile::next::{GRACE, IDLE_POLL};
 use crate::reconcile::world::{DesiredService, Observed};
-use crate::types::{ContainerState, InstanceId, PortMapping, Refusal, ServiceName, Timestamp};
+use crate::types::{ContainerState, InstanceId, NetworkMode, PortMapping, Refusal, ServiceName, Timestamp};
 
 impl Agent {
     /// The world, afresh.
     pub(super) fn observe(&mut self) -> Result<Observed, Refusal> {
         let now = clock::now();
         let containers = self.hands.engine.observe().map_err(|error| error.to_refusal())?;
+        self.connect();
         let routes = self.hands.traffic.observe().map_err(|error| error.to_refusal())?;
         let mut subjects = Vec::new();
         for seen in &containers {
@@ -25,7 +27,11 @@ impl Agent {
                     id: seen.id.clone(),
                     pid: *pid,
                     started_at: *started_at,
-                    address: deployed.address,
+                    // What listens on the host may listen on its loopback interface alone.
+                    address: match deployed.spec.network_mode() {
+                        NetworkMode::Host => Ipv4Addr::LOCALHOST,
+                        _ => deployed.address,
+                    },
                     check: EffectiveCheck::of(&deployed.spec),
                 });
             }
@@ -41,6 +47,7 @@ impl Agent {
             frozen: self.journal.frozen.clone(),
             ..Observed::default()
         };
+        self.renew_names(&seen);
         self.look_for_images(&mut seen);
         self.look_for_ports(&mut seen);
         self.look_for_idle(&mut seen, now);

@@ -142,8 +142,8 @@ impl Agent {
             Err(refusal) => return refused(refusal),
         };
         let after = match &step {
-            Step::Begin { .. } => self
-                .addresses(service)
+            Step::Begin { spec, .. } => self
+                .addresses(service, spec)
                 .and_then(|addresses| transition::begin(Some(&before), &step, addresses, now)),
             step => transition::conclude(service, &before, step, &Outcome::Done, now).record,
         };

@@ -9,6 +9,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::wake::{Wake, Waker};
 use super::{AgentError, control};
 use crate::config::agent::AgentConfig;
+use crate::engine::native::net::names::Names;
+use crate::engine::traffic::watch;
 use crate::git::{RefWatch, watch_paths};
 
 /// Held as long as the agent is to be woken.
@@ -34,6 +36,12 @@ pub fn begin(config: &AgentConfig, runtime: &Handle, waker: &Waker) -> Result<Wa
                 }
             }
         });
+    }
+    let rules = waker.clone();
+    let told = move || rules.send(Wake::Look("rules of nftables changed")).is_ok();
+    // Without it the loop sees a loss at its next turn.
+    if let Err(error) = watch::begin(&Names::new(&config.instance).table, told) {
+        tracing::warn!("changes of nftables cannot be listened to: {error}");
     }
     let socket = watch_socket(&config.run_dir, waker.clone());
     let moved = waker.clone();

@@ -74,6 +74,10 @@ pub struct HostIdentity {
 pub struct EngineConfig {
     /// First address of the subnet and its prefix length: containers and service addresses.
     pub subnet: (std::net::Ipv4Addr, u8),
+    /// Whether containers have IPv6 where the host uses it.
+    pub ipv6: bool,
+    /// Where their IPv6 addresses are from: a network of 64 bits; `None` = one of this machine's own.
+    pub subnet6: Option<std::net::Ipv6Addr>,
 }
 
 /// `[registry."host:port"]`

@@ -1,6 +1,8 @@
 //! What a service asks of its host, held against the host's own policy.
 
-use crate::types::{DEFAULT_CAPABILITIES, Declared, ImageRef, Policy, Reason, Refusal, VolumeSource};
+use crate::types::{
+    DEFAULT_CAPABILITIES, Declared, ImageRef, NetworkMode, Policy, Reason, Refusal, VolumeSource,
+};
 
 /// A policy that allows all: what a repo asks for is for its hosts to decide.
 pub(super) fn everything() -> Policy {
@@ -10,6 +12,7 @@ pub(super) fn everything() -> Policy {
         host_mounts: all(),
         privileged: true,
         host_namespaces: true,
+        host_network: true,
         unconfined: true,
         capabilities: all(),
         devices: all(),
@@ -63,10 +66,12 @@ pub(super) fn violation(spec: &Declared, policy: &Policy) -> Option<Refusal> {
         }
     }
     let options = &spec.options;
+    let host_network = Some(*spec.network_mode() == NetworkMode::Host);
     for (asked, granted, rule, key) in [
         (options.privileged, policy.privileged, "privileged", "privileged"),
         (options.host_pid, policy.host_namespaces, "host_namespaces", "pid = \"host\""),
         (options.host_ipc, policy.host_namespaces, "host_namespaces", "ipc = \"host\""),
+        (host_network, policy.host_network, "host_network", "network_mode = \"host\""),
         (options.unconfined, policy.unconfined, "unconfined", "security_opt = [\"seccomp=unconfined\"]"),
     ] {
         if asked == Some(true) && !granted {

@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use super::configs::{self, Config, EnvFile, Sources};
+use super::network;
 use super::section::Findings;
 use crate::types::{
     ByteSize, Declared, Deploy, HealthCheck, ImageRef, Options, PortMapping, Probe, Protocol, ServiceName,
@@ -39,6 +40,8 @@ pub(super) struct Layer {
     /// It names an image, right or wrong.
     pub names_image: bool,
     pub port_spans: Vec<Range<usize>>,
+    /// Where `network_mode` or `networks` is written.
+    pub network_span: Option<Range<usize>>,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -94,7 +97,7 @@ impl Layer {
             mem_limit: over.mem_limit.or(self.mem_limit),
             milli_cpus: over.milli_cpus.or(self.milli_cpus),
             pids_limit: over.pids_limit.or(self.pids_limit),
-            options: self.options.under(&over.options),
+            options: network::under(&self.options, &over.options),
             healthcheck: HealthLayer {
                 probe: high.probe.clone().or_else(|| low.probe.clone()),
                 port: high.port.or(low.port),
@@ -112,6 +115,7 @@ impl Layer {
                 pre: over.deploy.pre.clone().or_else(|| self.deploy.pre.clone()),
             },
             names_image: over.names_image || self.names_image,
+            network_span: over.network_span.clone().or_else(|| self.network_span.clone()),
         }
     }
 

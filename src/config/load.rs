@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -64,6 +64,8 @@ struct Part {
     name: Option<HostName>,
     labels: Option<Vec<String>>,
     subnet: Option<(Ipv4Addr, u8)>,
+    ipv6: Option<bool>,
+    subnet6: Option<Ipv6Addr>,
     registries: BTreeMap<String, RegistryConfig>,
     s3: Option<S3Config>,
     allowed: Option<Vec<String>>,
@@ -72,6 +74,7 @@ struct Part {
     require_digest: Option<bool>,
     privileged: Option<bool>,
     host_namespaces: Option<bool>,
+    host_network: Option<bool>,
     unconfined: Option<bool>,
     capabilities: Option<Vec<String>>,
     devices: Option<Vec<String>>,
@@ -248,6 +251,15 @@ fn read_engine(engine: &Section<'_, '_>, part: &mut Part) {
             engine.findings.error(engine.key_span("subnet"), message, None);
         }
     }
+    part.ipv6 = engine.boolean("ipv6");
+    if let Some(text) = engine.string("subnet6") {
+        let bits = |address: &Ipv6Addr| address.to_bits() & u128::from(u64::MAX) == 0;
+        part.subnet6 = text.strip_suffix("/64").and_then(|text| text.parse().ok()).filter(bits);
+        if part.subnet6.is_none() {
+            let message = "`subnet6` takes an IPv6 network of /64, as \"fd12:3456:789a:1::/64\"";
+            engine.findings.error(engine.key_span("subnet6"), message, None);
+        }
+    }
     engine.unsupported("runtime", "containers are run by the built-in engine");
     engine.finish(|_| None);
 }
@@ -270,10 +282,7 @@ fn read_policy(policy: &Section<'_, '_>, part: &mut Part) {
     part.unconfined = policy.boolean("unconfined");
     part.capabilities = globs(policy, "capabilities");
     part.devices = globs(policy, "devices");
-    if policy.boolean("host_network") == Some(true) {
-        let message = "`host_network` is not supported by this version but as false";
-        policy.findings.error(policy.key_span("host_network"), message, None);
-    }
+    part.host_network = policy.boolean("host_network");
     policy.finish(|_| None);
 }
 
@@ -364,6 +373,8 @@ impl Part {
             name: over.name.or(self.name),
             labels: over.labels.or(self.labels),
             subnet: over.subnet.or(self.subnet),
+            ipv6: over.ipv6.or(self.ipv6),
+            subnet6: over.subnet6.or(self.subnet6),
             registries,
             s3: over.s3.or(self.s3),
             allowed: over.allowed.or(self.allowed),
@@ -372,6 +383,7 @@ impl Part {
             require_digest: over.require_digest.or(self.require_digest),
             privileged: over.privileged.or(self.privileged),
             host_namespaces: over.host_namespaces.or(self.host_namespaces),
+            host_network: over.host_network.or(self.host_network),
             unconfined: over.unconfined.or(self.unconfined),
             capabilities: over.capabilities.or(self.capabilities),
             devices: over.devices.or(self.devices),
@@ -415,7 +427,11 @@ impl Part {
                 ca_file: self.ca_file,
             },
             host: HostIdentity { name, labels: labels.into_iter().collect() },
-            engine: EngineConfig { subnet: self.subnet.unwrap_or((Ipv4Addr::new(10, 98, 0, 0), 16)) },
+            engine: EngineConfig {
+                subnet: self.subnet.unwrap_or((Ipv4Addr::new(10, 98, 0, 0), 16)),
+                ipv6: self.ipv6.unwrap_or(true),
+                subnet6: self.subnet6,
+            },
             registries: self.registries,
             s3: self.s3.unwrap_or_default(),
             policy: Policy {
@@ -425,6 +441,7 @@ impl Part {
                 require_digest: self.require_digest.unwrap_or(false),
                 privileged: self.privileged.unwrap_or(false),
                 host_namespaces: self.host_namespaces.unwrap_or(false),
+                host_network: self.host_network.unwrap_or(false),
                 unconfined: self.unconfined.unwrap_or(false),
                 capabilities: self.capabilities.unwrap_or_default(),
                 devices: self.devices.unwrap_or_default(),

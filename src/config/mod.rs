@@ -12,6 +12,7 @@ mod images;
 mod layer;
 mod load;
 mod named;
+mod network;
 mod options;
 mod port;
 mod registry;

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use toml::de::DeValue;
 
+use super::network;
 use super::port::absolute;
 use super::section::{Section, Value};
 use crate::types::{
@@ -47,6 +48,8 @@ pub(super) fn read(section: &Section<'_, '_>) -> Options {
         logging: section.table("logging").map(|table| logging(&table)),
         host_pid: mode(section, "pid", &[("host", true)]),
         host_ipc: mode(section, "ipc", &[("host", true), ("private", false)]),
+        network_mode: network::mode(section),
+        networks: network::networks(section),
         expose: expose(section),
     }
 }
@@ -54,7 +57,6 @@ pub(super) fn read(section: &Section<'_, '_>) -> Options {
 /// Keys that say what is so in any case; any other value is refused by name.
 pub(super) fn fixed(section: &Section<'_, '_>) {
     mode(section, "userns_mode", &[("host", true)]);
-    mode(section, "network_mode", &[("bridge", true)]);
     mode(section, "cgroup", &[("private", true)]);
 }
 
@@ -174,7 +176,7 @@ fn plain(text: &str) -> Result<String, Invalid> {
 }
 
 /// Source: hostname(7); the kernel takes 64 bytes.
-fn host_name(text: &str) -> Result<String, Invalid> {
+pub(super) fn host_name(text: &str) -> Result<String, Invalid> {
     let label = |part: &str| {
         !part.is_empty()
             && !part.starts_with('-')

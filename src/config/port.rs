@@ -1,5 +1,6 @@
 //! `[address:]host:container[/protocol]`, in Compose's short syntax, and paths.
 
+use std::net::{IpAddr, Ipv6Addr};
 use std::path::{Component, Path, PathBuf};
 
 use crate::types::{Invalid, PortMapping, Protocol};
@@ -16,16 +17,30 @@ pub(super) fn port(text: &str) -> Result<Vec<PortMapping>, Invalid> {
         Some((_, other)) => return Err(bad(&format!("protocol `{other}` is neither tcp nor udp"))),
         None => (text, Protocol::Tcp),
     };
-    if rest.starts_with('[') {
-        return Err(bad("IPv6 addresses are not supported by this version"));
-    }
+    let (six, rest) = match rest.strip_prefix('[').and_then(|rest| rest.split_once("]:")) {
+        Some((address, rest)) => (Some(address), rest),
+        None => (None, rest),
+    };
     let parts: Vec<&str> = rest.split(':').collect();
     let (address, host, container) = match parts.as_slice() {
+        [host, container] if six.is_some() => (six.unwrap_or_default(), *host, *container),
         [host, container] => ("0.0.0.0", *host, *container),
-        [address, host, container] => (*address, *host, *container),
+        [address, host, container] if six.is_none() => (*address, *host, *container),
+        // A port that nobody wrote down is found by nobody, and differs from host to host.
+        [_] => {
+            return Err(bad(
+                "it needs the host's port too, as \"8080:80\"; services of this host reach each other without",
+            ));
+        }
         _ => return Err(bad("write host:container, as \"80:8080\"")),
     };
-    let host_ip = address.parse().map_err(|_| bad(&format!("`{address}` is not an IPv4 address")))?;
+    let host_ip: IpAddr = address.parse().map_err(|_| bad(&format!("`{address}` is not an IP address")))?;
+    if host_ip == IpAddr::V6(Ipv6Addr::LOCALHOST) {
+        return Err(bad("what is sent to ::1 cannot leave it for a container; publish on 127.0.0.1"));
+    }
+    if six.is_some() != host_ip.is_ipv6() {
+        return Err(bad("an IPv6 address stands in brackets, any other one does not"));
+    }
     let (host, container) = (range(host)?, range(container)?);
     if host.clone().count() != container.clone().count() {
         return Err(bad("both ranges have to be of one length"));

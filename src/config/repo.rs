@@ -7,6 +7,7 @@ use super::configs::{self, Content, Sources};
 use super::diagnostic::{Diagnostic, first_error};
 use super::grants::{self, violation};
 use super::layer::Layer;
+use super::network;
 use super::repo_files::TOP;
 pub use super::repo_files::{MAX_FILE_BYTES, RepoFiles, read_dir};
 use super::section::{Findings, Section, parse};
@@ -89,6 +90,7 @@ pub(super) struct Top {
     repo_id: Option<String>,
     pub(super) defaults: Layer,
     pub(super) configs: BTreeMap<String, Content>,
+    networks: network::Definitions,
     diagnostics: Vec<Diagnostic>,
 }
 
@@ -118,6 +120,7 @@ pub(super) fn read_top(texts: &Texts<'_>) -> Top {
     }
     let repo_id = section.string("repo_id");
     let defaults = section.table("defaults").map(|table| service::read(&table)).unwrap_or_default();
+    let networks = network::definitions(&section);
     if section.get("wave").is_some() {
         findings.warn(
             section.key_span("wave"),
@@ -131,7 +134,7 @@ pub(super) fn read_top(texts: &Texts<'_>) -> Top {
     section.unsupported("secrets", "name a file of the host as a volume");
     section.finish(|_| None);
     drop(section);
-    Top { repo_id, defaults, configs, diagnostics: findings.into_sorted() }
+    Top { repo_id, defaults, configs, networks, diagnostics: findings.into_sorted() }
 }
 
 /// A host's file.
@@ -242,7 +245,10 @@ pub fn read(files: &RepoFiles, host: &HostIdentity, policy: &Policy) -> RepoView
         if let Some(over) = own.overrides.get(stem) {
             layer = layer.under(over);
         }
-        let spec = layer.clone().into_spec(&findings, &sources);
+        let mut spec = layer.clone().into_spec(&findings, &sources);
+        if let Some(spec) = &mut spec {
+            network::settle(spec, &layer, &top.networks, &findings);
+        }
         let mut found = findings.into_sorted();
         found.append(&mut sources.found.borrow_mut());
         let error = first_error(&found).or(host_error.as_ref()).map(Diagnostic::one_line);
@@ -297,6 +303,12 @@ fn across(
                 );
             }
         }
+        if let Some((message, hint)) = network::joins(name, spec, &specs, services, known) {
+            findings.error(layer.network_span.clone().unwrap_or(0..0), message, hint);
+        } else if let Some(host) = spec.joins().filter(|host| reaches(&specs, host, name)) {
+            let message = format!("`network_mode`: {host} depends on {name} in turn");
+            findings.error(layer.network_span.clone().unwrap_or(0..0), message, None);
+        }
         let found = findings.into_sorted();
         if let Some(error) = first_error(&found) {
             services.insert(name.clone(), Err(Refusal::new(Reason::ConfigInvalid, error.one_line())));
@@ -327,7 +339,7 @@ fn reaches(specs: &BTreeMap<ServiceName, Declared>, from: &ServiceName, to: &Ser
             return true;
         }
         if seen.insert(name) {
-            next.extend(specs.get(name).into_iter().flat_map(|spec| &spec.depends_on));
+            next.extend(specs.get(name).into_iter().flat_map(|spec| spec.needs()));
         }
     }
     false

@@ -31,7 +31,6 @@ const COMPOSE: &[&str] = &[
     "links",
     "mac_address",
     "mem_swappiness",
-    "networks",
     "oom_kill_disable",
     "platform",
     "profiles",
@@ -95,6 +94,7 @@ pub(super) fn read(section: &Section<'_, '_>) -> Layer {
         deploy: section.table("deploy").map(|table| deploy(&table)).unwrap_or_default(),
         names_image: section.has("image"),
         port_spans: Vec::new(),
+        network_span: network_span(section),
     };
     options::fixed(section);
     let (ports, port_spans) = ports(section);
@@ -115,6 +115,11 @@ fn fallback(findings: &Findings<'_>, all: Vec<(String, Range<usize>)>) -> Vec<St
         }
     }
     all.into_iter().map(|(text, _)| text).collect()
+}
+
+fn network_span(section: &Section<'_, '_>) -> Option<Range<usize>> {
+    let key = ["network_mode", "networks"].into_iter().find(|key| section.has(key))?;
+    Some(section.key_span(key))
 }
 
 /// An array, or one string that is split into words.

@@ -15,9 +15,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::types::{
-    CommitId, Digest, InstanceId, PinnedImage, PortMapping, Reason, Refusal, ServiceName, ServiceSpec,
+    CommitId, Digest, InstanceId, Membership, PinnedImage, PortMapping, Reason, Refusal, ServiceName,
+    ServiceSpec,
 };
-pub use crate::types::{ContainerState, Exit, ObservedContainer, Route};
+pub use crate::types::{ContainerState, Exit, Hosts, ObservedContainer, Route};
 
 /// An image whose layers are unpacked, verified and durable on this host.
 #[derive(Debug, Clone, PartialEq)]
@@ -58,10 +59,12 @@ pub struct ContainerRequest {
     pub spec: ServiceSpec<PinnedImage>,
     /// What to run, on this host's disk.
     pub image: LocalImage,
-    /// Its own address inside the instance's subnet.
+    /// Its address inside the instance's subnet: its own, the host's, or that of `joins`.
     pub address: Ipv4Addr,
-    /// The services it can reach by name: one line each in its `/etc/hosts`.
-    pub hosts: BTreeMap<ServiceName, Ipv4Addr>,
+    /// The container whose network it shares, under `network_mode = "service:x"`.
+    pub joins: Option<InstanceId>,
+    /// The services it can reach by name.
+    pub hosts: Hosts,
     /// The commit it comes from, for its log lines.
     pub commit: CommitId,
     /// Runs this instead of the service's command, as a one-shot; `None` = the service itself.
@@ -139,11 +142,7 @@ pub trait Engine: Send + Sync {
 
     /// Renews the names that a container, running or not, finds in its `/etc/hosts`. Nothing is written if none
     /// changed.
-    fn write_hosts(
-        &self,
-        id: &InstanceId,
-        hosts: &BTreeMap<ServiceName, Ipv4Addr>,
-    ) -> Result<(), EngineError>;
+    fn write_hosts(&self, id: &InstanceId, hosts: &Hosts) -> Result<(), EngineError>;
 
     /// The last `lines` lines that the container wrote.
     fn log_tail(&self, id: &InstanceId, lines: usize) -> Vec<String>;
@@ -153,6 +152,10 @@ pub trait Engine: Send + Sync {
 pub trait Traffic: Send + Sync {
     /// The routes that the kernel has now, by service.
     fn observe(&self) -> Result<BTreeMap<ServiceName, Route>, EngineError>;
+
+    /// Lets containers reach each other that share a network, and no others. With `keep` members are only added.
+    /// Nothing is written if nothing changed.
+    fn connect(&self, members: &Membership, keep: bool) -> Result<(), EngineError>;
 
     /// Sends new connections to `route.generation`, in one transaction; established ones stay where they are.
     fn point(&self, route: &Route) -> Result<(), EngineError>;

@@ -8,7 +8,9 @@
 //! decision), [`rolling`] (the same for a candidate under way), [`transition`] (what a step does to the memory).
 
 pub mod health;
+pub mod joined;
 pub mod limits;
+pub mod networks;
 pub mod next;
 pub mod operator;
 pub mod ports;

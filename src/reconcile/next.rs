@@ -5,7 +5,7 @@ use super::replace::needs_new_generation;
 use super::step::{Next, Planned, Situation, Step};
 use super::view::View;
 use super::world::DesiredService;
-use super::{later, ports, repair, rolling};
+use super::{joined, later, ports, repair, rolling};
 use crate::types::{CommitInfo, Reason, Refusal};
 use std::time::Duration;
 
@@ -164,6 +164,7 @@ fn want(view: &View<'_>, record: Option<&ServiceRecord>, wanted: &DesiredService
     let Some(record) = record else { return begin(view, None, spec, commit) };
     if let Some(incumbent) = &record.incumbent
         && needs_new_generation(&incumbent.spec, spec).is_none()
+        && joined::left_behind(view, incumbent).is_none()
     {
         return if incumbent.spec == **spec { Next::Settled } else { Next::Do(Step::Amend(spec.clone())) };
     }
@@ -177,6 +178,9 @@ fn want(view: &View<'_>, record: Option<&ServiceRecord>, wanted: &DesiredService
 /// A new candidate, unless its ports cannot be had: that is known before anything is pulled or started for it.
 fn begin(view: &View<'_>, record: Option<&ServiceRecord>, spec: &Spec, commit: &CommitInfo) -> Next {
     if let Some(refusal) = ports::contested(view, &spec.ports) {
+        return held(refusal);
+    }
+    if let Some(refusal) = spec.joins().and_then(|host| joined::missing(view, host)) {
         return held(refusal);
     }
     if let Some(refusal) = view.observed.ports_taken.get(view.name) {
@@ -201,6 +205,12 @@ fn retire(view: &View<'_>, record: &ServiceRecord) -> Option<Next> {
     let grace = later(retiring.since, GRACE.min(drain));
     let id = crate::types::InstanceId::new(view.name, generation);
     let idle = view.observed.idle_polls.get(&id).copied().unwrap_or(0) >= IDLE_POLLS;
+    // Its network goes with it.
+    let kept = later(over, joined::KEPT);
+    if let Some(guest) = joined::guest(view, generation).filter(|_| view.now < kept) {
+        let why = format!("generation {generation} is kept for {guest}, which shares its network");
+        return Some(Next::Wait { until: Some(kept), why });
+    }
     if !view.runs(generation) || view.now >= over || (view.now >= grace && idle) {
         return Some(Next::Do(Step::Retire(generation)));
     }

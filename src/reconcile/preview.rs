@@ -116,6 +116,7 @@ pub fn preview(
         };
         changes.insert(name.clone(), change);
     }
+    follow(&mut changes, declared);
     let gone = |(name, record): &(&ServiceName, &ServiceRecord)| {
         !declared.contains_key(*name) && !record.is_absent()
     };
@@ -124,4 +125,24 @@ pub fn preview(
         changes.insert(name.clone(), Change::Remove { image });
     }
     changes
+}
+
+/// Whoever shares the network of a service that is replaced follows it.
+fn follow(
+    changes: &mut BTreeMap<ServiceName, Change>,
+    declared: &BTreeMap<ServiceName, Result<Declared, Refusal>>,
+) {
+    for (name, spec) in declared.iter().filter_map(|(name, spec)| Some((name, spec.as_ref().ok()?))) {
+        let moves = spec.joins().and_then(|host| changes.get(host));
+        if !matches!(moves, Some(Change::Replace { .. })) {
+            continue;
+        }
+        if let Some(change) = changes.get_mut(name)
+            && let Change::Keep { image } | Change::Amend { image } = change
+        {
+            let (from, to) = (image.clone(), image.clone());
+            let because = "the network that it shares";
+            *change = Change::Replace { from, to, because, strategy: spec.strategy() };
+        }
+    }
 }

@@ -67,6 +67,12 @@ impl ServiceRecord {
         self.incumbent.iter().chain(candidate).chain(retiring)
     }
 
+    /// The generation that has traffic, whose network others share.
+    pub fn serving(&self) -> Option<&Deployed> {
+        let baking = self.rollout.as_ref().filter(|rollout| rollout.phase == Phase::Baking);
+        baking.map(|rollout| &rollout.to).or(self.incumbent.as_ref())
+    }
+
     /// The record of one generation, if it may have a container.
     pub fn live(&self, generation: Generation) -> Option<&Deployed> {
         self.live_generations().find(|deployed| deployed.generation == generation)
@@ -79,7 +85,7 @@ impl ServiceRecord {
 pub struct Deployed {
     /// Its number.
     pub generation: Generation,
-    /// Its own address inside the instance's subnet.
+    /// Its address inside the instance's subnet: its own, the host's, or that of what it has joined.
     pub address: Ipv4Addr,
     /// What it runs.
     pub spec: Spec,
@@ -91,6 +97,9 @@ pub struct Deployed {
     pub restarts: u32,
     /// The last start after the first.
     pub restarted_at: Option<Timestamp>,
+    /// Under `network_mode = "service:x"`: the generation of x whose network it shares, for as long as it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub joined: Option<Generation>,
     /// The first start of a row of them, for as long as its receipt is not written.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub untold: Option<Timestamp>,

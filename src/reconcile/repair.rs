@@ -8,7 +8,7 @@ use super::record::{Deployed, Phase, ServiceRecord};
 use super::rolling::incumbent_serves;
 use super::step::{Next, Step};
 use super::view::View;
-use super::{later, pending};
+use super::{joined, later, pending};
 use crate::types::{ContainerState, InstanceId, ServiceName, Timestamp};
 
 /// First pause before a container that ended is started again; doubled for each further start in a row.
@@ -32,6 +32,10 @@ pub(super) fn next(view: &View<'_>, record: &ServiceRecord) -> Option<Next> {
             return Some(Next::Do(Step::Route(generation)));
         }
         return incumbent.untold.map(|_| Next::Do(Step::Report(generation)));
+    }
+    // The network that it shared is gone: what is left is a new generation.
+    if !joined::is_there(view, incumbent) {
+        return None;
     }
     let local = view.has_image(incumbent);
     // A candidate is on its way, and one pull at a time is enough; once it is given up, nothing else brings cure.
@@ -65,10 +69,10 @@ pub(super) fn start(view: &View<'_>, record: &ServiceRecord) -> Option<Step> {
     }
 }
 
-/// The service of `depends_on` that is about to be started, as all are after a boot: it comes first. One that cannot be
+/// The service that it needs and that is about to be started, as all are after a boot: it comes first. One that cannot be
 /// started is not waited for: this one ran without it before.
 fn first<'a>(view: &View<'a>, incumbent: &'a Deployed) -> Option<&'a ServiceName> {
-    incumbent.spec.depends_on.iter().find(|name| {
+    incumbent.spec.needs().find(|name| {
         let Some(record) = view.records.get(*name).filter(|record| record.rollout.is_none()) else {
             return false;
         };
@@ -95,7 +99,7 @@ fn depends(view: &View<'_>, from: &ServiceName, on: &ServiceName) -> bool {
         }
         let incumbent = view.records.get(name).and_then(|record| record.incumbent.as_ref());
         if let (true, Some(incumbent)) = (seen.insert(name), incumbent) {
-            next.extend(&incumbent.spec.depends_on);
+            next.extend(incumbent.spec.needs());
         }
     }
     false

@@ -8,7 +8,7 @@ use super::step::{Next, Step};
 use super::transition::LONGEST_RETRY;
 use super::view::View;
 use super::world::DesiredService;
-use super::{later, pending, repair};
+use super::{joined, later, pending, repair};
 use crate::types::{ContainerState, Reason, Refusal, Strategy};
 
 /// What a rollout does next.
@@ -73,9 +73,14 @@ fn routed(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> bool {
 
 /// Why a candidate that has no traffic yet is given up for what a newer commit wants.
 pub(super) fn superseded(view: &View<'_>, rollout: &Rollout) -> Option<Refusal> {
+    if rollout.phase == Phase::Abandoning {
+        return None;
+    }
+    if let Some(refusal) = joined::left_behind(view, &rollout.to) {
+        return Some(refusal);
+    }
     let desired = view.desired?;
-    let given_up = rollout.phase == Phase::Abandoning;
-    if given_up || rollout.cause == Cause::Rollback || desired.commit.id == rollout.to.commit.id {
+    if rollout.cause == Cause::Rollback || desired.commit.id == rollout.to.commit.id {
         return None;
     }
     let newer = match desired.services.get(view.name) {
@@ -214,6 +219,12 @@ fn baking(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next {
     };
     if let (Some((reason, message)), Some(_)) = (sick, &record.incumbent) {
         return Next::Do(Step::Fail(Refusal::new(reason, format!("{message} after the switch"))));
+    }
+    let at_home = |deployed| joined::left_behind(view, deployed).is_none();
+    if let (Some(refusal), true) =
+        (joined::left_behind(view, &rollout.to), record.incumbent.as_ref().is_some_and(at_home))
+    {
+        return Next::Do(Step::Fail(refusal));
     }
     let bake_over = later(rollout.switched_at.unwrap_or(rollout.phase_since), rollout.to.spec.deploy.bake);
     // With nothing to go back to there is nothing to keep ready.

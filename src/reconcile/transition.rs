@@ -49,6 +49,8 @@ pub struct Addresses {
     pub service: Ipv4Addr,
     /// The generation's.
     pub generation: Ipv4Addr,
+    /// The generation of another service whose network, and address, it shares.
+    pub joined: Option<Generation>,
 }
 
 /// The record that has to be durable before the effect of `step` begins. Equal to `record` for most steps, because
@@ -99,6 +101,7 @@ pub fn begin(
             since: now,
             restarts: 0,
             restarted_at: None,
+            joined: addresses.joined,
             untold: None,
         },
         cause: *cause,

@@ -82,9 +82,9 @@ impl<'a> View<'a> {
         route_for(self.name, record, deployed)
     }
 
-    /// The first service of `depends_on` that has no running incumbent.
+    /// The first service it needs that has no running incumbent.
     pub fn missing_dependency(&self, deployed: &'a Deployed) -> Option<&'a ServiceName> {
-        deployed.spec.depends_on.iter().find(|name| {
+        deployed.spec.needs().find(|name| {
             let incumbent = self.records.get(*name).and_then(|record| record.incumbent.as_ref());
             !incumbent.is_some_and(|incumbent| {
                 let id = InstanceId::new(name, incumbent.generation);

@@ -9,6 +9,7 @@ use std::net::Ipv4Addr;
 pub struct Pool {
     containers: std::ops::Range<u32>,
     services: std::ops::Range<u32>,
+    gateway: Ipv4Addr,
     cursor: u32,
 }
 
@@ -20,7 +21,17 @@ impl Pool {
         let end = first.saturating_add(u32::try_from(size.saturating_sub(1)).unwrap_or(u32::MAX));
         let split = end.saturating_sub(u32::try_from(size / 4).unwrap_or(0));
         let start = first.saturating_add(2);
-        Self { containers: start..split.max(start), services: split.max(start)..end, cursor: start }
+        Self {
+            containers: start..split.max(start),
+            services: split.max(start)..end,
+            gateway: first.saturating_add(1).into(),
+            cursor: start,
+        }
+    }
+
+    /// The host's own address.
+    pub fn gateway(&self) -> Ipv4Addr {
+        self.gateway
     }
 
     /// An address for a container that is in nobody's use; `None` when there is none left.

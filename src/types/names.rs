@@ -9,7 +9,7 @@ use super::{Invalid, serde_through_str};
 const MAX_NAME: usize = 63;
 
 /// Lower-case letters, digits, `-` and `_`, beginning with a letter or a digit. No dot: `InstanceId` needs it.
-fn validate(kind: &str, text: &str, extra: &[char]) -> Result<String, Invalid> {
+pub(super) fn validate(kind: &str, text: &str, extra: &[char]) -> Result<String, Invalid> {
     let first_ok = text.starts_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit());
     let rest_ok = text
         .chars()

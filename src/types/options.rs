@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{ByteSize, Protocol};
+use super::{ByteSize, NetworkLink, NetworkMode, NetworkName, Protocol};
 
 /// What a service file says of its container. `None` = nothing: the engine's default. The same type serves as one
 /// layer of configuration and as what all layers together make.
@@ -102,6 +102,12 @@ pub struct Options {
     /// Whether it shares the host's System V IPC and message queues.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub host_ipc: Option<bool>,
+    /// Whose network it has. `Bridge` only in one layer of configuration: what all make says `None` for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network_mode: Option<NetworkMode>,
+    /// The networks it is on. `None`: the default one alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub networks: Option<BTreeMap<NetworkName, NetworkLink>>,
     /// Ports it listens on; only for people.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expose: Option<Vec<(u16, Protocol)>>,
@@ -179,7 +185,8 @@ impl Options {
         merged!(
             group_add, hostname, domainname, extra_hosts, dns, dns_search, dns_opt, cap_add, cap_drop,
             unconfined, privileged, devices, shm_size, tmpfs, read_only, init, stop_signal, memswap_limit,
-            mem_reservation, cpuset, cpu_shares, oom_score_adj, blkio, logging, host_pid, host_ipc, expose;
+            mem_reservation, cpuset, cpu_shares, oom_score_adj, blkio, logging, host_pid, host_ipc, network_mode,
+            networks, expose;
             sysctls, ulimits, labels
         )
     }
@@ -216,6 +223,8 @@ impl Options {
             logging,
             host_pid,
             host_ipc,
+            network_mode,
+            networks,
             expose: _, // only for people
         } = self;
         let changed = [
@@ -247,6 +256,8 @@ impl Options {
             ("logging", *logging != after.logging),
             ("pid", *host_pid != after.host_pid),
             ("ipc", *host_ipc != after.host_ipc),
+            ("network_mode", *network_mode != after.network_mode),
+            ("networks", *networks != after.networks),
         ];
         changed.iter().find(|(_, differs)| *differs).map(|(key, _)| *key)
     }

@@ -16,6 +16,8 @@ pub struct Policy {
     pub privileged: bool,
     /// Whether a service may share the host's processes or IPC.
     pub host_namespaces: bool,
+    /// Whether a service may share the host's network.
+    pub host_network: bool,
     /// Whether a service may run without the filter of system calls.
     pub unconfined: bool,
     /// Capabilities that may be added, as globs over `CAP_NET_ADMIN`; empty = none.

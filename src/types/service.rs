@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{ByteSize, ConfigFile, ImageRef, Options, ServiceName, VolumeMount};
+use super::{ByteSize, ConfigFile, ImageRef, NetworkMode, Options, ServiceName, VolumeMount};
 
 /// One service as the repo declares it for this host. `I` is [`ImageRef`] as declared and
 /// [`super::PinnedImage`] once its tag has been resolved.
@@ -106,10 +106,34 @@ impl<I> ServiceSpec<I> {
     }
 
     /// The strategy in force: the one that was asked for, else `recreate` when the service writes to a volume (two
-    /// generations at once on one database's files would destroy them), else `blue-green`.
+    /// generations at once on one database's files would destroy them) or has a network that is not its own (two at
+    /// once cannot hold one port), else `blue-green`.
     pub fn strategy(&self) -> Strategy {
-        let writes = self.volumes.iter().any(|volume| !volume.read_only);
-        self.deploy.strategy.unwrap_or(if writes { Strategy::Recreate } else { Strategy::BlueGreen })
+        let alone = self.writes() || self.network_mode().is_shared();
+        self.deploy.strategy.unwrap_or(if alone { Strategy::Recreate } else { Strategy::BlueGreen })
+    }
+
+    /// Whether it writes to a volume.
+    pub fn writes(&self) -> bool {
+        self.volumes.iter().any(|volume| !volume.read_only)
+    }
+
+    /// Whose network it has.
+    pub fn network_mode(&self) -> &NetworkMode {
+        self.options.network_mode.as_ref().unwrap_or(&NetworkMode::Bridge)
+    }
+
+    /// The service whose network it shares.
+    pub fn joins(&self) -> Option<&ServiceName> {
+        match self.network_mode() {
+            NetworkMode::Service(name) => Some(name),
+            _ => None,
+        }
+    }
+
+    /// The services that have to run before it starts.
+    pub fn needs(&self) -> impl Iterator<Item = &ServiceName> {
+        self.joins().into_iter().chain(&self.depends_on)
     }
 }
 
@@ -139,8 +163,8 @@ impl fmt::Display for Protocol {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PortMapping {
-    /// The host's address to publish on; `0.0.0.0` = all of them.
-    pub host_ip: Ipv4Addr,
+    /// The host's address to publish on; `0.0.0.0` = all of them, IPv6 ones too; `::` = all IPv6 ones.
+    pub host_ip: IpAddr,
     /// Port on the host.
     pub host_port: u16,
     /// Port in the container.
@@ -150,10 +174,18 @@ pub struct PortMapping {
 }
 
 impl PortMapping {
+    /// Whether what is sent to `address` of the host is meant too.
+    pub fn takes(&self, address: IpAddr) -> bool {
+        match self.host_ip {
+            IpAddr::V4(Ipv4Addr::UNSPECIFIED) => true,
+            own if own.is_unspecified() => address.is_ipv6(),
+            own => own == address,
+        }
+    }
+
     /// Whether both cannot be published on one host: the same port and protocol, on addresses that overlap.
     pub fn clashes(&self, other: &Self) -> bool {
-        let overlap =
-            self.host_ip == other.host_ip || self.host_ip.is_unspecified() || other.host_ip.is_unspecified();
+        let overlap = self.takes(other.host_ip) || other.takes(self.host_ip);
         overlap && self.host_port == other.host_port && self.protocol == other.protocol
     }
 }
@@ -161,7 +193,11 @@ impl PortMapping {
 impl fmt::Display for PortMapping {
     /// As `docker ps` shows it: `0.0.0.0:80->8080/tcp`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}->{}/{}", self.host_ip, self.host_port, self.container_port, self.protocol)
+        match self.host_ip {
+            IpAddr::V4(address) => write!(f, "{address}")?,
+            IpAddr::V6(address) => write!(f, "[{address}]")?,
+        }
+        write!(f, ":{}->{}/{}", self.host_port, self.container_port, self.protocol)
     }
 }
 

@@ -23,6 +23,7 @@ mod line;
 mod load;
 mod logs;
 mod mended;
+mod networks;
 mod operator;
 mod ports;
 mod secrets;

@@ -56,7 +56,7 @@ fn names_of_a_service_stay_when_those_of_peers_are_renewed() {
         rig.script("shop.1", "while ! grep -q mail /etc/hosts; do sleep 0.02; done; cat /etc/hosts");
     request.spec.options.extra_hosts = Some(vec![("db.internal".into(), "192.0.2.7".parse().unwrap())]);
     rig.start(&request);
-    let hosts = BTreeMap::from([("mail".parse().unwrap(), [10, 98, 0, 77].into())]);
+    let hosts = BTreeMap::from([("mail".to_owned(), vec![[10, 98, 0, 77].into()])]);
     rig.engine.write_hosts(&request.id, &hosts).unwrap();
     rig.wait_exit(&request.id);
     rig.wait_log(&request.id, "192.0.2.7 db.internal");

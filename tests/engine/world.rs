@@ -26,7 +26,7 @@ fn a_program_sees_its_own_small_world() {
     request.image.config.user = "app".into();
     request.image.config.working_dir = "/srv/app".into();
     request.spec.environment.insert("LOG".into(), "info".into());
-    request.hosts.insert("db".parse().unwrap(), [10, 98, 0, 9].into());
+    request.hosts.insert("db".to_owned(), vec![[10, 98, 0, 9].into()]);
     let (exit, log) = rig.run(&request);
     let text = log.join("\n");
     assert_eq!((exit.code, exit.signal, exit.oom_killed), (Some(7), None, false), "{text}");
@@ -175,7 +175,7 @@ fn names_of_peers_can_be_renewed() {
         "while ! grep -q '10.98.0.77 mail' /etc/hosts; do sleep 0.02; done; cat /etc/hosts",
     );
     rig.start(&request);
-    let hosts = std::collections::BTreeMap::from([("mail".parse().unwrap(), [10, 98, 0, 77].into())]);
+    let hosts = gitopsd::engine::Hosts::from([("mail".to_owned(), vec![[10, 98, 0, 77].into()])]);
     rig.engine.write_hosts(&request.id, &hosts).unwrap();
     assert_eq!(rig.wait_exit(&request.id).code, Some(0));
     let log = rig.engine.log_tail(&request.id, 99);

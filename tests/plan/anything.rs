@@ -99,6 +99,7 @@ fn deployed() -> BoxedStrategy<Deployed> {
             since,
             restarts,
             restarted_at,
+            joined: restarted_at.map(|_| generation),
             untold: restarted_at.filter(|_| restarts % 2 == 0),
         })
         .boxed()
@@ -273,7 +274,7 @@ proptest! {
         prop_assert_eq!(&first, &plan(desired.as_ref(), &observed, &records, &policy, now));
         let _ = first.to_string();
         let addresses =
-            Addresses { service: Ipv4Addr::LOCALHOST, generation: Ipv4Addr::LOCALHOST };
+            Addresses { service: Ipv4Addr::LOCALHOST, generation: Ipv4Addr::LOCALHOST, joined: None };
         let names: BTreeSet<_> = records.keys().chain(observed.busy.keys()).collect();
         for (name, step) in first.steps() {
             let busy = observed.busy.get(name).is_some_and(|busy| !(busy.yields && matches!(step, Step::Fail(_))));

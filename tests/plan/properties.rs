@@ -82,6 +82,8 @@ fn settings() -> impl Strategy<Value = &'static str> {
         ",check=none",
         ",check=none,ports=none",
         ",after=db",
+        ",joins=db",
+        ",joins=db,bake=5s,drain=1s",
         ",env=1",
     ])
 }
@@ -117,7 +119,8 @@ fn event() -> impl Strategy<Value = Event> {
     prop_oneof![
         8 => (service(), tag(), settings()).prop_map(|(service, tag, settings)| {
             // Nothing depends on itself: the config refuses that.
-            let settings = if service == "db" && settings == ",after=db" { "" } else { settings };
+            let own = service == "db" && (settings == ",after=db" || settings.starts_with(",joins=db"));
+            let settings = if own { "" } else { settings };
             Event::Run(service, format!("{tag}{settings}"))
         }),
         1 => service().prop_map(Event::Break),
@@ -233,7 +236,10 @@ proptest! {
             let blocked = matches!(&planned.next, Next::Held { refusal, .. } if refusal.reason == Reason::Dependency);
             let rests = matches!(planned.next, Next::Settled | Next::Held { .. }) || crash_loops;
             prop_assert!(rests, "{name} does not rest: {}\n{}", planned.next, host.tail());
-            if blocked || crash_loops {
+            // The network that it shares went with its container, and the only try at this commit has failed.
+            let guest = host.incumbent(name).is_some_and(|incumbent| incumbent.spec.joins().is_some());
+            let lost = guest && matches!(planned.next, Next::Held { .. });
+            if blocked || crash_loops || lost {
                 continue;
             }
             host.audit_rest_of(name);
@@ -337,7 +343,7 @@ proptest! {
         let depends = |other: &ServiceName| {
             let record = host.records.get(other);
             let live = record.into_iter().flat_map(|record| record.live_generations());
-            live.into_iter().any(|deployed| deployed.spec.depends_on.contains(&bad))
+            live.into_iter().any(|deployed| deployed.spec.needs().any(|needed| *needed == bad))
         };
         let mut desired = host.desired.clone().unwrap();
         let mut observed = host.observe();

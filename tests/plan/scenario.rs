@@ -5,7 +5,7 @@
 //! ```text
 //! commit WORDS…        a new commit. Each word changes what the repo declares, the rest stays:
 //!                        web=img:1      service `web` runs img:1; settings follow after commas, as
-//!                                       web=img:1,bake=5s,drain=2s,timeout=30s,volume=data,after=db,pre,check=none,env=X,grace=3s,port=81
+//!                                       web=img:1,bake=5s,drain=2s,timeout=30s,volume=data,after=db,joins=db,pre,check=none,env=X,grace=3s,port=81
 //!                        web=broken     its file cannot be read
 //!                        -web           its file is gone
 //!                        empty          all files are gone
@@ -38,8 +38,8 @@ use std::time::Duration;
 use gitopsd::reconcile::later;
 use gitopsd::reconcile::step::Next;
 use gitopsd::types::{
-    ContainerState, Declared, HealthCheck, InstanceId, PortMapping, Probe, Protocol, ServiceName,
-    VolumeMount, VolumeSource, parse_duration,
+    ContainerState, Declared, HealthCheck, InstanceId, NetworkMode, PortMapping, Probe, Protocol,
+    ServiceName, VolumeMount, VolumeSource, parse_duration,
 };
 
 use super::model::{Crash, Host};
@@ -76,6 +76,10 @@ pub fn declared(text: &str) -> Declared {
                 spec.volumes.push(VolumeMount::new(source, "/data", false));
             }
             "after" => spec.depends_on.push(value.parse().unwrap()),
+            "joins" => {
+                spec.options.network_mode = Some(NetworkMode::Service(value.parse().unwrap()));
+                spec.ports.clear();
+            }
             "pre" => spec.deploy.pre = vec!["migrate".to_owned()],
             "env" => {
                 spec.environment.insert("X".to_owned(), value.to_owned());

@@ -283,6 +283,7 @@ pub fn script_request(dir: &Path, id: &str, script: &str) -> ContainerRequest {
         spec,
         image: LocalImage { digest, layers: vec![dir.join("layer")], config: ImageConfig::default() },
         address: Ipv4Addr::new(10, 98, 7, 2),
+        joins: None,
         hosts: BTreeMap::new(),
         commit: "c0ffee".repeat(7)[..40].parse().unwrap(),
         one_shot: None,

@@ -1,21 +1,27 @@
 //! A host in a network namespace, a client outside of it, and small servers to ask.
 
 use std::io::{self, BufRead as _, BufReader, Write as _};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use gitopsd::engine::native::net::names::Subnet6;
 use gitopsd::engine::native::net::{BridgeNetwork, namespace};
 use gitopsd::engine::native::network::Network as _;
 use gitopsd::engine::traffic::NftTraffic;
 use gitopsd::engine::{Route, Traffic as _};
-use gitopsd::types::{InstanceId, PortMapping, Protocol};
+use gitopsd::types::{InstanceId, Membership, PortMapping, Protocol};
 
 /// The host's address towards the outside (RFC 5737 addresses).
 pub const HOST: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 /// The client outside.
 pub const OUTSIDE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
+/// The same in IPv6 (RFC 3849).
+pub const HOST6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
+pub const OUTSIDE6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 2);
+/// Where containers are from.
+pub const SUBNET6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xd0c, 5, 1, 0, 0, 0, 0);
 /// How long anything may take that ought to be immediate.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -64,6 +70,20 @@ impl Host {
         }
     }
 
+    /// Another agent on this host, whose containers have IPv6 too; the host and the outside get addresses of it.
+    pub fn agent6(&self, instance: &str, net: u8) -> Agent {
+        run(&format!("ip -6 addr add {HOST6}/64 dev uplink nodad"));
+        inside(&self.outside, || {
+            run(&format!("ip -6 addr add {OUTSIDE6}/64 dev eth0 nodad"));
+            run(&format!("ip -6 route add default via {HOST6}"));
+            Ok(())
+        })
+        .unwrap();
+        let Agent { network, traffic, run_dir, net } = self.agent(instance, net);
+        let subnet6 = Some(Subnet6::new(SUBNET6));
+        Agent { network: network.with_ipv6(subnet6), traffic: traffic.with_ipv6(subnet6), run_dir, net }
+    }
+
     /// Everything in this namespace that an agent might leave.
     pub fn traces(&self) -> String {
         let mounts = self.mounts().join(" ");
@@ -108,6 +128,31 @@ impl Agent {
         path
     }
 
+    /// The IPv6 address of the container that has `last`.
+    pub fn address6(&self, last: u8) -> Ipv6Addr {
+        Subnet6::new(SUBNET6).of(self.address(last))
+    }
+
+    /// Says who is on which network: `name: last last`, and who has no way out: `internal: last`.
+    pub fn connect(&self, lines: &[&str]) {
+        self.traffic.connect(&self.members(lines), false).unwrap();
+    }
+
+    pub fn members(&self, lines: &[&str]) -> Membership {
+        let mut members = Membership::default();
+        for line in lines {
+            let (name, numbers) = line.split_once(": ").unwrap();
+            let addresses = numbers.split(' ').map(|last| self.address(last.parse().unwrap()));
+            match name {
+                "internal" => members.internal = addresses.collect(),
+                name => {
+                    members.networks.insert(name.parse().unwrap(), addresses.collect());
+                }
+            }
+        }
+        members
+    }
+
     /// A route of `id` to the address `last`; service addresses begin at 200.
     pub fn route(&self, id: &str, last: u8, ports: &[&str]) -> Route {
         let id = self::id(id);
@@ -140,12 +185,12 @@ pub fn id(text: &str) -> InstanceId {
 /// `address:host:container/protocol`
 pub fn port(text: &str) -> PortMapping {
     let (numbers, protocol) = text.split_once('/').unwrap();
-    let mut numbers = numbers.split(':');
+    let mut numbers = numbers.rsplitn(3, ':');
     let mut next = || numbers.next().unwrap();
     PortMapping {
-        host_ip: next().parse().unwrap(),
-        host_port: next().parse().unwrap(),
         container_port: next().parse().unwrap(),
+        host_port: next().parse().unwrap(),
+        host_ip: next().trim_matches(['[', ']']).parse().unwrap(),
         protocol: if protocol == "udp" { Protocol::Udp } else { Protocol::Tcp },
     }
 }

@@ -5,8 +5,11 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod firewalls;
 mod host;
 mod lifecycle;
+mod networks;
 mod reach;
+mod six;
 mod sockets;
 mod switch;

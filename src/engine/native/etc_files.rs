@@ -1,6 +1,5 @@
 //! The files of a container's /etc that only the host can know: hosts, hostname, resolv.conf.
 
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
 use std::io;
@@ -8,7 +7,8 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
-use crate::types::{InstanceId, Options, ServiceName};
+use crate::engine::Hosts;
+use crate::types::{InstanceId, NetworkMode, Options};
 
 /// Their names, in the container's state directory and in its `/etc`.
 pub(super) const NAMES: [&str; 3] = ["hosts", "hostname", "resolv.conf"];
@@ -18,7 +18,7 @@ pub(super) fn write(
     dir: &Path,
     id: &InstanceId,
     address: Ipv4Addr,
-    hosts: &BTreeMap<ServiceName, Ipv4Addr>,
+    hosts: &Hosts,
     options: &Options,
 ) -> io::Result<()> {
     write_hosts(dir, id, address, hosts, options)?;
@@ -49,7 +49,7 @@ pub(super) fn write_hosts(
     dir: &Path,
     id: &InstanceId,
     address: Ipv4Addr,
-    hosts: &BTreeMap<ServiceName, Ipv4Addr>,
+    hosts: &Hosts,
     options: &Options,
 ) -> io::Result<()> {
     use std::io::Write as _;
@@ -65,20 +65,17 @@ pub(super) fn write_hosts(
 
 /// Source: hosts(5). A container's own name comes last, so that a peer's line for the same name wins; the service's name
 /// is its own address alone.
-fn hosts_file(
-    id: &InstanceId,
-    own: Ipv4Addr,
-    hosts: &BTreeMap<ServiceName, Ipv4Addr>,
-    options: &Options,
-) -> String {
+fn hosts_file(id: &InstanceId, own: Ipv4Addr, hosts: &Hosts, options: &Options) -> String {
     let mut text = String::from("127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n");
     for (name, address) in options.extra_hosts.iter().flatten() {
         let _ = writeln!(text, "{address} {name}");
     }
     // A program that looks for its own name means itself, at any port and before it has traffic: Erlang's nodes do.
-    for (name, address) in hosts.iter().filter(|(name, _)| **name != id.service) {
-        // Writing to a String cannot fail.
-        let _ = writeln!(text, "{address} {name}");
+    for (name, addresses) in hosts.iter().filter(|(name, _)| **name != id.service.as_str()) {
+        for address in addresses {
+            // Writing to a String cannot fail.
+            let _ = writeln!(text, "{address} {name}");
+        }
     }
     if let Some(name) = options.hostname.as_deref().filter(|name| *name != id.service.as_str()) {
         let _ = writeln!(text, "{own} {name}");
@@ -87,10 +84,13 @@ fn hosts_file(
     text
 }
 
-/// The host's resolver, without addresses that mean the host itself: in the container they would mean the container.
+/// The host's resolver; where the container has a network of its own, without addresses that mean the host itself: in the container they would mean the container.
 fn resolver_file(options: &Options) -> String {
     let mut text = match &options.dns {
         Some(servers) => servers.iter().map(|server| format!("nameserver {server}\n")).collect(),
+        None if options.network_mode == Some(NetworkMode::Host) => {
+            fs::read_to_string("/etc/resolv.conf").unwrap_or_default()
+        }
         None => resolver_of_host(),
     };
     // Source: resolv.conf(5): of several lines the last one counts.
@@ -138,9 +138,9 @@ mod tests {
 
     #[test]
     fn hosts_name_the_peers_and_the_container() {
-        let hosts = BTreeMap::from([
-            ("db".parse().unwrap(), Ipv4Addr::new(10, 98, 0, 9)),
-            ("shop".parse().unwrap(), Ipv4Addr::new(10, 98, 0, 8)),
+        let hosts = Hosts::from([
+            ("db".to_owned(), vec![Ipv4Addr::new(10, 98, 0, 9).into()]),
+            ("shop".to_owned(), vec![Ipv4Addr::new(10, 98, 0, 8).into()]),
         ]);
         let text =
             hosts_file(&"shop.7".parse().unwrap(), Ipv4Addr::new(10, 98, 1, 2), &hosts, &Options::default());

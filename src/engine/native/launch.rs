@@ -29,8 +29,8 @@ pub(super) struct Launch {
     pub layout: Layout,
     /// The container's own address.
     pub address: Ipv4Addr,
-    /// Network namespace to join.
-    pub netns: PathBuf,
+    /// Network namespace to join; `None` = the host's.
+    pub netns: Option<PathBuf>,
     /// Lowest first.
     pub layers: Vec<PathBuf>,
     /// Program and arguments.
@@ -77,7 +77,11 @@ pub(super) enum Report {
 
 impl Launch {
     /// Works out what to run. `netns` is where the network was attached.
-    pub fn new(request: &ContainerRequest, layout: &Layout, netns: PathBuf) -> Result<Self, EngineError> {
+    pub fn new(
+        request: &ContainerRequest,
+        layout: &Layout,
+        netns: Option<PathBuf>,
+    ) -> Result<Self, EngineError> {
         let id = &request.id;
         let fail = |what: String| EngineError::plain(Reason::StartFailed, format!("{id}: {what}"));
         let spec = &request.spec;

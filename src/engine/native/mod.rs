@@ -33,9 +33,7 @@ mod stop;
 mod usage;
 mod user;
 
-use std::collections::BTreeMap;
 use std::fs;
-use std::net::Ipv4Addr;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, RwLock};
@@ -49,7 +47,7 @@ pub use usage::{Usage, usages};
 
 use self::cgroup::Cgroups;
 use self::layout::Layout;
-use super::{ContainerRequest, Engine, EngineError, ExecOutput, ObservedContainer};
+use super::{ContainerRequest, Engine, EngineError, ExecOutput, Hosts, ObservedContainer};
 use crate::types::{Generation, InstanceId, Reason, ServiceName};
 
 /// Where a native engine keeps its things and what it runs them with.
@@ -142,11 +140,7 @@ impl Engine for NativeEngine {
         exec_client::run(self, id, command, timeout)
     }
 
-    fn write_hosts(
-        &self,
-        id: &InstanceId,
-        hosts: &BTreeMap<ServiceName, Ipv4Addr>,
-    ) -> Result<(), EngineError> {
+    fn write_hosts(&self, id: &InstanceId, hosts: &Hosts) -> Result<(), EngineError> {
         let Some(address) = observe::address(&self.layout.run(id)) else { return Ok(()) };
         let launch = record::read::<launch::Launch>(&self.layout.run(id).launch());
         let options = launch.map(|launch| launch.options).unwrap_or_default();

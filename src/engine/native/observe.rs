@@ -13,7 +13,7 @@ use super::layout::RunFiles;
 use super::record::{self, ExitRecord, PidFd, RunRecord, boot_id};
 use super::{lock, start};
 use crate::engine::{ContainerState, EngineError, Exit, ObservedContainer};
-use crate::types::{Generation, InstanceId, Reason, ServiceName};
+use crate::types::{Generation, InstanceId, NetworkMode, Reason, ServiceName};
 
 /// How long a shim may take from the end of its container to the record of it.
 const RECORDING: Duration = Duration::from_secs(2);
@@ -40,14 +40,28 @@ fn mend_networks(engine: &NativeEngine, seen: &[ObservedContainer], boot: &str) 
     let ids: Vec<InstanceId> = alive.map(|one| one.id.clone()).collect();
     for id in engine.network.broken(&ids)? {
         let run = engine.layout.run(&id);
+        let options = record::read::<Launch>(&run.launch()).map(|launch| launch.options);
+        let options = options.unwrap_or_default();
+        match options.network_mode {
+            None | Some(NetworkMode::Bridge) => {}
+            Some(NetworkMode::Host) => {
+                if let Err(error) = engine.network.open_host() {
+                    tracing::warn!(instance = %id, "{}", error.to_refusal());
+                }
+                continue;
+            }
+            // Without an interface of its own there is none to lose.
+            Some(NetworkMode::None | NetworkMode::Service(_)) => continue,
+        }
         // Its process is held while its namespace is opened: the number may not have gone to another one.
         let Some((record, _process)) = running(&run, boot) else { continue };
         let Ok(namespace) = fs::File::open(format!("/proc/{}/ns/net", record.init.pid)) else { continue };
         if running(&run, boot).is_none() {
             continue;
         }
-        match engine.network.mend(&id, record.address, namespace.as_fd()) {
-            Ok(()) => tracing::warn!(instance = %id, "its network was not whole and was put right"),
+        let pinned = engine.network.pin(&id, namespace.as_fd());
+        match pinned.and_then(|()| start::attach(engine, &id, record.address, &options)) {
+            Ok(_) => tracing::warn!(instance = %id, "its network was not whole and was put right"),
             Err(error) => tracing::warn!(instance = %id, "{}", error.to_refusal()),
         }
     }

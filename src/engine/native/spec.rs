@@ -14,7 +14,7 @@ use super::launch::Launch;
 use super::limits::{self, Device};
 use super::rights;
 use super::user::Identity;
-use crate::types::{ByteSize, Options, Tmpfs};
+use crate::types::{ByteSize, NetworkMode, Options, Tmpfs};
 
 /// Kernel interfaces that show or change the host.
 pub(super) const MASKED: [&CStr; 12] = [
@@ -133,12 +133,11 @@ fn texts(paths: &[&'static CStr]) -> impl Iterator<Item = String> {
 }
 
 fn namespaces(launch: &Launch) -> Vec<Value> {
-    let mut namespaces = vec![
-        json!({ "type": "mount" }),
-        json!({ "type": "uts" }),
-        json!({ "type": "cgroup" }),
-        json!({ "type": "network", "path": launch.netns }),
-    ];
+    let mut namespaces =
+        vec![json!({ "type": "mount" }), json!({ "type": "uts" }), json!({ "type": "cgroup" })];
+    if let Some(path) = &launch.netns {
+        namespaces.push(json!({ "type": "network", "path": path }));
+    }
     if launch.options.host_pid != Some(true) {
         namespaces.push(json!({ "type": "pid" }));
     }
@@ -149,8 +148,11 @@ fn namespaces(launch: &Launch) -> Vec<Value> {
 }
 
 fn sysctls(options: &Options) -> BTreeMap<&str, &str> {
-    // As Docker does: the ports below 1024 are the container's own, not the host's.
-    let mut sysctls = BTreeMap::from([("net.ipv4.ip_unprivileged_port_start", "0")]);
+    let mut sysctls = BTreeMap::new();
+    // As Docker does: the ports below 1024 are the container's own, unless they are the host's.
+    if !options.network_mode.as_ref().is_some_and(NetworkMode::is_shared) {
+        sysctls.insert("net.ipv4.ip_unprivileged_port_start", "0");
+    }
     sysctls.extend(options.sysctls.iter().flatten().map(|(name, value)| (name.as_str(), value.as_str())));
     sysctls
 }
@@ -218,7 +220,7 @@ mod tests {
             id: "shop.7".parse().unwrap(),
             layout: Layout { state_dir: "/s".into(), run_dir: "/r".into(), instance: "gitopsd".into() },
             address: [10, 98, 0, 2].into(),
-            netns: "/run/netns/x".into(),
+            netns: Some("/run/netns/x".into()),
             layers: vec!["/l/0".into()],
             args: vec!["serve".into()],
             env: vec!["PATH=/bin".into()],

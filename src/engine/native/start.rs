@@ -4,7 +4,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _};
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ use super::observe::{running, this_boot};
 use super::record::{self, ProcessId, boot_id, wait_readable};
 use super::{NativeEngine, etc_files, lock, shim, stop, storage_reason};
 use crate::engine::{ContainerRequest, EngineError};
-use crate::types::{InstanceId, Reason};
+use crate::types::{InstanceId, NetworkMode, Options, Reason};
 
 /// How long a start that somebody else began may take before ours gives up.
 const OTHERS_START: Duration = Duration::from_secs(60);
@@ -70,7 +70,7 @@ pub(super) fn start(engine: &NativeEngine, request: &ContainerRequest) -> Result
         .create(&state)
         .and_then(|()| etc_files::write(&state, id, request.address, &request.hosts, &request.spec.options))
         .map_err(|e| failed("its files cannot be written", e))?;
-    let netns = engine.network.attach(id, request.address)?;
+    let netns = network(engine, request)?;
     let launch = Launch::new(request, &engine.layout, netns)?;
     record::write(&run.launch(), &launch).map_err(|e| failed("launch.json cannot be written", e))?;
     let result = run_shim(engine, &run, lock, shim::START);
@@ -78,6 +78,35 @@ pub(super) fn start(engine: &NativeEngine, request: &ContainerRequest) -> Result
         stop::end_half_made(engine, &run, id);
     }
     result
+}
+
+/// Its network namespace; `None` = the host's.
+fn network(engine: &NativeEngine, request: &ContainerRequest) -> Result<Option<PathBuf>, EngineError> {
+    let id = &request.id;
+    match (request.spec.network_mode(), &request.joins) {
+        (NetworkMode::Bridge, _) => attach(engine, id, request.address, &request.spec.options).map(Some),
+        (NetworkMode::None, _) => engine.network.isolate(id).map(Some),
+        (NetworkMode::Host, _) => engine.network.open_host().map(|()| None),
+        (NetworkMode::Service(_), Some(host)) => engine.network.join(id, host).map(Some),
+        (NetworkMode::Service(host), None) => Err(EngineError::plain(
+            Reason::Network,
+            format!("{id} is to share the network of {host}, which has none"),
+        )),
+    }
+}
+
+/// Makes, or puts right, the network of its own.
+pub(super) fn attach(
+    engine: &NativeEngine,
+    id: &InstanceId,
+    address: std::net::Ipv4Addr,
+    options: &Options,
+) -> Result<PathBuf, EngineError> {
+    let ipv4_only = options.networks.as_ref().is_some_and(|links| links.values().all(|link| link.ipv4_only));
+    match ipv4_only {
+        true => engine.network.attach_ipv4(id, address),
+        false => engine.network.attach(id, address),
+    }
 }
 
 /// Gives a running container, whose shim has died, a new one.

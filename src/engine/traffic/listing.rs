@@ -1,12 +1,14 @@
 //! Reads our table back: `nft -j list table` (libnftables-json(5)) to routes. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use serde_json::Value;
 
-use super::ruleset::Entry;
+use super::ruleset::{Entry, entries, hairpins};
+use super::skeleton::{Sets, is_member_set};
 use crate::engine::Route;
+use crate::engine::native::net::names::Subnet6;
 use crate::types::{Generation, PortMapping, Protocol, ServiceName};
 
 /// What the kernel has.
@@ -17,9 +19,13 @@ pub struct Table {
     /// Every entry of the maps, and the chain it leads into.
     pub entries: BTreeMap<Entry, String>,
     /// Containers that may reach themselves through their service.
-    pub hairpins: BTreeSet<Ipv4Addr>,
+    pub hairpins: BTreeSet<IpAddr>,
+    /// Who is on which network.
+    pub sets: Sets,
     /// Every chain.
     pub chains: BTreeSet<String>,
+    /// How many rules each of them has.
+    pub rules: BTreeMap<String, usize>,
 }
 
 /// The rules of one service's chain, as far as they are ours.
@@ -27,11 +33,12 @@ pub struct Table {
 struct Rules {
     service: Option<(Ipv4Addr, Generation, Ipv4Addr)>,
     ports: Vec<(Ipv4Addr, PortMapping)>,
+    ports6: Vec<(Ipv6Addr, PortMapping)>,
     strange: bool,
 }
 
 /// Understands a listing; `None` if it is no listing at all.
-pub fn parse(json: &[u8]) -> Option<Table> {
+pub fn parse(json: &[u8], subnet6: Option<Subnet6>) -> Option<Table> {
     let document: Value = serde_json::from_slice(json).ok()?;
     let mut table = Table::default();
     let mut rules: BTreeMap<String, Rules> = BTreeMap::new();
@@ -42,58 +49,102 @@ pub fn parse(json: &[u8]) -> Option<Table> {
             let into = |entry: &Value| element(text(map, "name")?, entry);
             table.entries.extend(elements(map).iter().filter_map(into));
         } else if let Some(set) = object.get("set") {
-            let pair = |entry: &Value| concat(entry).first()?.as_str()?.parse::<Ipv4Addr>().ok();
-            table.hairpins.extend(elements(set).iter().filter_map(pair));
+            let name = text(set, "name").unwrap_or_default();
+            let first = |entry: &Value| concat(entry).first()?.as_str()?.parse::<IpAddr>().ok();
+            let addresses = elements(set).iter().filter_map(first);
+            match name {
+                "hairpin" | "hairpin6" => table.hairpins.extend(addresses),
+                name if is_member_set(name) => {
+                    table.sets.insert(name.to_owned(), addresses.collect());
+                }
+                _ => {}
+            }
         } else if let Some(rule) = object.get("rule")
-            && let Some(chain) = text(rule, "chain").filter(|chain| chain.starts_with("svc-"))
+            && let Some(chain) = text(rule, "chain")
         {
-            let rules = rules.entry(chain.to_owned()).or_default();
-            rules.strange |= add_rule(rules, rule).is_none();
+            *table.rules.entry(chain.to_owned()).or_default() += 1;
+            if chain.starts_with("svc-") {
+                let rules = rules.entry(chain.to_owned()).or_default();
+                rules.strange |= add_rule(rules, rule).is_none();
+            }
         }
     }
-    table.routes = rules.iter().filter_map(|(chain, rules)| route(chain, rules, &table)).collect();
+    table.routes = rules.iter().filter_map(|(chain, rules)| route(chain, rules, &table, subnet6)).collect();
     Some(table)
 }
 
 /// A route, if the rules of the chain make one and nothing of it is missing.
-fn route(chain: &str, rules: &Rules, table: &Table) -> Option<(ServiceName, Route)> {
+fn route(
+    chain: &str,
+    rules: &Rules,
+    table: &Table,
+    subnet6: Option<Subnet6>,
+) -> Option<(ServiceName, Route)> {
     let service: ServiceName = chain.strip_prefix("svc-")?.parse().ok()?;
     let (service_address, generation, address) = rules.service?;
-    let one_target = rules.ports.iter().all(|(target, _)| *target == address);
+    let six = subnet6.map(|subnet6| subnet6.of(address));
+    let one_target = rules.ports.iter().all(|(target, _)| *target == address)
+        && rules.ports6.iter().all(|(target, _)| Some(*target) == six);
     let mut ports: Vec<PortMapping> = rules.ports.iter().map(|(_, port)| port.clone()).collect();
+    // A port of every address has a rule for each family.
+    let both = |port: &PortMapping| PortMapping { host_ip: Ipv4Addr::UNSPECIFIED.into(), ..port.clone() };
+    let mut halves: Vec<&PortMapping> =
+        ports.iter().filter(|port| port.host_ip == IpAddr::V4(Ipv4Addr::UNSPECIFIED)).collect();
+    let mut only6 = Vec::new();
+    for (_, port) in &rules.ports6 {
+        match halves.iter().position(|half| port.host_ip.is_unspecified() && **half == both(port)) {
+            Some(place) => {
+                halves.swap_remove(place);
+            }
+            None => only6.push(port.clone()),
+        }
+    }
+    let paired = halves.is_empty() || six.is_none();
+    ports.extend(only6);
     ports.sort();
     let route = Route { service: service.clone(), service_address, generation, address, ports };
     let led_to = |entry| table.entries.get(&entry).is_some_and(|into| into == chain);
-    let whole = super::ruleset::entries(&route).into_iter().all(led_to);
-    (one_target && whole && !rules.strange && table.hairpins.contains(&address)).then_some((service, route))
+    let whole = entries(&route).into_iter().all(led_to)
+        && hairpins(address, subnet6).iter().all(|(_, own)| table.hairpins.contains(own));
+    (one_target && paired && whole && !rules.strange).then_some((service, route))
 }
 
 /// Takes one rule apart: matches on destination and port, then the DNAT.
 fn add_rule(rules: &mut Rules, rule: &Value) -> Option<()> {
-    let mut at = None;
+    let mut at: Option<IpAddr> = None;
     let mut port = None;
     for expression in rule.get("expr")?.as_array()? {
         if let Some(matched) = expression.get("match") {
             let payload = matched.get("left")?.get("payload")?;
             let right = matched.get("right")?;
             match (text(payload, "protocol")?, text(payload, "field")?) {
-                ("ip", "daddr") => at = Some(right.as_str()?.parse().ok()?),
+                ("ip" | "ip6", "daddr") => at = Some(right.as_str()?.parse().ok()?),
                 (name, "dport") => port = Some((protocol(name)?, number(right)?)),
                 _ => return None,
             }
         } else {
             let dnat = expression.get("dnat")?;
-            let target: Ipv4Addr = text(dnat, "addr")?.parse().ok()?;
-            match port {
-                None => {
+            let target: IpAddr = text(dnat, "addr")?.parse().ok()?;
+            match (port, target) {
+                (None, IpAddr::V4(target)) => {
                     let comment = text(rule, "comment")?;
                     let generation = comment.strip_prefix("generation ")?.parse().ok()?;
-                    rules.service = Some((at?, Generation(generation), target));
+                    let IpAddr::V4(at) = at? else { return None };
+                    rules.service = Some((at, Generation(generation), target));
                 }
-                Some((protocol, host_port)) => {
-                    let host_ip = at.unwrap_or(Ipv4Addr::UNSPECIFIED);
+                (None, IpAddr::V6(_)) => return None,
+                (Some((protocol, host_port)), target) => {
                     let container_port = number(dnat.get("port")?)?;
-                    rules.ports.push((target, PortMapping { host_ip, host_port, container_port, protocol }));
+                    let mapping = |all: IpAddr| PortMapping {
+                        host_ip: at.unwrap_or(all),
+                        host_port,
+                        container_port,
+                        protocol,
+                    };
+                    match target {
+                        IpAddr::V4(to) => rules.ports.push((to, mapping(Ipv4Addr::UNSPECIFIED.into()))),
+                        IpAddr::V6(to) => rules.ports6.push((to, mapping(Ipv6Addr::UNSPECIFIED.into()))),
+                    }
                 }
             }
         }
@@ -108,7 +159,8 @@ fn element(map: &str, element: &Value) -> Option<(Entry, String)> {
     let entry = match (map, concat(key).as_slice()) {
         ("services", [address]) => Entry::Service(address.as_str()?.parse().ok()?),
         ("anywhere", [proto, port]) => Entry::Anywhere(protocol(proto.as_str()?)?, number(port)?),
-        ("at", [address, proto, port]) => {
+        ("anywhere6", [proto, port]) => Entry::Anywhere6(protocol(proto.as_str()?)?, number(port)?),
+        ("at" | "at6", [address, proto, port]) => {
             Entry::At(address.as_str()?.parse().ok()?, protocol(proto.as_str()?)?, number(port)?)
         }
         _ => return None,
@@ -175,7 +227,7 @@ mod tests {
 
     #[test]
     fn a_whole_route_is_read_back() {
-        let table = parse(LISTING.as_bytes()).unwrap();
+        let table = parse(LISTING.as_bytes(), None).unwrap();
         let route = &table.routes[&"web".parse().unwrap()];
         assert_eq!(route.generation, Generation(7));
         assert_eq!(route.service_address, Ipv4Addr::new(10, 98, 0, 80));
@@ -193,10 +245,10 @@ mod tests {
         let no_comment = LISTING.replace("generation 7", "hello");
         for damaged in [other_target, no_entry, no_comment] {
             assert_ne!(damaged, LISTING);
-            let table = parse(damaged.as_bytes()).unwrap();
+            let table = parse(damaged.as_bytes(), None).unwrap();
             assert!(table.routes.is_empty());
             assert!(table.chains.contains("svc-web"));
         }
-        assert_eq!(parse(b"Error: syntax error"), None);
+        assert_eq!(parse(b"Error: syntax error", None), None);
     }
 }

@@ -1,16 +1,19 @@
 //! Points traffic at containers by nftables: the service addresses, the published ports, the atomic switch.
 //!
-//! One table of our own, `inet <instance>`; no other table is written. Others are read only to see whether a port that
-//! is to be published is redirected there already. The kernel holds the truth: every question is answered from the
+//! One table of our own, `inet <instance>`. Others are read only to see whether a port that is to be published is redirected
+//! there already; what they would drop of containers' packets is let through by two rules ([`forward`]). The kernel holds the truth: every question is answered from the
 //! table, and a restart of the agent neither flushes nor recreates it, because that would cut established connections.
 
 mod conntrack;
+mod forward;
 mod listing;
 mod nft;
 mod others;
 mod ports;
 mod ruleset;
+mod skeleton;
 mod sockets;
+pub mod watch;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -20,19 +23,19 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nix::libc;
 
-use super::native::net::names::{Names, Subnet};
+use super::native::net::names::{Names, Subnet, Subnet6};
 use super::native::net::{namespace, namespace_path};
 use super::{EngineError, Route, Traffic};
-use crate::types::{InstanceId, PortMapping, Reason, ServiceName};
+use crate::types::{InstanceId, Membership, PortMapping, Reason, ServiceName};
 use listing::Table;
+use skeleton::{Frame, Sets};
 
 /// Traffic rules of one instance.
 ///
 /// The first [`Traffic::point`] of a process also brings the fixed part of the table up to date. An agent that has
 /// just started may therefore point every route that it observes at where it leads already.
 pub struct NftTraffic {
-    names: Names,
-    subnet: Subnet,
+    frame: Frame,
     run_dir: PathBuf,
     known: Mutex<Known>,
 }
@@ -44,29 +47,43 @@ struct Known {
     read: Option<(u32, Option<Table>)>,
     /// Whether this process has brought the skeleton up to date.
     skeleton: bool,
+    /// Who is to be on which network; `None`: nobody has said.
+    sets: Option<Sets>,
+    /// The rule set's number when other firewalls were seen to let containers through.
+    open: Option<u32>,
 }
 
 impl NftTraffic {
     /// Checks the subnet. The table is made by the first [`Traffic::point`].
     pub fn new(instance: &str, subnet: (Ipv4Addr, u8), run_dir: &Path) -> Result<Self, EngineError> {
         Ok(Self {
-            names: Names::new(instance),
-            subnet: Subnet::new(subnet)?,
+            frame: Frame { names: Names::new(instance), subnet: Subnet::new(subnet)?, subnet6: None },
             run_dir: run_dir.to_owned(),
             known: Mutex::default(),
         })
+    }
+
+    /// The same, for containers that have IPv6.
+    pub fn with_ipv6(mut self, subnet6: Option<Subnet6>) -> Self {
+        self.frame.subnet6 = subnet6;
+        self
+    }
+
+    fn table(&self) -> &str {
+        &self.frame.names.table
     }
 
     /// Deletes the table, and with it every route of this instance.
     pub fn teardown(&self) -> Result<(), EngineError> {
         let mut known = self.known();
         *known = Known::default();
-        let table = &self.names.table;
+        let table = self.table();
         let delete = || match nft::has_table(table)? {
             true => nft::apply(&format!("delete table inet {table}\n")),
             false => Ok(()),
         };
-        delete().map_err(|error| self.failed("delete", error))
+        let closed = forward::settle(&self.frame.names, false);
+        delete().and(closed).map_err(|error| self.failed("delete", error))
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
@@ -82,11 +99,11 @@ impl NftTraffic {
         {
             return Ok(table.clone());
         }
-        let table = match nft::has_table(&self.names.table)? {
+        let table = match nft::has_table(self.table())? {
             true => {
-                let json = nft::list(&self.names.table)?;
+                let json = nft::list(self.table())?;
                 let unclear = || io::Error::other("nft gave a listing that cannot be understood");
-                Some(listing::parse(&json).ok_or_else(unclear)?)
+                Some(listing::parse(&json, self.frame.subnet6).ok_or_else(unclear)?)
             }
             false => None,
         };
@@ -100,13 +117,50 @@ impl NftTraffic {
         nft::apply(script)
     }
 
+    /// Brings the table's fixed part and its sets to what `members` say.
+    fn arrange(&self, known: &mut Known, members: &Membership, keep: bool) -> Result<(), EngineError> {
+        let table = self.read(known).map_err(|error| self.failed("read", error))?;
+        let mut sets = self.frame.sets(members);
+        let Some(now) = &table else {
+            // Without a container there is nothing to connect; with one it is to have a way out before its first switch.
+            known.sets = Some(sets);
+            if members.networks.is_empty() {
+                return Ok(());
+            }
+            let script = self.frame.script(&Table::default(), known.sets.as_ref());
+            self.apply(known, &script).map_err(|error| self.failed("change", error))?;
+            known.skeleton = true;
+            return Ok(());
+        };
+        if keep {
+            for (name, there) in &now.sets {
+                sets.entry(name.clone()).or_default().extend(there);
+            }
+        }
+        let script = match known.skeleton {
+            true => self.frame.change(now, &sets),
+            false => self.frame.script(now, Some(&sets)),
+        };
+        known.sets = Some(sets);
+        if !script.is_empty() {
+            self.apply(known, &script).map_err(|error| self.failed("change", error))?;
+            known.skeleton = true;
+        }
+        Ok(())
+    }
+
     /// Takes care that a route is one that the table can hold.
     fn check(&self, route: &Route, now: &Table) -> Result<(), EngineError> {
+        // Services that have the host's network are reached at the host's own address.
+        let of_host = |address| address == self.frame.subnet.gateway() && address == route.address;
         for address in [route.service_address, route.address] {
-            if !self.subnet.usable(address) {
+            if !self.frame.subnet.usable(address) && !of_host(address) {
                 return Err(EngineError::plain(
                     Reason::Network,
-                    format!("{} cannot use {address}: not one of subnet {}", route.service, self.subnet),
+                    format!(
+                        "{} cannot use {address}: not one of subnet {}",
+                        route.service, self.frame.subnet
+                    ),
                 ));
             }
         }
@@ -131,7 +185,7 @@ impl NftTraffic {
         if ports.is_empty() {
             return Ok(None);
         }
-        let own = &self.names.table;
+        let own = self.table();
         let listing = nft::list_all()
             .map_err(|error| EngineError::new(Reason::Network, "cannot list the rules of nftables", error))?;
         // One that is gone since has no port any more.
@@ -144,21 +198,18 @@ impl NftTraffic {
     /// Makes UDP clients of a generation that has lost its traffic find the new one.
     fn forget_udp(&self, old: Option<&Route>) {
         let Some(old) = old else { return };
-        match conntrack::forget_udp(old.address) {
-            Ok(_) => {}
+        for (_, address) in ruleset::hairpins(old.address, self.frame.subnet6) {
             // The switch itself is done; UDP flows follow once their clients have been silent for a while.
-            Err(error) => tracing::warn!(
-                service = %old.service,
-                "cannot move UDP flows away from {}: {error}",
-                old.address
-            ),
+            if let Err(error) = conntrack::forget_udp(address) {
+                tracing::warn!(service = %old.service, "cannot move UDP flows away from {address}: {error}");
+            }
         }
     }
 
     fn failed(&self, verb: &str, error: io::Error) -> EngineError {
         EngineError::new(
             Reason::Network,
-            format!("cannot {verb} the nftables table inet {}", self.names.table),
+            format!("cannot {verb} the nftables table inet {}", self.table()),
             error,
         )
     }
@@ -185,6 +236,28 @@ impl Traffic for NftTraffic {
         Ok(table.unwrap_or_default().routes)
     }
 
+    fn connect(&self, members: &Membership, keep: bool) -> Result<(), EngineError> {
+        let mut known = self.known();
+        self.arrange(&mut known, members, keep)?;
+        if members.networks.is_empty() {
+            return Ok(());
+        }
+        // Also when our own table is whole: a firewall may have been loaded anew.
+        let open = |known: &mut Known| -> io::Result<()> {
+            let generation = nft::generation()?;
+            if known.open != Some(generation) {
+                known.open = None;
+                forward::settle(&self.frame.names, true)?;
+                known.open = Some(nft::generation()?);
+            }
+            Ok(())
+        };
+        open(&mut known).map_err(|error| {
+            let what = "another firewall's chain of forwarded packets cannot be opened for containers";
+            EngineError::new(Reason::Network, what, error)
+        })
+    }
+
     fn point(&self, route: &Route) -> Result<(), EngineError> {
         let mut known = self.known();
         let table = self.read(&mut known).map_err(|error| self.failed("read", error))?;
@@ -206,9 +279,9 @@ impl Traffic for NftTraffic {
         }
         let mut script = String::new();
         if !skeleton {
-            script.push_str(&ruleset::skeleton(&self.names, self.subnet));
+            script.push_str(&self.frame.script(&now, known.sets.as_ref()));
         }
-        script.push_str(&ruleset::switch(&self.names.table, &now, route));
+        script.push_str(&ruleset::switch(self.table(), self.frame.subnet6, &now, route));
         self.apply(&mut known, &script).map_err(|error| self.failed("change", error))?;
         known.skeleton = true;
         self.forget_udp(old.filter(|old| old.address != route.address));
@@ -219,7 +292,7 @@ impl Traffic for NftTraffic {
         let mut known = self.known();
         let table = self.read(&mut known).map_err(|error| self.failed("read", error))?;
         let now = table.unwrap_or_default();
-        let script = ruleset::withdraw(&self.names.table, &now, service);
+        let script = ruleset::withdraw(self.table(), self.frame.subnet6, &now, service);
         if script.is_empty() {
             return Ok(());
         }

@@ -6,8 +6,8 @@ use std::process::{Command, Output, Stdio};
 use netlink_bindings::nftables::{Nfgenmsg, Request};
 use netlink_socket2::NetlinkSocket;
 
-/// `NFPROTO_INET` of linux/netfilter.h.
-const NFPROTO_INET: u8 = 1;
+/// `NFPROTO_INET`, `NFPROTO_IPV4` and `NFPROTO_IPV6` of linux/netfilter.h, by nft's words.
+const FAMILIES: [(&str, u8); 3] = [("inet", 1), ("ip", 2), ("ip6", 10)];
 
 /// The number of the rule set: another one after every change to any table of this network namespace.
 pub fn generation() -> io::Result<u32> {
@@ -18,9 +18,15 @@ pub fn generation() -> io::Result<u32> {
     attributes.get_id().map_err(io::Error::other)
 }
 
-/// Whether the table exists.
+/// Whether our table exists.
 pub fn has_table(table: &str) -> io::Result<bool> {
-    let header = Nfgenmsg { nfgen_family: NFPROTO_INET, ..Default::default() };
+    has("inet", table)
+}
+
+/// Whether a table exists.
+pub fn has(family: &str, table: &str) -> io::Result<bool> {
+    let Some((_, number)) = FAMILIES.iter().find(|(word, _)| *word == family) else { return Ok(false) };
+    let header = Nfgenmsg { nfgen_family: *number, ..Default::default() };
     let request = Request::new().op_gettable_dump(&header);
     let mut socket = NetlinkSocket::new();
     let mut reply = socket.request(&request)?;
@@ -49,6 +55,11 @@ pub fn list(table: &str) -> io::Result<Vec<u8>> {
 /// All tables as JSON, without what is in their sets and maps: some hosts have millions of addresses there.
 pub fn list_all() -> io::Result<Vec<u8>> {
     checked(command(&["-t", "-j", "list", "ruleset"]).output().map_err(missing)?)
+}
+
+/// One chain as JSON.
+pub fn list_chain(family: &str, table: &str, chain: &str) -> io::Result<Vec<u8>> {
+    checked(command(&["-j", "list", "chain", family, table, chain]).output().map_err(missing)?)
 }
 
 /// One map as JSON, with all that is in it.

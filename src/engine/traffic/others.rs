@@ -4,7 +4,7 @@
 //! Reads `nft -t -j list ruleset` and single maps (libnftables-json(5)). [`find`] and [`maps`] are pure.
 
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::{Duration, Instant};
@@ -127,7 +127,7 @@ fn redirected(table: &str, rule: &Value, ports: &[PortMapping]) -> Option<String
         let Some(payload) = matched.get("left").and_then(|left| left.get("payload")) else { continue };
         let equal = text(matched, "op").is_none_or(|op| op == "==");
         match (text(payload, "protocol"), text(payload, "field"), matched.get("right")) {
-            (Some("ip"), Some("daddr"), Some(right)) if equal => {
+            (Some("ip" | "ip6"), Some("daddr"), Some(right)) if equal => {
                 address = right.as_str().and_then(|text| text.parse().ok());
             }
             (Some(protocol), Some("dport"), Some(right)) if equal => dport = Some((protocol, right)),
@@ -148,8 +148,8 @@ fn redirected(table: &str, rule: &Value, ports: &[PortMapping]) -> Option<String
 }
 
 /// Whether what is sent to the published port may be sent to `address`; `None` = any.
-fn reaches(address: Option<Ipv4Addr>, port: &PortMapping) -> bool {
-    address.is_none_or(|address| port.host_ip.is_unspecified() || port.host_ip == address)
+fn reaches(address: Option<IpAddr>, port: &PortMapping) -> bool {
+    address.is_none_or(|address| port.takes(address))
 }
 
 /// Whether the right side of a match has a port: a number, a range, or a set of these.

@@ -33,9 +33,11 @@ pub fn conflict(ports: &[PortMapping]) -> io::Result<Option<String>> {
 /// Whether what is sent to the published port would otherwise reach this socket.
 fn holds(socket: &Socket, port: &PortMapping) -> bool {
     let same_address = match socket.local() {
-        IpAddr::V4(own) => own.is_unspecified() || port.host_ip.is_unspecified() || own == port.host_ip,
-        // `::` takes IPv4 too, unless it was told not to; any other IPv6 address never does.
-        IpAddr::V6(own) => own.is_unspecified() && !socket.v6_only,
+        own if own.is_loopback() && own.is_ipv6() => false,
+        own if !own.is_unspecified() => port.takes(own),
+        IpAddr::V4(_) => port.host_ip.is_ipv4(),
+        // `::` takes IPv4 too, unless it was told not to.
+        IpAddr::V6(_) => port.host_ip.is_ipv6() || !socket.v6_only,
     };
     socket.local_port() == port.host_port && same_address
 }

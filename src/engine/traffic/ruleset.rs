@@ -1,16 +1,16 @@
 //! The text of our own nftables table (nft(8)). Pure: what is there and what is wanted in, one transaction out.
 //!
-//! The table has a fixed skeleton and a chain a service. A switch replaces the rules of that chain and leaves the
+//! The table has a fixed part (`skeleton`) and a chain a service. A switch replaces the rules of that chain and leaves the
 //! maps that lead into it alone: before a fix of September 2025 ("netfilter: nf_tables: restart set lookup on base_seq
 //! change") a lookup could miss an element that was being replaced, old and new both.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::listing::Table;
 use crate::engine::Route;
-use crate::engine::native::net::names::{Names, Subnet};
+use crate::engine::native::net::names::Subnet6;
 use crate::types::{PortMapping, Protocol, ServiceName};
 
 /// What leads into the chain of a service: an element of one of the maps.
@@ -18,10 +18,12 @@ use crate::types::{PortMapping, Protocol, ServiceName};
 pub enum Entry {
     /// Anything sent to a service address.
     Service(Ipv4Addr),
-    /// A port of every address of the host.
+    /// A port of every address of the host, IPv6 ones too where containers have IPv6.
     Anywhere(Protocol, u16),
+    /// A port of every IPv6 address of the host.
+    Anywhere6(Protocol, u16),
     /// A port of one address of the host.
-    At(Ipv4Addr, Protocol, u16),
+    At(IpAddr, Protocol, u16),
 }
 
 impl Entry {
@@ -30,16 +32,20 @@ impl Entry {
         match self {
             Self::Service(address) => ("services", address.to_string()),
             Self::Anywhere(protocol, port) => ("anywhere", format!("{protocol} . {port}")),
-            Self::At(address, protocol, port) => ("at", format!("{address} . {protocol} . {port}")),
+            Self::Anywhere6(protocol, port) => ("anywhere6", format!("{protocol} . {port}")),
+            Self::At(address, protocol, port) => {
+                let map = if address.is_ipv6() { "at6" } else { "at" };
+                (map, format!("{address} . {protocol} . {port}"))
+            }
         }
     }
 
     /// The entry that leads to a published port.
     pub fn of(port: &PortMapping) -> Self {
-        if port.host_ip.is_unspecified() {
-            Self::Anywhere(port.protocol, port.host_port)
-        } else {
-            Self::At(port.host_ip, port.protocol, port.host_port)
+        match port.host_ip {
+            IpAddr::V4(Ipv4Addr::UNSPECIFIED) => Self::Anywhere(port.protocol, port.host_port),
+            IpAddr::V6(Ipv6Addr::UNSPECIFIED) => Self::Anywhere6(port.protocol, port.host_port),
+            address => Self::At(address, port.protocol, port.host_port),
         }
     }
 }
@@ -50,6 +56,8 @@ impl std::fmt::Display for Entry {
         match self {
             Self::Service(address) => write!(f, "service address {address}"),
             Self::Anywhere(protocol, port) => write!(f, "port {port}/{protocol}"),
+            Self::Anywhere6(protocol, port) => write!(f, "port [::]:{port}/{protocol}"),
+            Self::At(IpAddr::V6(address), protocol, port) => write!(f, "port [{address}]:{port}/{protocol}"),
             Self::At(address, protocol, port) => write!(f, "port {address}:{port}/{protocol}"),
         }
     }
@@ -67,58 +75,10 @@ pub fn entries(route: &Route) -> BTreeSet<Entry> {
     entries
 }
 
-/// Everything but the services. Run again on a table that is in use it changes nothing that a packet could notice.
-pub fn skeleton(names: &Names, subnet: Subnet) -> String {
-    let Names { table: t, bridge, veth_prefix: veth, .. } = names;
-    let gateway = subnet.gateway();
-    // `"gd…*"` is any container of this instance. What leads to the bridge has no container behind it; but in the
-    // output hook a packet still shows the interface it had before its DNAT, so those are let through there.
-    format!(
-        r#"add table inet {t}
-add map inet {t} services {{ type ipv4_addr : verdict ; }}
-add map inet {t} anywhere {{ type inet_proto . inet_service : verdict ; }}
-add map inet {t} at {{ type ipv4_addr . inet_proto . inet_service : verdict ; }}
-add set inet {t} hairpin {{ type ipv4_addr . ipv4_addr ; }}
-add chain inet {t} published
-add chain inet {t} nat-pre {{ type nat hook prerouting priority -105 ; policy accept ; }}
-add chain inet {t} nat-out {{ type nat hook output priority -105 ; policy accept ; }}
-add chain inet {t} nat-post {{ type nat hook postrouting priority 95 ; policy accept ; }}
-add chain inet {t} guard {{ type filter hook prerouting priority -300 ; policy accept ; }}
-add chain inet {t} filter-forward {{ type filter hook forward priority -5 ; policy accept ; }}
-add chain inet {t} filter-out {{ type filter hook output priority -5 ; policy accept ; }}
-flush chain inet {t} published
-flush chain inet {t} nat-pre
-flush chain inet {t} nat-out
-flush chain inet {t} nat-post
-flush chain inet {t} guard
-flush chain inet {t} filter-forward
-flush chain inet {t} filter-out
-add rule inet {t} published ip daddr . meta l4proto . th dport vmap @at
-add rule inet {t} published meta nfproto ipv4 fib daddr type local meta l4proto . th dport vmap @anywhere
-add rule inet {t} nat-pre iifname "{veth}*" ip daddr vmap @services
-add rule inet {t} nat-pre jump published
-add rule inet {t} nat-out ip daddr vmap @services
-add rule inet {t} nat-out jump published
-add rule inet {t} nat-post oifname "{veth}*" ip saddr 127.0.0.0/8 snat ip to {gateway}
-add rule inet {t} nat-post ip saddr . ip daddr @hairpin snat ip to {gateway}
-add rule inet {t} nat-post iifname "{veth}*" oifname != "{veth}*" oifname != "{bridge}" ip saddr {subnet} masquerade
-add rule inet {t} guard iifname "{veth}*" ip daddr 127.0.0.0/8 drop
-add rule inet {t} filter-forward oifname "{veth}*" ct state invalid drop
-add rule inet {t} filter-forward iifname "{veth}*" ct state invalid drop
-add rule inet {t} filter-forward oifname "{bridge}" meta l4proto tcp reject with tcp reset
-add rule inet {t} filter-forward oifname "{bridge}" reject
-add rule inet {t} filter-forward oifname "{veth}*" iifname != "{veth}*" ct state new ct status & dnat != dnat drop
-add rule inet {t} filter-out oifname "{bridge}" ct status & dnat == dnat accept
-add rule inet {t} filter-out oifname "{bridge}" meta l4proto tcp reject with tcp reset
-add rule inet {t} filter-out oifname "{bridge}" reject
-"#
-    )
-}
-
 /// Sends new connections of a service along `route`: its rules are replaced, ports that came or went follow.
 ///
 /// `now` is the table as it is; no entry of `route` may belong to another service.
-pub fn switch(table: &str, now: &Table, route: &Route) -> String {
+pub fn switch(table: &str, subnet6: Option<Subnet6>, now: &Table, route: &Route) -> String {
     let chain = chain(&route.service);
     let address = route.address;
     let mut text = format!("add chain inet {table} {chain}\nflush chain inet {table} {chain}\n");
@@ -133,14 +93,13 @@ pub fn switch(table: &str, now: &Table, route: &Route) -> String {
     let mut ports: Vec<&PortMapping> = route.ports.iter().collect();
     ports.sort_by_key(|port| (port.host_ip.is_unspecified(), *port));
     for port in ports {
-        let PortMapping { host_ip, host_port, container_port, protocol } = port;
-        let at = if host_ip.is_unspecified() { String::new() } else { format!("ip daddr {host_ip} ") };
-        line(
-            &mut text,
-            format_args!(
-                "add rule inet {table} {chain} {at}{protocol} dport {host_port} dnat ip to {address}:{container_port}"
-            ),
-        );
+        for (at, to) in ways(port, address, subnet6) {
+            let PortMapping { host_port, protocol, .. } = port;
+            line(
+                &mut text,
+                format_args!("add rule inet {table} {chain} {at}{protocol} dport {host_port} dnat {to}"),
+            );
+        }
     }
     let wanted = entries(route);
     take_entries(&mut text, table, now, &chain, &wanted);
@@ -149,21 +108,45 @@ pub fn switch(table: &str, now: &Table, route: &Route) -> String {
         line(&mut text, format_args!("add element inet {table} {map} {{ {key} : goto {chain} }}"));
     }
     if let Some(old) = now.routes.get(&route.service).filter(|old| old.address != address) {
-        take_hairpin(&mut text, table, now, old.address);
+        take_hairpin(&mut text, table, subnet6, now, old);
     }
-    if !now.hairpins.contains(&address) {
-        line(&mut text, format_args!("add element inet {table} hairpin {{ {address} . {address} }}"));
+    for (set, own) in hairpins(address, subnet6) {
+        if !now.hairpins.contains(&own) {
+            line(&mut text, format_args!("add element inet {table} {set} {{ {own} . {own} }}"));
+        }
     }
     text
 }
 
+/// The rules of one port: what they match beside the port, and where they lead. One for each family that it has.
+fn ways(port: &PortMapping, address: Ipv4Addr, subnet6: Option<Subnet6>) -> Vec<(String, String)> {
+    let to = port.container_port;
+    let four = format!("ip to {address}:{to}");
+    let six = subnet6.map(|subnet6| format!("ip6 to [{}]:{to}", subnet6.of(address)));
+    let everywhere = String::new;
+    match port.host_ip {
+        IpAddr::V4(Ipv4Addr::UNSPECIFIED) => {
+            std::iter::once((everywhere(), four)).chain(six.map(|six| (everywhere(), six))).collect()
+        }
+        IpAddr::V4(host) => vec![(format!("ip daddr {host} "), four)],
+        IpAddr::V6(Ipv6Addr::UNSPECIFIED) => six.map(|six| (everywhere(), six)).into_iter().collect(),
+        IpAddr::V6(host) => six.map(|six| (format!("ip6 daddr {host} "), six)).into_iter().collect(),
+    }
+}
+
+/// The sets of those that reach themselves through their service, and the container's addresses in them.
+pub fn hairpins(address: Ipv4Addr, subnet6: Option<Subnet6>) -> Vec<(&'static str, IpAddr)> {
+    let six = subnet6.map(|subnet6| ("hairpin6", IpAddr::V6(subnet6.of(address))));
+    std::iter::once(("hairpin", IpAddr::V4(address))).chain(six).collect()
+}
+
 /// Takes a service away.
-pub fn withdraw(table: &str, now: &Table, service: &ServiceName) -> String {
+pub fn withdraw(table: &str, subnet6: Option<Subnet6>, now: &Table, service: &ServiceName) -> String {
     let chain = chain(service);
     let mut text = String::new();
     take_entries(&mut text, table, now, &chain, &BTreeSet::new());
     if let Some(old) = now.routes.get(service) {
-        take_hairpin(&mut text, table, now, old.address);
+        take_hairpin(&mut text, table, subnet6, now, old);
     }
     if now.chains.contains(&chain) {
         line(&mut text, format_args!("flush chain inet {table} {chain}"));
@@ -180,9 +163,16 @@ fn take_entries(text: &mut String, table: &str, now: &Table, chain: &str, keep: 
     }
 }
 
-fn take_hairpin(text: &mut String, table: &str, now: &Table, address: Ipv4Addr) {
-    if now.hairpins.contains(&address) {
-        line(text, format_args!("delete element inet {table} hairpin {{ {address} . {address} }}"));
+/// Unless another service has that address too, as those that share a network have.
+fn take_hairpin(text: &mut String, table: &str, subnet6: Option<Subnet6>, now: &Table, old: &Route) {
+    let address = old.address;
+    if now.routes.values().any(|route| route.service != old.service && route.address == address) {
+        return;
+    }
+    for (set, own) in hairpins(address, subnet6) {
+        if now.hairpins.contains(&own) {
+            line(text, format_args!("delete element inet {table} {set} {{ {own} . {own} }}"));
+        }
     }
 }
 
@@ -213,7 +203,7 @@ mod tests {
         let mut table = Table::default();
         table.chains.insert(chain(&route.service));
         table.entries.extend(entries(route).into_iter().map(|entry| (entry, chain(&route.service))));
-        table.hairpins.insert(route.address);
+        table.hairpins.insert(route.address.into());
         table.routes.insert(route.service.clone(), route.clone());
         table
     }
@@ -222,7 +212,7 @@ mod tests {
     fn first_switch() {
         let ports = [("0.0.0.0", 80, 8080, Protocol::Tcp), ("127.0.0.1", 80, 9000, Protocol::Tcp)];
         assert_eq!(
-            switch("t", &Table::default(), &route(1, 7, &ports)),
+            switch("t", None, &Table::default(), &route(1, 7, &ports)),
             "\
 add chain inet t svc-shop
 flush chain inet t svc-shop
@@ -241,7 +231,7 @@ add element inet t hairpin { 10.98.1.7 . 10.98.1.7 }
     fn a_switch_touches_no_entry() {
         let ports = [("0.0.0.0", 80, 8080, Protocol::Tcp)];
         assert_eq!(
-            switch("t", &after(&route(1, 7, &ports)), &route(2, 8, &ports)),
+            switch("t", None, &after(&route(1, 7, &ports)), &route(2, 8, &ports)),
             "\
 add chain inet t svc-shop
 flush chain inet t svc-shop
@@ -257,7 +247,7 @@ add element inet t hairpin { 10.98.1.8 . 10.98.1.8 }
     fn ports_come_and_go() {
         let old = route(1, 7, &[("0.0.0.0", 80, 8080, Protocol::Tcp)]);
         let new = route(1, 7, &[("0.0.0.0", 53, 53, Protocol::Udp)]);
-        let text = switch("t", &after(&old), &new);
+        let text = switch("t", None, &after(&old), &new);
         assert!(text.contains("delete element inet t anywhere { tcp . 80 }\n"), "{text}");
         assert!(text.contains("add element inet t anywhere { udp . 53 : goto svc-shop }\n"), "{text}");
         assert!(text.contains("udp dport 53 dnat ip to 10.98.1.7:53\n"), "{text}");
@@ -268,7 +258,7 @@ add element inet t hairpin { 10.98.1.8 . 10.98.1.8 }
     fn withdrawing_leaves_nothing() {
         let old = route(1, 7, &[("10.0.0.5", 80, 8080, Protocol::Tcp)]);
         assert_eq!(
-            withdraw("t", &after(&old), &old.service),
+            withdraw("t", None, &after(&old), &old.service),
             "\
 delete element inet t services { 10.98.0.80 }
 delete element inet t at { 10.0.0.5 . tcp . 80 }
@@ -277,6 +267,6 @@ flush chain inet t svc-shop
 delete chain inet t svc-shop
 "
         );
-        assert_eq!(withdraw("t", &Table::default(), &old.service), "");
+        assert_eq!(withdraw("t", None, &Table::default(), &old.service), "");
     }
 }

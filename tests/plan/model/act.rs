@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use gitopsd::reconcile::later;
 use gitopsd::reconcile::receipt::Transition;
-use gitopsd::reconcile::record::{Deployed, PullCost, ServiceRecord};
+use gitopsd::reconcile::record::{Deployed, PullCost, ServiceRecord, Spec};
 use gitopsd::reconcile::step::Step;
 use gitopsd::reconcile::transition::{self, Addresses, Outcome};
 use gitopsd::types::{ContainerState, Exit, Generation, InstanceId, Reason, Refusal, Route, ServiceName};
@@ -54,10 +54,16 @@ impl Host {
         self.point()
     }
 
-    pub(super) fn addresses(&mut self, generation: Generation) -> Addresses {
+    pub(super) fn addresses(&mut self, generation: Generation, spec: &Spec) -> Addresses {
         self.next_address += 1;
         let service = Ipv4Addr::new(10, 98, 0, (generation.0 % 250) as u8);
-        Addresses { service, generation: Ipv4Addr::from(self.next_address) }
+        let host = spec.joins().and_then(|host| self.records.get(host)?.serving());
+        let own = Ipv4Addr::from(self.next_address);
+        Addresses {
+            service,
+            generation: host.map_or(own, |host| host.address),
+            joined: host.map(|host| host.generation),
+        }
     }
 
     /// Takes a step; a long effect is only begun.
@@ -65,8 +71,8 @@ impl Host {
         // Nothing takes no time, and two transitions never begin in the same microsecond.
         self.now = later(self.now, Duration::from_millis(1));
         let record = self.records.get(name).cloned();
-        if let Step::Begin { generation, .. } = step {
-            let addresses = self.addresses(*generation);
+        if let Step::Begin { generation, spec, .. } = step {
+            let addresses = self.addresses(*generation, spec);
             let record = transition::begin(record.as_ref(), step, addresses, self.now);
             let written = self.write(name, record.clone());
             // What never reached the disk was never begun.
@@ -225,6 +231,13 @@ impl Host {
         assert!(self.is_local(name, generation), "only a local image is started\n{}", self.tail());
         if !self.behaviour_of_spec(&deployed.spec).starts {
             return Outcome::Failed(Refusal::new(Reason::StartFailed, "exec /srv: no such file"));
+        }
+        // The network that it shares goes with its container.
+        if let (Some(host), Some(joined)) = (deployed.spec.joins(), deployed.joined)
+            && !self.containers.contains_key(&InstanceId::new(host, joined))
+        {
+            let message = format!("{name} cannot share the network of {host}.{joined}: it has none");
+            return Outcome::Failed(Refusal::new(Reason::Network, message));
         }
         let id = InstanceId::new(name, generation);
         let tag = deployed.spec.image.reference.to_string();

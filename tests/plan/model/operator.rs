@@ -41,9 +41,9 @@ impl Host {
         let Some(record) = self.records.get(name).cloned() else { return Ok(()) };
         let step = operator::rollback(&record)?;
         let mut record = match &step {
-            Step::Begin { generation, .. } => {
+            Step::Begin { generation, spec, .. } => {
                 self.audit_begin(name, &step);
-                let addresses = self.addresses(*generation);
+                let addresses = self.addresses(*generation, spec);
                 transition::begin(Some(&record), &step, addresses, self.now).unwrap()
             }
             step => transition::conclude(name, &record, step, &Outcome::Done, self.now).record.unwrap(),

@@ -15,15 +15,19 @@ use nix::libc;
 
 /// `VETH_INFO_PEER` of linux/veth.h.
 const VETH_INFO_PEER: u16 = 1;
-/// `IFLA_INFO_DATA`, `IFLA_IFNAME` and `IFLA_NET_NS_FD` of linux/if_link.h.
+/// `IFLA_INFO_DATA`, `IFLA_IFNAME`, `IFLA_MTU` and `IFLA_NET_NS_FD` of linux/if_link.h.
 const IFLA_INFO_DATA: u16 = 2;
 const IFLA_IFNAME: u16 = 3;
+const IFLA_MTU: u16 = 4;
 const IFLA_NET_NS_FD: u16 = 28;
 /// `IFF_UP` as the header's 32 bits.
 const UP: u32 = libc::IFF_UP as u32;
 /// `RTNH_F_ONLINK` of linux/rtnetlink.h.
 const RTNH_F_ONLINK: u32 = 4;
+/// `IFA_F_NODAD` of linux/if_addr.h: nobody else is on the link who could have the address.
+const IFA_F_NODAD: u8 = 2;
 const INET: u8 = libc::AF_INET as u8;
+const INET6: u8 = libc::AF_INET6 as u8;
 
 /// One interface as the kernel lists it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,6 +40,8 @@ pub struct Link {
     pub alias: Option<String>,
     /// Its hardware address.
     pub mac: Vec<u8>,
+    /// The largest packet it takes, in bytes.
+    pub mtu: u32,
 }
 
 /// An open conversation with the kernel about this thread's namespace.
@@ -64,6 +70,7 @@ impl Links {
                     .unwrap_or_default(),
                 alias: attributes.get_ifalias().ok().map(|alias| alias.to_string_lossy().into_owned()),
                 mac: attributes.get_address().map(<[u8]>::to_vec).unwrap_or_default(),
+                mtu: attributes.get_mtu().unwrap_or_default(),
             });
         }
         Ok(links)
@@ -89,11 +96,17 @@ impl Links {
     }
 
     /// Makes a pair of interfaces in one step: `name` here, `peer` inside `namespace`. Fails if a name is taken.
-    pub fn add_veth(&mut self, name: &str, peer: &str, namespace: BorrowedFd<'_>) -> io::Result<()> {
+    pub fn add_veth(
+        &mut self,
+        name: &str,
+        peer: &str,
+        mtu: u32,
+        namespace: BorrowedFd<'_>,
+    ) -> io::Result<()> {
         let mut request =
             rt_link::Request::new().set_create().set_excl().op_newlink_do(&rt_link::Ifinfomsg::new());
-        let mut info =
-            request.encode().push_ifname_bytes(name.as_bytes()).nested_linkinfo().push_kind(c"veth");
+        let own = request.encode().push_ifname_bytes(name.as_bytes()).push_mtu(mtu);
+        let mut info = own.nested_linkinfo().push_kind(c"veth");
         // The crate has no type for veth's own data (linux/veth.h): a second header and attributes for the peer.
         let buffer = info.as_vec_mut();
         let data = push_nested_header(buffer, IFLA_INFO_DATA);
@@ -102,6 +115,8 @@ impl Links {
         push_header(buffer, IFLA_IFNAME, u16::try_from(peer.len() + 1).unwrap_or(u16::MAX));
         buffer.extend_from_slice(peer.as_bytes());
         buffer.push(0);
+        push_header(buffer, IFLA_MTU, 4);
+        buffer.extend_from_slice(&mtu.to_ne_bytes());
         push_header(buffer, IFLA_NET_NS_FD, 4);
         buffer.extend_from_slice(&namespace.as_raw_fd().to_ne_bytes());
         finalize_nested_header(buffer, info_peer);
@@ -153,34 +168,59 @@ impl Links {
         Ok(addresses)
     }
 
+    /// The interface of the default route: of IPv4, or where there is none of IPv6.
+    pub fn uplink(&mut self) -> io::Result<Option<i32>> {
+        for family in [INET, INET6] {
+            let header = rt_route::Rtmsg { rtm_family: family, ..Default::default() };
+            let request = rt_route::Request::new().op_getroute_dump(&header);
+            let mut reply = self.socket.request(&request)?;
+            let mut best: Option<(u32, i32)> = None;
+            while let Some(answer) = reply.recv() {
+                let (header, attributes) = answer.map_err(explain)?;
+                let default = header.rtm_dst_len == 0
+                    && header.rtm_table == libc::RT_TABLE_MAIN
+                    && header.rtm_type == libc::RTN_UNICAST;
+                if let (true, Ok(index)) = (default, attributes.get_oif()) {
+                    let route = (attributes.get_priority().unwrap_or(0), index.cast_signed());
+                    best = Some(best.map_or(route, |best| best.min(route)));
+                }
+            }
+            if let Some((_, index)) = best {
+                return Ok(Some(index));
+            }
+        }
+        Ok(None)
+    }
+
     /// Gives an interface an address; fine if it has it.
-    pub fn add_address(&mut self, index: i32, address: Ipv4Addr, prefix: u8) -> io::Result<()> {
+    pub fn add_address(&mut self, index: i32, address: IpAddr, prefix: u8) -> io::Result<()> {
         let header = rt_addr::Ifaddrmsg {
-            ifa_family: INET,
+            ifa_family: family(address),
+            ifa_flags: if address.is_ipv6() { IFA_F_NODAD } else { 0 },
             ifa_index: index.cast_unsigned(),
             ifa_prefixlen: prefix,
             ..Default::default()
         };
         let mut request = rt_addr::Request::new().set_change().op_newaddr_do(&header);
-        let _ = request.encode().push_local(address.into()).push_address(address.into());
+        let _ = request.encode().push_local(address).push_address(address);
         self.socket.request(&request)?.recv_ack().map_err(explain)
     }
 
     /// Sends `destination`/`prefix` out of an interface, straight or through `gateway`; replaces what was there.
     pub fn add_route(
         &mut self,
-        (destination, prefix): (Ipv4Addr, u8),
+        (destination, prefix): (IpAddr, u8),
         index: i32,
-        gateway: Option<Ipv4Addr>,
-        source: Ipv4Addr,
+        gateway: Option<IpAddr>,
+        source: Option<IpAddr>,
     ) -> io::Result<()> {
         let scope = if gateway.is_some() { libc::RT_SCOPE_UNIVERSE } else { libc::RT_SCOPE_LINK };
         let header = rt_route::Rtmsg {
-            rtm_family: INET,
+            rtm_family: family(destination),
             rtm_dst_len: prefix,
             rtm_table: libc::RT_TABLE_MAIN,
             rtm_protocol: libc::RTPROT_STATIC,
-            rtm_scope: scope,
+            rtm_scope: if destination.is_ipv6() { libc::RT_SCOPE_UNIVERSE } else { scope },
             rtm_type: libc::RTN_UNICAST,
             // The gateway is reachable on this link although no subnet of the link says so.
             rtm_flags: if gateway.is_some() { RTNH_F_ONLINK } else { 0 },
@@ -189,27 +229,34 @@ impl Links {
         let mut request = rt_route::Request::new().set_change().op_newroute_do(&header);
         let mut attributes = request.encode();
         if prefix > 0 {
-            attributes = attributes.push_dst(destination.into());
+            attributes = attributes.push_dst(destination);
         }
         if let Some(gateway) = gateway {
-            attributes = attributes.push_gateway(gateway.into());
+            attributes = attributes.push_gateway(gateway);
         }
-        let _ = attributes.push_oif(index.cast_unsigned()).push_prefsrc(source.into());
+        if let Some(source) = source {
+            attributes = attributes.push_prefsrc(source);
+        }
+        let _ = attributes.push_oif(index.cast_unsigned());
         self.socket.request(&request)?.recv_ack().map_err(explain)
     }
 
     /// Fixes the hardware address of a neighbour, so that nobody has to ask for it or can answer falsely.
-    pub fn add_neighbour(&mut self, index: i32, address: Ipv4Addr, mac: &[u8]) -> io::Result<()> {
+    pub fn add_neighbour(&mut self, index: i32, address: IpAddr, mac: &[u8]) -> io::Result<()> {
         let header = rt_neigh::Ndmsg {
-            ndm_family: INET,
+            ndm_family: family(address),
             ndm_ifindex: index,
             ndm_state: rt_neigh::NudState::Permanent as u16,
             ..Default::default()
         };
         let mut request = rt_neigh::Request::new().set_change().op_newneigh_do(&header);
-        let _ = request.encode().push_dst(address.into()).push_lladdr(mac);
+        let _ = request.encode().push_dst(address).push_lladdr(mac);
         self.socket.request(&request)?.recv_ack().map_err(explain)
     }
+}
+
+fn family(address: IpAddr) -> u8 {
+    if address.is_ipv6() { INET6 } else { INET }
 }
 
 /// Keeps the kernel's own words (the extended ack) and its error number.

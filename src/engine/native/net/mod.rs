@@ -8,6 +8,7 @@
 //!
 //! Everything is found again by name; nothing is remembered. Traffic rules are `engine::traffic`'s.
 
+pub mod ipv6;
 mod links;
 pub mod names;
 pub mod namespace;
@@ -16,13 +17,13 @@ mod sysctl;
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use links::{Link, Links};
-use names::{Names, Subnet};
+use names::{Names, Subnet, Subnet6};
 
 use super::network::Network;
 use crate::engine::EngineError;
@@ -31,10 +32,14 @@ use crate::types::{InstanceId, Reason};
 /// The container's end of its interface.
 const INSIDE: &str = "eth0";
 
+/// Where nothing says another size: Ethernet's.
+const USUAL_MTU: u32 = 1500;
+
 /// Networks of one instance's containers.
 pub struct BridgeNetwork {
     names: Names,
     subnet: Subnet,
+    subnet6: Option<Subnet6>,
     namespaces: PathBuf,
     /// One change at a time: finding and making are two steps.
     turn: Mutex<()>,
@@ -51,9 +56,16 @@ impl BridgeNetwork {
         Ok(Self {
             names: Names::new(instance),
             subnet: Subnet::new(subnet)?,
+            subnet6: None,
             namespaces: run_dir.join("netns"),
             turn: Mutex::new(()),
         })
+    }
+
+    /// The same, for containers that have IPv6.
+    pub fn with_ipv6(mut self, subnet6: Option<Subnet6>) -> Self {
+        self.subnet6 = subnet6;
+        self
     }
 
     /// Takes everything of this instance away: namespaces, interfaces, bridge. Settings of the host stay.
@@ -100,9 +112,21 @@ impl BridgeNetwork {
                 found(links, &self.names.bridge)?
             }
         };
-        sysctl::set_if_known(&format!("ipv6/conf/{}/disable_ipv6", bridge.name), "1")?;
-        links.add_address(bridge.index, self.subnet.gateway(), self.subnet.prefix)?;
+        let gateway = self.subnet.gateway();
+        match self.subnet6 {
+            Some(_) => ipv6::prepare_outside(&bridge.name)?,
+            None => sysctl::set_if_known(&format!("ipv6/conf/{}/disable_ipv6", bridge.name), "1")?,
+        }
+        links.add_address(bridge.index, gateway.into(), self.subnet.prefix)?;
         links.set_up(bridge.index)?;
+        if let Some(subnet6) = self.subnet6 {
+            // What no container has is refused by the rules, rather than sent to the host's own gateway.
+            links.add_address(bridge.index, subnet6.of(gateway).into(), Subnet6::PREFIX)?;
+            // IPv4 works all the same.
+            if let Err(error) = ipv6::forward() {
+                tracing::warn!("IPv6 of containers ends at this host: {error}");
+            }
+        }
         sysctl::set("ipv4/ip_forward", "1")
     }
 
@@ -138,31 +162,41 @@ impl BridgeNetwork {
             // It leads into a namespace that nobody can name any more, or has another address.
             links.delete(link.index)?;
         }
-        links.add_veth(&name, INSIDE, fs::File::open(&path)?.as_fd())?;
+        let mtu = mtu(links)?;
+        links.add_veth(&name, INSIDE, mtu, fs::File::open(&path)?.as_fd())?;
         found(links, &name)
     }
 
     /// Every setting of a pair. All of it may be there already.
-    fn configure(&self, links: &mut Links, id: &InstanceId, address: Ipv4Addr) -> io::Result<()> {
+    fn configure(&self, links: &mut Links, id: &InstanceId, address: Ipv4Addr, six: bool) -> io::Result<()> {
         let host = self.ensure_pair(links, id, address)?;
         links.set_alias(host.index, &self.names.alias(id))?;
+        let subnet6 = self.subnet6.filter(|_| six && host.mtu >= ipv6::MIN_MTU);
         // 127.0.0.1 of the host leads to published ports through this interface; the rules guard the way back.
         sysctl::set(&format!("ipv4/conf/{}/route_localnet", host.name), "1")?;
         // The container may only send from its own address.
         sysctl::set(&format!("ipv4/conf/{}/rp_filter", host.name), "1")?;
-        sysctl::set_if_known(&format!("ipv6/conf/{}/disable_ipv6", host.name), "1")?;
+        match subnet6 {
+            Some(_) => ipv6::prepare_outside(&host.name)?,
+            None => sysctl::set_if_known(&format!("ipv6/conf/{}/disable_ipv6", host.name), "1")?,
+        }
         links.set_up(host.index)?;
 
         let gateway = self.subnet.gateway();
-        let inside = || configure_inside(address, gateway, &host.mac);
+        let address6 = subnet6.map(|subnet6| subnet6.of(address));
+        let inside = || configure_inside(address, address6, gateway, &host.mac);
         let mac = namespace::inside(&self.pin_path(id), inside)?;
-        links.add_neighbour(host.index, address, &mac)?;
-        links.add_route((address, 32), host.index, None, gateway)
+        links.add_neighbour(host.index, address.into(), &mac)?;
+        links.add_route((address.into(), 32), host.index, None, Some(gateway.into()))?;
+        if let Some(address6) = address6 {
+            links.add_address(host.index, ipv6::GATEWAY.into(), 64)?;
+            links.add_neighbour(host.index, address6.into(), &mac)?;
+            links.add_route((address6.into(), 128), host.index, None, None)?;
+        }
+        Ok(())
     }
-}
 
-impl Network for BridgeNetwork {
-    fn attach(&self, id: &InstanceId, address: Ipv4Addr) -> Result<PathBuf, EngineError> {
+    fn connect(&self, id: &InstanceId, address: Ipv4Addr, six: bool) -> Result<PathBuf, EngineError> {
         if !self.subnet.usable(address) {
             return Err(EngineError::plain(
                 Reason::Network,
@@ -173,9 +207,58 @@ impl Network for BridgeNetwork {
         let mut links = Links::new();
         self.ensure_bridge(&mut links)
             .map_err(|error| failed(format!("cannot set up the bridge {}", self.names.bridge), error))?;
-        self.configure(&mut links, id, address)
+        self.configure(&mut links, id, address, six)
             .map_err(|error| failed(format!("cannot set up the network of {id}"), error))?;
         Ok(self.pin_path(id))
+    }
+}
+
+impl Network for BridgeNetwork {
+    fn attach(&self, id: &InstanceId, address: Ipv4Addr) -> Result<PathBuf, EngineError> {
+        self.connect(id, address, true)
+    }
+
+    fn attach_ipv4(&self, id: &InstanceId, address: Ipv4Addr) -> Result<PathBuf, EngineError> {
+        self.connect(id, address, false)
+    }
+
+    fn isolate(&self, id: &InstanceId) -> Result<PathBuf, EngineError> {
+        let _turn = self.turn();
+        let path = self.pin_path(id);
+        let make = || {
+            if !namespace::is_pinned(&path) {
+                namespace::pin(&path)?;
+            }
+            namespace::inside(&path, || {
+                let mut links = Links::new();
+                let loopback = found(&mut links, "lo")?;
+                links.set_up(loopback.index)?;
+                sysctl::set_if_known("ipv4/ip_unprivileged_port_start", "0")
+            })
+        };
+        make().map_err(|error: io::Error| failed(format!("cannot set up the network of {id}"), error))?;
+        Ok(path)
+    }
+
+    fn join(&self, id: &InstanceId, host: &InstanceId) -> Result<PathBuf, EngineError> {
+        let _turn = self.turn();
+        let (path, theirs) = (self.pin_path(id), self.pin_path(host));
+        let share = || {
+            if !namespace::is_pinned(&theirs) {
+                return Err(io::Error::other("it has none"));
+            }
+            // What an earlier run of it had may be another one.
+            namespace::unpin(&path)?;
+            namespace::pin_again(&path, fs::File::open(&theirs)?.as_fd())
+        };
+        share().map_err(|error| failed(format!("{id} cannot share the network of {host}"), error))?;
+        Ok(path)
+    }
+
+    fn open_host(&self) -> Result<(), EngineError> {
+        let _turn = self.turn();
+        self.ensure_bridge(&mut Links::new())
+            .map_err(|error| failed(format!("cannot set up the bridge {}", self.names.bridge), error))
     }
 
     fn detach(&self, id: &InstanceId) -> Result<(), EngineError> {
@@ -231,14 +314,21 @@ impl Network for BridgeNetwork {
         Ok(running.iter().filter(|id| !whole(id)).cloned().collect())
     }
 
-    fn mend(&self, id: &InstanceId, address: Ipv4Addr, namespace: BorrowedFd<'_>) -> Result<(), EngineError> {
-        if !namespace::is_pinned(&self.pin_path(id)) {
-            let _turn = self.turn();
-            namespace::pin_again(&self.pin_path(id), namespace)
-                .map_err(|error| failed(format!("cannot pin the network of {id}"), error))?;
+    fn pin(&self, id: &InstanceId, namespace: BorrowedFd<'_>) -> Result<(), EngineError> {
+        let _turn = self.turn();
+        if namespace::is_pinned(&self.pin_path(id)) {
+            return Ok(());
         }
-        self.attach(id, address).map(|_| ())
+        namespace::pin_again(&self.pin_path(id), namespace)
+            .map_err(|error| failed(format!("cannot pin the network of {id}"), error))
     }
+}
+
+/// What the way out of the host takes: packets that fit a container's interface are to fit that too.
+fn mtu(links: &mut Links) -> io::Result<u32> {
+    let uplink = links.uplink()?;
+    let mtu = links.list()?.into_iter().find(|link| Some(link.index) == uplink).map(|link| link.mtu);
+    Ok(mtu.filter(|mtu| (68..=65535).contains(mtu)).unwrap_or(USUAL_MTU))
 }
 
 /// The interface that was made a moment ago.
@@ -260,7 +350,12 @@ fn fits(address: Ipv4Addr) -> io::Result<bool> {
 }
 
 /// The container's side; runs inside its namespace. Returns its hardware address.
-fn configure_inside(address: Ipv4Addr, gateway: Ipv4Addr, gateway_mac: &[u8]) -> io::Result<Vec<u8>> {
+fn configure_inside(
+    address: Ipv4Addr,
+    address6: Option<Ipv6Addr>,
+    gateway: Ipv4Addr,
+    gateway_mac: &[u8],
+) -> io::Result<Vec<u8>> {
     let mut links = Links::new();
     let loopback = found(&mut links, "lo")?;
     links.set_up(loopback.index)?;
@@ -270,11 +365,22 @@ fn configure_inside(address: Ipv4Addr, gateway: Ipv4Addr, gateway_mac: &[u8]) ->
     sysctl::set(&format!("ipv4/conf/{INSIDE}/accept_redirects"), "0")?;
     // Nothing but the container's own services is here: any user of it may listen on port 80.
     sysctl::set_if_known("ipv4/ip_unprivileged_port_start", "0")?;
-    links.add_address(inside.index, address, 32)?;
+    match address6 {
+        Some(_) => ipv6::prepare_inside(INSIDE)?,
+        None => sysctl::set_if_known(&format!("ipv6/conf/{INSIDE}/disable_ipv6"), "1")?,
+    }
+    let (own, gateway) = (IpAddr::V4(address), IpAddr::V4(gateway));
+    links.add_address(inside.index, own, 32)?;
     links.set_up(inside.index)?;
     links.add_neighbour(inside.index, gateway, gateway_mac)?;
-    links.add_route((gateway, 32), inside.index, None, address)?;
-    links.add_route((Ipv4Addr::UNSPECIFIED, 0), inside.index, Some(gateway), address)?;
+    links.add_route((gateway, 32), inside.index, None, Some(own))?;
+    links.add_route((Ipv4Addr::UNSPECIFIED.into(), 0), inside.index, Some(gateway), Some(own))?;
+    if let Some(own) = address6 {
+        let gateway = IpAddr::V6(ipv6::GATEWAY);
+        links.add_address(inside.index, own.into(), 128)?;
+        links.add_neighbour(inside.index, gateway, gateway_mac)?;
+        links.add_route((Ipv6Addr::UNSPECIFIED.into(), 0), inside.index, Some(gateway), Some(own.into()))?;
+    }
     Ok(inside.mac)
 }
 

@@ -1,6 +1,6 @@
 //! Names of kernel objects, and the subnet: what the network and the traffic rules have to agree on. Pure.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use sha2::{Digest as _, Sha256};
 
@@ -119,6 +119,41 @@ impl std::fmt::Display for Subnet {
     }
 }
 
+/// The IPv6 addresses of one instance's containers: each has that of IPv4 as the last part of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Subnet6 {
+    first: u128,
+}
+
+impl Subnet6 {
+    /// Bits of the network part.
+    pub const PREFIX: u8 = 64;
+
+    /// The network that `address` is in.
+    pub fn new(address: Ipv6Addr) -> Self {
+        Self { first: address.to_bits() & !u128::from(u64::MAX) }
+    }
+
+    /// One that no other instance has: unique and local (RFC 4193), from a hash of the machine and the instance, so that
+    /// it is the same one at every start.
+    pub fn of_instance(machine: &str, instance: &str) -> Self {
+        let hash = Sha256::digest(format!("{} {instance}", machine.trim()));
+        let global = hash.iter().take(5).fold(0xfd_u128, |bits, byte| bits << 8 | u128::from(*byte));
+        Self { first: global << 80 }
+    }
+
+    /// The IPv6 address of the container that has `address`.
+    pub fn of(self, address: Ipv4Addr) -> Ipv6Addr {
+        Ipv6Addr::from_bits(self.first | u128::from(address.to_bits()))
+    }
+}
+
+impl std::fmt::Display for Subnet6 {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", Ipv6Addr::from_bits(self.first), Self::PREFIX)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -170,5 +205,15 @@ mod tests {
         assert!(Subnet::new(("10.98.0.1".parse().unwrap(), 16)).is_err());
         assert!(Subnet::new(("0.0.0.0".parse().unwrap(), 0)).is_err());
         assert!(Subnet::new(("10.0.0.0".parse().unwrap(), 30)).is_err());
+    }
+
+    #[test]
+    fn ipv6_addresses_are_local_and_follow_those_of_ipv4() {
+        let subnet = Subnet6::of_instance("d41d8cd98f00b204e9800998ecf8427e\n", "gitopsd");
+        assert_eq!(subnet, Subnet6::of_instance("d41d8cd98f00b204e9800998ecf8427e", "gitopsd"));
+        assert_ne!(subnet, Subnet6::of_instance("d41d8cd98f00b204e9800998ecf8427e", "two"));
+        assert!(subnet.to_string().starts_with("fd") && subnet.to_string().ends_with("::/64"), "{subnet}");
+        let fixed = Subnet6::new("fd00:1:2:3::".parse().unwrap());
+        assert_eq!(fixed.of([10, 98, 1, 7].into()).to_string(), "fd00:1:2:3::a62:107");
     }
 }

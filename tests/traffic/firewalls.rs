@@ -1,0 +1,251 @@
+//! Beside other firewalls: what they would drop of containers' packets comes through, also after they were loaded anew.
+
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use gitopsd::engine::traffic::watch;
+
+use super::host::*;
+
+const PORTS: &[&str] = &["0.0.0.0:80:8080/tcp"];
+const SHORT: Duration = Duration::from_millis(500);
+
+/// A program of a firewall in this thread's namespaces; ended with the test.
+struct Daemon(Child);
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let pid = nix::unistd::Pid::from_raw(self.0.id().cast_signed());
+        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
+        let end = Instant::now() + Duration::from_secs(10);
+        while matches!(self.0.try_wait(), Ok(None)) {
+            if Instant::now() > end {
+                let _ = self.0.kill();
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+/// One container with a published port; the outside has a server.
+fn shop(host: &Host) -> Agent {
+    let agent = host.agent("gitopsd", 1);
+    agent.container("shop.1", 11, 8080);
+    agent.container("db.1", 12, 8080);
+    serve(&host.outside, (OUTSIDE, 7000).into(), "outside");
+    agent.connect(&["default: 11 12"]);
+    agent.point(&agent.route("shop.1", 11, PORTS));
+    agent
+}
+
+/// Whether it works: in, out, and from container to container.
+fn works(host: &Host, agent: &Agent) -> bool {
+    let within = |path: &Path, to: (std::net::Ipv4Addr, u16)| {
+        inside(path, || Client::connect_within(to, SHORT)?.ask()).is_ok()
+    };
+    let path = |id: &str| agent.run_dir.join("netns").join(id);
+    within(&host.outside, (HOST, 80))
+        && within(&path("shop.1"), (OUTSIDE, 7000))
+        && within(&path("db.1"), (agent.address(200), 8080))
+}
+
+#[test]
+fn a_policy_of_iptables_that_drops() {
+    let host = Host::new();
+    let agent = shop(&host);
+    assert!(works(&host, &agent));
+    // Nothing of others is written to where nothing is dropped.
+    run("iptables-nft -N SOMEBODYS");
+    agent.connect(&["default: 11 12"]);
+    assert!(!run("iptables-nft -S").contains("gitopsd"));
+
+    run("iptables-nft -P FORWARD DROP");
+    assert!(!works(&host, &agent), "the policy does not bite");
+    agent.connect(&["default: 11 12"]);
+    assert!(works(&host, &agent));
+    let rules = run("iptables-nft -S FORWARD");
+    assert_eq!(rules.matches("gitopsd:gitopsd").count(), 2, "{rules}");
+    // It stays readable for iptables, and another look adds nothing.
+    agent.connect(&["default: 11 12"]);
+    run("nft add table inet somebodys");
+    agent.connect(&["default: 11 12"]);
+    assert_eq!(run("iptables-nft -S FORWARD"), rules);
+    // The container is as closed as before.
+    let direct = inside(&host.outside, || Client::connect_within((agent.address(11), 8080), SHORT).map(drop));
+    assert!(direct.is_err());
+
+    run("iptables-nft -F FORWARD");
+    agent.connect(&["default: 11 12"]);
+    assert!(works(&host, &agent));
+    // Docker comes, whose chain is for rules of others.
+    run("iptables-nft -N DOCKER-USER");
+    run("iptables-nft -I FORWARD -j DOCKER-USER");
+    agent.connect(&["default: 11 12"]);
+    assert!(works(&host, &agent));
+    assert_eq!(run("iptables-nft -S DOCKER-USER").matches("gitopsd:gitopsd").count(), 2);
+    assert!(!run("iptables-nft -S FORWARD").contains("gitopsd:gitopsd"));
+    agent.teardown();
+    assert!(!run("iptables-nft -S").contains("gitopsd:gitopsd"));
+}
+
+#[test]
+fn beside_a_real_docker() {
+    let host = Host::new();
+    // Docker closes the chain where it is the one that lets the host forward.
+    std::fs::write("/proc/sys/net/ipv4/ip_forward", "0").unwrap();
+    let at = |name: &str| host.dir.path().join(name).display().to_string();
+    let log = std::fs::File::create(host.dir.path().join("log")).unwrap();
+    let docker = || {
+        let daemon = Command::new("dockerd")
+            .args(["--data-root", &at("data"), "--exec-root", &at("exec"), "--pidfile", &at("pid")])
+            .args(["--host", &format!("unix://{}", at("sock")), "--storage-driver", "vfs"])
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log.try_clone().unwrap())
+            .spawn()
+            .expect("dockerd (package docker.io)");
+        Daemon(daemon)
+    };
+    let drops = || run("iptables-nft -S FORWARD").contains("-P FORWARD DROP");
+    let first = docker();
+    wait_long("Docker's rules", || Path::new(&at("sock")).exists() && drops());
+    let agent = shop(&host);
+    assert!(works(&host, &agent), "{}", run("iptables-nft -S"));
+    // It comes again, and with it all of its rules.
+    drop(first);
+    run("iptables-nft -F");
+    run("iptables-nft -X");
+    let _second = docker();
+    wait_long("Docker's rules", || run("iptables-nft -S").contains("-N DOCKER-USER") && drops());
+    wait_long("the way through", || {
+        agent.connect(&["default: 11 12"]);
+        works(&host, &agent)
+    });
+    agent.teardown();
+}
+
+#[test]
+fn beside_a_real_ufw() {
+    let host = Host::new();
+    // Its settings are the machine's: it is given a copy.
+    let copy = host.dir.path().join("ufw");
+    run(&format!("cp -a /etc/ufw {}", copy.display()));
+    let ufw = |words: &str| {
+        let script = format!("mount --bind {} /etc/ufw && exec ufw {words}", copy.display());
+        let output = Command::new("unshare").args(["-m", "sh", "-ec", &script]).output().unwrap();
+        assert!(output.status.success(), "ufw {words}: {}", String::from_utf8_lossy(&output.stderr));
+    };
+    let agent = shop(&host);
+    ufw("--force enable");
+    assert!(run("iptables-nft -S FORWARD").contains("-P FORWARD DROP"));
+    assert!(!works(&host, &agent), "the policy does not bite");
+    for _ in 0..2 {
+        agent.connect(&["default: 11 12"]);
+        assert!(works(&host, &agent), "{}", run("iptables-nft -S"));
+        ufw("reload");
+    }
+    ufw("--force disable");
+    agent.connect(&["default: 11 12"]);
+    assert!(works(&host, &agent));
+    agent.teardown();
+    assert!(!run("iptables-nft -S").contains("gitopsd:gitopsd"));
+}
+
+#[test]
+fn beside_a_real_firewalld() {
+    let host = Host::new();
+    let dir = host.dir.path();
+    // A bus of its own, on which everybody may do everything, in the place of the machine's.
+    let bus = format!("unix:path={}", dir.join("bus").display());
+    let settings = format!(
+        "<busconfig><type>session</type><listen>{bus}</listen><auth>EXTERNAL</auth><policy context=\"default\">\
+         <allow send_destination=\"*\" eavesdrop=\"true\"/><allow own=\"*\"/><allow eavesdrop=\"true\"/><allow user=\"*\"/></policy></busconfig>"
+    );
+    std::fs::write(dir.join("bus.conf"), settings).unwrap();
+    let daemon = |program: &str, arguments: &[&str]| {
+        let child = Command::new(program)
+            .args(arguments)
+            .env("DBUS_SYSTEM_BUS_ADDRESS", &bus)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn();
+        Daemon(child.unwrap_or_else(|error| panic!("{program}: {error}")))
+    };
+    let config = format!("--config-file={}", dir.join("bus.conf").display());
+    let _bus = daemon("dbus-daemon", &["--nofork", &config]);
+    wait_long("the bus", || dir.join("bus").exists());
+    run(&format!("cp -a /etc/firewalld {}", dir.join("firewalld").display()));
+    let own = dir.join("firewalld").display().to_string();
+    let _firewalld = daemon("firewalld", &["--nofork", "--nopid", "--system-config", &own]);
+    let loaded = || {
+        let chain = Command::new("nft").args("list chain inet firewalld filter_FORWARD".split(' ')).output();
+        String::from_utf8_lossy(&chain.unwrap().stdout).contains("reject")
+    };
+    wait_long("firewalld's rules", loaded);
+    let agent = shop(&host);
+    assert!(works(&host, &agent), "{}", run("nft list chain inet firewalld filter_FORWARD"));
+    let rules = || run("nft list chain inet firewalld filter_FORWARD").matches("gitopsd:gitopsd").count();
+    assert_eq!(rules(), 2);
+    let reload = Command::new("firewall-cmd").arg("--reload").env("DBUS_SYSTEM_BUS_ADDRESS", &bus).output();
+    let reload = reload.unwrap();
+    assert!(reload.status.success(), "{}", String::from_utf8_lossy(&reload.stderr));
+    assert_eq!(rules(), 0, "it was not loaded anew");
+    assert!(!works(&host, &agent));
+    agent.connect(&["default: 11 12"]);
+    assert!(works(&host, &agent));
+    assert_eq!(rules(), 2);
+    agent.teardown();
+    assert_eq!(rules(), 0);
+}
+
+#[test]
+fn a_flush_is_heard_of_at_once() {
+    let host = Host::new();
+    let agent = Arc::new(Mutex::new(shop(&host)));
+    let heard = Arc::new(AtomicUsize::new(0));
+    let (inside_agent, count) = (agent.clone(), heard.clone());
+    // As the agent does: whatever it was, look at all of it. On the watch's own thread, which is in this namespace.
+    let told = move || {
+        let agent = inside_agent.lock().unwrap();
+        agent.connect(&["default: 11 12"]);
+        agent.point(&agent.route("shop.1", 11, PORTS));
+        count.fetch_add(1, Ordering::SeqCst);
+        true
+    };
+    watch::begin("gitopsd", told).unwrap();
+    for damage in [
+        "flush ruleset",
+        "delete table inet gitopsd",
+        "flush chain inet gitopsd nat-pre",
+        "flush chain inet gitopsd svc-shop",
+    ] {
+        let before = heard.load(Ordering::SeqCst);
+        let since = Instant::now();
+        run(&format!("nft {damage}"));
+        wait_for(damage, || heard.load(Ordering::SeqCst) > before);
+        wait_for(damage, || works(&host, &agent.lock().unwrap()));
+        assert!(since.elapsed() < Duration::from_secs(5), "{damage}: {:?}", since.elapsed());
+    }
+    // What it does itself, and what others do, is no reason to look for ever.
+    std::thread::sleep(Duration::from_millis(2500));
+    let quiet = heard.load(Ordering::SeqCst);
+    for number in 0..20 {
+        run(&format!("nft add table inet somebodys{number}"));
+    }
+    std::thread::sleep(Duration::from_millis(1500));
+    assert_eq!(heard.load(Ordering::SeqCst), quiet);
+    agent.lock().unwrap().teardown();
+}
+
+/// For programs that take their time to come up.
+fn wait_long(what: &str, mut holds: impl FnMut() -> bool) {
+    let end = Instant::now() + Duration::from_secs(20);
+    while !holds() {
+        assert!(Instant::now() < end, "waited in vain for: {what}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
