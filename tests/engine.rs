@@ -21,6 +21,8 @@ mod escapes;
 mod files;
 #[path = "engine/lives.rs"]
 mod lives;
+#[path = "engine/old.rs"]
+mod old;
 #[path = "engine/options.rs"]
 mod options;
 #[path = "engine/world.rs"]
