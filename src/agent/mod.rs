@@ -13,6 +13,7 @@ mod execute;
 mod fault;
 mod garbage;
 pub mod images;
+mod memory;
 pub mod native;
 mod news;
 mod observe;
@@ -20,6 +21,7 @@ mod operator;
 mod outbox;
 mod probes;
 mod round;
+mod shims;
 mod socket;
 mod source;
 mod summary;
@@ -43,6 +45,7 @@ use crate::report::status::Status;
 use crate::report::{Message, journal};
 use crate::state::StateDir;
 use crate::state::addresses::Pool;
+use crate::state::clean::Before;
 use crate::state::journal::Journal;
 use crate::state::lock::InstanceLock;
 use crate::state::trust::HighWater;
@@ -52,6 +55,7 @@ use effects::{Effects, Hands};
 use garbage::Garbage;
 use native::Native;
 use probes::Probes;
+use shims::Shims;
 use socket::Socket;
 use source::Source;
 use waiters::Waiter;
@@ -100,6 +104,7 @@ pub struct Agent {
     source: Source,
     effects: Effects,
     probes: Probes,
+    shims: Shims,
     /// Of each retiring container: looks in a row without a connection, and when the last one was.
     idle: BTreeMap<InstanceId, (u32, Timestamp)>,
     /// What was seen last, and what was decided on it.
@@ -117,7 +122,9 @@ pub struct Agent {
     ailing: BTreeMap<ServiceName, Refusal>,
     /// State that could not be read and is made anew.
     lost: Option<Refusal>,
-    /// How a container ended that is being started again.
+    /// How often the kernel killed a process in each running container for want of memory.
+    oom_kills: BTreeMap<InstanceId, u64>,
+    /// How a container ended that is being started again, or was given up for it.
     ends: BTreeMap<ServiceName, Exit>,
     repository: Arc<Repository>,
     outbox_changed: bool,
@@ -212,6 +219,7 @@ impl Agent {
             accepted: None,
             pool: Pool::new(config.engine.subnet),
             effects: Effects::new(hands.clone(), waker.clone()),
+            shims: Shims::new(handle.clone(), waker.clone()),
             probes: Probes::new(handle, hands.engine.clone(), waker.clone()),
             idle: BTreeMap::new(),
             seen: Observed::default(),
@@ -222,6 +230,7 @@ impl Agent {
             refusals: BTreeMap::new(),
             ailing: BTreeMap::new(),
             lost,
+            oom_kills: BTreeMap::new(),
             ends: BTreeMap::new(),
             outbox_changed: true,
             outbox: outbox::Outbox::default(),
@@ -252,7 +261,15 @@ impl Agent {
             self.config.host.name, self.config.repo.url, self.config.repo.branch
         );
         self.tell(Some(Message::new(Kind::AgentStarted, text)));
-        self.look_at_store();
+        match self.state.begin_boot() {
+            Ok(Before::SameBoot) => {}
+            Ok(Before::OrderlyBoot) => self.begin_anew(),
+            Ok(Before::BrokenBoot) => {
+                self.begin_anew();
+                self.look_at_store();
+            }
+            Err(error) => tracing::warn!("{}", error.to_refusal()),
+        }
         // A route that is right is pointed once more: that brings the table's fixed part up to this version's.
         match self.hands.traffic.observe() {
             Ok(routes) => {
@@ -266,6 +283,13 @@ impl Agent {
         }
         for refusal in self.journal.frozen.values().chain(&self.lost).cloned().collect::<Vec<_>>() {
             self.tell(Some(Message::new(Kind::StateTrouble, refusal.message.clone()).because(&refusal)));
+        }
+    }
+
+    /// After a boot nothing is a repetition of what was before: every incumbent is started at once, in order.
+    fn begin_anew(&mut self) {
+        for incumbent in self.journal.records.values_mut().filter_map(|record| record.incumbent.as_mut()) {
+            (incumbent.restarts, incumbent.restarted_at) = (0, None);
         }
     }
 

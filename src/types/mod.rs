@@ -12,6 +12,7 @@ mod options;
 mod policy;
 mod quantity;
 mod reason;
+mod restart;
 mod runtime;
 mod service;
 mod url;
@@ -25,6 +26,7 @@ pub use options::{Blkio, DeviceMapping, LogLimits, Options, Tmpfs};
 pub use policy::Policy;
 pub use quantity::{ByteSize, format_duration, parse_duration, plural};
 pub use reason::{Reason, Refusal};
+pub use restart::RestartPolicy;
 pub use runtime::{ContainerState, Exit, ObservedContainer, Route};
 pub use service::{
     Declared, Deploy, HealthCheck, PortMapping, Probe, Protocol, ServiceSpec, Strategy, VolumeMount,

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{ByteSize, ImageRef, Options, ServiceName};
+use super::{ByteSize, ImageRef, Options, RestartPolicy, ServiceName};
 
 /// One service as the repo declares it for this host. `I` is [`ImageRef`] as declared and
 /// [`super::PinnedImage`] once its tag has been resolved.
@@ -37,6 +37,9 @@ pub struct ServiceSpec<I> {
     pub volumes: Vec<VolumeMount>,
     /// Services that have to run before this one starts.
     pub depends_on: Vec<ServiceName>,
+    /// Whether it is started again when it ended.
+    #[serde(default, skip_serializing_if = "RestartPolicy::is_default")]
+    pub restart: RestartPolicy,
     /// From SIGTERM to SIGKILL.
     pub stop_grace_period: Duration,
     /// Bytes of memory; `None` = no limit.
@@ -68,6 +71,7 @@ impl<I> ServiceSpec<I> {
             ports: Vec::new(),
             volumes: Vec::new(),
             depends_on: Vec::new(),
+            restart: RestartPolicy::default(),
             stop_grace_period: Duration::from_secs(10),
             mem_limit: None,
             milli_cpus: None,
@@ -91,6 +95,7 @@ impl<I> ServiceSpec<I> {
             ports: self.ports,
             volumes: self.volumes,
             depends_on: self.depends_on,
+            restart: self.restart,
             stop_grace_period: self.stop_grace_period,
             mem_limit: self.mem_limit,
             milli_cpus: self.milli_cpus,
