@@ -255,7 +255,7 @@ impl Agent {
     }
 
     fn start(&mut self) {
-        let version = env!("CARGO_PKG_VERSION");
+        let version = crate::state::version::version();
         let text = format!(
             "gitopsd {version} on {}: follows {} branch {}",
             self.config.host.name, self.config.repo.url, self.config.repo.branch

@@ -60,7 +60,7 @@ impl Agent {
         Status {
             host: self.config.host.name.clone(),
             agent: AgentStatus {
-                version: env!("CARGO_PKG_VERSION").to_owned(),
+                version: crate::state::version::version(),
                 pid: std::process::id(),
                 state: self.agent_state(&services, now),
                 reason: self.fault.as_ref().map(|fault| fault.reason),

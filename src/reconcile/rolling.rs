@@ -85,7 +85,12 @@ pub(super) fn superseded(view: &View<'_>, rollout: &Rollout) -> Option<Refusal> 
     }
     let desired = view.desired.filter(|desired| desired.commit.id != rollout.to.commit.id)?;
     let newer = match desired.services.get(view.name) {
-        Some(DesiredService::Run(spec)) => needs_new_generation(&rollout.to.spec, spec).is_some(),
+        Some(DesiredService::Run(spec)) => {
+            // A one-shot that is mended is no other container, but it is another attempt.
+            let other_pre = rollout.to.spec.deploy.pre != spec.deploy.pre;
+            needs_new_generation(&rollout.to.spec, spec).is_some()
+                || (other_pre && rollout.phase <= Phase::Preparing)
+        }
         // Refused or unknown yet: what is under way was fine, and goes on.
         Some(_) => false,
         // A commit whose removals are refused changes nothing.
