@@ -66,6 +66,7 @@ const KEYS: &[(&str, &str, &str)] = &[
         "security_opt = [\"no-new-privileges:true\"]",
         "the_filter_of_system_calls_is_there_unless_taken_away",
     ),
+    ("restart", "restart = \"on-failure:3\"", "how_it_ended_is_told_by_its_policy"),
     ("shm_size", "shm_size = \"8m\"", "file_systems_in_memory_and_a_root_that_is_only_read"),
     ("stop_grace_period", "stop_grace_period = \"1s\"", ""),
     ("stop_signal", "stop_signal = \"USR1\"", "the_stop_signal_of_the_service"),
@@ -99,7 +100,7 @@ fn the_page_is_what_the_parser_knows() {
     let listed: BTreeSet<&str> = KEYS.iter().map(|(key, _, _)| *key).chain(OWN).collect();
     assert_eq!(read.iter().copied().collect::<BTreeSet<_>>(), listed);
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
-    let tests: String = ["options", "world", "files", "networks"]
+    let tests: String = ["options", "world", "files", "networks", "lives"]
         .map(|name| fs::read_to_string(root.join(format!("tests/engine/{name}.rs"))).unwrap())
         .concat();
     let mut page = String::from(

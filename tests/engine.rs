@@ -27,6 +27,8 @@ mod lives;
 mod logs;
 #[path = "engine/networks.rs"]
 mod networks;
+#[path = "engine/old.rs"]
+mod old;
 #[path = "engine/options.rs"]
 mod options;
 #[path = "engine/terminals.rs"]

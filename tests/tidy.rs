@@ -311,7 +311,8 @@ fn messages() -> String {
     let mut text = String::from(
         "# Messages\n\nWhat the agent says of its own, in the journal and in `gitopsd events`: a name, a MESSAGE_ID, a priority, and \
          when. `journalctl MESSAGE_ID=…` finds them. Fields beside MESSAGE: `GITOPSD_EVENT`, `GITOPSD_SERVICE`, \
-         `GITOPSD_COMMIT`, `GITOPSD_GENERATION`, `GITOPSD_IMAGE`, `GITOPSD_PHASE`, `GITOPSD_REASON`.\n\n\
+         `GITOPSD_COMMIT`, `GITOPSD_GENERATION`, `GITOPSD_IMAGE`, `GITOPSD_PHASE`, `GITOPSD_REASON`; of the end \
+         of a container `GITOPSD_EXIT_CODE`, `GITOPSD_EXIT_SIGNAL`, `GITOPSD_OOM_KILLED`.\n\n\
          | event | MESSAGE_ID | priority | when |\n|---|---|---|---|\n",
     );
     for kind in Kind::ALL {

@@ -34,6 +34,7 @@ impl Agent {
         if let (Some(end), Some(receipt)) = (&end, &mut applied.receipt) {
             let generation = receipt.to.as_ref().map_or(Generation(0), |to| to.generation);
             receipt.message = format!("generation {generation} {end} and was started again");
+            receipt.exit = Some(end.clone());
         }
         if let Err(error) = self.save(service, &record, &mut applied) {
             self.note_fault(Some(error.to_refusal()));
@@ -62,6 +63,7 @@ impl Agent {
                     && news.kind == Kind::Restarted
                 {
                     news.text = format!("{service}: generation {generation} {end} and is started again");
+                    news.exit = Some(end.clone());
                 }
                 self.tell(news);
             }

@@ -44,6 +44,7 @@ impl Agent {
             return;
         }
         failpoint(step, "begin");
+        self.note_end(service, step);
         if let Err(error) = self.intend(service, step) {
             // What serves is kept alive all the same: the step is remembered until it can be written down.
             self.note_fault(Some(error.to_refusal()));
@@ -52,7 +53,6 @@ impl Agent {
                 return;
             }
         }
-        self.note_end(service, step);
         failpoint(step, "before");
         match self.way(service, step) {
             Ok(Way::Beside(effect)) => self.effects.begin(service, step.clone(), effect, clock::now()),
@@ -74,7 +74,7 @@ impl Agent {
         let before = self.journal.records.get(service);
         let after = match addresses {
             Some(addresses) => transition::begin(before, step, addresses, now),
-            None => before.map(|record| transition::intend(record, step, now)),
+            None => before.map(|record| transition::intend(record, step, self.ends.get(service), now)),
         };
         match after {
             Some(after) if before != Some(&after) => {
@@ -91,10 +91,16 @@ impl Agent {
         }
     }
 
-    /// Keeps how a container ended that is about to be started again: the start takes the record of it away.
+    /// Keeps how a container ended that is about to be started again, or is given up for it: the start, or the removal,
+    /// takes the record of it away.
     fn note_end(&mut self, service: &ServiceName, step: &Step) {
-        let Step::Start(generation) = step else { return };
-        match self.seen.containers.get(&InstanceId::new(service, *generation)) {
+        let rollout = self.journal.records.get(service).and_then(|record| record.rollout.as_ref());
+        let generation = match (step, rollout) {
+            (Step::Start(generation), _) => *generation,
+            (Step::Fail(_), Some(rollout)) => rollout.to.generation,
+            _ => return,
+        };
+        match self.seen.containers.get(&InstanceId::new(service, generation)) {
             Some(ContainerState::Exited(exit)) => self.ends.insert(service.clone(), exit.clone()),
             _ => self.ends.remove(service),
         };
@@ -131,6 +137,7 @@ impl Agent {
             | Step::Conclude
             | Step::Amend(_)
             | Step::Report(_)
+            | Step::Note(..)
             | Step::Release => return Ok(Way::AtOnce(Outcome::Done)),
             Step::Switch(generation) | Step::Route(generation) => {
                 let (record, deployed) = self.live(service, *generation)?;

@@ -122,11 +122,6 @@ impl Agent {
     /// After a power cut: what was pulled last is looked at before anything runs on it. What is not whole is taken out
     /// of use, and pulled again like anything that is not here.
     pub(super) fn look_at_store(&mut self) {
-        match self.state.begin_boot() {
-            Ok(true) => {}
-            Ok(false) => return,
-            Err(error) => return tracing::warn!("{}", error.to_refusal()),
-        }
         let layers = match self.store.newest_layers(RECENT) {
             Ok(layers) => layers,
             Err(error) => return tracing::warn!("{error}"),

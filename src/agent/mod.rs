@@ -13,6 +13,7 @@ mod execute;
 mod fault;
 mod garbage;
 pub mod images;
+mod memory;
 mod names;
 pub mod native;
 mod news;
@@ -21,6 +22,7 @@ mod operator;
 mod outbox;
 mod probes;
 mod round;
+mod shims;
 mod socket;
 mod source;
 mod summary;
@@ -44,6 +46,7 @@ use crate::report::status::Status;
 use crate::report::{Message, journal};
 use crate::state::StateDir;
 use crate::state::addresses::Pool;
+use crate::state::clean::Before;
 use crate::state::journal::Journal;
 use crate::state::lock::InstanceLock;
 use crate::state::trust::HighWater;
@@ -53,6 +56,7 @@ use effects::{Effects, Hands};
 use garbage::Garbage;
 use native::Native;
 use probes::Probes;
+use shims::Shims;
 use socket::Socket;
 use source::Source;
 use waiters::Waiter;
@@ -101,6 +105,7 @@ pub struct Agent {
     source: Source,
     effects: Effects,
     probes: Probes,
+    shims: Shims,
     /// Of each retiring container: looks in a row without a connection, and when the last one was.
     idle: BTreeMap<InstanceId, (u32, Timestamp)>,
     /// What was seen last, and what was decided on it.
@@ -122,7 +127,9 @@ pub struct Agent {
     unconnected: Option<Refusal>,
     /// The names that each running container was told.
     named: BTreeMap<InstanceId, Hosts>,
-    /// How a container ended that is being started again.
+    /// How often the kernel killed a process in each running container for want of memory.
+    oom_kills: BTreeMap<InstanceId, u64>,
+    /// How a container ended that is being started again, or was given up for it.
     ends: BTreeMap<ServiceName, Exit>,
     repository: Arc<Repository>,
     outbox_changed: bool,
@@ -217,6 +224,7 @@ impl Agent {
             accepted: None,
             pool: Pool::new(config.engine.subnet),
             effects: Effects::new(hands.clone(), waker.clone()),
+            shims: Shims::new(handle.clone(), waker.clone()),
             probes: Probes::new(handle, hands.engine.clone(), waker.clone()),
             idle: BTreeMap::new(),
             seen: Observed::default(),
@@ -229,6 +237,7 @@ impl Agent {
             lost,
             unconnected: None,
             named: BTreeMap::new(),
+            oom_kills: BTreeMap::new(),
             ends: BTreeMap::new(),
             outbox_changed: true,
             outbox: outbox::Outbox::default(),
@@ -253,13 +262,21 @@ impl Agent {
     }
 
     fn start(&mut self) {
-        let version = env!("CARGO_PKG_VERSION");
+        let version = crate::state::version::version();
         let text = format!(
             "gitopsd {version} on {}: follows {} branch {}",
             self.config.host.name, self.config.repo.url, self.config.repo.branch
         );
         self.tell(Some(Message::new(Kind::AgentStarted, text)));
-        self.look_at_store();
+        match self.state.begin_boot() {
+            Ok(Before::SameBoot) => {}
+            Ok(Before::OrderlyBoot) => self.begin_anew(),
+            Ok(Before::BrokenBoot) => {
+                self.begin_anew();
+                self.look_at_store();
+            }
+            Err(error) => tracing::warn!("{}", error.to_refusal()),
+        }
         self.connect();
         // A route that is right is pointed once more: that brings the table's fixed part up to this version's.
         match self.hands.traffic.observe() {
@@ -274,6 +291,13 @@ impl Agent {
         }
         for refusal in self.journal.frozen.values().chain(&self.lost).cloned().collect::<Vec<_>>() {
             self.tell(Some(Message::new(Kind::StateTrouble, refusal.message.clone()).because(&refusal)));
+        }
+    }
+
+    /// After a boot nothing is a repetition of what was before: every incumbent is started at once, in order.
+    fn begin_anew(&mut self) {
+        for incumbent in self.journal.records.values_mut().filter_map(|record| record.incumbent.as_mut()) {
+            (incumbent.restarts, incumbent.restarted_at) = (0, None);
         }
     }
 

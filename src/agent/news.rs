@@ -91,6 +91,11 @@ pub fn of(
         (Step::Withdraw, _) => say(Kind::Swept, format!("{service}: a route that led nowhere is away")),
         (Step::Release, _) => say(Kind::HoldEnded, format!("{service}: it follows the repo again")),
         (Step::Report(_), _) => ended(service, before, receipt?),
+        (Step::Note(generation, exit), _) => {
+            let mut message = say(Kind::Ended, format!("{service}: generation {generation} {exit}"));
+            message.exit = Some(exit.clone());
+            with(message, named(before, step))
+        }
         (
             Step::Pull(_)
             | Step::Prepare(_)
@@ -119,6 +124,7 @@ fn ended(service: &ServiceName, before: Option<&ServiceRecord>, receipt: &Transi
     let candidate = before.and_then(|record| record.rollout.as_ref()).map(|rollout| &rollout.to);
     let mut message = with(Message::of(kind, service, text), candidate).at(&receipt.commit);
     message.reason = receipt.reason;
+    message.exit = receipt.exit.clone();
     message
 }
 
@@ -128,7 +134,9 @@ fn named<'a>(record: Option<&'a ServiceRecord>, step: &Step) -> Option<&'a Deplo
         Step::Pull(g) | Step::Prepare(g) | Step::Stop(g) | Step::Start(g) | Step::Switch(g) => {
             record?.live(*g)
         }
-        Step::Promote(g) | Step::Discard(g) | Step::Retire(g) | Step::Route(g) => record?.live(*g),
+        Step::Promote(g) | Step::Discard(g) | Step::Retire(g) | Step::Route(g) | Step::Note(g, _) => {
+            record?.live(*g)
+        }
         _ => None,
     }
 }

@@ -37,6 +37,10 @@ impl Agent {
             }
         }
         self.probes.follow(subjects);
+        self.shims.follow(&containers);
+        self.note_oom_kills(&containers);
+        let foreign = containers.iter().filter_map(|it| Some((it.id.service.clone(), it.foreign.clone()?)));
+        let frozen = foreign.chain(self.journal.frozen.clone()).collect();
         let mut seen = Observed {
             containers: containers.into_iter().map(|seen| (seen.id, seen.state)).collect(),
             routes,
@@ -44,7 +48,7 @@ impl Agent {
             pulling: self.effects.pulling(),
             busy: self.effects.busy(),
             pauses: self.effects.pauses(now),
-            frozen: self.journal.frozen.clone(),
+            frozen,
             ..Observed::default()
         };
         self.renew_names(&seen);

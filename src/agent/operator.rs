@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::control::{Answer, Answers, Command, Reply};
 use super::waiters::Waiter;
 use super::{Agent, clock, news};
-use crate::reconcile::record::{Hold, ServiceRecord};
+use crate::reconcile::record::{Cause, Hold, Phase, ServiceRecord};
 use crate::reconcile::step::Step;
 use crate::reconcile::transition::{self, Outcome};
 use crate::reconcile::{later, operator};
@@ -45,12 +45,16 @@ impl Agent {
                         Message::of(Kind::HoldBegan, &service, format!("{service}: held by {by}: {reason}"));
                     operator::hold(&mut record, Hold { reason, by, since: now, until, while_commit: None });
                     let done = match &record.rollout {
-                        Some(rollout) => format!(
-                            "{service} is held, once generation {} is deployed or has failed; `gitopsd rollback \
-                             {service}` gives it up now",
+                        Some(rollout) if rollout.phase == Phase::Baking => format!(
+                            "{service} is held; generation {} has traffic, and stays unless it turns out \
+                             unhealthy; `gitopsd rollback {service}` goes back",
                             rollout.to.generation
                         ),
-                        None => format!("{service} is held"),
+                        Some(rollout) if rollout.cause == Cause::Commit => format!(
+                            "{service} is held as it is; generation {}, which has no traffic yet, is given up",
+                            rollout.to.generation
+                        ),
+                        _ => format!("{service} is held"),
                     };
                     agent.keep(&service, record, message, done)
                 })

@@ -138,7 +138,7 @@ async fn attempt(subject: &Subject, engine: &Arc<dyn Engine>) -> Result<(), Stri
 }
 
 /// Waits for the end of a process that need not be our child (pidfd_open(2): readable once it has ended).
-async fn ended(pid: i32) -> std::io::Result<()> {
+pub(super) async fn ended(pid: i32) -> std::io::Result<()> {
     let pid = rustix::process::Pid::from_raw(pid).ok_or(std::io::ErrorKind::InvalidInput)?;
     let fd: OwnedFd = match rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::NONBLOCK) {
         Ok(fd) => fd,

@@ -11,7 +11,7 @@ use crate::report::status::{
     AgentState, AgentStatus, PullStatus, RepoStatus, RevisionStatus, RolloutStatus, ServiceState,
     ServiceStatus, Status,
 };
-use crate::types::{ContainerState, InstanceId, Reason, ServiceName, Timestamp};
+use crate::types::{ContainerState, Exit, InstanceId, Reason, ServiceName, Timestamp};
 
 /// The repo counts as lost for too long after this many polls, and at least [`STALE_AT_LEAST`].
 const STALE_POLLS: u32 = 10;
@@ -60,7 +60,7 @@ impl Agent {
         Status {
             host: self.config.host.name.clone(),
             agent: AgentStatus {
-                version: env!("CARGO_PKG_VERSION").to_owned(),
+                version: crate::state::version::version(),
                 pid: std::process::id(),
                 state: self.agent_state(&services, now),
                 reason: self.fault.as_ref().map(|fault| fault.reason),
@@ -145,6 +145,8 @@ impl Agent {
             health: serving.map(|deployed| self.health(name, deployed, now).to_owned()),
             restarts: serving.map_or(0, |deployed| deployed.restarts),
             restarted_at: serving.and_then(|deployed| deployed.restarted_at),
+            last_exit: serving.and_then(|deployed| self.last_exit(name, deployed)),
+            oom_kills: serving.map_or(0, |deployed| self.oom_kills_of(name, deployed)),
             rollout: rollout.map(|rollout| RolloutStatus {
                 from: record
                     .and_then(|record| record.incumbent.as_ref())
@@ -174,6 +176,18 @@ impl Agent {
             Some(ContainerState::Running { started_at, .. }) => Some(*started_at),
             _ => None,
         }
+    }
+
+    /// How its container ended last: as it is seen now, or as it is remembered.
+    fn last_exit(&self, name: &ServiceName, deployed: &Deployed) -> Option<Exit> {
+        match self.seen.containers.get(&InstanceId::new(name, deployed.generation)) {
+            Some(ContainerState::Exited(exit)) => Some(exit.clone()),
+            _ => deployed.last_exit.clone(),
+        }
+    }
+
+    fn oom_kills_of(&self, name: &ServiceName, deployed: &Deployed) -> u64 {
+        self.oom_kills.get(&InstanceId::new(name, deployed.generation)).copied().unwrap_or(0)
     }
 
     fn times_out_at(&self, name: &ServiceName, rollout: &Rollout) -> Option<Timestamp> {

@@ -37,7 +37,8 @@ pub enum Verb {
         #[arg(long)]
         once: bool,
     },
-    /// Show what runs, since when, from which commit, what is under way and what is refused
+    /// Show what runs, since when, from which commit, what is under way and what is refused. Exit 0 when the agent
+    /// answers, whatever it says
     Status {
         /// Only this service
         service: Option<ServiceName>,
@@ -92,7 +93,7 @@ pub enum Verb {
         /// Which service
         service: ServiceName,
     },
-    /// Keep a service as it is
+    /// Keep a service as it is; a new version that has no traffic yet is given up
     Hold {
         /// Which service
         service: ServiceName,

@@ -125,6 +125,10 @@ fn row(service: &ServiceStatus, now: Timestamp) -> Vec<String> {
     ]
 }
 
+fn stopped(service: &ServiceStatus) -> bool {
+    service.health.as_deref() == Some("stopped")
+}
+
 /// What does not fit a row: what is under way, and what is wrong.
 fn details(service: &ServiceStatus, color: bool, now: Timestamp, out: &mut dyn Write) -> std::io::Result<()> {
     let name = &service.name;
@@ -148,12 +152,21 @@ fn details(service: &ServiceStatus, color: bool, now: Timestamp, out: &mut dyn W
     }
     if let Some(at) = service.restarted_at.filter(|_| service.restarts > 0) {
         let ago = ago(at, now);
+        let end = service.last_exit.as_ref().map_or_else(|| "ended".to_owned(), ToString::to_string);
         let text = match service.restarts {
-            1 => format!("its container ended, and was started again {ago} ago"),
+            1 => format!("its container {end}, and was started again {ago} ago"),
             times => {
-                format!("its container ended, and was started again {times} times, the last time {ago} ago")
+                format!("its container {end}, and was started again {times} times, the last time {ago} ago")
             }
         };
+        writeln!(out, "{}: {text}", paint(name.as_str(), YELLOW, color))?;
+    }
+    if let Some(exit) = service.last_exit.as_ref().filter(|_| service.restarts == 0 && stopped(service)) {
+        writeln!(out, "{name}: its container {exit}, {} ago", ago(exit.at, now))?;
+    }
+    if service.oom_kills > 0 {
+        let times = plural(usize::try_from(service.oom_kills).unwrap_or(usize::MAX), "process", "processes");
+        let text = format!("the kernel killed {times} in it for want of memory");
         writeln!(out, "{}: {text}", paint(name.as_str(), YELLOW, color))?;
     }
     if let (Some(reason), Some(message)) = (service.reason, &service.message) {
@@ -220,6 +233,13 @@ fn explain(
     }
     if let Some(at) = service.restarted_at.filter(|_| service.restarts > 0) {
         rows.push(row("restarts", format!("{}, the last one {} ago", service.restarts, ago(at, now))));
+    }
+    if let Some(exit) = &service.last_exit {
+        rows.push(row("last end", format!("it {exit}, {} ago", ago(exit.at, now))));
+    }
+    if service.oom_kills > 0 {
+        let times = plural(usize::try_from(service.oom_kills).unwrap_or(usize::MAX), "process", "processes");
+        rows.push(row("memory", format!("the kernel killed {times} in it for want of it")));
     }
     match (service.reason, &service.message) {
         (Some(reason), Some(message)) => {

@@ -8,8 +8,8 @@ use super::configs::{self, Config, EnvFile, Sources};
 use super::network;
 use super::section::Findings;
 use crate::types::{
-    ByteSize, Declared, Deploy, HealthCheck, ImageRef, Options, PortMapping, Probe, Protocol, ServiceName,
-    Strategy, Tmpfs, VolumeMount,
+    ByteSize, Declared, Deploy, HealthCheck, ImageRef, Options, PortMapping, Probe, Protocol, RestartPolicy,
+    ServiceName, Strategy, Tmpfs, VolumeMount,
 };
 
 /// One layer: what a file says of a service. `None` = nothing.
@@ -30,6 +30,7 @@ pub(super) struct Layer {
     pub env_files: Option<Vec<EnvFile>>,
     pub configs: Option<Vec<Config>>,
     pub depends_on: Option<Vec<(ServiceName, Range<usize>)>>,
+    pub restart: Option<RestartPolicy>,
     pub stop_grace_period: Option<Duration>,
     pub mem_limit: Option<ByteSize>,
     pub milli_cpus: Option<u32>,
@@ -93,6 +94,7 @@ impl Layer {
             env_files: over.env_files.clone().or_else(|| self.env_files.clone()),
             configs: over.configs.clone().or_else(|| self.configs.clone()),
             depends_on: over.depends_on.clone().or_else(|| self.depends_on.clone()),
+            restart: over.restart.or(self.restart),
             stop_grace_period: over.stop_grace_period.or(self.stop_grace_period),
             mem_limit: over.mem_limit.or(self.mem_limit),
             milli_cpus: over.milli_cpus.or(self.milli_cpus),
@@ -176,6 +178,7 @@ impl Layer {
         spec.ports = ports;
         spec.volumes = self.volumes.unwrap_or_default();
         spec.depends_on = self.depends_on.unwrap_or_default().into_iter().map(|(name, _)| name).collect();
+        spec.restart = self.restart.unwrap_or_default();
         spec.stop_grace_period = self.stop_grace_period.unwrap_or(spec.stop_grace_period);
         spec.mem_limit = self.mem_limit;
         spec.milli_cpus = self.milli_cpus;

@@ -35,7 +35,6 @@ const COMPOSE: &[&str] = &[
     "platform",
     "profiles",
     "pull_policy",
-    "restart",
     "runtime",
     "scale",
     "secrets",
@@ -83,6 +82,7 @@ pub(super) fn read(section: &Section<'_, '_>) -> Layer {
             };
             names.into_iter().filter_map(parse).collect()
         }),
+        restart: section.parsed("restart"),
         stop_grace_period: section.duration("stop_grace_period"),
         mem_limit: mem_limit(section),
         milli_cpus: milli_cpus(section),

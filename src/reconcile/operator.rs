@@ -1,6 +1,6 @@
 //! What an operator's word makes of a record. Pure, so that the agent and the model host remember alike.
 
-use super::record::{Cause, Hold, Phase, ServiceRecord};
+use super::record::{Cause, Down, Hold, Phase, ServiceRecord};
 use super::step::Step;
 use crate::types::{CommitId, Generation, Reason, Refusal};
 
@@ -30,7 +30,10 @@ pub fn resume(record: &mut ServiceRecord) {
     record.failure = None;
     hurry(record);
     if let Some(incumbent) = &mut record.incumbent {
-        incumbent.restarted_at = None;
+        (incumbent.restarts, incumbent.restarted_at) = (0, None);
+        incumbent.ends = 0;
+        // One that ended for good is started once more.
+        incumbent.down = incumbent.down.map(|_| Down::Wanted);
     }
 }
 

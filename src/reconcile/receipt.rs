@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::record::{Deployed, Rollout};
-use crate::types::{CommitId, Digest, Generation, ImageRef, Reason, ServiceName, Timestamp};
+use crate::types::{CommitId, Digest, Exit, Generation, ImageRef, Reason, ServiceName, Timestamp};
 
 /// What a transition came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -87,6 +87,9 @@ pub struct Transition {
     pub healthy_seconds: Option<f64>,
     /// When new connections went to it.
     pub switched_at: Option<Timestamp>,
+    /// How the container ended, where that is what it is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit: Option<Exit>,
 }
 
 impl Transition {
@@ -128,6 +131,11 @@ impl Transition {
             pull_seconds: rollout.pull.seconds,
             healthy_seconds: rollout.healthy_seconds,
             switched_at: rollout.switched_at,
+            exit: rollout
+                .to
+                .last_exit
+                .clone()
+                .filter(|_| trouble.is_some_and(|it| it.reason == Reason::Exited)),
         }
     }
 }

@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::types::{CommitId, CommitInfo, Generation, PinnedImage, Refusal, ServiceSpec, Timestamp};
+use crate::types::{CommitId, CommitInfo, Exit, Generation, PinnedImage, Refusal, ServiceSpec, Timestamp};
 
 /// A spec as it runs on hosts: its image is pinned.
 pub type Spec = ServiceSpec<PinnedImage>;
@@ -103,6 +103,29 @@ pub struct Deployed {
     /// The first start of a row of them, for as long as its receipt is not written.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub untold: Option<Timestamp>,
+    /// How its container ended last. Of an incumbent that is started again: before that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_exit: Option<Exit>,
+    /// How often in a row it ended by itself and was started again.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub ends: u32,
+    /// Why its container does not run, where that is as it should be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub down: Option<Down>,
+}
+
+fn is_zero(number: &u32) -> bool {
+    *number == 0
+}
+
+/// Why the container of an incumbent does not run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Down {
+    /// It ended by itself and its restart policy leaves it so, also over a reboot.
+    Ended,
+    /// It was stopped for a candidate, or somebody wants it back: it is started whatever its policy says.
+    Wanted,
 }
 
 /// A candidate under way. At most one a service.

@@ -4,12 +4,13 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::next::wait;
-use super::record::{Deployed, Phase, ServiceRecord};
+use super::record::{Deployed, Down, Phase, ServiceRecord};
+use super::restarts::stays;
 use super::rolling::incumbent_serves;
 use super::step::{Next, Step};
 use super::view::View;
 use super::{joined, later, pending};
-use crate::types::{ContainerState, InstanceId, ServiceName, Timestamp};
+use crate::types::{ContainerState, InstanceId, Reason, Refusal, ServiceName, Timestamp};
 
 /// First pause before a container that ended is started again; doubled for each further start in a row.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -36,6 +37,17 @@ pub(super) fn next(view: &View<'_>, record: &ServiceRecord) -> Option<Next> {
     // The network that it shared is gone: what is left is a new generation.
     if !joined::is_there(view, incumbent) {
         return None;
+    }
+    if let Some(exit) = stays(record, incumbent, view.container(generation)) {
+        if incumbent.down != Some(Down::Ended) {
+            return Some(Next::Do(Step::Note(generation, exit.clone())));
+        }
+        if exit.code == Some(0) {
+            return None;
+        }
+        let policy = incumbent.spec.restart;
+        let message = format!("generation {generation} {exit}, and `restart = \"{policy}\"` leaves it so");
+        return Some(Next::Held { refusal: Refusal::new(Reason::Exited, message), until: None });
     }
     let local = view.has_image(incumbent);
     // A candidate is on its way, and one pull at a time is enough; once it is given up, nothing else brings cure.
@@ -78,13 +90,15 @@ fn first<'a>(view: &View<'a>, incumbent: &'a Deployed) -> Option<&'a ServiceName
         };
         let Some(other) = &record.incumbent else { return false };
         let id = InstanceId::new(name, other.generation);
-        let runs = matches!(view.observed.containers.get(&id), Some(ContainerState::Running { .. }));
+        let state = view.observed.containers.get(&id);
+        let runs = matches!(state, Some(ContainerState::Running { .. }));
+        let stays = stays(record, other, state).is_some();
         let due = !pending(view.now, restart_at(other), LONGEST_PAUSE)
             && view.observed.images.contains(&other.spec.image.digest)
             && !view.observed.pauses.contains_key(*name)
             && !view.observed.frozen.contains_key(*name);
         let coming = due || view.observed.busy.contains_key(*name);
-        !runs && coming && !depends(view, name, view.name)
+        !runs && !stays && coming && !depends(view, name, view.name)
     })
 }
 

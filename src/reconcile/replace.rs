@@ -23,6 +23,7 @@ pub fn replacement_reason<I: PartialEq>(
         volumes,
         configs,
         depends_on: _,        // only the order of starts
+        restart: _,           // read when it has ended
         stop_grace_period: _, // read when it is stopped
         mem_limit,
         milli_cpus,

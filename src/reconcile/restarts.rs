@@ -1,10 +1,11 @@
 //! The memory of a container that ends and is started again: how often in a row, since when, and whether it was told.
 
+use super::health::EffectiveCheck;
 use super::later;
 use super::receipt::{ReceiptResult, Side, Transition};
-use super::record::{Deployed, ServiceRecord};
+use super::record::{Deployed, Down, Phase, ServiceRecord};
 use super::repair::RECOVERED_AFTER;
-use crate::types::{Reason, ServiceName, Strategy, Timestamp};
+use crate::types::{ContainerState, Exit, Reason, ServiceName, Strategy, Timestamp};
 
 /// Counts a start (or the pull of a lost image) that is about to be tried. `tells`: the first of a row earns a receipt.
 pub(super) fn count(incumbent: &mut Deployed, tells: bool, now: Timestamp) {
@@ -16,6 +17,46 @@ pub(super) fn count(incumbent: &mut Deployed, tells: bool, now: Timestamp) {
         // Kept until the receipt is written: a crash in between must neither lose it nor give it another name.
         incumbent.untold.get_or_insert(now);
     }
+}
+
+/// How an incumbent ended that is to stay so, by its restart policy. `state`: what its container does.
+pub(super) fn stays<'a>(
+    record: &ServiceRecord,
+    incumbent: &'a Deployed,
+    state: Option<&'a ContainerState>,
+) -> Option<&'a Exit> {
+    let exit = match (incumbent.down, state) {
+        (Some(Down::Wanted), _) | (_, Some(ContainerState::Running { .. })) => return None,
+        (Some(Down::Ended), _) => incumbent.last_exit.as_ref()?,
+        // It is down for a candidate.
+        (None, _)
+            if yielded(record) && record.rollout.as_ref().is_some_and(|it| it.phase >= Phase::Yielding) =>
+        {
+            return None;
+        }
+        (None, Some(ContainerState::Exited(exit))) => exit,
+        // Gone with a reboot, which is no end of its own; or it could not be started.
+        (None, Some(ContainerState::Remains) | None) => return None,
+    };
+    let last = incumbent.restarted_at.unwrap_or(incumbent.since);
+    let ends = if exit.at >= later(last, RECOVERED_AFTER) { 0 } else { incumbent.ends };
+    (!incumbent.spec.restart.restarts(exit, ends)).then_some(exit)
+}
+
+/// Whether a container has done what it is for: its restart policy lets it end, it ended with code 0, and there is
+/// nothing to probe.
+pub(super) fn completed(deployed: &Deployed, state: Option<&ContainerState>) -> bool {
+    let well = matches!(state, Some(ContainerState::Exited(exit)) if exit.code == Some(0));
+    well && deployed.spec.restart.may_end() && EffectiveCheck::of(&deployed.spec).probes.is_empty()
+}
+
+/// Takes in that the incumbent is about to be started; `end`: how it ended, if it did in this boot.
+pub(super) fn ended(incumbent: &mut Deployed, end: Option<&Exit>) {
+    if let (Some(end), None) = (end, incumbent.down) {
+        incumbent.ends = if incumbent.restarts > 1 { incumbent.ends.saturating_add(1) } else { 1 };
+        incumbent.last_exit = Some(end.clone());
+    }
+    incumbent.down = None;
 }
 
 /// Whether the incumbent was stopped on purpose: its start is a part of the rollout that is given up.
@@ -41,5 +82,6 @@ pub(super) fn told(name: &ServiceName, incumbent: &mut Deployed, now: Timestamp)
         pull_seconds: 0.0,
         healthy_seconds: None,
         switched_at: None,
+        exit: None,
     })
 }

@@ -4,6 +4,7 @@ use super::health::Verdict;
 use super::next::{held, wait};
 use super::record::{Cause, Phase, Rollout, ServiceRecord};
 use super::replace::needs_new_generation;
+use super::restarts::{completed, stays};
 use super::step::{Next, Step};
 use super::transition::LONGEST_RETRY;
 use super::view::View;
@@ -71,7 +72,8 @@ fn routed(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> bool {
     view.route() == Some(&view.route_for(record, &rollout.to))
 }
 
-/// Why a candidate that has no traffic yet is given up for what a newer commit wants.
+/// Why a candidate that has no traffic yet is given up: an operator holds the service as it is, or a newer commit wants
+/// something else.
 pub(super) fn superseded(view: &View<'_>, rollout: &Rollout) -> Option<Refusal> {
     if rollout.phase == Phase::Abandoning {
         return None;
@@ -79,12 +81,22 @@ pub(super) fn superseded(view: &View<'_>, rollout: &Rollout) -> Option<Refusal> 
     if let Some(refusal) = joined::left_behind(view, &rollout.to) {
         return Some(refusal);
     }
-    let desired = view.desired?;
-    if rollout.cause == Cause::Rollback || desired.commit.id == rollout.to.commit.id {
+    if rollout.cause == Cause::Rollback {
         return None;
     }
+    let head = view.desired.map(|desired| &desired.commit.id);
+    let hold = view.record.and_then(|record| record.hold.as_ref());
+    if let Some(hold) = hold.filter(|hold| !hold.is_over(head, view.now)) {
+        return Some(Refusal::new(Reason::Held, format!("held by {}: {}", hold.by, hold.reason)));
+    }
+    let desired = view.desired.filter(|desired| desired.commit.id != rollout.to.commit.id)?;
     let newer = match desired.services.get(view.name) {
-        Some(DesiredService::Run(spec)) => needs_new_generation(&rollout.to.spec, spec).is_some(),
+        Some(DesiredService::Run(spec)) => {
+            // A one-shot that is mended is no other container, but it is another attempt.
+            let other_pre = rollout.to.spec.deploy.pre != spec.deploy.pre;
+            needs_new_generation(&rollout.to.spec, spec).is_some()
+                || (other_pre && rollout.phase <= Phase::Preparing)
+        }
         // Refused or unknown yet: what is under way was fine, and goes on.
         Some(_) => false,
         // A commit whose removals are refused changes nothing.
@@ -134,6 +146,9 @@ fn starting(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next 
     let start = || paused(view, rollout).unwrap_or(Next::Do(Step::Start(generation)));
     match view.container(generation) {
         Some(ContainerState::Running { .. }) => Next::Do(Step::Advance(Phase::Proving)),
+        state @ Some(ContainerState::Exited(_)) if completed(&rollout.to, state) => {
+            Next::Do(Step::Advance(Phase::Proving))
+        }
         Some(ContainerState::Exited(exit)) => {
             Next::Do(Step::Fail(Refusal::new(Reason::Exited, format!("generation {generation} {exit}"))))
         }
@@ -147,11 +162,16 @@ fn starting(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next 
 fn proving(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next {
     let generation = rollout.to.generation;
     // The kernel's word: the switch happened, though nobody was left to write it down.
-    if rollout.phase == Phase::Switching && routed(view, record, rollout) && view.runs(generation) {
+    let over = completed(&rollout.to, view.container(generation));
+    let runs = view.runs(generation) || over;
+    if rollout.phase == Phase::Switching && routed(view, record, rollout) && runs {
         return Next::Do(Step::Advance(Phase::Baking));
     }
     match view.container(generation) {
         Some(ContainerState::Running { .. }) => {}
+        Some(ContainerState::Exited(_)) if over => {
+            return paused(view, rollout).unwrap_or(Next::Do(Step::Switch(generation)));
+        }
         Some(ContainerState::Exited(exit)) => {
             let message = format!("generation {generation} {exit} before it was healthy");
             return Next::Do(Step::Fail(Refusal::new(Reason::Exited, message)));
@@ -211,6 +231,7 @@ fn baking(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next {
             }
             _ => None,
         },
+        state @ Some(ContainerState::Exited(_)) if completed(&rollout.to, state) => None,
         Some(ContainerState::Exited(exit)) => {
             Some((Reason::Exited, format!("generation {generation} {exit}")))
         }
@@ -246,6 +267,8 @@ fn abandoning(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Nex
                 if !right {
                     return Next::Do(Step::Return { to: Some(incumbent.generation), from: generation });
                 }
+            } else if stays(record, incumbent, view.container(incumbent.generation)).is_some() {
+                // It had ended before: there is nobody to wait for.
             } else if strategy(rollout) == Strategy::Recreate
                 && view.container(generation).is_some()
                 && view.has_image(incumbent)

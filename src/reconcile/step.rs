@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use super::record::{Cause, Phase, Spec};
-use crate::types::{CommitInfo, Generation, Refusal, ServiceName, Timestamp};
+use crate::types::{CommitInfo, Exit, Generation, Refusal, ServiceName, Timestamp};
 
 /// One effect. Each names the generation it is about; none leaves a choice to whoever carries it out.
 #[derive(Debug, Clone, PartialEq)]
@@ -55,6 +55,8 @@ pub enum Step {
     Route(Generation),
     /// Write the receipt of a restart that a crash, or a disk that could not be written to, left without one.
     Report(Generation),
+    /// Write down how the incumbent ended, which its restart policy leaves so.
+    Note(Generation, Exit),
     /// Take away a container that no record names.
     Sweep(Generation),
     /// Take away a route that no record names.
@@ -85,6 +87,7 @@ impl Step {
             Self::Amend(_) => "amend",
             Self::Route(_) => "route",
             Self::Report(_) => "report",
+            Self::Note(..) => "note",
             Self::Sweep(_) => "sweep",
             Self::Withdraw => "withdraw",
             Self::Remove(_) => "remove",
@@ -95,7 +98,7 @@ impl Step {
     /// Every word of [`Step::word`], for the test that kills the agent around each of them.
     pub const WORDS: &[&str] = &[
         "begin", "pull", "prepare", "stop", "start", "advance", "switch", "promote", "fail", "return",
-        "discard", "conclude", "retire", "amend", "route", "report", "sweep", "withdraw", "remove",
+        "discard", "conclude", "retire", "amend", "route", "report", "note", "sweep", "withdraw", "remove",
         "release",
     ];
 }
@@ -116,6 +119,7 @@ impl fmt::Display for Step {
             | Self::Route(g)
             | Self::Report(g)
             | Self::Sweep(g) => write!(f, "{word} {g}"),
+            Self::Note(g, exit) => write!(f, "{word} {g}: {exit}"),
             Self::Advance(phase) => write!(f, "{word} to {}", phase.word()),
             Self::Fail(refusal) => write!(f, "{word}: {refusal}"),
             Self::Return { to: Some(to), from } => write!(f, "{word} {from} -> {to}"),

@@ -6,11 +6,13 @@ use std::time::Duration;
 
 use super::later;
 use super::receipt::{ReceiptResult, Side, Transition};
-use super::record::{Cause, Deployed, Failure, Phase, PullCost, Removing, Retiring, Rollout, ServiceRecord};
-use super::restarts::{count, told, yielded};
+use super::record::{
+    Cause, Deployed, Down, Failure, Phase, PullCost, Removing, Retiring, Rollout, ServiceRecord,
+};
+use super::restarts::{count, ended, told, yielded};
 use super::rolling::{after_prepare, after_pull};
 use super::step::Step;
-use crate::types::{Generation, Reason, Refusal, ServiceName, Timestamp};
+use crate::types::{Exit, Generation, Reason, Refusal, ServiceName, Timestamp};
 
 /// First pause before an effect that may be tried again; doubled for each further one.
 const FIRST_RETRY: Duration = Duration::from_secs(2);
@@ -55,7 +57,8 @@ pub struct Addresses {
 
 /// The record that has to be durable before the effect of `step` begins. Equal to `record` for most steps, because
 /// the record names the generation and the phase already.
-pub fn intend(record: &ServiceRecord, step: &Step, now: Timestamp) -> ServiceRecord {
+/// `end`: how the container that the step is about has ended, where it has.
+pub fn intend(record: &ServiceRecord, step: &Step, end: Option<&Exit>, now: Timestamp) -> ServiceRecord {
     let mut record = record.clone();
     match step {
         Step::Switch(_) => enter(&mut record, Phase::Switching, now),
@@ -64,6 +67,9 @@ pub fn intend(record: &ServiceRecord, step: &Step, now: Timestamp) -> ServiceRec
             match (&mut record.incumbent, &mut record.rollout) {
                 (Some(incumbent), _) if incumbent.generation == *generation => {
                     count(incumbent, tells, now);
+                    if matches!(step, Step::Start(_)) {
+                        ended(incumbent, end);
+                    }
                 }
                 (_, Some(rollout))
                     if rollout.to.generation == *generation && matches!(step, Step::Start(_)) =>
@@ -71,6 +77,17 @@ pub fn intend(record: &ServiceRecord, step: &Step, now: Timestamp) -> ServiceRec
                     rollout.candidate_started_at.get_or_insert(now);
                 }
                 _ => {}
+            }
+        }
+        Step::Stop(generation) => {
+            if let Some(incumbent) = record.incumbent.as_mut().filter(|it| it.generation == *generation) {
+                // Whatever its restart policy says: should the candidate fail, it is to run again.
+                incumbent.down = incumbent.down.or(Some(Down::Wanted));
+            }
+        }
+        Step::Fail(_) => {
+            if let Some(rollout) = &mut record.rollout {
+                rollout.to.last_exit = end.cloned().or_else(|| rollout.to.last_exit.take());
             }
         }
         Step::Remove(commit) => {
@@ -103,6 +120,9 @@ pub fn begin(
             restarted_at: None,
             joined: addresses.joined,
             untold: None,
+            last_exit: None,
+            ends: 0,
+            down: None,
         },
         cause: *cause,
         phase: Phase::Pulling,
@@ -181,6 +201,12 @@ pub fn conclude(
             if let Some(incumbent) = record.incumbent.as_mut().filter(|it| it.generation == *generation) {
                 // It was asked to stop, which is not the end of a row of crashes: it may be wanted back at once.
                 (incumbent.restarts, incumbent.restarted_at) = (0, None);
+            }
+        }
+        Step::Note(generation, exit) => {
+            if let Some(incumbent) = record.incumbent.as_mut().filter(|it| it.generation == *generation) {
+                incumbent.last_exit = Some(exit.clone());
+                incumbent.down = Some(Down::Ended);
             }
         }
         Step::Begin { .. }
@@ -300,7 +326,7 @@ fn give_up(name: &ServiceName, record: &mut ServiceRecord, now: Timestamp) -> Op
     let refusal = rollout
         .trouble
         .unwrap_or_else(|| Refusal::new(Reason::Internal, "a rollout was given up without a reason"));
-    if !matches!(refusal.reason, Reason::Superseded | Reason::OperatorRollback) {
+    if !matches!(refusal.reason, Reason::Superseded | Reason::OperatorRollback | Reason::Held) {
         record.failure =
             Some(Failure { commit: rollout.to.commit, generation: rollout.to.generation, refusal, at: now });
     }
@@ -322,5 +348,6 @@ fn removed(name: &ServiceName, record: &ServiceRecord, removing: &Removing, now:
         pull_seconds: 0.0,
         healthy_seconds: None,
         switched_at: None,
+        exit: None,
     }
 }

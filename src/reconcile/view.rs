@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::health::{EffectiveCheck, Verdict, judge};
-use super::record::{Deployed, ServiceRecord};
+use super::record::{Deployed, Down, ServiceRecord};
 use super::world::{Busy, Desired, DesiredService, Observed};
 use crate::types::{ContainerState, Generation, InstanceId, Refusal, Route, ServiceName, Timestamp};
 
@@ -82,13 +82,16 @@ impl<'a> View<'a> {
         route_for(self.name, record, deployed)
     }
 
-    /// The first service it needs that has no running incumbent.
+    /// The first service it needs that has no running incumbent, nor one that has done what it is for.
     pub fn missing_dependency(&self, deployed: &'a Deployed) -> Option<&'a ServiceName> {
         deployed.spec.needs().find(|name| {
             let incumbent = self.records.get(*name).and_then(|record| record.incumbent.as_ref());
             !incumbent.is_some_and(|incumbent| {
                 let id = InstanceId::new(name, incumbent.generation);
-                matches!(self.observed.containers.get(&id), Some(ContainerState::Running { .. }))
+                let state = self.observed.containers.get(&id);
+                let over = incumbent.down == Some(Down::Ended)
+                    && incumbent.last_exit.as_ref().is_some_and(|exit| exit.code == Some(0));
+                over || matches!(state, Some(ContainerState::Running { .. }))
             })
         })
     }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::message::Message;
-use crate::types::{CommitId, Generation, ImageRef, Reason, ServiceName, Timestamp};
+use crate::types::{CommitId, Exit, Generation, ImageRef, Reason, ServiceName, Timestamp};
 
 /// The file is turned over at this size; one former file is kept.
 const TURN_OVER: u64 = 4 << 20;
@@ -34,6 +34,9 @@ pub struct Event {
     pub phase: Option<String>,
     /// See [`Message`].
     pub reason: Option<Reason>,
+    /// See [`Message`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit: Option<Exit>,
 }
 
 impl Event {
@@ -49,6 +52,7 @@ impl Event {
             image: message.image.clone(),
             phase: message.phase.map(str::to_owned),
             reason: message.reason,
+            exit: message.exit.clone(),
         }
     }
 }

@@ -45,6 +45,9 @@ pub fn send(message: &Message) {
                 gitopsd_image = message.image.as_ref().map(tracing::field::display),
                 gitopsd_phase = message.phase,
                 gitopsd_reason = message.reason.map(|reason| reason.code()),
+                gitopsd_exit_code = message.exit.as_ref().and_then(|exit| exit.code),
+                gitopsd_exit_signal = message.exit.as_ref().and_then(|exit| exit.signal),
+                gitopsd_oom_killed = message.exit.as_ref().map(|exit| exit.oom_killed),
                 "{}",
                 message.text
             )

@@ -1,6 +1,6 @@
 //! Every message about a transition: one id, one priority, one wording each.
 
-use crate::types::{CommitId, Generation, ImageRef, Reason, Refusal, ServiceName};
+use crate::types::{CommitId, Exit, Generation, ImageRef, Reason, Refusal, ServiceName};
 
 /// How urgent a message is: the syslog priorities that the agent uses (syslog(3)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,6 +67,8 @@ kinds! {
     RolledBack "rolled-back" "2d94e7a1f60b4c38b5c2d8f3a97e1046" Error "The old generation has its traffic back, and the new one is away."
     DeployFailed "deploy-failed" "9ac58d3f0e174b62a6f1c7e4d2b8503f" Error "A new generation was given up before it had traffic; the old one went on serving."
     Removed "removed" "6f0e8b2d94c34a17b8e5d1a7c3f96024" Info "A service is off this host."
+    Ended "ended" "6a4b1f0d92c84e75b8d3e60c7f15a2e8" Info "A container ended, and its restart policy leaves it so."
+    OomKilled "oom-killed" "e91d7c3a5f0b4826a4c7d2f8b63e1095" Warning "The kernel killed a process in a container for want of memory, and the container goes on."
     Restarted "restarted" "b7d1c5e04f8a4926a9c3e0f7d682b51e" Warning "A container that was not running was started again."
     RouteRestored "route-restored" "4e8d0a6bc3f74152b6d9c8f1e5a0732b" Warning "A traffic rule that was lost or changed was put right."
     Unhealthy "unhealthy" "8b2f4c61d7e04a95b3c8e1f60a7d2594" Error "What serves fails its health check, and no newer version is under way."
@@ -104,6 +106,8 @@ pub struct Message {
     pub phase: Option<&'static str>,
     /// Why, where something did not happen.
     pub reason: Option<Reason>,
+    /// How a container ended.
+    pub exit: Option<Exit>,
 }
 
 impl Message {
@@ -118,6 +122,7 @@ impl Message {
             image: None,
             phase: None,
             reason: None,
+            exit: None,
         }
     }
 
@@ -130,7 +135,7 @@ impl Message {
     pub fn priority(&self) -> Priority {
         match self.reason {
             // A newer commit came, or an operator said so: nothing went wrong.
-            Some(Reason::Superseded | Reason::OperatorRollback) => Priority::Info,
+            Some(Reason::Superseded | Reason::OperatorRollback | Reason::Held) => Priority::Info,
             _ => self.kind.priority(),
         }
     }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::types::{CommitId, Digest, Generation, HostName, ImageRef, Reason, ServiceName, Timestamp};
+use crate::types::{CommitId, Digest, Exit, Generation, HostName, ImageRef, Reason, ServiceName, Timestamp};
 
 /// All of it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -162,6 +162,12 @@ pub struct ServiceStatus {
     /// The last one of these.
     #[serde(default)]
     pub restarted_at: Option<Timestamp>,
+    /// How its container ended last.
+    #[serde(default)]
+    pub last_exit: Option<Exit>,
+    /// How often the kernel killed a process in the container that runs for want of memory.
+    #[serde(default)]
+    pub oom_kills: u64,
     /// The new generation under way.
     pub rollout: Option<RolloutStatus>,
     /// What is being done or waited for, for people.

@@ -12,10 +12,20 @@ struct Boot {
     clean: bool,
 }
 
+/// What came before this start of the agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Before {
+    /// Another agent in this boot, or none ever.
+    SameBoot,
+    /// Another boot, which ended in order.
+    OrderlyBoot,
+    /// Another boot, which ended without a word of the agent: by a power cut or a crash of the kernel.
+    BrokenBoot,
+}
+
 impl StateDir {
-    /// Notes that an agent is at work in this boot. Whether another boot ended without a word of the agent: by a power
-    /// cut or a crash of the kernel.
-    pub fn begin_boot(&self) -> Result<bool, StateError> {
+    /// Notes that an agent is at work in this boot, and says what came before it.
+    pub fn begin_boot(&self) -> Result<Before, StateError> {
         let path = self.root().join("boot.json");
         let now = Boot { boot_id: boot::boot_id(), clean: false };
         let former = match atomic::read::<Boot>(&path) {
@@ -23,11 +33,15 @@ impl StateDir {
             Err(StateError::Damaged { .. }) => Some(Boot { boot_id: String::new(), clean: false }),
             former => former?,
         };
-        let unclean = former.as_ref().is_some_and(|former| former.boot_id != now.boot_id && !former.clean);
+        let before = match &former {
+            Some(former) if former.boot_id != now.boot_id && former.clean => Before::OrderlyBoot,
+            Some(former) if former.boot_id != now.boot_id => Before::BrokenBoot,
+            _ => Before::SameBoot,
+        };
         if former.is_none_or(|former| former.boot_id != now.boot_id || former.clean) {
             atomic::write(&path, &now)?;
         }
-        Ok(unclean)
+        Ok(before)
     }
 
     /// Notes that the agent ends in order.
@@ -46,19 +60,19 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let state = StateDir::open(dir.path()).unwrap();
         let path = dir.path().join("boot.json");
-        assert!(!state.begin_boot().unwrap(), "the first one");
-        assert!(!state.begin_boot().unwrap(), "killed and started again");
+        assert_eq!(state.begin_boot().unwrap(), Before::SameBoot, "the first one");
+        assert_eq!(state.begin_boot().unwrap(), Before::SameBoot, "killed and started again");
         state.end_boot().unwrap();
-        assert!(!state.begin_boot().unwrap(), "after an orderly end");
+        assert_eq!(state.begin_boot().unwrap(), Before::SameBoot, "after an orderly end");
         let other = |clean| atomic::write(&path, &Boot { boot_id: "other".to_owned(), clean }).unwrap();
         other(true);
-        assert!(!state.begin_boot().unwrap());
+        assert_eq!(state.begin_boot().unwrap(), Before::OrderlyBoot);
         other(false);
-        assert!(state.begin_boot().unwrap());
-        assert!(!state.begin_boot().unwrap(), "said once");
+        assert_eq!(state.begin_boot().unwrap(), Before::BrokenBoot);
+        assert_eq!(state.begin_boot().unwrap(), Before::SameBoot, "said once");
         for name in ["boot.json", "boot.previous.json"] {
             std::fs::write(dir.path().join(name), b"\0\0").unwrap();
         }
-        assert!(state.begin_boot().unwrap(), "as a power cut leaves it");
+        assert_eq!(state.begin_boot().unwrap(), Before::BrokenBoot, "as a power cut leaves it");
     }
 }

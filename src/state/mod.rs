@@ -26,6 +26,7 @@ pub mod lock;
 pub mod receipts;
 mod reserve;
 pub mod trust;
+pub mod version;
 
 use std::path::{Path, PathBuf};
 

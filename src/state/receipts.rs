@@ -34,7 +34,7 @@ impl Receipt {
             id: transition.id(),
             host: host.clone(),
             transition,
-            agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+            agent_version: super::version::version(),
             boot_id: super::boot::boot_id(),
         }
     }

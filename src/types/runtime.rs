@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use super::{Generation, InstanceId, PortMapping, ServiceName, Timestamp};
+use super::{Generation, InstanceId, PortMapping, Refusal, ServiceName, Timestamp};
 
 /// One container as it was found.
 #[derive(Debug, Clone, PartialEq)]
@@ -13,6 +13,12 @@ pub struct ObservedContainer {
     pub address: Option<Ipv4Addr>,
     /// What it does.
     pub state: ContainerState,
+    /// How often the kernel killed a process in it for want of memory, since it was started.
+    pub oom_kills: u64,
+    /// The process that keeps its output and sees its end, in the host's pid namespace.
+    pub supervisor: Option<i32>,
+    /// Why it has to be left alone: what is written about it cannot be understood.
+    pub foreign: Option<Refusal>,
 }
 
 /// What a container does.
@@ -47,10 +53,17 @@ pub struct Exit {
 impl std::fmt::Display for Exit {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match (self.code, self.signal) {
-            _ if self.oom_killed => f.write_str("was killed for want of memory"),
-            (Some(code), _) => write!(f, "exited with code {code}"),
-            (None, Some(signal)) => write!(f, "was ended by signal {signal}"),
-            (None, None) => f.write_str("ended, and nobody saw how"),
+            // The second one: what a shell says of a child that ended so.
+            (None, Some(9)) | (Some(137), _) if self.oom_killed => {
+                return f.write_str("was killed for want of memory");
+            }
+            (Some(code), _) => write!(f, "exited with code {code}")?,
+            (None, Some(signal)) => write!(f, "was ended by signal {signal}")?,
+            (None, None) => f.write_str("ended, and nobody saw how")?,
+        }
+        match self.oom_killed {
+            true => f.write_str(", after the kernel had killed a process in it for want of memory"),
+            false => Ok(()),
         }
     }
 }

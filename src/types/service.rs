@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{ByteSize, ConfigFile, ImageRef, NetworkMode, Options, ServiceName, VolumeMount};
+use super::{ByteSize, ConfigFile, ImageRef, NetworkMode, Options, RestartPolicy, ServiceName, VolumeMount};
 
 /// One service as the repo declares it for this host. `I` is [`ImageRef`] as declared and
 /// [`super::PinnedImage`] once its tag has been resolved.
@@ -39,6 +39,9 @@ pub struct ServiceSpec<I> {
     pub configs: Vec<ConfigFile>,
     /// Services that have to run before this one starts.
     pub depends_on: Vec<ServiceName>,
+    /// Whether it is started again when it ended.
+    #[serde(default, skip_serializing_if = "RestartPolicy::is_default")]
+    pub restart: RestartPolicy,
     /// From SIGTERM to SIGKILL.
     pub stop_grace_period: Duration,
     /// Bytes of memory; `None` = no limit.
@@ -71,6 +74,7 @@ impl<I> ServiceSpec<I> {
             volumes: Vec::new(),
             configs: Vec::new(),
             depends_on: Vec::new(),
+            restart: RestartPolicy::default(),
             stop_grace_period: Duration::from_secs(10),
             mem_limit: None,
             milli_cpus: None,
@@ -95,6 +99,7 @@ impl<I> ServiceSpec<I> {
             volumes: self.volumes,
             configs: self.configs,
             depends_on: self.depends_on,
+            restart: self.restart,
             stop_grace_period: self.stop_grace_period,
             mem_limit: self.mem_limit,
             milli_cpus: self.milli_cpus,

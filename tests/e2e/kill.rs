@@ -141,6 +141,7 @@ fn every_word_is_tried_somewhere() {
         ("amend", "writes a record, and nothing else"),
         ("route", "one nft transaction, repeated by the next round"),
         ("report", "only after a crash: scenario 40 of tests/plan"),
+        ("note", "writes a record, and nothing else"),
         ("sweep", "repeated by the next round"),
         ("withdraw", "repeated by the next round"),
         ("remove", "tests/plan"),

@@ -26,6 +26,8 @@ pub struct Lab {
     agent: Option<Child>,
     pub instance: String,
     number: u32,
+    /// What is run as `gitopsd`.
+    pub program: PathBuf,
 }
 
 /// A port that is free now.
@@ -52,7 +54,15 @@ impl Lab {
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let instance = format!("e2e{}x{number}", std::process::id());
         let dir = tempfile::Builder::new().prefix("gitopsd-e2e-").tempdir().unwrap();
-        let mut lab = Self { dir, registry: None, registry_port: free_port(), agent: None, instance, number };
+        let mut lab = Self {
+            dir,
+            registry: None,
+            registry_port: free_port(),
+            agent: None,
+            instance,
+            number,
+            program: env!("CARGO_BIN_EXE_gitopsd").into(),
+        };
         lab.start_registry();
         lab.git(lab.dir.path(), &["init", "-q", "--bare", "-b", "main", "repo.git"]);
         lab.git(lab.dir.path(), &["clone", "-q", "repo.git", "work"]);
@@ -201,7 +211,7 @@ max_removals = 1
     }
 
     pub fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_gitopsd"));
+        let mut command = Command::new(&self.program);
         command.arg("--config").arg(self.config()).args(args).stdin(Stdio::null());
         command
     }
@@ -239,6 +249,11 @@ max_removals = 1
             .spawn()
             .unwrap();
         self.agent = Some(child);
+    }
+
+    /// The agent's process.
+    pub fn agent_pid(&self) -> u32 {
+        self.agent.as_ref().unwrap().id()
     }
 
     /// Sends the agent a signal.

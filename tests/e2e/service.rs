@@ -152,4 +152,9 @@ fn the_journal_gets_native_fields_and_what_containers_write() {
     assert_eq!((&line["GITOPSD_GENERATION"], &line["GITOPSD_IMAGE"]), (&"1".into(), &image.as_str().into()));
     assert_eq!(line["GITOPSD_DIGEST"], lab.service("web")["digest"], "{line}");
     assert_eq!((&line["SYSLOG_IDENTIFIER"], &line["PRIORITY"]), (&"web".into(), &"6".into()), "{line}");
+    lab.run(&["exec", "web", "--", "/bin/sh", "-c", "kill -TERM 1"]);
+    let query =
+        ["MESSAGE_ID=b7d1c5e04f8a4926a9c3e0f7d682b51e".to_owned(), format!("GITOPSD_COMMIT={commit}")];
+    let entry = wait_for("the message about the restart", || find(&query).pop());
+    assert_eq!((&entry["GITOPSD_EXIT_CODE"], &entry["GITOPSD_OOM_KILLED"]), (&"0".into(), &"false".into()));
 }

@@ -167,3 +167,57 @@ fn a_one_shot_takes_the_place_of_the_command_and_keeps_the_entrypoint() {
     let (exit, log) = rig.run(&request);
     assert_eq!((exit.code, log), (Some(2), vec!["entry migrate up".to_owned()]));
 }
+
+#[test]
+fn how_it_ended_is_told_by_its_policy() {
+    // The policy is the core's business; the engine's is that nothing is left out of what the core decides on.
+    let rig = Rig::new();
+    for (number, script, code, signal, says) in [
+        (1, "exit 0", Some(0), None, "exited with code 0"),
+        (2, "exit 3", Some(3), None, "exited with code 3"),
+        (3, "kill -USR1 $$; exec sleep 100", None, Some(10), "was ended by signal 10"),
+    ] {
+        let mut request = rig.script(&format!("shop.{number}"), script);
+        // A first process of its own keeps signals without a handler from the second one, and passes its end on.
+        request.spec.options.init = signal.map(|_| true);
+        let (exit, _) = rig.run(&request);
+        let told = match signal {
+            // As a shell says it.
+            Some(signal) => (exit.code, Some(128 + signal)),
+            None => (exit.code, code),
+        };
+        assert_eq!((told.0, exit.signal, exit.oom_killed), (told.1, None, false), "{script}");
+        if signal.is_none() {
+            assert_eq!(exit.to_string(), says);
+        }
+    }
+}
+
+#[test]
+fn a_child_that_is_killed_for_memory_is_told_while_its_container_goes_on_and_at_its_end() {
+    let rig = Rig::new();
+    let mut request = rig.script(
+        "shop.1",
+        "tail /dev/zero; echo child=$?; cat; while test ! -e /tmp/end; do sleep 0.05; done; exit 4",
+    );
+    request.spec.mem_limit = Some(gitopsd::types::ByteSize(24 << 20));
+    rig.start(&request);
+    rig.wait_log(&request.id, "child=137");
+    let seen = rig.find(&request.id).unwrap();
+    assert!(matches!(seen.state, ContainerState::Running { .. }), "{seen:?}");
+    assert_eq!(seen.oom_kills, 1);
+    rig.engine.exec(&request.id, &["touch".into(), "/tmp/end".into()], Duration::from_secs(10)).unwrap();
+    let exit = rig.wait_exit(&request.id);
+    assert_eq!((exit.code, exit.oom_killed), (Some(4), true));
+    assert_eq!(
+        exit.to_string(),
+        "exited with code 4, after the kernel had killed a process in it for want of memory"
+    );
+    // What a shell passes on of its child is the same end.
+    let mut request = rig.script("shop.2", "tail /dev/zero; exit $?");
+    request.spec.mem_limit = Some(gitopsd::types::ByteSize(24 << 20));
+    let (exit, _) = rig.run(&request);
+    assert_eq!((exit.code, exit.oom_killed), (Some(137), true));
+    assert_eq!(exit.to_string(), "was killed for want of memory");
+    assert_eq!(rig.find(&request.id).unwrap().oom_kills, 0, "of this start, not of one before");
+}

@@ -9,7 +9,7 @@ use gitopsd::reconcile::operator;
 use gitopsd::reconcile::plan;
 use gitopsd::reconcile::preview::preview;
 use gitopsd::reconcile::record::{
-    Cause, Deployed, Failure, Hold, Phase, PullCost, Removing, Retiring, Rollout, ServiceRecord, Spec,
+    Cause, Deployed, Down, Failure, Hold, Phase, PullCost, Removing, Retiring, Rollout, ServiceRecord, Spec,
 };
 use gitopsd::reconcile::step::Step;
 use gitopsd::reconcile::transition::{self, Addresses, Outcome};
@@ -63,6 +63,8 @@ fn spec() -> BoxedStrategy<Spec> {
         Just(",pre"),
         Just(",check=none"),
         Just(",check=none,ports=none"),
+        Just(",check=none,ports=none,restart=no"),
+        Just(",restart=on-failure:2"),
     ];
     (0..3u8, settings, length(), length(), length(), 0..4u32)
         .prop_map(|(image, settings, a, b, c, retries)| {
@@ -90,17 +92,27 @@ fn commit() -> BoxedStrategy<CommitInfo> {
 }
 
 fn deployed() -> BoxedStrategy<Deployed> {
-    (generation(), address(), spec(), commit(), time(), any::<u32>(), option::of(time()))
-        .prop_map(|(generation, address, spec, commit, since, restarts, restarted_at)| Deployed {
-            generation,
-            address,
-            spec,
-            commit,
-            since,
-            restarts,
-            restarted_at,
-            joined: restarted_at.map(|_| generation),
-            untold: restarted_at.filter(|_| restarts % 2 == 0),
+    let down = option::of(prop_oneof![Just(Down::Ended), Just(Down::Wanted)]);
+    let life = (any::<u32>(), option::of(time()), option::of(exit()), down);
+    (generation(), address(), spec(), commit(), time(), life)
+        .prop_map(|(generation, address, spec, commit, since, life)| {
+            (generation, address, spec, commit, since, life)
+        })
+        .prop_map(|(generation, address, spec, commit, since, (restarts, restarted_at, last_exit, down))| {
+            Deployed {
+                generation,
+                address,
+                spec,
+                commit,
+                since,
+                restarts,
+                restarted_at,
+                joined: restarted_at.map(|_| generation),
+                untold: restarted_at.filter(|_| restarts % 2 == 0),
+                last_exit,
+                ends: restarts / 2,
+                down,
+            }
         })
         .boxed()
 }
@@ -174,12 +186,17 @@ fn record() -> BoxedStrategy<ServiceRecord> {
         .boxed()
 }
 
+fn exit() -> BoxedStrategy<Exit> {
+    let code = prop_oneof![Just(None), Just(Some(0)), Just(Some(1))];
+    (code, option::of(1..64i32), any::<bool>(), time())
+        .prop_map(|(code, signal, oom_killed, at)| Exit { code, signal, oom_killed, at })
+        .boxed()
+}
+
 fn state() -> BoxedStrategy<ContainerState> {
     prop_oneof![
         3 => time().prop_map(|started_at| ContainerState::Running { pid: 1, started_at }),
-        1 => time().prop_map(|at| {
-            ContainerState::Exited(Exit { code: None, signal: None, oom_killed: true, at })
-        }),
+        1 => exit().prop_map(ContainerState::Exited),
         1 => Just(ContainerState::Remains),
     ]
     .boxed()
@@ -268,6 +285,7 @@ proptest! {
         max_removals in option::of(0..3u32),
         now in time(),
         refusal in refusal(),
+        end in option::of(exit()),
     ) {
         let policy = Policy { max_removals, ..Policy::default() };
         let first = plan(desired.as_ref(), &observed, &records, &policy, now);
@@ -282,7 +300,7 @@ proptest! {
             prop_assert!(!observed.frozen.contains_key(name), "frozen, and yet: {step}");
             let _ = transition::begin(records.get(name), step, addresses, now);
             for record in records.values() {
-                let record = transition::intend(record, step, now);
+                let record = transition::intend(record, step, end.as_ref(), now);
                 for outcome in [
                     Outcome::Done,
                     Outcome::Pulled(PullCost { bytes: u64::MAX, seconds: f64::MAX }),

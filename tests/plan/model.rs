@@ -284,7 +284,8 @@ impl Host {
             .collect();
         for id in exits {
             self.say(&id.service, &format!("container {} exits", id.generation));
-            let exit = Exit { code: Some(1), signal: None, oom_killed: false, at: self.now };
+            let well = self.behaviour_of(&self.containers[&id].tag).exits_well;
+            let exit = Exit { code: Some(i32::from(!well)), signal: None, oom_killed: false, at: self.now };
             self.containers.get_mut(&id).unwrap().state = ContainerState::Exited(exit);
         }
         if !self.agent_up {

@@ -5,13 +5,13 @@
 //! ```text
 //! commit WORDS…        a new commit. Each word changes what the repo declares, the rest stays:
 //!                        web=img:1      service `web` runs img:1; settings follow after commas, as
-//!                                       web=img:1,bake=5s,drain=2s,timeout=30s,volume=data,after=db,joins=db,pre,check=none,env=X,grace=3s,port=81
+//!                                       web=img:1,bake=5s,drain=2s,timeout=30s,volume=data,after=db,joins=db,pre,check=none,ports=none,env=X,grace=3s,port=81,restart=no
 //!                        web=broken     its file cannot be read
 //!                        -web           its file is gone
 //!                        empty          all files are gone
 //!                        (nothing)      an unrelated change
 //! image TAG WORDS…     how an image behaves: missing, exists, corrupt, intact, nostart, pre-fails, pre-works, retag,
-//!                        pull=3s, healthy=1s, healthy=never, sick=20s, exits=2s, lingers=8s, well
+//!                        pull=3s, healthy=1s, healthy=never, sick=20s, exits=2s, ends=2s (with code 0), lingers=8s, well
 //! registry up|down     traffic works|fails     ports free|taken     agent down|up
 //! run 10s              goes on for so long
 //! run until settled    goes on until nothing is under way, at most an hour
@@ -84,6 +84,7 @@ pub fn declared(text: &str) -> Declared {
             "env" => {
                 spec.environment.insert("X".to_owned(), value.to_owned());
             }
+            "restart" => spec.restart = value.parse().unwrap(),
             "check" if value == "none" => spec.healthcheck = None,
             "ports" if value == "none" => spec.ports.clear(),
             "port" => spec.ports[0].host_port = value.parse().unwrap(),
@@ -145,6 +146,7 @@ pub fn image(host: &mut Host, tag: &str, words: &[&str]) {
             "healthy" => behaviour.healthy_after = Some(time()),
             "sick" => behaviour.sick_after = Some(time()),
             "exits" => behaviour.exits_after = Some(time()),
+            "ends" => (behaviour.exits_after, behaviour.exits_well) = (Some(time()), true),
             "lingers" => behaviour.lingers = time(),
             "well" => (behaviour.sick_after, behaviour.exits_after) = (None, None),
             _ => panic!("no such behaviour: {word}"),

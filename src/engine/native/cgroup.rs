@@ -31,6 +31,14 @@ struct Hierarchy {
     named: bool,
 }
 
+impl Hierarchy {
+    /// Whether it is v1's of memory, which may be mounted together with others.
+    fn counts_memory(&self) -> bool {
+        let name = self.mount.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        name.split(',').any(|controller| controller == "memory")
+    }
+}
+
 impl Cgroups {
     /// Finds the hierarchies. Source of the format: proc_pid_mountinfo(5).
     pub fn detect(instance: &str) -> io::Result<Self> {
@@ -121,11 +129,16 @@ impl Cgroups {
 
     /// How often the kernel killed something in the container for memory.
     pub fn oom_kills(&self, id: &InstanceId) -> u64 {
-        self.groups(id)
-            .flat_map(|group| [group.join("memory.events"), group.join("memory.oom_control")])
-            .filter_map(|file| oom_count(&fs::read_to_string(file).ok()?))
-            .max()
-            .unwrap_or(0)
+        let name = id.to_string();
+        let counts = self.hierarchies.iter().filter_map(|hierarchy| {
+            let file = match hierarchy.v2 {
+                true => "memory.events",
+                false if hierarchy.counts_memory() => "memory.oom_control",
+                false => return None,
+            };
+            oom_count(&fs::read_to_string(hierarchy.mount.join(&self.instance).join(&name).join(file)).ok()?)
+        });
+        counts.max().unwrap_or(0)
     }
 
     /// Moves the calling process out of the agent's group into the instance's, so that a service manager that ends the

@@ -7,13 +7,11 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::layout::{Layout, is_volume_name};
+use super::record;
 use crate::engine::{ContainerRequest, EngineError};
 use crate::types::{
     ConfigFile, InstanceId, Options, Reason, Refusal, VolumeMount, VolumeSource, check_target,
 };
-
-/// Raised when a field changes its meaning: a shim started by one version may outlive it into the next.
-const FORMAT: u32 = 1;
 
 /// As in a Debian root shell, and in the OCI runtime's default.
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -21,7 +19,7 @@ const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/b
 /// `launch.json`: all that a shim needs to know. Holds the environment, so it is readable by root only.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Launch {
-    /// See [`FORMAT`].
+    /// See [`record::FORMAT`].
     pub format: u32,
     /// Names the container, its cgroup and its files.
     pub id: InstanceId,
@@ -119,7 +117,7 @@ impl Launch {
             check_target(&config.target).map_err(|error| fail(format!("config target {error}")))?;
         }
         Ok(Self {
-            format: FORMAT,
+            format: record::FORMAT,
             id: id.clone(),
             layout: layout.clone(),
             address: request.address,

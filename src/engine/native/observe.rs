@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 use super::NativeEngine;
 use super::launch::Launch;
 use super::layout::RunFiles;
-use super::record::{self, ExitRecord, PidFd, RunRecord, boot_id};
+use super::record::{self, ExitRecord, PidFd, ProcessId, RunRecord, boot_id};
 use super::{lock, start};
 use crate::engine::{ContainerState, EngineError, Exit, ObservedContainer};
-use crate::types::{Generation, InstanceId, NetworkMode, Reason, ServiceName};
+use crate::types::{Generation, InstanceId, NetworkMode, Reason, Refusal, ServiceName};
 
 /// How long a shim may take from the end of its container to the record of it.
 const RECORDING: Duration = Duration::from_secs(2);
@@ -36,7 +36,8 @@ pub(super) fn observe(engine: &NativeEngine) -> Result<Vec<ObservedContainer>, E
 /// A container that runs and whose interface somebody took away serves nobody, and would for as long as it runs. A
 /// failure here is no more than that: the next look tries again.
 fn mend_networks(engine: &NativeEngine, seen: &[ObservedContainer], boot: &str) -> Result<(), EngineError> {
-    let alive = seen.iter().filter(|one| matches!(one.state, ContainerState::Running { .. }));
+    let alive = seen.iter().filter(|one| one.foreign.is_none());
+    let alive = alive.filter(|one| matches!(one.state, ContainerState::Running { .. }));
     let ids: Vec<InstanceId> = alive.map(|one| one.id.clone()).collect();
     for id in engine.network.broken(&ids)? {
         let run = engine.layout.run(&id);
@@ -92,12 +93,45 @@ pub(super) fn newest_running(engine: &NativeEngine, service: &ServiceName) -> Op
 fn observe_one(engine: &NativeEngine, id: InstanceId, boot: &str) -> ObservedContainer {
     let run = engine.layout.run(&id);
     let state = state(&run, boot);
-    if matches!(state, ContainerState::Running { .. }) && !lock::is_held(&run) {
-        // Its shim has died: without one its output would soon fill the pipe and block it. A failure here is no news;
-        // the next look tries again.
-        let _ = start::adopt(engine, &id);
+    let foreign = foreign(&run, &id, &state);
+    let runs = matches!(state, ContainerState::Running { .. });
+    if runs && foreign.is_none() && !lock::is_held(&run) {
+        // Its shim has died: without one its output would soon fill the pipe and block it. The next look tries again.
+        match start::adopt(engine, &id) {
+            Ok(()) => tracing::warn!(instance = %id, "its supervisor had died, and has a successor"),
+            Err(error) => tracing::warn!(instance = %id, "{}", error.to_refusal()),
+        }
     }
-    ObservedContainer { address: address(&run), id, state }
+    let supervisor = record::read::<ProcessId>(&run.shim()).filter(|shim| runs && shim.open(boot).is_some());
+    ObservedContainer {
+        address: address(&run),
+        oom_kills: if runs { engine.cgroups.oom_kills(&id) } else { 0 },
+        supervisor: supervisor.map(|shim| shim.pid),
+        foreign,
+        id,
+        state,
+    }
+}
+
+/// Why a container has to be left alone: another version started it, and this one does not understand what that wrote.
+pub(super) fn foreign(run: &RunFiles, id: &InstanceId, state: &ContainerState) -> Option<Refusal> {
+    let files = [run.launch(), run.record(), run.exit()];
+    if let Some(format) = files.iter().filter_map(|file| record::newer_format(file)).max() {
+        let known = record::FORMAT;
+        let message = format!(
+            "{id} was started by a newer version of gitopsd, and is left alone: its records are of format {format}, \
+             and this version knows {known}"
+        );
+        return Some(Refusal::new(Reason::StateInvalid, message));
+    }
+    // What does not run can be taken away, whatever it was.
+    let runs = matches!(state, ContainerState::Running { .. });
+    (runs && record::read::<Launch>(&run.launch()).is_none()).then(|| {
+        let file = run.launch().display().to_string();
+        let message =
+            format!("{id} runs, and is left alone: {file} is damaged or of a newer version of gitopsd");
+        Refusal::new(Reason::StateInvalid, message)
+    })
 }
 
 /// The address that it has or, where it never ran, was to have.

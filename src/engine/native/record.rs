@@ -21,6 +21,26 @@ use crate::types::Timestamp;
 /// No record is larger; a longer file is not one of ours.
 const MAX_RECORD: u64 = 4 << 20;
 
+/// Format of all records. Raised when a field changes its meaning or a new one may not be ignored; a shim, and what it
+/// wrote, outlives the version that started it. A field that older versions may ignore, and that has a default for
+/// records of theirs, raises nothing.
+pub(super) const FORMAT: u32 = 1;
+
+#[derive(Deserialize)]
+struct Head {
+    #[serde(default = "first_format")]
+    format: u32,
+}
+
+fn first_format() -> u32 {
+    1
+}
+
+/// The format of a record, if it is one of a newer version.
+pub(super) fn newer_format(path: &Path) -> Option<u32> {
+    read::<Head>(path).map(|head| head.format).filter(|format| *format > FORMAT)
+}
+
 /// Name of a process that stays unique over pid reuse and reboots.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct ProcessId {
@@ -92,6 +112,47 @@ impl PidFd {
         }
     }
 
+    /// How a process that has ended and was not our child did so: exit code, or signal. The kernel shows it for as long
+    /// as nobody has reaped it; Linux 6.15 and later keep it for whoever has held the pidfd. `None`: it is not known.
+    ///
+    /// Source: proc_pid_stat(5), `exit_code`; linux/pidfd.h, `PIDFD_GET_INFO`.
+    pub fn end(&self, process: &ProcessId, timeout: Duration) -> Option<(Option<i32>, Option<i32>)> {
+        use std::os::fd::AsRawFd as _;
+        /// `_IOWR(0xFF, 11, struct pidfd_info)` of its first version, 64 bytes.
+        const PIDFD_GET_INFO: nix::libc::c_ulong = 0xC040_FF0B;
+        const PIDFD_INFO_EXIT: u64 = 1 << 3;
+        #[repr(C)]
+        #[derive(Default)]
+        struct Info {
+            mask: u64,
+            cgroup: u64,
+            ids: [u32; 11],
+            status: i32,
+        }
+        let words = |status| match nix::libc::WIFEXITED(status) {
+            true => (Some(nix::libc::WEXITSTATUS(status)), None),
+            false => (None, Some(nix::libc::WTERMSIG(status))),
+        };
+        let until = std::time::Instant::now() + timeout;
+        loop {
+            let stat = read_stat(process.pid).ok();
+            if let Some(stat) = stat.filter(|it| it.start_time == process.start_time && it.state == 'Z') {
+                return stat.exit_status.map(words);
+            }
+            let mut info = Info { mask: PIDFD_INFO_EXIT, ..Info::default() };
+            // SAFETY: the number says how large the structure is that the kernel reads and writes: 64 bytes, as `Info`.
+            let result = unsafe { nix::libc::ioctl(self.0.as_raw_fd(), PIDFD_GET_INFO, &raw mut info) };
+            if result == 0 && info.mask & PIDFD_INFO_EXIT != 0 {
+                return Some(words(info.status));
+            }
+            let unknown = nix::errno::Errno::last() == nix::errno::Errno::ENOTTY;
+            if (result != 0 && unknown) || std::time::Instant::now() >= until {
+                return None;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
     /// Waits until the process has ended; `false` when `timeout` was over first.
     pub fn wait(&self, timeout: Duration) -> io::Result<bool> {
         wait_readable(self.as_fd(), timeout)
@@ -118,9 +179,11 @@ pub(super) fn wait_readable(fd: BorrowedFd<'_>, timeout: Duration) -> io::Result
 struct Stat {
     state: char,
     start_time: u64,
+    /// As waitpid(2) has it; of those that have ended.
+    exit_status: Option<i32>,
 }
 
-/// The two fields of `/proc/PID/stat` that are needed. The second field, the command, may hold spaces and brackets.
+/// The fields of `/proc/PID/stat` that are needed. The second field, the command, may hold spaces and brackets.
 fn read_stat(pid: i32) -> io::Result<Stat> {
     let text = fs::read(format!("/proc/{pid}/stat"))?;
     let text = String::from_utf8_lossy(&text);
@@ -130,7 +193,8 @@ fn read_stat(pid: i32) -> io::Result<Stat> {
         let state = fields.next()?.chars().next()?;
         // `rest` begins with field 3; the start time is field 22.
         let start_time = fields.nth(18)?.parse().ok()?;
-        Some(Stat { state, start_time })
+        let exit_status = fields.nth(29).and_then(|field| field.trim().parse().ok());
+        Some(Stat { state, start_time, exit_status })
     };
     parse().ok_or_else(|| io::Error::other(format!("/proc/{pid}/stat cannot be read: {text}")))
 }
@@ -203,6 +267,7 @@ mod tests {
         let fd = id.open(&boot).unwrap();
         fd.signal(nix::libc::SIGKILL).unwrap();
         assert!(fd.wait(Duration::from_secs(10)).unwrap());
+        assert_eq!(fd.end(&id, Duration::ZERO), Some((None, Some(9))), "nobody has reaped it yet");
         assert!(id.open(&boot).is_none(), "a zombie was believed to run");
         child.wait().unwrap();
         assert!(id.open(&boot).is_none());

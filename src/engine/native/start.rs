@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 
 use super::launch::{Launch, Report};
 use super::layout::RunFiles;
-use super::observe::{running, this_boot};
+use super::observe::{foreign, running, this_boot};
 use super::record::{self, ProcessId, boot_id, wait_readable};
 use super::{NativeEngine, etc_files, lock, shim, stop, storage_reason};
-use crate::engine::{ContainerRequest, EngineError};
+use crate::engine::{ContainerRequest, ContainerState, EngineError};
 use crate::types::{InstanceId, NetworkMode, Options, Reason};
 
 /// How long a start that somebody else began may take before ours gives up.
@@ -32,6 +32,9 @@ pub(super) fn start(engine: &NativeEngine, request: &ContainerRequest) -> Result
     let boot = this_boot()?;
     if running(&run, &boot).is_some() {
         return Ok(());
+    }
+    if let Some(refusal) = foreign(&run, id, &ContainerState::Remains) {
+        return Err(EngineError::plain(refusal.reason, refusal.message));
     }
     let failed = |what: &str, error: io::Error| {
         let reason = storage_reason(&error, Reason::StartFailed);

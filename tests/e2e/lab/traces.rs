@@ -38,6 +38,9 @@ impl Lab {
             nix::mount::umount2(&entry.path(), nix::mount::MntFlags::MNT_DETACH).unwrap();
         }
         fs::remove_dir_all(self.path("run")).unwrap();
+        // The next agent is in another boot than this one was.
+        let former = serde_json::json!({ "boot_id": "00000000-0000-0000-0000-000000000000", "clean": false });
+        gitopsd::state::atomic::write(&self.path("state/boot.json"), &former).unwrap();
         for entry in fs::read_dir("/sys/class/net").unwrap().flatten() {
             let alias = fs::read_to_string(entry.path().join("ifalias")).unwrap_or_default();
             if alias.contains(&format!(":{}:", self.instance)) {

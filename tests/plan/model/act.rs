@@ -82,7 +82,17 @@ impl Host {
             return written;
         }
         if let Some(record) = &record {
-            self.write(name, Some(transition::intend(record, step, self.now)))?;
+            let about = match (step, &record.rollout) {
+                (Step::Start(generation), _) => Some(*generation),
+                (Step::Fail(_), Some(rollout)) => Some(rollout.to.generation),
+                _ => None,
+            };
+            let about = about.and_then(|generation| self.containers.get(&InstanceId::new(name, generation)));
+            let end = about.and_then(|container| match &container.state {
+                ContainerState::Exited(exit) => Some(exit.clone()),
+                _ => None,
+            });
+            self.write(name, Some(transition::intend(record, step, end.as_ref(), self.now)))?;
         }
         let length = match step {
             Step::Pull(generation) if !self.is_local(name, *generation) && self.registry_up => {
@@ -194,6 +204,7 @@ impl Host {
             | Step::Conclude
             | Step::Amend(_)
             | Step::Report(_)
+            | Step::Note(..)
             | Step::Release => {}
         }
         Outcome::Done

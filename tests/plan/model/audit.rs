@@ -101,7 +101,15 @@ impl Host {
         {
             self.audit.passed.insert(id.clone());
         }
-        let up = self.containers.get(&id).is_some_and(|container| running(&container.state));
+        let state = self.containers.get(&id).map(|container| &container.state);
+        let over = matches!(state, Some(ContainerState::Exited(exit)) if exit.code == Some(0))
+            && check.probes.is_empty()
+            && deployed.spec.restart.may_end();
+        if over {
+            // It has done what it is for.
+            self.audit.passed.insert(id.clone());
+        }
+        let up = over || state.is_some_and(running);
         self.demand(up, "traffic is sent only to what runs", name);
     }
 

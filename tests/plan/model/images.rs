@@ -24,6 +24,8 @@ pub struct Behaviour {
     pub sick_after: Option<Duration>,
     /// From the start to the end of the process.
     pub exits_after: Option<Duration>,
+    /// With code 0.
+    pub exits_well: bool,
     /// How long its connections last after it lost its traffic.
     pub lingers: Duration,
     /// How often the tag has been moved to other bytes.
@@ -41,6 +43,7 @@ impl Default for Behaviour {
             healthy_after: Some(Duration::from_secs(1)),
             sick_after: None,
             exits_after: None,
+            exits_well: false,
             lingers: Duration::ZERO,
             version: 0,
         }

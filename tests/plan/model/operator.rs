@@ -23,6 +23,10 @@ impl Host {
             while_commit: None,
         };
         if let Some(record) = self.records.get_mut(name) {
+            if record.rollout.is_some() {
+                // What is given up for a hold is tried once more after it.
+                *self.audit.asks.entry(name.clone()).or_default() += 1;
+            }
             // In the place of a rollback's hold one without an end says that `resume` tries the commit again.
             operator::hold(record, hold);
         }

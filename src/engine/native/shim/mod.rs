@@ -145,12 +145,14 @@ fn begin(run: &RunFiles, mode: &str) -> Result<supervise::Supervised, EngineErro
     let init = adoptable(run).ok_or_else(|| {
         EngineError::plain(Reason::StartFailed, failed("nothing runs that could be adopted"))
     })?;
-    supervise::Supervised::adopt(run, launch, init)
+    supervise::Supervised::adopt(run, launch, init.0, init.1)
         .map_err(|error| EngineError::new(Reason::StartFailed, failed("it cannot be adopted"), error))
 }
 
-fn adoptable(run: &RunFiles) -> Option<PidFd> {
-    record::read::<RunRecord>(&run.record())?.init.open(&boot_id().ok()?)
+fn adoptable(run: &RunFiles) -> Option<(ProcessId, PidFd)> {
+    let init = record::read::<RunRecord>(&run.record())?.init;
+    let process = init.open(&boot_id().ok()?)?;
+    Some((init, process))
 }
 
 /// Opens the reading end of the pipe behind one of the container's outputs.

@@ -13,20 +13,24 @@ use super::super::cgroup::Cgroups;
 use super::super::launch::Launch;
 use super::super::layout::RunFiles;
 use super::super::log::{Labels, Sink, Stream};
-use super::super::record::{self, ExitRecord, PidFd, RunRecord, boot_id};
+use super::super::record::{self, ExitRecord, PidFd, ProcessId, RunRecord, boot_id};
 use super::{open_reader, rootfs};
 use crate::engine::Exit;
 
 /// Bytes read at once; the most that waits in memory.
 const CHUNK: usize = 64 << 10;
+/// How long it may take until the kernel says how an adopted container's first process has ended, if it does.
+const REAPING: Duration = Duration::from_millis(500);
 /// Most chunks read from each output after the end: what was in the pipe, and no more.
 const LAST_CHUNKS: usize = 16;
 
 /// A running container and what its shim needs for it.
 pub(super) struct Supervised {
     launch: Launch,
+    process: ProcessId,
     init: PidFd,
-    /// Whether its first process is our child; only then does the kernel tell us how it ended.
+    /// Whether its first process is our child; if not, somebody else may reap it, and the kernel may not tell us how it
+    /// ended.
     child: bool,
     outputs: [Output; 2],
     buffer: Vec<u8>,
@@ -43,17 +47,17 @@ impl Supervised {
     /// A container that this process has just made.
     pub fn child(launch: Launch, record: &RunRecord, readers: [File; 2]) -> io::Result<Self> {
         let init = PidFd::of_child(record.init.pid)?;
-        Ok(Self::new(launch, init, true, readers))
+        Ok(Self::new(launch, record.init.clone(), init, true, readers))
     }
 
     /// A container whose shim has died.
-    pub fn adopt(run: &RunFiles, launch: Launch, init: PidFd) -> io::Result<Self> {
+    pub fn adopt(run: &RunFiles, launch: Launch, process: ProcessId, init: PidFd) -> io::Result<Self> {
         let reader = |stream: Stream| open_reader(&run.fifo(&stream.to_string()));
         let readers = [reader(Stream::Stdout)?, reader(Stream::Stderr)?];
-        Ok(Self::new(launch, init, false, readers))
+        Ok(Self::new(launch, process, init, false, readers))
     }
 
-    fn new(launch: Launch, init: PidFd, child: bool, readers: [File; 2]) -> Self {
+    fn new(launch: Launch, process: ProcessId, init: PidFd, child: bool, readers: [File; 2]) -> Self {
         let [out, err] = readers;
         let output = |stream, pipe| Output { stream, pipe, open: true };
         let labels = Labels {
@@ -66,6 +70,7 @@ impl Supervised {
         let limits = launch.options.logging.unwrap_or_default();
         let sink = Sink::new(&launch.layout.log(&launch.id), limits, &labels);
         Self {
+            process,
             init,
             child,
             outputs: [output(Stream::Stdout, out), output(Stream::Stderr, err)],
@@ -120,7 +125,7 @@ impl Supervised {
 
     fn status(&self) -> (Option<i32>, Option<i32>) {
         if !self.child {
-            return (None, None);
+            return self.init.end(&self.process, REAPING).unwrap_or_default();
         }
         match waitid(WaitId::PidFd(self.init.as_fd()), WaitIdOptions::EXITED) {
             Ok(Some(status)) => (status.exit_status(), status.terminating_signal()),
