@@ -1,7 +1,28 @@
 //! `docs/compat.md`: every key of a Compose service, what becomes of it, and the test that sees it from inside a real
 //! container. The page is written from what the parser says of itself: `UPDATE_GOLDEN=1`.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test says what is wrong by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a test says what is wrong by panicking"
+)]
+
+#[path = "support/containers.rs"]
+#[allow(dead_code, reason = "other tests need more of it")]
+mod containers;
+#[path = "compat/docker.rs"]
+mod docker;
+#[path = "compat/facts.rs"]
+mod facts;
+#[path = "compat/inside.rs"]
+mod inside;
+#[path = "compat/meant.rs"]
+mod meant;
+#[path = "compat/scenarios.rs"]
+mod scenarios;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -11,12 +32,15 @@ use gitopsd::config::agent::HostIdentity;
 use gitopsd::config::repo::{RepoFiles, RepoView, read};
 use gitopsd::types::{Policy, Reason};
 
+use meant::MEANT;
+use scenarios::SCENARIOS;
+
 /// Key of Compose, a service file's line that uses it, and the test that shows its effect.
 const KEYS: &[(&str, &str, &str)] = &[
-    ("blkio_config", "blkio_config = { weight = 100 }", "a_disk_that_is_not_there_is_told"),
+    ("blkio_config", "blkio_config = { weight = 100 }", ""),
     ("cap_add", "cap_add = [\"CHOWN\"]", "capabilities_added_and_dropped"),
     ("cap_drop", "cap_drop = [\"ALL\"]", "capabilities_added_and_dropped"),
-    ("cgroup", "cgroup = \"private\"", "root_inside_is_not_root_outside"),
+    ("cgroup", "cgroup = \"private\"", ""),
     ("command", "command = \"serve\"", "a_program_sees_its_own_small_world"),
     ("cpu_shares", "cpu_shares = 512", "limits_of_memory_and_processors"),
     ("cpus", "cpus = 1.5", "limits_hold"),
@@ -75,6 +99,10 @@ const KEYS: &[(&str, &str, &str)] = &[
     ("working_dir", "working_dir = \"/srv\"", "a_program_sees_its_own_small_world"),
 ];
 
+/// Keys whose facts are compared in every container.
+const IN_ALL: [(&str, &str); 4] =
+    [("cgroup", "cgroup, namespaces"), ("command", "process"), ("entrypoint", ""), ("image", "all")];
+
 /// Keys of our own.
 const OWN: [&str; 2] = ["fallback", "hosts"];
 
@@ -96,17 +124,41 @@ fn the_page_is_what_the_parser_knows() {
         .map(|name| fs::read_to_string(root.join(format!("tests/engine/{name}.rs"))).unwrap())
         .concat();
     let mut page = String::from(
-        "# Compose keys\n\nWritten from `tests/compat.rs`. *Supported*: taken, and in force. The last column names the \
-         test in `tests/engine`\nthat looks from inside a real container. What a host's policy has to grant says \
-         `docs/config.md`.\n\n| key | state | seen from inside by |\n|---|---|---|\n",
+        "# Compose keys, and Docker\n\nWritten from the tables in `tests/compat.rs` and `tests/compat/`, which the tests \
+         there hold against real containers.\n\n## Keys\n\n*Supported*: taken, and in force. *Compared*: a container that uses \
+         the key under a real Docker, and the same one here, are looked\nat from inside (`tests/compat/probe.sh`: some two \
+         hundred facts each); named are the kinds of facts that the key changes,\nand all of them are the same, but for what \
+         is listed below. The last column names the test in `tests/engine` that looks\nfrom inside. What a host's policy has \
+         to grant says `docs/config.md`.\n\n| key | state | compared with Docker | seen from inside by |\n|---|---|---|---|\n",
     );
     for (key, _, test) in KEYS {
         assert!(test.is_empty() || tests.contains(&format!("fn {test}()")), "there is no test {test}");
         let test = if test.is_empty() { String::new() } else { format!("`{test}`") };
-        page.push_str(&format!("| `{key}` | supported | {test} |\n"));
+        let compared = IN_ALL.iter().find(|(named, _)| named == key).map(|(_, kinds)| (*kinds).to_owned());
+        let scenario = SCENARIOS.iter().find(|scenario| scenario.key == *key);
+        let compared = compared.or(scenario.map(|scenario| scenario.shows.join(", "))).unwrap_or_default();
+        page.push_str(&format!("| `{key}` | supported | {compared} | {test} |\n"));
     }
     for key in refused {
-        page.push_str(&format!("| `{key}` | refused by name | |\n"));
+        page.push_str(&format!("| `{key}` | refused by name | | |\n"));
+    }
+    page.push_str(
+        "\n## What is not as under Docker, on purpose\n\nAll of it: a difference that is not listed here fails the test, and \
+         so does one that is listed and is not there. `*` stands\nfor anything, `-` for nothing. A key: only in a container \
+         that uses it. `privileged` cannot be compared on a machine that lacks\na capability itself, as Docker's runtime starts \
+         nothing there; `tests/engine` has its own test of it.\n\n| key | fact | Docker | here | why |\n|---|---|---|---|---|\n",
+    );
+    for row in MEANT {
+        let cell = |text: &str| text.replace(" | ", "`, `").replace('|', "\\|");
+        let key = if row.key == "*" { String::new() } else { format!("`{}`", row.key) };
+        let line = format!(
+            "| {key} | `{}` | `{}` | `{}` | {} |\n",
+            cell(row.fact),
+            cell(row.docker),
+            cell(row.here),
+            row.why
+        );
+        page.push_str(&line);
     }
     let path = root.join("docs/compat.md");
     if std::env::var_os("UPDATE_GOLDEN").is_some() {

@@ -76,6 +76,7 @@ const LONG: &[(&str, &str)] = &[];
 /// Files that may hold `unsafe`, and why.
 const UNSAFE: &[(&str, &str)] = &[
     ("src/agent/probes.rs", "tokio wants a promise about the descriptor"),
+    ("src/engine/native/keyring.rs", "a system call that no crate wraps"),
     ("src/engine/native/record.rs", "a number of the C library that no crate wraps"),
     ("src/engine/native/shim/init.rs", "fork, in the container's own process of one thread, and its end"),
     ("src/engine/native/shim/mod.rs", "fork, in a process of one thread"),

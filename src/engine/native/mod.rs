@@ -10,6 +10,7 @@ mod etc_files;
 pub mod exec;
 mod exec_client;
 mod in_root;
+mod keyring;
 mod launch;
 mod layout;
 mod limits;
