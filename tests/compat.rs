@@ -99,9 +99,14 @@ const KEYS: &[(&str, &str, &str)] = &[
     ("working_dir", "working_dir = \"/srv\"", "a_program_sees_its_own_small_world"),
 ];
 
-/// Keys whose facts are compared in every container.
-const IN_ALL: [(&str, &str); 4] =
-    [("cgroup", "cgroup, namespaces"), ("command", "process"), ("entrypoint", ""), ("image", "all")];
+/// Keys whose facts are compared in every container, or in that of another key.
+const IN_ALL: [(&str, &str); 5] = [
+    ("cgroup", "cgroup, namespaces"),
+    ("command", "process"),
+    ("dns_opt", "resolver"),
+    ("dns_search", "resolver"),
+    ("image", "all"),
+];
 
 /// Keys of our own.
 const OWN: [&str; 2] = ["fallback", "hosts"];

@@ -32,7 +32,7 @@ impl Native {
             program,
         };
         Ok(Self {
-            engine: NativeEngine::new(parts, network.clone())?,
+            engine: NativeEngine::new(parts, network.clone())?.with_runtime(config.engine.runtime.clone()),
             network,
             traffic: NftTraffic::new(&config.instance, config.engine.subnet, &config.run_dir)?,
         })

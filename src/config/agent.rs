@@ -74,6 +74,8 @@ pub struct HostIdentity {
 pub struct EngineConfig {
     /// First address of the subnet and its prefix length: containers and service addresses.
     pub subnet: (std::net::Ipv4Addr, u8),
+    /// Name or absolute path of an OCI runtime of the host; `None` = the built-in one.
+    pub runtime: Option<String>,
 }
 
 /// `[registry."host:port"]`

@@ -64,6 +64,7 @@ struct Part {
     name: Option<HostName>,
     labels: Option<Vec<String>>,
     subnet: Option<(Ipv4Addr, u8)>,
+    runtime: Option<String>,
     registries: BTreeMap<String, RegistryConfig>,
     s3: Option<S3Config>,
     allowed: Option<Vec<String>>,
@@ -248,8 +249,18 @@ fn read_engine(engine: &Section<'_, '_>, part: &mut Part) {
             engine.findings.error(engine.key_span("subnet"), message, None);
         }
     }
-    engine.unsupported("runtime", "containers are run by the built-in engine");
+    part.runtime = engine.string("runtime");
+    if part.runtime.as_deref().is_some_and(|name| !is_runtime(name)) {
+        let message = "`runtime` takes \"built-in\", the name of an OCI runtime, as \"crun\" or \"runc\", or its absolute path";
+        engine.findings.error(engine.key_span("runtime"), message, None);
+    }
     engine.finish(|_| None);
+}
+
+fn is_runtime(name: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    let named = name.starts_with(|c: char| c.is_ascii_alphanumeric()) && name.chars().all(plain);
+    named || absolute(name).is_some()
 }
 
 fn subnet(text: &str) -> Option<(Ipv4Addr, u8)> {
@@ -364,6 +375,7 @@ impl Part {
             name: over.name.or(self.name),
             labels: over.labels.or(self.labels),
             subnet: over.subnet.or(self.subnet),
+            runtime: over.runtime.or(self.runtime),
             registries,
             s3: over.s3.or(self.s3),
             allowed: over.allowed.or(self.allowed),
@@ -415,7 +427,10 @@ impl Part {
                 ca_file: self.ca_file,
             },
             host: HostIdentity { name, labels: labels.into_iter().collect() },
-            engine: EngineConfig { subnet: self.subnet.unwrap_or((Ipv4Addr::new(10, 98, 0, 0), 16)) },
+            engine: EngineConfig {
+                subnet: self.subnet.unwrap_or((Ipv4Addr::new(10, 98, 0, 0), 16)),
+                runtime: self.runtime.filter(|name| name != "built-in"),
+            },
             registries: self.registries,
             s3: self.s3.unwrap_or_default(),
             policy: Policy {

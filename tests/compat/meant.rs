@@ -99,7 +99,7 @@ pub const MEANT: &[Meant] = &[
     meant("init", "mounts /sbin/docker-init *", "*", "-", "the first process is no file of the host"),
     meant("init", "process first", "docker-init", "init", "the same"),
     meant("init", "process pid", "*", "2", "it starts the program at once"),
-    meant("pid", "process p*", "*", "*", "numbers of the host, which are new each time"),
+    meant("pid", "process parent | process pid", "*", "*", "numbers of the host, which are new each time"),
     meant(
         "ipc",
         "mounts /dev/shm options",

@@ -141,8 +141,13 @@ fn run_command(run: &RunFiles, limit: Option<Duration>, command: Vec<String>) ->
 
 fn start(run: &RunFiles, limit: Option<Duration>, command: Vec<String>) -> Result<i32, String> {
     let id = RunFiles::id_of(&run.dir).ok_or("the directory names no container")?;
+    let name = command.first().cloned().unwrap_or_default();
     let process = describe(run, command).map_err(|error| format!("{id}: its configuration: {error}"))?;
     let launch = super::record::read::<Launch>(&run.launch()).ok_or("launch.json cannot be read")?;
+    if let Some(program) = &launch.runtime {
+        return super::runtime::exec(run, &launch, program, &process, limit.is_some())
+            .map_err(|message| super::runtime::explain(&name, &message));
+    }
     let filter = super::rights::filter(&launch.options);
     let (failure, writer) = pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(|error| format!("pipe: {error}"))?;
     let mut builder = ContainerBuilder::new(id.to_string(), SyscallType::Linux)

@@ -52,6 +52,9 @@ pub(super) struct Launch {
     /// What else sets it apart; of older versions nothing.
     #[serde(default)]
     pub options: Options,
+    /// The program of an OCI runtime; `None` = the built-in one, as in all older versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub runtime: Option<PathBuf>,
     /// For the journal: image reference.
     pub image: String,
     /// For the journal: commit.
@@ -120,6 +123,7 @@ impl Launch {
             milli_cpus: spec.milli_cpus,
             pids: spec.pids_limit,
             options: spec.options.clone(),
+            runtime: None,
             image: spec.image.reference.to_string(),
             commit: request.commit.to_string(),
         })

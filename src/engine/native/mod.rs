@@ -21,6 +21,7 @@ pub mod network;
 mod observe;
 mod record;
 mod rights;
+mod runtime;
 mod seal;
 mod seccomp;
 pub mod shim;
@@ -65,6 +66,8 @@ pub struct NativeEngine {
     program: PathBuf,
     network: Arc<dyn Network>,
     cgroups: Cgroups,
+    /// Name or path of an OCI runtime of the host; `None` = the built-in one.
+    runtime: Option<String>,
     /// Shared by starts, alone for taking empty parent groups away: a start may need the parent at any moment.
     parents: RwLock<()>,
 }
@@ -90,7 +93,14 @@ impl NativeEngine {
         }
         let cgroups = Cgroups::detect(&layout.instance)
             .map_err(|error| EngineError::new(Reason::StartFailed, "cgroups cannot be found", error))?;
-        Ok(Self { layout, program, network, cgroups, parents: RwLock::new(()) })
+        Ok(Self { layout, program, network, cgroups, runtime: None, parents: RwLock::new(()) })
+    }
+
+    /// The same, with new containers made by an OCI runtime of the host: `crun`, `runc`, or an absolute path.
+    #[must_use]
+    pub fn with_runtime(mut self, runtime: Option<String>) -> Self {
+        self.runtime = runtime;
+        self
     }
 
     /// Runs a command inside a running container with our own standard input, output and error; gives back its exit

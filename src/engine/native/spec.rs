@@ -249,6 +249,7 @@ mod tests {
             milli_cpus: Some(1500),
             pids: Some(32),
             options: Options::default(),
+            runtime: None,
             image: "r.io/shop:1".into(),
             commit: "c".repeat(40),
         }

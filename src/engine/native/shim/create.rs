@@ -20,7 +20,7 @@ use super::super::launch::Launch;
 use super::super::layout::RunFiles;
 use super::super::record::{self, ProcessId, RunRecord};
 use super::super::user::{self, Identity};
-use super::super::{in_root, rights, spec};
+use super::super::{in_root, rights, runtime, spec};
 use super::program::Program;
 use super::supervise::Supervised;
 use super::{devices, open_reader, rootfs, volumes};
@@ -62,7 +62,11 @@ pub(super) fn create(run: &RunFiles, launch: Launch) -> Result<Supervised, Engin
         file_limit: file_limit.unwrap_or(u64::MAX),
         v1_cgroups: &cgroups.v1_names(),
     };
-    let config = spec::config(&launch, &around).map_err(|e| failed("its limits of disks", e))?;
+    let mut config = spec::config(&launch, &around).map_err(|e| failed("its limits of disks", e))?;
+    if launch.runtime.is_some() {
+        runtime::complete(&launch, &mut config)
+            .map_err(|message| EngineError::plain(Reason::StartFailed, format!("{id}: {message}")))?;
+    }
     fs::create_dir_all(run.bundle())
         .and_then(|()| fs::create_dir_all(run.runtime()))
         .and_then(|()| record::write(&run.bundle().join("config.json"), &config))
@@ -73,6 +77,16 @@ pub(super) fn create(run: &RunFiles, launch: Launch) -> Result<Supervised, Engin
         let _ = cgroups.remove(&id, Duration::from_secs(5));
         rootfs::unmount(&state, &run.scratch());
     };
+    if let Some(program) = launch.runtime.clone() {
+        let Outputs { readers, writers } = outputs;
+        let pid = runtime::run(run, &launch, &program, writers).inspect_err(|_| undo())?;
+        let record = write_record(run, &launch, pid).map_err(|error| failed("its record", error));
+        let record = record.inspect_err(|_| {
+            runtime::forget(run, &launch);
+            undo();
+        })?;
+        return Supervised::child(launch, &record, readers).map_err(|e| failed("pidfd", e));
+    }
     let (container, mut failure, readers) = build(run, &launch, outputs).inspect_err(|_| undo())?;
     let pid = container.pid().map(|pid| pid.as_raw()).unwrap_or_default();
     match run_program(run, &launch, container, pid, &mut failure) {
@@ -160,10 +174,13 @@ fn run_program(
     if !message.is_empty() {
         return Err(EngineError::plain(Reason::StartFailed, message));
     }
+    write_record(run, launch, pid).map_err(|error| start_failed("its record cannot be written", error))
+}
+
+fn write_record(run: &RunFiles, launch: &Launch, pid: i32) -> io::Result<RunRecord> {
     ProcessId::of(pid)
         .map(|init| RunRecord { init, started_at: super::super::clock::now(), address: launch.address })
         .and_then(|record| record::write(&run.record(), &record).map(|()| record))
-        .map_err(|error| start_failed("its record cannot be written", error))
 }
 
 fn start_failed(what: &str, error: impl std::error::Error + Send + Sync + 'static) -> EngineError {

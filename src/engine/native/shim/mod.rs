@@ -31,7 +31,7 @@ use crate::engine::EngineError;
 use crate::types::Reason;
 
 pub use program::NOT_FOUND;
-pub(super) use program::Program;
+pub(super) use program::{Program, reset_signals};
 
 /// Name of the subcommand.
 pub(super) const COMMAND: &str = "internal-shim";

@@ -73,7 +73,7 @@ fn execute(spec: &Spec, filter: &Filter, init: bool) -> Result<std::convert::Inf
 
 /// Rust ignores SIGPIPE, the shim ignores more, and posix_spawn(3) leaves the C library's own two signals ignored;
 /// ignored signals stay ignored over execve(2), and `yes | head` in a container would never end.
-fn reset_signals() {
+pub(in super::super) fn reset_signals() {
     // The kernel's own structure, as the C library refuses to change its own two signals: SIG_DFL, no flags, no mask.
     let default_action = [0u64; 4];
     for number in 1..=nix::libc::SIGRTMAX() {
