@@ -23,5 +23,7 @@ mod files;
 mod lives;
 #[path = "engine/options.rs"]
 mod options;
+#[path = "engine/runtimes.rs"]
+mod runtimes;
 #[path = "engine/world.rs"]
 mod world;

@@ -16,7 +16,7 @@ use libcontainer::syscall::syscall::SyscallType;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal, killpg};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::unistd::{Pid, pipe2};
+use nix::unistd::{Pid, getpgid, getpgrp, pipe2};
 use rustix::process::{WaitId, WaitIdOptions, waitid};
 use serde::{Deserialize, Serialize};
 
@@ -100,8 +100,9 @@ fn run_command(run: &RunFiles, limit: Option<Duration>, command: Vec<String>) ->
 
     let pid = start(run, limit, command)?;
     let process = PidFd::of_child(pid).map_err(|error| format!("pidfd: {error}"))?;
-    // The command leads a session and a process group of its own: what it started goes with it.
-    let group = Pid::from_raw(pid);
+    // The command has a session and a process group of its own: what it started goes with it.
+    let pid = Pid::from_raw(pid);
+    let group = getpgid(Some(pid)).ok().filter(|group| *group != getpgrp()).unwrap_or(pid);
     loop {
         let left = match limit {
             Some(limit) => {

@@ -10,6 +10,7 @@ use std::process::{Command, Stdio};
 
 use nix::mount::{MntFlags, umount2};
 use nix::sched::{CloneFlags, unshare};
+use nix::unistd::setsid;
 
 use super::super::layout::RunFiles;
 use super::super::shim::{NOT_FOUND, reset_signals};
@@ -73,6 +74,8 @@ impl<'a> Cli<'a> {
 /// The shim ignores signals, and ignored ones stay so over execve(2); what is hidden is so in this process alone.
 fn prepare() -> nix::Result<()> {
     reset_signals();
+    // A session and a process group of their own for what it makes: crun leaves that to its caller.
+    setsid()?;
     unshare(CloneFlags::CLONE_NEWNS)?;
     // Not there on most hosts.
     let _ = umount2(BESIDE_V1, MntFlags::MNT_DETACH);
@@ -102,7 +105,8 @@ pub(in super::super) fn explain(program: &str, message: &str) -> String {
     if about && missing.iter().any(|words| message.contains(words)) {
         return format!("`{program}` {NOT_FOUND}");
     }
-    if about && message.to_ascii_lowercase().contains("permission denied") {
+    let refused = message.to_ascii_lowercase().contains("permission denied");
+    if refused && (about || message.starts_with("open executable")) {
         return format!("`{program}` may not be executed by this user");
     }
     message.to_owned()
@@ -132,6 +136,8 @@ mod tests {
             explain("nope", "cgroups: no such file or directory"),
             "cgroups: no such file or directory"
         );
+        let denied = "`/etc/passwd` may not be executed by this user";
+        assert_eq!(explain("/etc/passwd", "open executable: Permission denied"), denied);
         assert_eq!(last_error("not json"), None);
     }
 }

@@ -50,11 +50,30 @@ pub(super) fn complete(launch: &Launch, config: &mut Value) -> Result<(), String
     if launch.options.init == Some(true) {
         return Err("`init` is done by the built-in runtime only, not by that of `engine.runtime`".into());
     }
+    for mount in config["mounts"].as_array_mut().into_iter().flatten() {
+        let file = mount["source"].as_str().is_some_and(|source| Path::new(source).is_file());
+        if mount["type"] == "bind" && file {
+            plain(mount);
+        }
+    }
     let filter = rights::filter(&launch.options);
     if !filter.is_empty() {
         config["linux"]["seccomp"] = calls::profile(&filter)?;
     }
     Ok(())
+}
+
+/// Options of a bind mount without what concerns mounts below it: there are none below a file, and crun looks for them.
+fn plain(mount: &mut Value) {
+    for option in mount["options"].as_array_mut().into_iter().flatten() {
+        let simple = match option.as_str() {
+            Some("rbind") => "bind",
+            Some("rnodev") => "nodev",
+            Some("rro") => "ro",
+            _ => continue,
+        };
+        *option = simple.into();
+    }
 }
 
 /// Makes the container and lets its program run; gives back the first process, a child of ours. What was begun by a
