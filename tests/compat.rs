@@ -94,7 +94,7 @@ const KEYS: &[(&str, &str, &str)] = &[
         "kernel_parameters_and_limits_of_processes",
     ),
     ("user", "user = \"app\"", "a_program_sees_its_own_small_world"),
-    ("userns_mode", "userns_mode = \"host\"", ""),
+    ("userns_mode", "userns_mode = \"auto\"", "root_inside_is_nobody_outside"),
     ("volumes", "volumes = [\"data:/data\"]", "volumes_keep_what_is_written_and_read_only_means_it"),
     ("working_dir", "working_dir = \"/srv\"", "a_program_sees_its_own_small_world"),
 ];
@@ -125,7 +125,7 @@ fn the_page_is_what_the_parser_knows() {
     let listed: BTreeSet<&str> = KEYS.iter().map(|(key, _, _)| *key).chain(OWN).collect();
     assert_eq!(read.iter().copied().collect::<BTreeSet<_>>(), listed);
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
-    let tests: String = ["options", "world", "files"]
+    let tests: String = ["options", "world", "files", "users"]
         .map(|name| fs::read_to_string(root.join(format!("tests/engine/{name}.rs"))).unwrap())
         .concat();
     let mut page = String::from(
@@ -189,6 +189,8 @@ fn what_is_not_supported_is_refused_by_name_and_line() {
         "network_mode = \"host\"",
         "network_mode = \"none\"",
         "userns_mode = \"keep-id\"",
+        "userns_mode = \"auto\"\nprivileged = true",
+        "userns_mode = \"auto\"\npid = \"host\"",
         "pid = \"service:b\"",
         "ipc = \"shareable\"",
         "security_opt = [\"apparmor=x\"]",

@@ -25,5 +25,7 @@ mod lives;
 mod options;
 #[path = "engine/runtimes.rs"]
 mod runtimes;
+#[path = "engine/users.rs"]
+mod users;
 #[path = "engine/world.rs"]
 mod world;

@@ -76,6 +76,8 @@ pub struct EngineConfig {
     pub subnet: (std::net::Ipv4Addr, u8),
     /// Name or absolute path of an OCI runtime of the host; `None` = the built-in one.
     pub runtime: Option<String>,
+    /// First number and count of the users and groups of the host that are for containers; `None` = none are.
+    pub subuids: Option<(u32, u32)>,
 }
 
 /// `[registry."host:port"]`

@@ -65,6 +65,7 @@ struct Part {
     labels: Option<Vec<String>>,
     subnet: Option<(Ipv4Addr, u8)>,
     runtime: Option<String>,
+    subuids: Option<(u32, u32)>,
     registries: BTreeMap<String, RegistryConfig>,
     s3: Option<S3Config>,
     allowed: Option<Vec<String>>,
@@ -254,6 +255,14 @@ fn read_engine(engine: &Section<'_, '_>, part: &mut Part) {
         let message = "`runtime` takes \"built-in\", the name of an OCI runtime, as \"crun\" or \"runc\", or its absolute path";
         engine.findings.error(engine.key_span("runtime"), message, None);
     }
+    if let Some(text) = engine.string("subuids") {
+        part.subuids = subuids(&text);
+        if part.subuids.is_none() {
+            let message = "`subuids` takes the first number and how many there are, as \"1000000:6553600\": above 65535, and \
+                           65536 for each container";
+            engine.findings.error(engine.key_span("subuids"), message, None);
+        }
+    }
     engine.finish(|_| None);
 }
 
@@ -261,6 +270,14 @@ fn is_runtime(name: &str) -> bool {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     let named = name.starts_with(|c: char| c.is_ascii_alphanumeric()) && name.chars().all(plain);
     named || absolute(name).is_some()
+}
+
+/// As in subuid(5), without the name. Below 65536 are users of the host itself.
+fn subuids(text: &str) -> Option<(u32, u32)> {
+    let (first, count) = text.split_once(':')?;
+    let (first, count): (u32, u32) = (first.parse().ok()?, count.parse().ok()?);
+    // The last number means "none": chown(2).
+    (first > 65535 && count >= 65536 && first.checked_add(count)? < u32::MAX).then_some((first, count))
 }
 
 fn subnet(text: &str) -> Option<(Ipv4Addr, u8)> {
@@ -376,6 +393,7 @@ impl Part {
             labels: over.labels.or(self.labels),
             subnet: over.subnet.or(self.subnet),
             runtime: over.runtime.or(self.runtime),
+            subuids: over.subuids.or(self.subuids),
             registries,
             s3: over.s3.or(self.s3),
             allowed: over.allowed.or(self.allowed),
@@ -430,6 +448,7 @@ impl Part {
             engine: EngineConfig {
                 subnet: self.subnet.unwrap_or((Ipv4Addr::new(10, 98, 0, 0), 16)),
                 runtime: self.runtime.filter(|name| name != "built-in"),
+                subuids: self.subuids,
             },
             registries: self.registries,
             s3: self.s3.unwrap_or_default(),

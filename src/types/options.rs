@@ -102,6 +102,9 @@ pub struct Options {
     /// Whether it shares the host's System V IPC and message queues.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub host_ipc: Option<bool>,
+    /// Whether its users are others on the host: it has a user namespace with numbers of its own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user_namespace: Option<bool>,
     /// Ports it listens on; only for people.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expose: Option<Vec<(u16, Protocol)>>,
@@ -179,7 +182,8 @@ impl Options {
         merged!(
             group_add, hostname, domainname, extra_hosts, dns, dns_search, dns_opt, cap_add, cap_drop,
             unconfined, privileged, devices, shm_size, tmpfs, read_only, init, stop_signal, memswap_limit,
-            mem_reservation, cpuset, cpu_shares, oom_score_adj, blkio, logging, host_pid, host_ipc, expose;
+            mem_reservation, cpuset, cpu_shares, oom_score_adj, blkio, logging, host_pid, host_ipc,
+            user_namespace, expose;
             sysctls, ulimits, labels
         )
     }
@@ -216,6 +220,7 @@ impl Options {
             logging,
             host_pid,
             host_ipc,
+            user_namespace,
             expose: _, // only for people
         } = self;
         let changed = [
@@ -247,6 +252,7 @@ impl Options {
             ("logging", *logging != after.logging),
             ("pid", *host_pid != after.host_pid),
             ("ipc", *host_ipc != after.host_ipc),
+            ("userns_mode", user_namespace.unwrap_or(false) != after.user_namespace.unwrap_or(false)),
         ];
         changed.iter().find(|(_, differs)| *differs).map(|(key, _)| *key)
     }

@@ -25,7 +25,7 @@ use super::launch::Launch;
 use super::layout::RunFiles;
 use super::record::PidFd;
 use super::seal;
-use super::shim::{NOT_FOUND, Program};
+use super::shim::{Enter, NOT_FOUND, Program, namespace_of};
 
 /// Name of the subcommand.
 pub(super) const COMMAND: &str = "internal-exec";
@@ -143,18 +143,25 @@ fn run_command(run: &RunFiles, limit: Option<Duration>, command: Vec<String>) ->
 fn start(run: &RunFiles, limit: Option<Duration>, command: Vec<String>) -> Result<i32, String> {
     let id = RunFiles::id_of(&run.dir).ok_or("the directory names no container")?;
     let name = command.first().cloned().unwrap_or_default();
-    let process = describe(run, command).map_err(|error| format!("{id}: its configuration: {error}"))?;
+    let configuration = |error: io::Error| format!("{id}: its configuration: {error}");
+    let mut process = describe(run, command).map_err(configuration)?;
     let launch = super::record::read::<Launch>(&run.launch()).ok_or("launch.json cannot be read")?;
     if let Some(program) = &launch.runtime {
+        let process = in_memory(&process).map_err(configuration)?;
         return super::runtime::exec(run, &launch, program, &process, limit.is_some())
             .map_err(|message| super::runtime::explain(&name, &message));
     }
+    let users = launch.first_id.map(|_| enter(run)).transpose();
+    let users = users.map_err(|error| format!("{id}: its namespaces: {error}"))?;
+    let becomes = users.as_ref().map(|users| Enter::take(&mut process, users.as_raw_fd()));
+    let becomes = becomes.map(|becomes| becomes.ok_or("config.json holds no user")).transpose()?;
+    let process = in_memory(&process).map_err(configuration)?;
     let filter = super::rights::filter(&launch.options);
     let (failure, writer) = pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(|error| format!("pipe: {error}"))?;
     let mut builder = ContainerBuilder::new(id.to_string(), SyscallType::Linux)
         .with_root_path(run.runtime())
         .map_err(|error| format!("{id}: {error}"))?
-        .with_executor(Program { failure: writer.as_raw_fd(), filter, init: false });
+        .with_executor(Program { failure: writer.as_raw_fd(), filter, init: false, enter: becomes });
     if limit.is_some() {
         // Ours is the pipe to the agent.
         builder = builder.with_stdin(File::open("/dev/null").map_err(|error| format!("/dev/null: {error}"))?);
@@ -175,9 +182,18 @@ fn start(run: &RunFiles, limit: Option<Duration>, command: Vec<String>) -> Resul
     }
 }
 
-/// The container's own process with another command, as a file that the library reads: the same user, environment,
-/// directory, rights and limits. What the library would fill in itself is not the same (1024 open files, for one).
-fn describe(run: &RunFiles, command: Vec<String>) -> io::Result<File> {
+/// Enters the network of a container with a user namespace, which belongs to the host's users and cannot be entered from
+/// inside; gives back that namespace, which is entered last.
+fn enter(run: &RunFiles) -> io::Result<File> {
+    let record = super::record::read::<super::record::RunRecord>(&run.record());
+    let pid = record.ok_or_else(|| io::Error::other("run.json cannot be read"))?.init.pid;
+    let network = File::open(format!("/proc/{pid}/ns/net"))?;
+    nix::sched::setns(network, nix::sched::CloneFlags::CLONE_NEWNET)?;
+    namespace_of(pid)
+}
+
+/// The container's own process with another command: the same user, environment, directory, rights and limits. What the library would fill in itself is not the same (1024 open files, for one).
+fn describe(run: &RunFiles, command: Vec<String>) -> io::Result<serde_json::Value> {
     let config = std::fs::read(run.bundle().join("config.json"))?;
     let config: serde_json::Value = serde_json::from_slice(&config)?;
     let mut process = config.get("process").cloned().unwrap_or_default();
@@ -189,9 +205,14 @@ fn describe(run: &RunFiles, command: Vec<String>) -> io::Result<File> {
             limit[kind] = limit[kind].as_u64().unwrap_or(hard).min(hard).into();
         }
     }
+    Ok(process)
+}
+
+/// As a file that a runtime reads.
+fn in_memory(process: &serde_json::Value) -> io::Result<File> {
     let memory = rustix::fs::memfd_create("process.json", rustix::fs::MemfdFlags::CLOEXEC)?;
     let mut file = File::from(memory);
-    file.write_all(&serde_json::to_vec(&process)?)?;
+    file.write_all(&serde_json::to_vec(process)?)?;
     Ok(file)
 }
 

@@ -55,6 +55,9 @@ pub(super) struct Launch {
     /// The program of an OCI runtime; `None` = the built-in one, as in all older versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub runtime: Option<PathBuf>,
+    /// The host's number of its root, where it has a user namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_id: Option<u32>,
     /// For the journal: image reference.
     pub image: String,
     /// For the journal: commit.
@@ -124,6 +127,7 @@ impl Launch {
             pids: spec.pids_limit,
             options: spec.options.clone(),
             runtime: None,
+            first_id: None,
             image: spec.image.reference.to_string(),
             commit: request.commit.to_string(),
         })

@@ -29,6 +29,7 @@ mod spec;
 mod start;
 mod stop;
 mod user;
+mod userns;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -68,6 +69,7 @@ pub struct NativeEngine {
     cgroups: Cgroups,
     /// Name or path of an OCI runtime of the host; `None` = the built-in one.
     runtime: Option<String>,
+    subuids: userns::Ids,
     /// Shared by starts, alone for taking empty parent groups away: a start may need the parent at any moment.
     parents: RwLock<()>,
 }
@@ -93,13 +95,28 @@ impl NativeEngine {
         }
         let cgroups = Cgroups::detect(&layout.instance)
             .map_err(|error| EngineError::new(Reason::StartFailed, "cgroups cannot be found", error))?;
-        Ok(Self { layout, program, network, cgroups, runtime: None, parents: RwLock::new(()) })
+        Ok(Self {
+            layout,
+            program,
+            network,
+            cgroups,
+            runtime: None,
+            subuids: userns::Ids::default(),
+            parents: RwLock::new(()),
+        })
     }
 
     /// The same, with new containers made by an OCI runtime of the host: `crun`, `runc`, or an absolute path.
     #[must_use]
     pub fn with_runtime(mut self, runtime: Option<String>) -> Self {
         self.runtime = runtime;
+        self
+    }
+
+    /// The same, with numbers of users for containers that have a user namespace: the first one, and how many.
+    #[must_use]
+    pub fn with_subuids(mut self, range: Option<(u32, u32)>) -> Self {
+        self.subuids = userns::Ids::new(range);
         self
     }
 

@@ -250,6 +250,7 @@ mod tests {
             pids: Some(32),
             options: Options::default(),
             runtime: None,
+            first_id: None,
             image: "r.io/shop:1".into(),
             commit: "c".repeat(40),
         }

@@ -73,6 +73,9 @@ pub(super) fn start(engine: &NativeEngine, request: &ContainerRequest) -> Result
     let netns = engine.network.attach(id, request.address)?;
     let mut launch = Launch::new(request, &engine.layout, netns)?;
     launch.runtime = engine.runtime.as_deref().map(super::runtime::find).transpose()?;
+    if request.spec.options.user_namespace == Some(true) {
+        launch.first_id = Some(engine.subuids.of(&engine.layout, id)?);
+    }
     record::write(&run.launch(), &launch).map_err(|e| failed("launch.json cannot be written", e))?;
     let result = run_shim(engine, &run, lock, shim::START);
     if result.is_err() {

@@ -50,6 +50,11 @@ pub(super) fn complete(launch: &Launch, config: &mut Value) -> Result<(), String
     if launch.options.init == Some(true) {
         return Err("`init` is done by the built-in runtime only, not by that of `engine.runtime`".into());
     }
+    if launch.first_id.is_some() {
+        return Err(
+            "`userns_mode` is done by the built-in runtime only, not by that of `engine.runtime`".into()
+        );
+    }
     for mount in config["mounts"].as_array_mut().into_iter().flatten() {
         let file = mount["source"].as_str().is_some_and(|source| Path::new(source).is_file());
         if mount["type"] == "bind" && file {

@@ -19,8 +19,9 @@ use super::super::cgroup::Cgroups;
 use super::super::launch::Launch;
 use super::super::layout::RunFiles;
 use super::super::record::{self, ProcessId, RunRecord};
-use super::super::user::{self, Identity};
+use super::super::user;
 use super::super::{in_root, rights, runtime, spec};
+use super::mapped::{self, Mapped};
 use super::program::Program;
 use super::supervise::Supervised;
 use super::{devices, open_reader, rootfs, volumes};
@@ -47,8 +48,10 @@ pub(super) fn create(run: &RunFiles, launch: Launch) -> Result<Supervised, Engin
         user::look_up(&root_dir, &launch.user, launch.options.group_add.as_deref().unwrap_or_default())
             .map_err(|message| EngineError::plain(Reason::StartFailed, format!("{id}: {message}")))?;
     // As Docker does: the working directory of an image need not exist in it.
-    in_root::create_dir_all(&root_dir, &launch.cwd)
-        .map_err(|e| failed(&format!("working directory {}", launch.cwd.display()), e))?;
+    if launch.first_id.is_none() {
+        in_root::create_dir_all(&root_dir, &launch.cwd)
+            .map_err(|e| failed(&format!("working directory {}", launch.cwd.display()), e))?;
+    }
     let binds = volumes::prepare(&launch, root_dir.as_fd())?;
     drop(root_dir);
 
@@ -67,12 +70,16 @@ pub(super) fn create(run: &RunFiles, launch: Launch) -> Result<Supervised, Engin
         runtime::complete(&launch, &mut config)
             .map_err(|message| EngineError::plain(Reason::StartFailed, format!("{id}: {message}")))?;
     }
+    let prepare = |first| Mapped::prepare(&launch, first, &run.scratch(), &mut config);
+    let mapped = launch.first_id.map(prepare).transpose().map_err(|e| failed("its user namespace", e))?;
     fs::create_dir_all(run.bundle())
         .and_then(|()| fs::create_dir_all(run.runtime()))
         .and_then(|()| record::write(&run.bundle().join("config.json"), &config))
         .map_err(|e| failed("its configuration cannot be written", e))?;
 
-    let outputs = Outputs::open(run, &identity).map_err(|e| failed("its outputs", e))?;
+    let outside = |id| mapped.as_ref().map_or(id, |mapped| mapped.outside(id));
+    let owner = (outside(identity.uid), outside(identity.gid));
+    let outputs = Outputs::open(run, owner).map_err(|e| failed("its outputs", e))?;
     let undo = || {
         let _ = cgroups.remove(&id, Duration::from_secs(5));
         rootfs::unmount(&state, &run.scratch());
@@ -87,7 +94,18 @@ pub(super) fn create(run: &RunFiles, launch: Launch) -> Result<Supervised, Engin
         })?;
         return Supervised::child(launch, &record, readers).map_err(|e| failed("pidfd", e));
     }
-    let (container, mut failure, readers) = build(run, &launch, outputs).inspect_err(|_| undo())?;
+    let made = match &mapped {
+        None => build(run, &launch, outputs),
+        Some(mapped) => mapped
+            .build(&launch, || build(run, &launch, outputs))
+            .unwrap_or_else(|error| Err(failed("its network", error))),
+    };
+    let (container, mut failure, readers) = made.inspect_err(|_| undo())?;
+    if mapped.is_some() {
+        mapped::forget_place(&launch, &mut config);
+        record::write(&run.bundle().join("config.json"), &config)
+            .map_err(|e| failed("its configuration cannot be written", e))?;
+    }
     let pid = container.pid().map(|pid| pid.as_raw()).unwrap_or_default();
     match run_program(run, &launch, container, pid, &mut failure) {
         Ok(record) => Supervised::child(launch, &record, readers).map_err(|e| failed("pidfd", e)),
@@ -108,14 +126,15 @@ struct Outputs {
 }
 
 impl Outputs {
-    fn open(run: &RunFiles, identity: &Identity) -> io::Result<Self> {
+    /// `owner`: user and group on the host.
+    fn open(run: &RunFiles, owner: (u32, u32)) -> io::Result<Self> {
         let one = |stream: Stream| -> io::Result<(File, File)> {
             let path = run.fifo(&stream.to_string());
             mkfifo(&path, Mode::S_IRUSR | Mode::S_IWUSR)?;
             let reader = open_reader(&path)?;
             let writer = File::options().read(true).write(true).open(&path)?;
             // A program that is not root opens /dev/stdout anew, by name.
-            fchown(&writer, Some(identity.uid), Some(identity.gid))?;
+            fchown(&writer, Some(owner.0), Some(owner.1))?;
             Ok((reader, writer))
         };
         let (out, err) = (one(Stream::Stdout)?, one(Stream::Stderr)?);
@@ -142,6 +161,7 @@ fn build(
                     failure: writer.as_raw_fd(),
                     filter: rights::filter(&launch.options),
                     init: launch.options.init == Some(true),
+                    enter: None,
                 })
                 .with_stdin(null)
                 .with_stdout(stdout)

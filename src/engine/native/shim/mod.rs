@@ -7,8 +7,11 @@
 
 mod create;
 mod devices;
+mod enter;
 mod fill;
+mod idmap;
 mod init;
+mod mapped;
 mod program;
 mod rootfs;
 mod supervise;
@@ -30,6 +33,7 @@ use super::{launch, seal};
 use crate::engine::EngineError;
 use crate::types::Reason;
 
+pub(super) use enter::{Enter, namespace_of};
 pub use program::NOT_FOUND;
 pub(super) use program::{Program, reset_signals};
 

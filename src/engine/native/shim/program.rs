@@ -9,6 +9,7 @@ use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 use oci_spec::runtime::Spec;
 
 use super::super::seccomp::Filter;
+use super::enter::Enter;
 
 /// How the message ends that a program is not there.
 pub const NOT_FOUND: &str = "is not in the image, or the interpreter that it names is not";
@@ -22,11 +23,13 @@ pub(in super::super) struct Program {
     pub filter: Filter,
     /// Whether a small first process stays behind, see [`super::init`].
     pub init: bool,
+    /// Who it becomes only now.
+    pub enter: Option<Enter>,
 }
 
 impl Executor for Program {
     fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
-        let message = match execute(spec, &self.filter, self.init) {
+        let message = match self.execute(spec) {
             Ok(never) => match never {},
             Err(message) => message,
         };
@@ -39,6 +42,15 @@ impl Executor for Program {
     /// Nothing: execve(2) itself is the only judge that is right about every image.
     fn validate(&self, _: &Spec) -> Result<(), ExecutorValidationError> {
         Ok(())
+    }
+}
+
+impl Program {
+    fn execute(&self, spec: &Spec) -> Result<std::convert::Infallible, String> {
+        if let Some(enter) = &self.enter {
+            enter.enter()?;
+        }
+        execute(spec, &self.filter, self.init)
     }
 }
 
