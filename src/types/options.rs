@@ -252,7 +252,7 @@ impl Options {
             ("logging", *logging != after.logging),
             ("pid", *host_pid != after.host_pid),
             ("ipc", *host_ipc != after.host_ipc),
-            ("userns_mode", user_namespace.unwrap_or(false) != after.user_namespace.unwrap_or(false)),
+            ("userns_mode", *user_namespace != after.user_namespace),
         ];
         changed.iter().find(|(_, differs)| *differs).map(|(key, _)| *key)
     }

@@ -23,6 +23,7 @@ mod load;
 mod mended;
 mod operator;
 mod ports;
+mod runtimes;
 mod secrets;
 mod service;
 mod sidebyside;

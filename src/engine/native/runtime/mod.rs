@@ -55,6 +55,10 @@ pub(super) fn complete(launch: &Launch, config: &mut Value) -> Result<(), String
             "`userns_mode` is done by the built-in runtime only, not by that of `engine.runtime`".into()
         );
     }
+    if let Some(name) = &launch.options.domainname {
+        // Runtimes older than version 1.1 of the specification ignore its key.
+        config["linux"]["sysctl"]["kernel.domainname"] = name.as_str().into();
+    }
     for mount in config["mounts"].as_array_mut().into_iter().flatten() {
         let file = mount["source"].as_str().is_some_and(|source| Path::new(source).is_file());
         if mount["type"] == "bind" && file {
