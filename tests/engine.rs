@@ -31,9 +31,13 @@ mod networks;
 mod old;
 #[path = "engine/options.rs"]
 mod options;
+#[path = "engine/runtimes.rs"]
+mod runtimes;
 #[path = "engine/terminals.rs"]
 mod terminals;
 #[path = "engine/top.rs"]
 mod top;
+#[path = "engine/users.rs"]
+mod users;
 #[path = "engine/world.rs"]
 mod world;

@@ -77,7 +77,14 @@ const LONG: &[(&str, &str)] = &[];
 const UNSAFE: &[(&str, &str)] = &[
     ("src/agent/probes.rs", "tokio wants a promise about the descriptor"),
     ("src/engine/native/exec_terminal.rs", "an ioctl of terminals that no crate we have wraps"),
+    ("src/engine/native/keyring.rs", "a system call that no crate wraps"),
     ("src/engine/native/record.rs", "a number of the C library that no crate wraps"),
+    ("src/engine/native/runtime/cli.rs", "the runtime's process, between fork and exec"),
+    (
+        "src/engine/native/shim/idmap.rs",
+        "fork, in a process of one thread, and a system call that no crate wraps",
+    ),
+    ("src/engine/native/shim/enter.rs", "a descriptor that fork has carried over"),
     ("src/engine/native/shim/init.rs", "fork, in the container's own process of one thread, and its end"),
     ("src/engine/native/shim/mod.rs", "fork, in a process of one thread"),
     ("src/engine/native/shim/program.rs", "the container's own process, between fork and exec"),

@@ -35,7 +35,9 @@ impl Native {
             program,
         };
         Ok(Self {
-            engine: NativeEngine::new(parts, network.clone())?,
+            engine: NativeEngine::new(parts, network.clone())?
+                .with_runtime(config.engine.runtime.clone())
+                .with_subuids(config.engine.subuids),
             network,
             traffic: NftTraffic::new(&config.instance, config.engine.subnet, &config.run_dir)?
                 .with_ipv6(subnet6),

@@ -78,6 +78,10 @@ pub struct EngineConfig {
     pub ipv6: bool,
     /// Where their IPv6 addresses are from: a network of 64 bits; `None` = one of this machine's own.
     pub subnet6: Option<std::net::Ipv6Addr>,
+    /// Name or absolute path of an OCI runtime of the host; `None` = the built-in one.
+    pub runtime: Option<String>,
+    /// First number and count of the users and groups of the host that are for containers; `None` = none are.
+    pub subuids: Option<(u32, u32)>,
 }
 
 /// `[registry."host:port"]`

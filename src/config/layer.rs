@@ -184,6 +184,8 @@ impl Layer {
         spec.milli_cpus = self.milli_cpus;
         spec.pids_limit = self.pids_limit;
         spec.options = self.options;
+        // "host" only sets aside what stands below it; in a spec it is as if nothing was said.
+        spec.options.user_namespace = spec.options.user_namespace.filter(|own| *own);
         if let Some(memory) = self.memory.filter(|memory| !memory.is_empty()) {
             spec.options.tmpfs.get_or_insert_default().extend(memory);
         }

@@ -66,6 +66,8 @@ struct Part {
     subnet: Option<(Ipv4Addr, u8)>,
     ipv6: Option<bool>,
     subnet6: Option<Ipv6Addr>,
+    runtime: Option<String>,
+    subuids: Option<(u32, u32)>,
     registries: BTreeMap<String, RegistryConfig>,
     s3: Option<S3Config>,
     allowed: Option<Vec<String>>,
@@ -260,8 +262,34 @@ fn read_engine(engine: &Section<'_, '_>, part: &mut Part) {
             engine.findings.error(engine.key_span("subnet6"), message, None);
         }
     }
-    engine.unsupported("runtime", "containers are run by the built-in engine");
+    part.runtime = engine.string("runtime");
+    if part.runtime.as_deref().is_some_and(|name| !is_runtime(name)) {
+        let message = "`runtime` takes \"built-in\", the name of an OCI runtime, as \"crun\" or \"runc\", or its absolute path";
+        engine.findings.error(engine.key_span("runtime"), message, None);
+    }
+    if let Some(text) = engine.string("subuids") {
+        part.subuids = subuids(&text);
+        if part.subuids.is_none() {
+            let message = "`subuids` takes the first number and how many there are, as \"1000000:6553600\": above 65535, and \
+                           65536 for each container";
+            engine.findings.error(engine.key_span("subuids"), message, None);
+        }
+    }
     engine.finish(|_| None);
+}
+
+fn is_runtime(name: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    let named = name.starts_with(|c: char| c.is_ascii_alphanumeric()) && name.chars().all(plain);
+    named || absolute(name).is_some()
+}
+
+/// As in subuid(5), without the name. Below 65536 are users of the host itself.
+fn subuids(text: &str) -> Option<(u32, u32)> {
+    let (first, count) = text.split_once(':')?;
+    let (first, count): (u32, u32) = (first.parse().ok()?, count.parse().ok()?);
+    // The last number means "none": chown(2).
+    (first > 65535 && count >= 65536 && first.checked_add(count)? < u32::MAX).then_some((first, count))
 }
 
 fn subnet(text: &str) -> Option<(Ipv4Addr, u8)> {
@@ -375,6 +403,8 @@ impl Part {
             subnet: over.subnet.or(self.subnet),
             ipv6: over.ipv6.or(self.ipv6),
             subnet6: over.subnet6.or(self.subnet6),
+            runtime: over.runtime.or(self.runtime),
+            subuids: over.subuids.or(self.subuids),
             registries,
             s3: over.s3.or(self.s3),
             allowed: over.allowed.or(self.allowed),
@@ -431,6 +461,8 @@ impl Part {
                 subnet: self.subnet.unwrap_or((Ipv4Addr::new(10, 98, 0, 0), 16)),
                 ipv6: self.ipv6.unwrap_or(true),
                 subnet6: self.subnet6,
+                runtime: self.runtime.filter(|name| name != "built-in"),
+                subuids: self.subuids,
             },
             registries: self.registries,
             s3: self.s3.unwrap_or_default(),

@@ -50,13 +50,32 @@ pub(super) fn read(section: &Section<'_, '_>) -> Options {
         host_ipc: mode(section, "ipc", &[("host", true), ("private", false)]),
         network_mode: network::mode(section),
         networks: network::networks(section),
+        user_namespace: mode(section, "userns_mode", &[("auto", true), ("host", false)])
+            .filter(|_| alone(section)),
         expose: expose(section),
     }
 }
 
+/// A user namespace has power over the namespaces that are made with it, and over no others.
+fn alone(section: &Section<'_, '_>) -> bool {
+    let text = |key| section.get(key).and_then(text_of);
+    if text("userns_mode").as_deref() != Some("auto") {
+        return true;
+    }
+    let shared = ["pid", "ipc"].into_iter().find(|key| text(key).as_deref() == Some("host"));
+    let joined = text("network_mode").is_some_and(|mode| mode == "host" || mode.starts_with("service:"));
+    let shared = shared.or(joined.then_some("network_mode"));
+    let mighty = section.get("privileged").and_then(|value| value.get_ref().as_bool()) == Some(true);
+    let other = shared.or(mighty.then_some("privileged"));
+    if let Some(key) = other {
+        let message = format!("`userns_mode`: \"auto\" does not go with the `{key}` of this service");
+        section.findings.error(section.key_span("userns_mode"), message, None);
+    }
+    other.is_none()
+}
+
 /// Keys that say what is so in any case; any other value is refused by name.
 pub(super) fn fixed(section: &Section<'_, '_>) {
-    mode(section, "userns_mode", &[("host", true)]);
     mode(section, "cgroup", &[("private", true)]);
 }
 

@@ -139,6 +139,9 @@ mod tests {
             restarts: 0,
             restarted_at: None,
             joined: None,
+            last_exit: None,
+            ends: 0,
+            down: None,
             untold: None,
         });
         record

@@ -108,6 +108,9 @@ pub struct Options {
     /// The networks it is on. `None`: the default one alone.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub networks: Option<BTreeMap<NetworkName, NetworkLink>>,
+    /// Whether its users are others on the host: it has a user namespace with numbers of its own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user_namespace: Option<bool>,
     /// Ports it listens on; only for people.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expose: Option<Vec<(u16, Protocol)>>,
@@ -186,7 +189,7 @@ impl Options {
             group_add, hostname, domainname, extra_hosts, dns, dns_search, dns_opt, cap_add, cap_drop,
             unconfined, privileged, devices, shm_size, tmpfs, read_only, init, stop_signal, memswap_limit,
             mem_reservation, cpuset, cpu_shares, oom_score_adj, blkio, logging, host_pid, host_ipc, network_mode,
-            networks, expose;
+            networks, user_namespace, expose;
             sysctls, ulimits, labels
         )
     }
@@ -225,6 +228,7 @@ impl Options {
             host_ipc,
             network_mode,
             networks,
+            user_namespace,
             expose: _, // only for people
         } = self;
         let changed = [
@@ -258,6 +262,7 @@ impl Options {
             ("ipc", *host_ipc != after.host_ipc),
             ("network_mode", *network_mode != after.network_mode),
             ("networks", *networks != after.networks),
+            ("userns_mode", *user_namespace != after.user_namespace),
         ];
         changed.iter().find(|(_, differs)| *differs).map(|(key, _)| *key)
     }

@@ -28,6 +28,7 @@ mod mended;
 mod networks;
 mod operator;
 mod ports;
+mod runtimes;
 mod secrets;
 mod service;
 mod sidebyside;

@@ -240,7 +240,9 @@ pub fn engine_with(dir: &Path, instance: &str, program: &Path) -> NativeEngine {
         instance: instance.to_owned(),
         program: program.to_owned(),
     };
-    NativeEngine::new(config, Arc::new(EmptyNamespaces::new(&dir.join("net")))).unwrap()
+    let engine = NativeEngine::new(config, Arc::new(EmptyNamespaces::new(&dir.join("net")))).unwrap();
+    // For another runtime than the built-in one: `tests/runtime.rs`, and any test by hand.
+    engine.with_runtime(std::env::var("GITOPSD_TEST_RUNTIME").ok())
 }
 
 /// Copies a program by another process: a descriptor open for writing here could be inherited by a process that another

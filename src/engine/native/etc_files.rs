@@ -13,6 +13,10 @@ use crate::types::{InstanceId, NetworkMode, Options};
 /// Their names, in the container's state directory and in its `/etc`.
 pub(super) const NAMES: [&str; 3] = ["hosts", "hostname", "resolv.conf"];
 
+/// The same in every container: this machine, and the groups of RFC 4291, 2.7.1.
+const LOCAL: &str = "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\nfe00::0 ip6-localnet\n\
+                     ff00::0 ip6-mcastprefix\nff02::1 ip6-allnodes\nff02::2 ip6-allrouters\n";
+
 /// Writes all three into `dir`.
 pub(super) fn write(
     dir: &Path,
@@ -66,7 +70,7 @@ pub(super) fn write_hosts(
 /// Source: hosts(5). A container's own name comes last, so that a peer's line for the same name wins; the service's name
 /// is its own address alone.
 fn hosts_file(id: &InstanceId, own: Ipv4Addr, hosts: &Hosts, options: &Options) -> String {
-    let mut text = String::from("127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n");
+    let mut text = String::from(LOCAL);
     for (name, address) in options.extra_hosts.iter().flatten() {
         let _ = writeln!(text, "{address} {name}");
     }

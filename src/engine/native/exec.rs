@@ -17,7 +17,7 @@ use libcontainer::syscall::syscall::SyscallType;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal, killpg};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::unistd::{Pid, pipe2};
+use nix::unistd::{Pid, getpgid, getpgrp, pipe2};
 use rustix::process::{WaitId, WaitIdOptions, waitid};
 use rustix::termios::Winsize;
 use serde::{Deserialize, Serialize};
@@ -29,7 +29,7 @@ use super::launch::Launch;
 use super::layout::RunFiles;
 use super::record::PidFd;
 use super::seal;
-use super::shim::{Look, NOT_FOUND, Program};
+use super::shim::{Enter, Look, NOT_FOUND, Program, namespace_of};
 
 /// Name of the subcommand.
 pub(super) const COMMAND: &str = "internal-exec";
@@ -123,10 +123,9 @@ fn timed(run: &RunFiles, limit: Duration, command: &[String]) -> Result<Outcome,
     let process = exec_process::describe(run, &launch, 0, command, &Session::default())?;
     // Ours is the pipe to the agent.
     let null = File::open("/dev/null").map_err(|error| format!("/dev/null: {error}"))?;
-    let pid = start(run, &launch, &process, Streams { stdin: Some(null), ..Streams::default() })?;
+    let pid = start(run, &launch, process, Streams { stdin: Some(null), ..Streams::default() })?;
     let child = PidFd::of_child(pid).map_err(|error| format!("pidfd: {error}"))?;
-    // The command leads a session and a process group of its own: what it started goes with it.
-    let group = Pid::from_raw(pid);
+    let group = group_of(pid);
     loop {
         let left = limit.saturating_sub(begun.elapsed());
         let left = PollTimeout::try_from(left.as_millis() + 1).unwrap_or(PollTimeout::MAX);
@@ -161,6 +160,13 @@ pub(super) fn reap(child: &PidFd) -> Result<Outcome, String> {
     }
 }
 
+/// The command leads a session and a process group of its own: what it started goes with it. crun leaves making them to
+/// its caller.
+pub(super) fn group_of(pid: i32) -> Pid {
+    let pid = Pid::from_raw(pid);
+    getpgid(Some(pid)).ok().filter(|group| *group != getpgrp()).unwrap_or(pid)
+}
+
 /// The command's ends of its standard streams; `None` = ours.
 #[derive(Debug, Default)]
 pub(super) struct Streams {
@@ -180,10 +186,18 @@ pub(super) struct Streams {
 pub(super) fn start(
     run: &RunFiles,
     launch: &Launch,
-    process: &Process,
+    mut process: Process,
     streams: Streams,
 ) -> Result<i32, String> {
     let id = &launch.id;
+    if let Some(program) = &launch.runtime {
+        return super::runtime::exec(run, launch, program, process, streams);
+    }
+    let users = launch.first_id.map(|_| enter(run)).transpose();
+    let users = users.map_err(|error| format!("{id}: its namespaces: {error}"))?;
+    let becomes = users.as_ref().map(|users| Enter::take(&mut process.oci, users.as_raw_fd()));
+    let becomes = becomes.map(|becomes| becomes.ok_or("config.json holds no user")).transpose()?;
+    let process = process.in_memory()?;
     let filter = super::rights::filter(&launch.options);
     let (failure, writer) = pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(|error| format!("pipe: {error}"))?;
     let program = Program {
@@ -191,6 +205,7 @@ pub(super) fn start(
         filter,
         init: false,
         window: streams.window,
+        enter: becomes,
         look: Look::Later,
         #[cfg(feature = "failpoints")]
         weak: super::shim::Weak::of(launch),
@@ -211,7 +226,7 @@ pub(super) fn start(
     }
     let built = builder
         .as_tenant()
-        .with_process(Some(format!("/proc/self/fd/{}", process.file.as_raw_fd())))
+        .with_process(Some(format!("/proc/self/fd/{}", process.as_raw_fd())))
         .with_detach(true)
         .build();
     drop(writer);
@@ -223,6 +238,16 @@ pub(super) fn start(
         Ok(pid) => Ok(pid.as_raw()),
         Err(error) => Err(chain(&error)),
     }
+}
+
+/// Enters the network of a container with a user namespace, which belongs to the host's users and cannot be entered from
+/// inside; gives back that namespace, which is entered last.
+fn enter(run: &RunFiles) -> io::Result<File> {
+    let record = super::record::read::<super::record::RunRecord>(&run.record());
+    let pid = record.ok_or_else(|| io::Error::other("run.json cannot be read"))?.init.pid;
+    let network = File::open(format!("/proc/{pid}/ns/net"))?;
+    nix::sched::setns(network, nix::sched::CloneFlags::CLONE_NEWNET)?;
+    namespace_of(pid)
 }
 
 fn chain(error: &dyn std::error::Error) -> String {

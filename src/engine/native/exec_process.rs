@@ -16,9 +16,9 @@ use super::user::{self, Identity};
 /// A process, described.
 #[derive(Debug)]
 pub(super) struct Process {
-    /// `process` of the OCI configuration, as a file that the library reads.
-    pub file: File,
-    /// Who it runs as.
+    /// `process` of the OCI configuration.
+    pub oci: serde_json::Value,
+    /// Who it runs as, by the host's numbers.
     pub uid: u32,
     /// Its first group.
     pub gid: u32,
@@ -46,7 +46,11 @@ pub(super) fn describe(
             .map_err(|error| format!("{}: its root cannot be opened: {error}", launch.id))?;
         if let Some(user) = &session.user {
             let groups = launch.options.group_add.as_deref().unwrap_or_default();
-            let Identity { uid, gid, groups } = user::look_up(&root, user, groups)?;
+            let Identity { uid, gid, groups, home } = user::look_up(&root, user, groups)?;
+            if !launch.env.iter().any(|entry| entry.starts_with("HOME=")) {
+                let own = process["env"].as_array().into_iter().flatten().filter_map(|entry| entry.as_str());
+                process["env"] = merged(own, &[format!("HOME={home}")]).into();
+            }
             process["user"]["uid"] = uid.into();
             process["user"]["gid"] = gid.into();
             process["user"]["additionalGids"] = groups.into();
@@ -71,22 +75,31 @@ pub(super) fn describe(
         }
     }
     let id = |name: &str| process["user"][name].as_u64().and_then(|id| u32::try_from(id).ok()).unwrap_or(0);
-    let (uid, gid) = (id("uid"), id("gid"));
-    let file = in_memory(&process).map_err(failed)?;
-    Ok(Process { file, uid, gid })
+    let outside = |id: u32| launch.first_id.map_or(id, |first| first.saturating_add(id));
+    let (uid, gid) = (outside(id("uid")), outside(id("gid")));
+    Ok(Process { oci: process, uid, gid })
+}
+
+impl Process {
+    /// As a file that a runtime reads.
+    ///
+    /// # Errors
+    /// A line for people: there is no memory.
+    pub fn in_memory(&self) -> Result<File, String> {
+        let write = || {
+            let memory = rustix::fs::memfd_create("process.json", rustix::fs::MemfdFlags::CLOEXEC)?;
+            let mut file = File::from(memory);
+            file.write_all(&serde_json::to_vec(&self.oci)?)?;
+            Ok(file)
+        };
+        write().map_err(|error: io::Error| format!("what the command is to be cannot be written: {error}"))
+    }
 }
 
 fn container_process(run: &RunFiles) -> io::Result<serde_json::Value> {
     let config = std::fs::read(run.bundle().join("config.json"))?;
     let mut config: serde_json::Value = serde_json::from_slice(&config)?;
     Ok(config["process"].take())
-}
-
-fn in_memory(process: &serde_json::Value) -> io::Result<File> {
-    let memory = rustix::fs::memfd_create("process.json", rustix::fs::MemfdFlags::CLOEXEC)?;
-    let mut file = File::from(memory);
-    file.write_all(&serde_json::to_vec(process)?)?;
-    Ok(file)
 }
 
 fn check_directory(root: &File, dir: &Path) -> Result<(), String> {

@@ -12,10 +12,10 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal, killpg};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::unistd::{Pid, pipe2};
+use nix::unistd::pipe2;
 use serde::{Deserialize, Serialize};
 
-use super::exec::{Outcome, Streams, reap, start};
+use super::exec::{Outcome, Streams, group_of, reap, start};
 use super::exec_flow::Flow;
 use super::exec_process::{self, Process};
 use super::exec_terminal::{Console, Terminal};
@@ -60,14 +60,13 @@ pub(super) fn run(run: &RunFiles, command: &[String], session: &Session) -> Resu
     let signals = block_signals().map_err(|e| failed("signals", e))?;
 
     let (pid, mut flows, mut terminal) = if session.tty {
-        in_terminal(run, &launch, &process, session)?
+        in_terminal(run, &launch, process, session)?
     } else {
-        let (pid, flows) = with_pipes(run, &launch, &process, session)?;
+        let (pid, flows) = with_pipes(run, &launch, process, session)?;
         (pid, flows, None)
     };
     let child = PidFd::of_child(pid).map_err(|e| failed("pidfd", e))?;
-    // The command leads a session and a process group of its own: what it started goes with it.
-    let group = Pid::from_raw(pid);
+    let group = group_of(pid);
     while !wait(&child, &signals, &mut flows) {
         while let Ok(Some(got)) = signals.read_signal() {
             match (Signal::try_from(got.ssi_signo.cast_signed()), &terminal) {
@@ -142,7 +141,7 @@ fn wait(child: &PidFd, signals: &SignalFd, flows: &mut [Flow]) -> bool {
 fn in_terminal(
     run: &RunFiles,
     launch: &Launch,
-    process: &Process,
+    process: Process,
     session: &Session,
 ) -> Result<(i32, Vec<Flow>, Option<Terminal>), String> {
     let failed = |error: io::Error| format!("its terminal: {error}");
@@ -152,9 +151,10 @@ fn in_terminal(
         window: Some(super::exec_terminal::window()),
         ..Streams::default()
     };
+    let uid = process.uid;
     let pid = start(run, launch, process, streams)?;
     let master = console.receive().map_err(failed)?;
-    let terminal = Terminal::new(master, process.uid, session.stdin).map_err(failed)?;
+    let terminal = Terminal::new(master, uid, session.stdin).map_err(failed)?;
     let mut flows = vec![Flow::new(terminal.end().map_err(failed)?, our(1).map_err(failed)?)];
     if session.stdin {
         let input = our(0).map_err(failed)?;
@@ -166,27 +166,27 @@ fn in_terminal(
 fn with_pipes(
     run: &RunFiles,
     launch: &Launch,
-    process: &Process,
+    process: Process,
     session: &Session,
 ) -> Result<(i32, Vec<Flow>), String> {
     let pipes = || -> io::Result<(Streams, Vec<Flow>)> {
         let mut streams = Streams::default();
         let mut flows = Vec::new();
         if session.stdin {
-            let (theirs, ours) = pipe(process)?;
+            let (theirs, ours) = pipe(&process)?;
             nonblocking(&ours)?;
             streams.stdin = Some(theirs);
             flows.push(Flow::new(our(0)?, ours));
         } else {
             streams.stdin = Some(File::open("/dev/null")?);
         }
-        let (ours, theirs) = pipe(process)?;
+        let (ours, theirs) = pipe(&process)?;
         nonblocking(&ours)?;
         if same(1, 2)? {
             // One pipe for both: what it writes stays in its order.
             streams.stderr = Some(theirs.try_clone()?);
         } else {
-            let (ours, theirs) = pipe(process)?;
+            let (ours, theirs) = pipe(&process)?;
             nonblocking(&ours)?;
             streams.stderr = Some(theirs);
             flows.push(Flow::new(ours, our(2)?));

@@ -55,6 +55,12 @@ pub(super) struct Launch {
     /// What else sets it apart; of older versions nothing.
     #[serde(default)]
     pub options: Options,
+    /// The program of an OCI runtime; `None` = the built-in one, as in all older versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub runtime: Option<PathBuf>,
+    /// The host's number of its root, where it has a user namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_id: Option<u32>,
     /// For the journal: image reference.
     pub image: String,
     /// For the journal: the image's digest; older versions did not write it.
@@ -134,6 +140,8 @@ impl Launch {
             milli_cpus: spec.milli_cpus,
             pids: spec.pids_limit,
             options: spec.options.clone(),
+            runtime: None,
+            first_id: None,
             image: spec.image.reference.to_string(),
             digest: request.image.digest.to_string(),
             commit: request.commit.to_string(),

@@ -35,6 +35,11 @@ impl Layout {
         self.states().join(id.to_string())
     }
 
+    /// Which numbers its users have on the host, where they have others: its writable layer holds these.
+    pub fn ids(&self, id: &InstanceId) -> PathBuf {
+        self.state(id).join("ids.json")
+    }
+
     /// Records of a container.
     pub fn run(&self, id: &InstanceId) -> RunFiles {
         RunFiles { dir: self.runs().join(id.to_string()) }

@@ -74,6 +74,15 @@ pub(super) fn rlimits(options: &Options, files: u64) -> Vec<Value> {
     limits.into_iter().map(entry).collect()
 }
 
+/// Memory and swap together where only the former is limited, as Docker has it: as much swap as memory. Without, what
+/// runs wild would fill the host's swap before it is ended. `None` where the kernel does not count swap.
+fn usual_swap(memory: u64) -> Option<i64> {
+    let v1 = Path::new("/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes").exists();
+    let v2 = Path::new("/sys/fs/cgroup/cgroup.controllers").exists() && Path::new("/proc/swaps").exists();
+    let limit = memory.checked_mul(2)?;
+    (v1 || v2).then(|| i64::try_from(limit).ok()).flatten()
+}
+
 /// `linux.resources`. `devices` are those of the service, `disks` those of its `blkio_config`.
 pub(super) fn resources(launch: &Launch, devices: &[Device]) -> io::Result<Value> {
     let options = &launch.options;
@@ -89,7 +98,7 @@ pub(super) fn resources(launch: &Launch, devices: &[Device]) -> io::Result<Value
     if let Some(limit) = launch.memory.and_then(|bytes| i64::try_from(bytes).ok()) {
         set("memory", "limit", limit.into());
     }
-    if let Some(limit) = options.memswap_limit {
+    if let Some(limit) = options.memswap_limit.or_else(|| usual_swap(launch.memory?)) {
         set("memory", "swap", limit.into());
     }
     if let Some(size) = options.mem_reservation.and_then(|size| i64::try_from(size.0).ok()) {

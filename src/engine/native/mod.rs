@@ -14,6 +14,7 @@ mod exec_process;
 mod exec_session;
 mod exec_terminal;
 mod in_root;
+mod keyring;
 mod launch;
 mod layout;
 mod limits;
@@ -24,6 +25,7 @@ pub mod network;
 mod observe;
 mod record;
 mod rights;
+mod runtime;
 mod seal;
 mod seccomp;
 pub mod shim;
@@ -32,6 +34,7 @@ mod start;
 mod stop;
 mod usage;
 mod user;
+mod userns;
 
 use std::fs;
 use std::os::unix::fs::DirBuilderExt as _;
@@ -69,6 +72,9 @@ pub struct NativeEngine {
     program: PathBuf,
     network: Arc<dyn Network>,
     cgroups: Cgroups,
+    /// Name or path of an OCI runtime of the host; `None` = the built-in one.
+    runtime: Option<String>,
+    subuids: userns::Ids,
     /// Shared by starts, alone for taking empty parent groups away: a start may need the parent at any moment.
     parents: RwLock<()>,
 }
@@ -94,7 +100,29 @@ impl NativeEngine {
         }
         let cgroups = Cgroups::detect(&layout.instance)
             .map_err(|error| EngineError::new(Reason::StartFailed, "cgroups cannot be found", error))?;
-        Ok(Self { layout, program, network, cgroups, parents: RwLock::new(()) })
+        Ok(Self {
+            layout,
+            program,
+            network,
+            cgroups,
+            runtime: None,
+            subuids: userns::Ids::default(),
+            parents: RwLock::new(()),
+        })
+    }
+
+    /// The same, with new containers made by an OCI runtime of the host: `crun`, `runc`, or an absolute path.
+    #[must_use]
+    pub fn with_runtime(mut self, runtime: Option<String>) -> Self {
+        self.runtime = runtime;
+        self
+    }
+
+    /// The same, with numbers of users for containers that have a user namespace: the first one, and how many.
+    #[must_use]
+    pub fn with_subuids(mut self, range: Option<(u32, u32)>) -> Self {
+        self.subuids = userns::Ids::new(range);
+        self
     }
 
     /// Has this process become a command inside a running container: it ends as the command does, 128 + n for signal n.

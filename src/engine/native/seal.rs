@@ -16,6 +16,7 @@ use nix::sched::{CloneFlags, unshare};
 pub(super) fn execute_again(args: &[&OsStr]) -> io::Error {
     let attempt = || -> io::Result<()> {
         let program = std::env::current_exe()?;
+        super::keyring::leave();
         unshare(CloneFlags::CLONE_NEWNS)?;
         let none: Option<&str> = None;
         // Nothing mounted here reaches the host; what the host unmounts is unmounted here too and keeps no disk busy.

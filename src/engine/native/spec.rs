@@ -83,7 +83,7 @@ pub(super) fn config(launch: &Launch, around: &Surroundings<'_>) -> io::Result<V
     let mut config = json!({
         "ociVersion": "1.0.2",
         "root": { "path": rootfs, "readonly": options.read_only == Some(true) },
-        "hostname": options.hostname.as_deref().unwrap_or(launch.id.service.as_str()),
+        "hostname": hostname(launch),
         "process": {
             "terminal": false,
             "user": {
@@ -93,7 +93,7 @@ pub(super) fn config(launch: &Launch, around: &Surroundings<'_>) -> io::Result<V
                 "umask": 0o022,
             },
             "args": launch.args,
-            "env": launch.env,
+            "env": environment(launch, identity),
             "cwd": launch.cwd,
             "capabilities": {
                 "bounding": capabilities,
@@ -132,6 +132,22 @@ fn texts(paths: &[&'static CStr]) -> impl Iterator<Item = String> {
     paths.iter().map(|path| path.to_string_lossy().into_owned())
 }
 
+/// What every program may count on, beside what service and image say. Source: environ(7); Docker and Podman set both.
+fn environment(launch: &Launch, identity: &Identity) -> Vec<String> {
+    let mut env = launch.env.clone();
+    for (name, value) in [("HOME", identity.home.as_str()), ("HOSTNAME", hostname(launch))] {
+        let said = |entry: &String| entry.strip_prefix(name).is_some_and(|rest| rest.starts_with('='));
+        if !env.iter().any(said) {
+            env.push(format!("{name}={value}"));
+        }
+    }
+    env
+}
+
+fn hostname(launch: &Launch) -> &str {
+    launch.options.hostname.as_deref().unwrap_or(launch.id.service.as_str())
+}
+
 fn namespaces(launch: &Launch) -> Vec<Value> {
     let mut namespaces =
         vec![json!({ "type": "mount" }), json!({ "type": "uts" }), json!({ "type": "cgroup" })];
@@ -149,9 +165,10 @@ fn namespaces(launch: &Launch) -> Vec<Value> {
 
 fn sysctls(options: &Options) -> BTreeMap<&str, &str> {
     let mut sysctls = BTreeMap::new();
-    // As Docker does: the ports below 1024 are the container's own, unless they are the host's.
+    // As Docker does: the ports below 1024 are the container's own, unless they are the host's, and so is asking who is there.
     if !options.network_mode.as_ref().is_some_and(NetworkMode::is_shared) {
         sysctls.insert("net.ipv4.ip_unprivileged_port_start", "0");
+        sysctls.insert("net.ipv4.ping_group_range", "0 2147483647");
     }
     sysctls.extend(options.sysctls.iter().flatten().map(|(name, value)| (name.as_str(), value.as_str())));
     sysctls
@@ -178,7 +195,13 @@ fn mounts(options: &Options, binds: &[BindMount]) -> Vec<Value> {
             "devpts",
             &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
         ),
-        kernel("/dev/shm", "tmpfs", &["nosuid", "noexec", "nodev", "mode=1777", &format!("size={shm}")]),
+        if options.host_ipc == Some(true) {
+            // Shared memory by POSIX's names is files there: shm_overview(7).
+            let options = ["rbind", "rprivate", "nosuid", "noexec", "nodev"];
+            json!({ "destination": "/dev/shm", "type": "bind", "source": "/dev/shm", "options": options })
+        } else {
+            kernel("/dev/shm", "tmpfs", &["nosuid", "noexec", "nodev", "mode=1777", &format!("size={shm}")])
+        },
         kernel("/dev/mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
         kernel("/sys", "sysfs", &["nosuid", "noexec", "nodev", access]),
         kernel("/sys/fs/cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", access]),
@@ -233,6 +256,8 @@ mod tests {
             milli_cpus: Some(1500),
             pids: Some(32),
             options: Options::default(),
+            runtime: None,
+            first_id: None,
             image: "r.io/shop:1".into(),
             digest: String::new(),
             commit: "c".repeat(40),
@@ -241,7 +266,7 @@ mod tests {
 
     #[test]
     fn the_runtime_takes_it_and_no_right_is_left_by_default() {
-        let identity = Identity { uid: 1000, gid: 1001, groups: vec![10] };
+        let identity = Identity { uid: 1000, gid: 1001, groups: vec![10], home: "/home/app".into() };
         let binds = [
             BindMount { source: "/a".into(), target: "/data/inner".into(), read_only: true },
             BindMount { source: "/b".into(), target: "/data".into(), read_only: false },
@@ -265,6 +290,8 @@ mod tests {
             assert!(empty.as_ref().unwrap().is_empty());
         }
         assert_eq!(process.no_new_privileges(), Some(true));
+        let env = process.env().as_ref().unwrap();
+        assert_eq!(*env, ["PATH=/bin", "HOME=/home/app", "HOSTNAME=shop"]);
         assert_eq!(process.rlimits().as_ref().unwrap()[0].hard(), 20_000);
         assert_eq!(value["linux"]["resources"]["cpu"]["quota"], 150_000);
         let targets: Vec<_> =

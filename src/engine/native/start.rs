@@ -74,7 +74,11 @@ pub(super) fn start(engine: &NativeEngine, request: &ContainerRequest) -> Result
         .and_then(|()| etc_files::write(&state, id, request.address, &request.hosts, &request.spec.options))
         .map_err(|e| failed("its files cannot be written", e))?;
     let netns = network(engine, request)?;
-    let launch = Launch::new(request, &engine.layout, netns)?;
+    let mut launch = Launch::new(request, &engine.layout, netns)?;
+    launch.runtime = engine.runtime.as_deref().map(super::runtime::find).transpose()?;
+    if request.spec.options.user_namespace == Some(true) {
+        launch.first_id = Some(engine.subuids.of(&engine.layout, id)?);
+    }
     record::write(&run.launch(), &launch).map_err(|e| failed("launch.json cannot be written", e))?;
     let result = run_shim(engine, &run, lock, shim::START);
     if result.is_err() {

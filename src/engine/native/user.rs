@@ -21,6 +21,8 @@ pub(super) struct Identity {
     pub gid: u32,
     /// Further groups.
     pub groups: Vec<u32>,
+    /// Directory of the user, `/` where the image does not know it.
+    pub home: String,
 }
 
 /// Looks `user` up, and the groups it is to be in beside its own, in the root file system. The error is a line for people.
@@ -51,13 +53,15 @@ fn resolve(text: &str, passwd: &str, group: &str) -> Result<Identity, String> {
         (None, Err(_)) => return Err(format!("user `{user}` is not in the image's /etc/passwd")),
     };
     let own_group = entry.as_ref().and_then(|fields| number(fields, 3));
+    let home = entry.as_ref().and_then(|fields| fields.get(5).copied());
+    let home = home.filter(|home| home.starts_with('/') && !home.contains('\0')).unwrap_or("/").to_owned();
     let Some(wanted) = wanted_group else {
         // As Docker does: memberships count only where no group was named.
         let name = entry.as_ref().and_then(|fields| fields.first().copied()).unwrap_or_default();
-        return Ok(Identity { uid, gid: own_group.unwrap_or(0), groups: memberships(name, group) });
+        return Ok(Identity { uid, gid: own_group.unwrap_or(0), groups: memberships(name, group), home });
     };
     let gid = group_number(wanted, group)?;
-    Ok(Identity { uid, gid, groups: Vec::new() })
+    Ok(Identity { uid, gid, groups: Vec::new(), home })
 }
 
 fn group_number(wanted: &str, group: &str) -> Result<u32, String> {
@@ -104,6 +108,13 @@ mod tests {
         assert_eq!(resolved("app:wheel"), Ok((1000, 10, vec![])));
         assert_eq!(resolved("4711"), Ok((4711, 0, vec![])));
         assert_eq!(resolved("4711:4712"), Ok((4711, 4712, vec![])));
+        for (user, home) in [("", "/root"), ("app:wheel", "/home/app"), ("4711", "/")] {
+            assert_eq!(
+                resolve(user, PASSWD, GROUP).map(|identity| identity.home),
+                Ok(home.to_owned()),
+                "{user}"
+            );
+        }
         for bad in ["nobody", "app:nogroup", "bad", "-1", "99999999999"] {
             assert!(resolved(bad).is_err(), "{bad}");
         }

@@ -19,9 +19,10 @@ use super::super::cgroup::Cgroups;
 use super::super::launch::Launch;
 use super::super::layout::RunFiles;
 use super::super::record::{self, ProcessId, RunRecord};
-use super::super::user::{self, Identity};
-use super::super::{in_root, rights, spec};
+use super::super::user;
+use super::super::{in_root, rights, runtime, spec};
 use super::last_look::Look;
+use super::mapped::{self, Mapped};
 use super::program::Program;
 use super::supervise::Supervised;
 use super::{configs, devices, open_reader, rootfs, volumes};
@@ -50,8 +51,10 @@ pub(super) fn create(run: &RunFiles, launch: Launch) -> Result<Supervised, Engin
         user::look_up(&root_dir, &launch.user, launch.options.group_add.as_deref().unwrap_or_default())
             .map_err(|message| EngineError::plain(Reason::StartFailed, format!("{id}: {message}")))?;
     // As Docker does: the working directory of an image need not exist in it.
-    in_root::create_dir_all(&root_dir, &launch.cwd)
-        .map_err(|e| failed(&format!("working directory {}", launch.cwd.display()), e))?;
+    if launch.first_id.is_none() {
+        in_root::create_dir_all(&root_dir, &launch.cwd)
+            .map_err(|e| failed(&format!("working directory {}", launch.cwd.display()), e))?;
+    }
     let mut binds = volumes::prepare(&launch, root_dir.as_fd())?;
     binds.extend(configs::prepare(&launch, run, &identity)?);
     drop(root_dir);
@@ -66,24 +69,49 @@ pub(super) fn create(run: &RunFiles, launch: Launch) -> Result<Supervised, Engin
         file_limit: file_limit.unwrap_or(u64::MAX),
         v1_cgroups: &cgroups.v1_names(),
     };
-    let config = spec::config(&launch, &around).map_err(|e| failed("its limits of disks", e))?;
+    let mut config = spec::config(&launch, &around).map_err(|e| failed("its limits of disks", e))?;
     #[cfg(feature = "failpoints")]
-    let config = {
-        let mut config = config;
-        super::weak::Weak::of(&launch).spoil(&mut config, &launch);
-        config
-    };
+    super::weak::Weak::of(&launch).spoil(&mut config, &launch);
+    if launch.runtime.is_some() {
+        runtime::complete(&launch, &mut config)
+            .map_err(|message| EngineError::plain(Reason::StartFailed, format!("{id}: {message}")))?;
+    }
+    let prepare = |first| Mapped::prepare(&launch, first, &run.scratch(), &mut config);
+    let mapped = launch.first_id.map(prepare).transpose().map_err(|e| failed("its user namespace", e))?;
     fs::create_dir_all(run.bundle())
         .and_then(|()| fs::create_dir_all(run.runtime()))
         .and_then(|()| record::write(&run.bundle().join("config.json"), &config))
         .map_err(|e| failed("its configuration cannot be written", e))?;
 
-    let outputs = Outputs::open(run, &identity).map_err(|e| failed("its outputs", e))?;
+    let outside = |id| mapped.as_ref().map_or(id, |mapped| mapped.outside(id));
+    let owner = (outside(identity.uid), outside(identity.gid));
+    let outputs = Outputs::open(run, owner).map_err(|e| failed("its outputs", e))?;
     let undo = || {
         let _ = cgroups.remove(&id, Duration::from_secs(5));
         rootfs::unmount(&state, &run.scratch());
     };
-    let (container, mut failure, readers) = build(run, &launch, outputs).inspect_err(|_| undo())?;
+    if let Some(program) = launch.runtime.clone() {
+        let Outputs { readers, writers } = outputs;
+        let pid = runtime::run(run, &launch, &program, writers).inspect_err(|_| undo())?;
+        let record = write_record(run, &launch, pid).map_err(|error| failed("its record", error));
+        let record = record.inspect_err(|_| {
+            runtime::forget(run, &launch);
+            undo();
+        })?;
+        return Supervised::child(launch, &record, readers).map_err(|e| failed("pidfd", e));
+    }
+    let made = match &mapped {
+        None => build(run, &launch, outputs),
+        Some(mapped) => mapped
+            .build(&launch, || build(run, &launch, outputs))
+            .unwrap_or_else(|error| Err(failed("its network", error))),
+    };
+    let (container, mut failure, readers) = made.inspect_err(|_| undo())?;
+    if mapped.is_some() {
+        mapped::forget_place(&launch, &mut config);
+        record::write(&run.bundle().join("config.json"), &config)
+            .map_err(|e| failed("its configuration cannot be written", e))?;
+    }
     let pid = container.pid().map(|pid| pid.as_raw()).unwrap_or_default();
     match run_program(run, &launch, container, pid, &mut failure) {
         Ok(record) => Supervised::child(launch, &record, readers).map_err(|e| failed("pidfd", e)),
@@ -104,14 +132,15 @@ struct Outputs {
 }
 
 impl Outputs {
-    fn open(run: &RunFiles, identity: &Identity) -> io::Result<Self> {
+    /// `owner`: user and group on the host.
+    fn open(run: &RunFiles, owner: (u32, u32)) -> io::Result<Self> {
         let one = |stream: Stream| -> io::Result<(File, File)> {
             let path = run.fifo(&stream.to_string());
             mkfifo(&path, Mode::S_IRUSR | Mode::S_IWUSR)?;
             let reader = open_reader(&path)?;
             let writer = File::options().read(true).write(true).open(&path)?;
             // A program that is not root opens /dev/stdout anew, by name.
-            fchown(&writer, Some(identity.uid), Some(identity.gid))?;
+            fchown(&writer, Some(owner.0), Some(owner.1))?;
             Ok((reader, writer))
         };
         let (out, err) = (one(Stream::Stdout)?, one(Stream::Stderr)?);
@@ -142,6 +171,7 @@ fn build(
                     #[cfg(feature = "failpoints")]
                     weak: super::weak::Weak::of(launch),
                     window: None,
+                    enter: None,
                 })
                 .with_stdin(null)
                 .with_stdout(stdout)
@@ -174,10 +204,13 @@ fn run_program(
     if !message.is_empty() {
         return Err(EngineError::plain(Reason::StartFailed, message));
     }
+    write_record(run, launch, pid).map_err(|error| start_failed("its record cannot be written", error))
+}
+
+fn write_record(run: &RunFiles, launch: &Launch, pid: i32) -> io::Result<RunRecord> {
     ProcessId::of(pid)
         .map(|init| RunRecord { init, started_at: super::super::clock::now(), address: launch.address })
         .and_then(|record| record::write(&run.record(), &record).map(|()| record))
-        .map_err(|error| start_failed("its record cannot be written", error))
 }
 
 fn start_failed(what: &str, error: impl std::error::Error + Send + Sync + 'static) -> EngineError {

@@ -8,9 +8,12 @@
 mod configs;
 mod create;
 mod devices;
+mod enter;
 mod fill;
+mod idmap;
 mod init;
 mod last_look;
+mod mapped;
 mod program;
 mod rootfs;
 mod subpath;
@@ -35,9 +38,10 @@ use super::{launch, seal};
 use crate::engine::EngineError;
 use crate::types::Reason;
 
+pub(super) use enter::{Enter, namespace_of};
 pub(super) use last_look::Look;
 pub use program::NOT_FOUND;
-pub(super) use program::Program;
+pub(super) use program::{Program, reset_signals};
 #[cfg(feature = "failpoints")]
 pub(super) use weak::Weak;
 

@@ -10,6 +10,7 @@ use oci_spec::runtime::Spec;
 use rustix::termios::Winsize;
 
 use super::super::seccomp::Filter;
+use super::enter::Enter;
 use super::last_look::Look;
 
 /// How the message ends that a program is not there.
@@ -31,11 +32,13 @@ pub(in super::super) struct Program {
     pub weak: super::weak::Weak,
     /// The size of the terminal that is its standard input; `None` = it has none.
     pub window: Option<Winsize>,
+    /// Who it becomes only now.
+    pub enter: Option<Enter>,
 }
 
 impl Executor for Program {
     fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
-        let message = match self.look().and_then(|()| execute(spec, self)) {
+        let message = match self.execute(spec) {
             Ok(never) => match never {},
             Err(message) => message,
         };
@@ -58,6 +61,14 @@ impl Program {
             return Ok(());
         }
         self.look.look()
+    }
+
+    fn execute(&self, spec: &Spec) -> Result<std::convert::Infallible, String> {
+        self.look()?;
+        if let Some(enter) = &self.enter {
+            enter.enter()?;
+        }
+        execute(spec, self)
     }
 }
 
@@ -98,7 +109,7 @@ fn execute(spec: &Spec, this: &Program) -> Result<std::convert::Infallible, Stri
 
 /// Rust ignores SIGPIPE, the shim ignores more, and posix_spawn(3) leaves the C library's own two signals ignored;
 /// ignored signals stay ignored over execve(2), and `yes | head` in a container would never end.
-fn reset_signals() {
+pub(in super::super) fn reset_signals() {
     // The kernel's own structure, as the C library refuses to change its own two signals: SIG_DFL, no flags, no mask.
     let default_action = [0u64; 4];
     for number in 1..=nix::libc::SIGRTMAX() {

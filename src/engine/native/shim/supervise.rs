@@ -148,6 +148,7 @@ pub(super) fn supervise(run: &RunFiles, mut container: Supervised) -> ExitCode {
     let oom_killed = cgroups.as_ref().is_ok_and(|cgroups| cgroups.oom_kills(id) > 0);
     let exit = Exit { code, signal, oom_killed, at: super::super::clock::now() };
     let written = boot_id().and_then(|boot_id| record::write(&run.exit(), &ExitRecord { boot_id, exit }));
+    super::super::runtime::forget(run, &container.launch);
     if let Ok(cgroups) = cgroups {
         let _ = cgroups.remove(id, Duration::from_secs(5));
     }

@@ -30,7 +30,7 @@ pub(super) fn prepare(launch: &Launch, root: BorrowedFd<'_>) -> Result<Vec<BindM
         .map(|name| BindMount {
             source: state.join(name),
             target: Path::new("/etc").join(name),
-            read_only: false,
+            read_only: launch.options.read_only == Some(true),
         })
         .collect();
     for (number, volume) in launch.volumes.iter().enumerate() {

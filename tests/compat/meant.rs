@@ -1,0 +1,110 @@
+//! Where a container here differs from one of Docker on purpose.
+
+/// One difference, and why.
+pub struct Meant {
+    /// Key of Compose for which it counts; `*` = all.
+    pub key: &'static str,
+    /// Glob over the names of facts.
+    pub fact: &'static str,
+    /// Glob over what only Docker's container has; `-` = nothing.
+    pub docker: &'static str,
+    /// Glob over what only ours has.
+    pub here: &'static str,
+    /// The reason.
+    pub why: &'static str,
+}
+
+const fn meant(
+    key: &'static str,
+    fact: &'static str,
+    docker: &'static str,
+    here: &'static str,
+    why: &'static str,
+) -> Meant {
+    Meant { key, fact, docker, here, why }
+}
+
+/// Without MKNOD, NET_RAW and AUDIT_WRITE: the names are long.
+const CAPABILITIES: &str = "capabilities Cap[BPE]*";
+
+/// All of them. One that is never seen fails the test, too.
+pub const MEANT: &[Meant] = &[
+    meant(
+        "*",
+        CAPABILITIES,
+        "00000000a8?4?5fb",
+        "0000000080?4?5fb",
+        "Podman's 11 capabilities instead of Docker's 14: MKNOD, NET_RAW and AUDIT_WRITE have to be asked for",
+    ),
+    meant(
+        "user",
+        "capabilities CapBnd",
+        "00000000a80425fb",
+        "00000000800405fb",
+        "the same, for another user",
+    ),
+    meant(
+        "*",
+        "can make a device | can open a new device",
+        "yes",
+        "no",
+        "no MKNOD, and the root is mounted `nodev`: on cgroup v2 nothing else would stop it",
+    ),
+    meant("*", "can raw socket", "yes", "no", "no NET_RAW; `ping` works by `net.ipv4.ping_group_range`"),
+    meant("*", "filter NoNewPrivs", "0", "1", "no program gains rights by being executed: always"),
+    meant(
+        "*",
+        "mounts / options | mounts /etc/* options | mounts /data/* options",
+        "relatime,r[ow],",
+        "nodev,relatime,r[ow],",
+        "no device of an image or a volume can be used",
+    ),
+    meant("*", "mounts / propagation", "master", "-", "no mount of the host ever arrives in a container"),
+    meant(
+        "*",
+        "mounts /proc/interrupts *",
+        "-",
+        "*",
+        "masked: when devices interrupt tells of what others do (as Docker does since version 28)",
+    ),
+    meant(
+        "*",
+        "mounts /sys/fs/cgroup options",
+        "*,rw,",
+        "*,ro,",
+        "nothing can be made beside the container's own groups",
+    ),
+    meant("*", "can write cgroups", "yes", "no", "the same, tried"),
+    meant(
+        "*",
+        "signals SigIgn",
+        "0000000080000000",
+        "0000000000000000",
+        "no signal is ignored at the start; Docker leaves 32",
+    ),
+    meant(
+        "*",
+        "sysctl net/ipv6/conf/all/disable_ipv6",
+        "1",
+        "0",
+        "Docker turns IPv6 off in a container that has no network with it",
+    ),
+    meant(
+        "*",
+        "hosts 10.98.* shop | hosts 10.98.* front",
+        "-",
+        "there",
+        "a container knows its own name's address; Docker's has no network in this test",
+    ),
+    meant("init", "mounts /sbin/docker-init *", "*", "-", "the first process is no file of the host"),
+    meant("init", "process first", "docker-init", "init", "the same"),
+    meant("init", "process pid", "*", "2", "it starts the program at once"),
+    meant("pid", "process parent | process pid", "*", "*", "numbers of the host, which are new each time"),
+    meant(
+        "ipc",
+        "mounts /dev/shm options",
+        "*",
+        "nodev,noexec,nosuid,*",
+        "shared memory holds no programs and no devices",
+    ),
+];

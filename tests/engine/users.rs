@@ -1,0 +1,167 @@
+//! Containers with a user namespace: root inside is nobody outside, and files are as everybody expects them.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::time::Duration;
+
+use gitopsd::engine::native::NativeEngine;
+use gitopsd::engine::{ContainerRequest, Engine};
+use gitopsd::types::{VolumeMount, VolumeSource};
+
+use crate::containers::{Rig, bind, wait_for};
+
+const FIRST: u32 = 1_000_000;
+
+fn engine(rig: &Rig) -> NativeEngine {
+    rig.new_agent().with_subuids(Some((FIRST, 4 * 65536)))
+}
+
+fn request(rig: &Rig, id: &str, script: &str) -> ContainerRequest {
+    let mut request = rig.script(id, script);
+    request.spec.options.user_namespace = Some(true);
+    request
+}
+
+fn run(rig: &Rig, request: &ContainerRequest) -> Vec<String> {
+    if let Err(error) = engine(rig).start(request) {
+        panic!("{}", error.to_refusal());
+    }
+    rig.wait_exit(&request.id);
+    rig.engine.log_tail(&request.id, 1000)
+}
+
+#[test]
+fn root_inside_is_nobody_outside() {
+    let rig = Rig::new();
+    fs::create_dir(rig.path("host")).unwrap();
+    fs::write(rig.path("host/file"), "of the host").unwrap();
+    let mut request = request(
+        &rig,
+        "shop.1",
+        "echo id=$(id -u):$(id -g) groups=$(id -G)
+         echo map=$(tr -s ' ' < /proc/self/uid_map)
+         grep -E '^Cap(Eff|Bnd)|NoNew|Seccomp:' /proc/self/status
+         stat -c '%n %u:%g %a' / /bin/busybox /etc/hosts /tmp /data /host/file /dev/null
+         echo new > /data/new; echo new > /new; echo changed > /host/file && echo WROTE
+         stat -c '%n %u:%g' /data/new /new
+         pwd; echo $(ls /sys/class/net) $(cat /proc/sys/net/ipv4/ip_unprivileged_port_start)
+         echo by name > /dev/stdout
+         for d in /sys/fs/cgroup /sys/fs/cgroup/*/; do mkdir $d/x 2>/dev/null && echo MADE $d; done
+         echo 1 > /proc/sys/kernel/panic && echo WROTE SYSCTL
+         hostname",
+    );
+    request.spec.working_dir = Some("/srv/app".into());
+    let data =
+        VolumeMount { source: VolumeSource::Named("data".into()), target: "/data".into(), read_only: false };
+    request.spec.volumes = vec![data, bind(rig.path("host"), "/host", true)];
+    let log = run(&rig, &request);
+    let text = log.join("\n");
+    for line in [
+        "id=0:0 groups=0",
+        &format!("map= 0 {FIRST} 65536"),
+        "CapEff:\t00000000800405fb",
+        "CapBnd:\t00000000800405fb",
+        "NoNewPrivs:\t1",
+        "Seccomp:\t2",
+        "/ 0:0 755",
+        "/bin/busybox 0:0 755",
+        "/etc/hosts 0:0 644",
+        "/tmp 0:0 1777",
+        "/data 0:0 755",
+        "/host/file 0:0 644",
+        "/dev/null 65534:65534 666",
+        "/data/new 0:0",
+        "/new 0:0",
+        "/srv/app",
+        "lo 0",
+        "by name",
+        "shop",
+    ] {
+        assert!(log.iter().any(|found| found == line), "`{line}` is missing in:\n{text}");
+    }
+    for word in ["WROTE", "MADE"] {
+        assert!(!text.contains(word), "{text}");
+    }
+    // The volume is as without a namespace, for whoever has it next; the writable layer is this container's alone.
+    let owner = |path: &str| fs::metadata(rig.path(path)).unwrap().uid();
+    assert_eq!(owner("state/volumes/shop/data/new"), 0);
+    assert_eq!(owner("state/containers/shop.1/upper/new"), FIRST);
+    assert_eq!(owner("layer/bin/busybox"), 0);
+    // Started again it finds its files.
+    let log = run(&rig, &request);
+    assert!(log.iter().any(|line| line == "/new 0:0"), "{log:?}");
+    rig.engine.remove(&request.id).unwrap();
+    assert_eq!(rig.traces(), Vec::<String>::new());
+}
+
+#[test]
+fn commands_and_the_stop_are_as_without() {
+    let rig = Rig::new();
+    let mut one = request(&rig, "shop.1", "trap 'exit 6' TERM; echo up; while :; do sleep 0.02; done");
+    one.spec.user = Some("app".into());
+    let mut two = one.clone();
+    two.id = "shop.2".parse().unwrap();
+    let engine = engine(&rig);
+    for request in [&one, &two] {
+        engine.start(request).unwrap();
+        rig.wait_log(&request.id, "up");
+    }
+    let command = ["sh", "-c", "id -u; id -G; hostname; cat /proc/self/uid_map; ls /sys/class/net; exit 3"]
+        .map(str::to_owned);
+    let done = engine.exec(&one.id, &command, Duration::from_secs(9)).unwrap();
+    let words: Vec<&str> = done.output.split_whitespace().collect();
+    assert_eq!(words, ["1000", "1001", "1002", "shop", "0", &FIRST.to_string(), "65536", "lo"]);
+    assert_eq!(done.code, Some(3));
+    let script = "cat /proc/self/uid_map /proc/self/status; echo 1 > /proc/sys/kernel/panic && echo WROTE
+                  for f in /proc/self/ns/user /proc/1/ns/user; do busybox readlink $f; done; id -u; touch /of-a-command; stat -c %u /of-a-command";
+    let mut root = request(&rig, "root.1", "echo up; exec sleep 1000");
+    root.spec.user = Some("root".into());
+    engine.start(&root).unwrap();
+    let command = ["sh", "-c", script].map(str::to_owned);
+    let seen = engine.exec(&root.id, &command, Duration::from_secs(9)).unwrap().output;
+    for line in [
+        "CapEff:\t00000000800405fb",
+        "CapBnd:\t00000000800405fb",
+        "CapInh:\t0000000000000000",
+        "CapPrm:\t00000000800405fb",
+        "CapAmb:\t0000000000000000",
+        "NoNewPrivs:\t1",
+        "Seccomp:\t2",
+    ] {
+        assert!(seen.lines().any(|found| found == line), "`{line}` is missing in {seen}");
+    }
+    let lines: Vec<&str> = seen.lines().collect();
+    assert_eq!(lines[lines.len() - 2..], ["0", "0"], "{seen}");
+    assert_eq!(lines[lines.len() - 4], lines[lines.len() - 3], "not in the same user namespace: {seen}");
+    assert!(!seen.contains("WROTE") && lines[0].contains(&(FIRST + 2 * 65536).to_string()), "{seen}");
+    engine.remove(&root.id).unwrap();
+    // On the host they are others, and not the same ones.
+    let user = |id| fs::metadata(format!("/proc/{}", rig.pid(id))).unwrap().uid();
+    assert_eq!([user(&one.id), user(&two.id)], [FIRST + 1000, FIRST + 65536 + 1000]);
+    engine.stop(&one.id, Duration::from_secs(20)).unwrap();
+    assert_eq!(rig.wait_exit(&one.id).code, Some(6));
+    // A shim that dies is replaced here, too.
+    let shim = rig.shim_pid(&two.id);
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(shim), nix::sys::signal::Signal::SIGKILL).unwrap();
+    wait_for("another shim", || {
+        engine.observe().unwrap();
+        (rig.shim_pid(&two.id) != shim).then_some(())
+    });
+    engine.stop(&two.id, Duration::from_secs(20)).unwrap();
+    for id in [&one.id, &two.id] {
+        engine.remove(id).unwrap();
+    }
+    assert_eq!(rig.traces(), Vec::<String>::new());
+}
+
+#[test]
+fn what_cannot_be_had_is_told() {
+    let rig = Rig::new();
+    let one = request(&rig, "shop.1", "true");
+    let message = rig.engine.start(&one).unwrap_err().to_refusal().message;
+    assert!(message.contains("`engine.subuids`"), "{message}");
+    let runc = engine(&rig).with_runtime(Some("runc".into()));
+    let message = runc.start(&one).unwrap_err().to_refusal().message;
+    assert!(message.contains("`userns_mode`") && message.contains("built-in"), "{message}");
+    assert!(!rig.traces().iter().any(|trace| trace.starts_with("process")), "{:?}", rig.traces());
+}
