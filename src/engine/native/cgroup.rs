@@ -1,6 +1,7 @@
 //! Control groups of one instance: finding them, killing what is in them, taking them away. libcontainer makes them.
 //!
-//! A container's group is `/<instance>/<id>` in every hierarchy: one on cgroup v2, one for each controller on v1.
+//! A container's group is `/<instance>/<id>` or, as a unit of systemd, `ctr` below the unit's group, in every hierarchy:
+//! one on cgroup v2, one for each controller on v1.
 //! Source: Linux Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/.
 
 use std::collections::BTreeSet;
@@ -11,6 +12,8 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
+use super::launch::Launch;
+use super::supervisor::{CONTAINER, SHIM, Tree};
 use crate::types::InstanceId;
 
 /// Where shims live, below the instance's group. Not an instance's name: those hold a dot.
@@ -21,6 +24,8 @@ const SHIMS: &str = "shims";
 pub(super) struct Cgroups {
     hierarchies: Vec<Hierarchy>,
     instance: String,
+    /// Where units are, with systemd.
+    units: Option<Tree>,
 }
 
 #[derive(Debug, Clone)]
@@ -38,7 +43,7 @@ impl Cgroups {
         if hierarchies.is_empty() {
             return Err(io::Error::other("no cgroup hierarchy is mounted on this machine"));
         }
-        Ok(Self { hierarchies, instance: instance.to_owned() })
+        Ok(Self { hierarchies, instance: instance.to_owned(), units: Tree::detect(instance) })
     }
 
     fn parents(&self) -> impl Iterator<Item = PathBuf> {
@@ -46,8 +51,10 @@ impl Cgroups {
     }
 
     fn groups(&self, id: &InstanceId) -> impl Iterator<Item = PathBuf> {
-        let name = id.to_string();
-        self.parents().map(move |parent| parent.join(&name))
+        let own = Path::new(&self.instance).join(id.to_string());
+        let unit = self.units.as_ref().map(|tree| tree.group(id).join(CONTAINER));
+        let places = [Some(own), unit];
+        self.hierarchies.iter().flat_map(move |h| places.clone().into_iter().flatten().map(|place| below(&h.mount, &place)))
     }
 
     /// The v1 hierarchies as they are mounted in a container, by the last part of their names.
@@ -58,11 +65,18 @@ impl Cgroups {
 
     /// Every container that has a group.
     pub fn list(&self) -> BTreeSet<InstanceId> {
-        self.parents()
-            .filter_map(|parent| fs::read_dir(parent).ok())
-            .flatten()
-            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-            .collect()
+        let names = |folder: PathBuf| {
+            let entries = fs::read_dir(folder).into_iter().flatten();
+            entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        };
+        let mut found: BTreeSet<InstanceId> =
+            self.parents().flat_map(names).filter_map(|name| name.parse().ok()).collect();
+        for (hierarchy, tree) in self.hierarchies.iter().filter_map(|h| Some((h, self.units.as_ref()?))) {
+            let slice = below(&hierarchy.mount, &tree.slice_group());
+            let with_container = names(slice.clone()).filter(|unit| slice.join(unit).join(CONTAINER).exists());
+            found.extend(with_container.filter_map(|unit| tree.id_of(&unit)));
+        }
+        found
     }
 
     /// Sends SIGKILL to every process of the container, and says how many there were.
@@ -121,14 +135,17 @@ impl Cgroups {
             .unwrap_or(0)
     }
 
-    /// Moves the calling process out of the agent's group into the instance's, so that a service manager that ends the
-    /// agent's group does not end the containers' supervisors.
+    /// Moves the calling process out of the agent's group, so that a service manager that ends the agent's group does
+    /// not end the containers' supervisors: into the unit's group for them or, without one, the instance's.
     ///
     /// On v1 only the hierarchies by which systemd tells services apart matter; the others would only copy limits.
-    pub fn adopt_self(&self) -> io::Result<()> {
+    pub fn adopt_self(&self, launch: &Launch) -> io::Result<()> {
         let pid = std::process::id().to_string();
         for hierarchy in self.hierarchies.iter().filter(|h| h.v2 || h.named) {
-            let group = hierarchy.mount.join(&self.instance).join(SHIMS);
+            let group = match &launch.unit {
+                Some(unit) => below(&hierarchy.mount, &unit.group.join(SHIM)),
+                None => hierarchy.mount.join(&self.instance).join(SHIMS),
+            };
             // Twice: a removal of the last container may take the empty group away in between.
             let mut result = Ok(());
             for _ in 0..5 {
@@ -142,6 +159,11 @@ impl Cgroups {
         }
         Ok(())
     }
+}
+
+/// The place of a group that is named from the hierarchy's root.
+fn below(mount: &Path, group: &Path) -> PathBuf {
+    mount.join(group.strip_prefix("/").unwrap_or(group))
 }
 
 fn parse_mountinfo(text: &str) -> Vec<Hierarchy> {

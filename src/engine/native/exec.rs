@@ -86,7 +86,7 @@ fn parse(args: &[OsString]) -> Option<(RunFiles, Option<Duration>, Vec<String>)>
 fn run_command(run: &RunFiles, limit: Option<Duration>, command: Vec<String>) -> Result<Outcome, String> {
     // The hierarchies that the runtime leaves alone: there too the command belongs to the container, not to the agent.
     if let Some(launch) = super::record::read::<Launch>(&run.launch()) {
-        let _ = Cgroups::detect(&launch.layout.instance).and_then(|cgroups| cgroups.adopt_self());
+        let _ = Cgroups::detect(&launch.layout.instance).and_then(|cgroups| cgroups.adopt_self(&launch));
     }
     let begun = Instant::now();
     // Blocked before the command exists, so that none gets lost; `Program` unblocks them for the command.

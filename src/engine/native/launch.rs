@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use super::layout::{Layout, is_volume_name};
+use super::supervisor::Unit;
 use crate::engine::{ContainerRequest, EngineError};
 use crate::types::{InstanceId, Options, Reason, Refusal, VolumeMount, VolumeSource};
 
@@ -54,8 +56,22 @@ pub(super) struct Launch {
     pub options: Options,
     /// For the journal: image reference.
     pub image: String,
+    /// For the journal: digest of the image; of older versions nothing.
+    #[serde(default)]
+    pub digest: String,
     /// For the journal: commit.
     pub commit: String,
+    /// From the stop signal to SIGKILL where not the agent but the host stops it.
+    #[serde(default = "default_grace")]
+    pub grace: Duration,
+    /// Its unit; without systemd, and of older versions, none.
+    #[serde(default)]
+    pub unit: Option<Unit>,
+}
+
+/// As the service file has it.
+fn default_grace() -> Duration {
+    Duration::from_secs(10)
 }
 
 /// What a shim says to the agent, once, as a line of JSON.
@@ -68,6 +84,14 @@ pub(super) enum Report {
 }
 
 impl Launch {
+    /// Where its control group is, below each hierarchy's mount.
+    pub fn group(&self) -> PathBuf {
+        match &self.unit {
+            Some(unit) => unit.group.join(super::supervisor::CONTAINER),
+            None => Path::new("/").join(&self.layout.instance).join(self.id.to_string()),
+        }
+    }
+
     /// Works out what to run. `netns` is where the network was attached.
     pub fn new(request: &ContainerRequest, layout: &Layout, netns: PathBuf) -> Result<Self, EngineError> {
         let id = &request.id;
@@ -121,7 +145,10 @@ impl Launch {
             pids: spec.pids_limit,
             options: spec.options.clone(),
             image: spec.image.reference.to_string(),
+            digest: request.image.digest.to_string(),
             commit: request.commit.to_string(),
+            grace: spec.stop_grace_period,
+            unit: None,
         })
     }
 }

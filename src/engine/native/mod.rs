@@ -26,6 +26,7 @@ pub mod shim;
 mod spec;
 mod start;
 mod stop;
+mod supervisor;
 mod user;
 
 use std::collections::BTreeMap;
@@ -42,6 +43,7 @@ pub use shim::NOT_FOUND;
 
 use self::cgroup::Cgroups;
 use self::layout::Layout;
+use self::supervisor::Supervisor;
 use super::{ContainerRequest, Engine, EngineError, ExecOutput, ObservedContainer};
 use crate::types::{InstanceId, Reason, ServiceName};
 
@@ -64,6 +66,7 @@ pub struct NativeEngine {
     program: PathBuf,
     network: Arc<dyn Network>,
     cgroups: Cgroups,
+    supervisor: Supervisor,
     /// Shared by starts, alone for taking empty parent groups away: a start may need the parent at any moment.
     parents: RwLock<()>,
 }
@@ -89,7 +92,8 @@ impl NativeEngine {
         }
         let cgroups = Cgroups::detect(&layout.instance)
             .map_err(|error| EngineError::new(Reason::StartFailed, "cgroups cannot be found", error))?;
-        Ok(Self { layout, program, network, cgroups, parents: RwLock::new(()) })
+        let supervisor = Supervisor::detect(&layout.instance);
+        Ok(Self { layout, program, network, cgroups, supervisor, parents: RwLock::new(()) })
     }
 
     /// Runs a command inside a running container with our own standard input, output and error; gives back its exit

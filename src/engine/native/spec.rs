@@ -107,7 +107,7 @@ pub(super) fn config(launch: &Launch, around: &Surroundings<'_>) -> io::Result<V
         },
         "mounts": mounts(options, binds),
         "linux": {
-            "cgroupsPath": format!("/{}/{}", launch.layout.instance, launch.id),
+            "cgroupsPath": launch.group(),
             "namespaces": namespaces(launch),
             "resources": limits::resources(launch, devices)?,
             "devices": devices.iter().map(device).collect::<Vec<_>>(),
@@ -225,7 +225,10 @@ mod tests {
             pids: Some(32),
             options: Options::default(),
             image: "r.io/shop:1".into(),
+            digest: String::new(),
             commit: "c".repeat(40),
+            grace: std::time::Duration::ZERO,
+            unit: None,
         }
     }
 

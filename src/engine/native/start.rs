@@ -2,16 +2,16 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _};
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::Path;
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use super::launch::{Launch, Report};
 use super::layout::RunFiles;
 use super::observe::{running, this_boot};
 use super::record::{self, ProcessId, boot_id, wait_readable};
+use super::supervisor::{Order, Way};
 use super::{NativeEngine, etc_files, lock, shim, stop, storage_reason};
 use crate::engine::{ContainerRequest, EngineError};
 use crate::types::{InstanceId, Reason};
@@ -71,9 +71,12 @@ pub(super) fn start(engine: &NativeEngine, request: &ContainerRequest) -> Result
         .and_then(|()| etc_files::write(&state, id, request.address, &request.hosts, &request.spec.options))
         .map_err(|e| failed("its files cannot be written", e))?;
     let netns = engine.network.attach(id, request.address)?;
-    let launch = Launch::new(request, &engine.layout, netns)?;
+    let mut launch = Launch::new(request, &engine.layout, netns)?;
+    let way = engine.supervisor.way(id);
+    launch.unit = way.unit(id);
     record::write(&run.launch(), &launch).map_err(|e| failed("launch.json cannot be written", e))?;
-    let result = run_shim(engine, &run, lock, shim::START);
+    let order = Order { program: &engine.program, run: &run, mode: shim::START, launch: &launch };
+    let result = run_shim(way, &order, lock);
     if result.is_err() {
         stop::end_half_made(engine, &run, id);
     }
@@ -84,7 +87,13 @@ pub(super) fn start(engine: &NativeEngine, request: &ContainerRequest) -> Result
 pub(super) fn adopt(engine: &NativeEngine, id: &InstanceId) -> Result<(), EngineError> {
     let run = engine.layout.run(id);
     match lock::try_take(&run) {
-        Ok(Some(lock)) => run_shim(engine, &run, lock, shim::ADOPT),
+        Ok(Some(lock)) => {
+            let launch: Launch = record::read(&run.launch()).ok_or_else(|| {
+                EngineError::plain(Reason::StartFailed, format!("{id}: launch.json cannot be read"))
+            })?;
+            let order = Order { program: &engine.program, run: &run, mode: shim::ADOPT, launch: &launch };
+            run_shim(engine.supervisor.way(id), &order, lock)
+        }
         Ok(None) => Ok(()),
         Err(error) => Err(EngineError::new(Reason::StartFailed, format!("{id}: its lock"), error)),
     }
@@ -107,8 +116,8 @@ fn forget_run(run: &RunFiles) -> io::Result<()> {
 }
 
 /// Starts a shim, which inherits the lock, and waits for its report.
-fn run_shim(engine: &NativeEngine, run: &RunFiles, lock: File, mode: &str) -> Result<(), EngineError> {
-    let name = run.dir.file_name().unwrap_or_default().to_string_lossy();
+fn run_shim(way: Way<'_>, order: &Order<'_>, lock: File) -> Result<(), EngineError> {
+    let (run, name) = (order.run, &order.launch.id);
     let failed = |what: String, error: io::Error| {
         EngineError::new(Reason::StartFailed, format!("{name}: {what}"), error)
     };
@@ -118,24 +127,9 @@ fn run_shim(engine: &NativeEngine, run: &RunFiles, lock: File, mode: &str) -> Re
         .mode(0o600)
         .open(run.shim_log())
         .map_err(|e| failed("shim.log cannot be opened".into(), e))?;
-    let mut child = Command::new(&engine.program)
-        .arg(shim::COMMAND)
-        .arg(&run.dir)
-        .arg(mode)
-        // Nothing of the agent's own environment (credentials, LISTEN_FDS, NOTIFY_SOCKET) is for containers.
-        .env_clear()
-        .current_dir("/")
-        .stdin(lock)
-        .stdout(Stdio::piped())
-        .stderr(shim_log)
-        .spawn()
-        .map_err(|e| failed(format!("{} cannot be executed", engine.program.display()), e))?;
-    let report = child.stdout.take();
-    // The child only forks the shim proper and ends.
-    let _ = child.wait();
-    let Some(mut report) = report else {
-        return Err(EngineError::plain(Reason::Internal, format!("{name}: the shim has no report pipe")));
-    };
+    let report = way.start(order, lock, shim_log);
+    let report: OwnedFd = report.map_err(|e| failed("its shim cannot be started".into(), e))?;
+    let mut report = File::from(report);
     let mut line = Vec::new();
     let end = Instant::now() + REPORT;
     while line.last() != Some(&b'\n') {

@@ -1,0 +1,92 @@
+//! Who a shim belongs to: a unit of systemd where systemd runs the machine, else nobody. The one seam between the two.
+//!
+//! Either way the shim inherits the container's lock, a pipe to report on and its log, and nothing of the agent's.
+
+mod bus;
+mod forked;
+mod names;
+mod unit;
+mod wire;
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use self::bus::Bus;
+pub(super) use self::names::{CONTAINER, SHIM, Tree};
+pub(super) use self::unit::Unit;
+use super::launch::Launch;
+use super::layout::RunFiles;
+use super::shim;
+use crate::types::InstanceId;
+
+/// How shims are started on this machine.
+#[derive(Debug)]
+pub(super) enum Supervisor {
+    /// By forking twice.
+    Forked,
+    /// As transient units.
+    Systemd(Tree),
+}
+
+/// How one shim is about to be started.
+#[derive(Debug)]
+pub(super) enum Way<'a> {
+    /// By forking twice.
+    Fork,
+    /// As a unit, over a conversation that has begun.
+    Unit(&'a Tree, Bus),
+}
+
+impl Supervisor {
+    /// What this machine has.
+    pub fn detect(instance: &str) -> Self {
+        Tree::detect(instance).map_or(Self::Forked, Self::Systemd)
+    }
+
+    /// Decides for one shim. A systemd that cannot be reached is no reason not to run containers.
+    pub fn way(&self, id: &InstanceId) -> Way<'_> {
+        let Self::Systemd(tree) = self else { return Way::Fork };
+        match Bus::connect() {
+            Ok(bus) => Way::Unit(tree, bus),
+            Err(error) => {
+                tracing::warn!(instance = %id, "systemd cannot be reached, so it is started without a unit: {error}");
+                Way::Fork
+            }
+        }
+    }
+}
+
+/// A shim that is to be started.
+pub(super) struct Order<'a> {
+    /// Our own program.
+    pub program: &'a Path,
+    /// The container's directory.
+    pub run: &'a RunFiles,
+    /// `shim::START` or `shim::ADOPT`.
+    pub mode: &'a str,
+    /// What it is to run, or runs.
+    pub launch: &'a Launch,
+}
+
+impl Way<'_> {
+    /// The unit that a new container is to have.
+    pub fn unit(&self, id: &InstanceId) -> Option<Unit> {
+        let Self::Unit(tree, _) = self else { return None };
+        Some(Unit { name: tree.unit(id), group: tree.group(id) })
+    }
+
+    /// Starts the shim; gives back the pipe on which it reports. It takes over lock and log.
+    pub fn start(self, order: &Order<'_>, lock: File, log: File) -> io::Result<OwnedFd> {
+        let Order { program, run, mode, launch } = *order;
+        let (tree, mut bus) = match self {
+            Self::Fork => return forked::start(program, run, mode, lock, log),
+            Self::Unit(tree, bus) => (tree, bus),
+        };
+        let name = if mode == shim::START { tree.unit(&launch.id) } else { tree.second_unit(&launch.id) };
+        let devices = if mode == shim::START { shim::prepare_devices(launch).map_err(io::Error::other)? } else { Vec::new() };
+        let order = unit::Order { tree, name: &name, program, run, mode, launch, devices: &devices };
+        unit::start(&mut bus, &order, &lock, &log)
+    }
+}

@@ -1,0 +1,167 @@
+//! A shim as a unit of systemd: what the unit is, and having it started.
+//!
+//! Source: systemd.service(5), systemd.exec(5), systemd.resource-control(5), and "The New Control Group Interfaces" for
+//! units that come by a call. Every property is known to systemd 243 and later.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use super::super::launch::Launch;
+use super::super::layout::RunFiles;
+use super::super::limits::Device;
+use super::super::shim;
+use super::bus::{Bus, CallError};
+use super::names::{Tree, service_of};
+use super::wire::{Value, Writer};
+
+/// Memory that the shim itself may take beside its container: some 2 MiB, and the cache of the log that it writes.
+const SHIM_MEMORY: u64 = 64 << 20;
+/// Processes beside the container's: the shim, and helpers that run commands in the container.
+const SHIM_TASKS: u64 = 64;
+/// Longer than the agent waits for a shim's report: the agent is the one who gives up.
+const START: Duration = Duration::from_secs(180);
+/// What a shim takes after its container has had its grace period.
+const ENDING: Duration = Duration::from_secs(30);
+/// How long a unit of the same name may take to go: its processes have ended.
+const GOING: Duration = Duration::from_secs(5);
+/// The most that systemd can allow (fs.nr_open); it takes less where the kernel does.
+const FILES: u64 = 1 << 20;
+
+/// A container's unit, as its shim and a later agent have to know it.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub(in super::super) struct Unit {
+    /// Its name, as `systemctl` takes it.
+    pub name: String,
+    /// Its control group below each hierarchy's mount.
+    pub group: std::path::PathBuf,
+}
+
+/// Why no unit was started.
+#[derive(Debug, thiserror::Error)]
+#[error("unit {unit}")]
+pub(in super::super) struct UnitError {
+    unit: String,
+    #[source]
+    cause: CallError,
+}
+
+/// All that a unit is made of.
+pub(super) struct Order<'a> {
+    pub tree: &'a Tree,
+    pub name: &'a str,
+    pub program: &'a Path,
+    pub run: &'a RunFiles,
+    pub mode: &'a str,
+    pub launch: &'a Launch,
+    pub devices: &'a [Device],
+}
+
+/// Has systemd start the shim; gives back the pipe on which it reports. `lock` and `log` become the shim's standard
+/// input and error.
+pub(super) fn start(bus: &mut Bus, order: &Order<'_>, lock: &File, log: &File) -> io::Result<OwnedFd> {
+    let (report, writer) = io::pipe()?;
+    let descriptors = [lock.as_fd(), writer.as_fd(), log.as_fd()];
+    let properties = properties(order, agent_unit().as_deref());
+    let end = Instant::now() + GOING;
+    loop {
+        let mut body = Writer::default();
+        body.text(order.name);
+        body.text("fail");
+        body.array(8, &properties, |w, (name, value)| w.property(name, value));
+        // No further units.
+        body.array(8, [(); 0], |_, ()| {});
+        match bus.ask_systemd("StartTransientUnit", "ssa(sv)a(sa(sv))", body, &descriptors) {
+            Ok(()) => return Ok(report.into()),
+            // One that has just ended, or that failed and holds nothing any more.
+            Err(CallError::Refused { name, .. })
+                if name == "org.freedesktop.systemd1.UnitExists" && Instant::now() < end =>
+            {
+                let mut body = Writer::default();
+                body.text(order.name);
+                let _ = bus.ask_systemd("ResetFailedUnit", "s", body, &[]);
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            Err(cause) => return Err(io::Error::other(UnitError { unit: order.name.to_owned(), cause })),
+        }
+    }
+}
+
+/// The unit that this process belongs to, which is to be stopped before its containers are.
+fn agent_unit() -> Option<String> {
+    service_of(&std::fs::read_to_string("/proc/self/cgroup").ok()?)
+}
+
+fn properties(order: &Order<'_>, agent: Option<&str>) -> Vec<(&'static str, Value)> {
+    let Order { tree, program, run, mode, launch, .. } = order;
+    let text = |text: &str| Value::Text(text.to_owned());
+    let microseconds = |time: Duration| Value::Number(u64::try_from(time.as_micros()).unwrap_or(u64::MAX));
+    let command = [&program.to_string_lossy(), shim::COMMAND, &run.dir.to_string_lossy(), mode, shim::AS_UNIT];
+    let mut properties = vec![
+        ("Description", Value::Text(format!("{} of {}: {}", launch.id, launch.layout.instance, launch.image))),
+        ("ExecStart", Value::Command(command.map(str::to_owned).into())),
+        ("Slice", Value::Text(tree.slice())),
+        ("Type", text("notify")),
+        ("NotifyAccess", text("main")),
+        ("StandardInputFileDescriptor", Value::Descriptor(0)),
+        ("StandardOutputFileDescriptor", Value::Descriptor(1)),
+        ("StandardErrorFileDescriptor", Value::Descriptor(2)),
+        // Only the shim is told to stop; it gives the container its signal and its time. One that dies leaves its
+        // container running, and is replaced by the agent.
+        ("KillMode", text("process")),
+        ("Restart", text("no")),
+        ("TimeoutStartUSec", microseconds(START)),
+        ("TimeoutStopUSec", microseconds(launch.grace.saturating_add(ENDING))),
+        // One process of a container that is killed for memory is the container's affair, not the end of its unit.
+        ("OOMPolicy", text("continue")),
+        ("CollectMode", text("inactive-or-failed")),
+        ("Delegate", Value::Bool(true)),
+        ("TasksMax", Value::Number(launch.pids.map_or(u64::MAX, |pids| u64::from(pids) + SHIM_TASKS))),
+        ("LimitNOFILE", Value::Number(FILES)),
+        ("SyslogIdentifier", text(launch.id.service.as_str())),
+        ("LogExtraFields", Value::Blobs(log_fields(launch))),
+    ];
+    if let Some(limit) = launch.memory {
+        properties.push(("MemoryMax", Value::Number(limit.saturating_add(SHIM_MEMORY))));
+    }
+    if let Some(milli) = launch.milli_cpus {
+        // Microseconds of processor a second.
+        properties.push(("CPUQuotaPerSecUSec", Value::Number(u64::from(milli) * 1000)));
+    }
+    if launch.options.privileged != Some(true) {
+        properties.push(("DevicePolicy", text("closed")));
+        properties.push(("DeviceAllow", Value::Pairs(order.devices.iter().map(device).collect())));
+    }
+    // Going down: first the agent, which would start again what ends; then containers, while there is a network.
+    let after = ["local-fs.target", "network.target", "nftables.service"].map(str::to_owned);
+    properties.push(("After", Value::Texts(after.into())));
+    properties.extend(agent.map(|unit| ("Before", Value::Texts(vec![unit.to_owned()]))));
+    properties
+}
+
+/// What each line carries that the unit writes, beside what the shim sends with the container's own lines.
+fn log_fields(launch: &Launch) -> Vec<Vec<u8>> {
+    let generation = launch.id.generation.to_string();
+    let fields = [
+        ("SERVICE", launch.id.service.as_str()),
+        ("GENERATION", &generation),
+        ("IMAGE", &launch.image),
+        ("DIGEST", &launch.digest),
+        ("COMMIT", &launch.commit),
+    ];
+    let known = fields.into_iter().filter(|(_, value)| !value.is_empty());
+    known.map(|(name, value)| format!("GITOPSD_{name}={value}").into_bytes()).collect()
+}
+
+/// By number: the name of a device file may lead to another device tomorrow. Making the file is the runtime's part, so
+/// that it takes `m` whatever the container may do.
+fn device(device: &Device) -> (String, String) {
+    let kind = if device.kind == 'b' { "block" } else { "char" };
+    let mut access = device.access.clone();
+    if !access.contains('m') {
+        access.push('m');
+    }
+    (format!("/dev/{kind}/{}:{}", device.major, device.minor), access)
+}
