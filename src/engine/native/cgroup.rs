@@ -63,6 +63,11 @@ impl Cgroups {
         names.map(str::to_owned).collect()
     }
 
+    /// Whether groups have no lists of devices: those are v1's.
+    pub fn lack_device_lists(&self) -> bool {
+        self.hierarchies.iter().all(|hierarchy| hierarchy.v2)
+    }
+
     /// Every container that has a group.
     pub fn list(&self) -> BTreeSet<InstanceId> {
         let names = |folder: PathBuf| {

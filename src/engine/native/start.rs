@@ -74,6 +74,9 @@ pub(super) fn start(engine: &NativeEngine, request: &ContainerRequest) -> Result
     let mut launch = Launch::new(request, &engine.layout, netns)?;
     let way = engine.supervisor.way(id);
     launch.unit = way.unit(id);
+    if launch.unit.is_none() && engine.cgroups.lack_device_lists() {
+        check_devices(&launch)?;
+    }
     record::write(&run.launch(), &launch).map_err(|e| failed("launch.json cannot be written", e))?;
     let order = Order { program: &engine.program, run: &run, mode: shim::START, launch: &launch };
     let result = run_shim(way, &order, lock);
@@ -81,6 +84,23 @@ pub(super) fn start(engine: &NativeEngine, request: &ContainerRequest) -> Result
         stop::end_half_made(engine, &run, id);
     }
     result
+}
+
+/// Without a unit nothing filters devices on cgroup v2, as the runtime has no filter of its own there: what relies on one
+/// is refused. The standard devices need none, as no other can be made or opened.
+fn check_devices(launch: &Launch) -> Result<(), EngineError> {
+    let options = &launch.options;
+    if options.privileged == Some(true) {
+        return Ok(());
+    }
+    let reads_only = options.devices.iter().flatten().find(|device| !device.access.contains('w'));
+    let what = match reads_only {
+        _ if super::rights::capabilities(options).contains(&"CAP_MKNOD") => "the capability CAP_MKNOD".to_owned(),
+        Some(device) => format!("device {} without writing to it", device.source.display()),
+        None => return Ok(()),
+    };
+    let message = format!("{}: {what} takes systemd on this host: cgroup v2 has no list of devices itself", launch.id);
+    Err(EngineError::plain(Reason::StartFailed, message))
 }
 
 /// Gives a running container, whose shim has died, a new one.
