@@ -54,7 +54,9 @@ impl Cgroups {
         let own = Path::new(&self.instance).join(id.to_string());
         let unit = self.units.as_ref().map(|tree| tree.group(id).join(CONTAINER));
         let places = [Some(own), unit];
-        self.hierarchies.iter().flat_map(move |h| places.clone().into_iter().flatten().map(|place| below(&h.mount, &place)))
+        self.hierarchies
+            .iter()
+            .flat_map(move |h| places.clone().into_iter().flatten().map(|place| below(&h.mount, &place)))
     }
 
     /// The v1 hierarchies as they are mounted in a container, by the last part of their names.
@@ -78,7 +80,8 @@ impl Cgroups {
             self.parents().flat_map(names).filter_map(|name| name.parse().ok()).collect();
         for (hierarchy, tree) in self.hierarchies.iter().filter_map(|h| Some((h, self.units.as_ref()?))) {
             let slice = below(&hierarchy.mount, &tree.slice_group());
-            let with_container = names(slice.clone()).filter(|unit| slice.join(unit).join(CONTAINER).exists());
+            let with_container =
+                names(slice.clone()).filter(|unit| slice.join(unit).join(CONTAINER).exists());
             found.extend(with_container.filter_map(|unit| tree.id_of(&unit)));
         }
         found
@@ -147,14 +150,18 @@ impl Cgroups {
     pub fn adopt_self(&self, launch: &Launch) -> io::Result<()> {
         let pid = std::process::id().to_string();
         for hierarchy in self.hierarchies.iter().filter(|h| h.v2 || h.named) {
-            let group = match &launch.unit {
-                Some(unit) => below(&hierarchy.mount, &unit.group.join(SHIM)),
-                None => hierarchy.mount.join(&self.instance).join(SHIMS),
+            let (group, whole) = match &launch.unit {
+                Some(unit) => (below(&hierarchy.mount, &unit.group.join(SHIM)), false),
+                None => (hierarchy.mount.join(&self.instance).join(SHIMS), true),
             };
             // Twice: a removal of the last container may take the empty group away in between.
             let mut result = Ok(());
             for _ in 0..5 {
-                fs::create_dir_all(&group)?;
+                // A unit that is gone is not made again: what is above the last part is systemd's.
+                match fs::DirBuilder::new().recursive(whole).create(&group) {
+                    Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+                    _ => {}
+                }
                 result = fs::write(group.join("cgroup.procs"), &pid);
                 if result.is_ok() {
                     break;

@@ -78,7 +78,7 @@ pub(super) fn start(engine: &NativeEngine, request: &ContainerRequest) -> Result
         check_devices(&launch)?;
     }
     record::write(&run.launch(), &launch).map_err(|e| failed("launch.json cannot be written", e))?;
-    let order = Order { program: &engine.program, run: &run, mode: shim::START, launch: &launch };
+    let order = order(engine, &run, shim::START, &launch);
     let result = run_shim(way, &order, lock);
     if result.is_err() {
         stop::end_half_made(engine, &run, id);
@@ -95,11 +95,14 @@ fn check_devices(launch: &Launch) -> Result<(), EngineError> {
     }
     let reads_only = options.devices.iter().flatten().find(|device| !device.access.contains('w'));
     let what = match reads_only {
-        _ if super::rights::capabilities(options).contains(&"CAP_MKNOD") => "the capability CAP_MKNOD".to_owned(),
+        _ if super::rights::capabilities(options).contains(&"CAP_MKNOD") => {
+            "the capability CAP_MKNOD".to_owned()
+        }
         Some(device) => format!("device {} without writing to it", device.source.display()),
         None => return Ok(()),
     };
-    let message = format!("{}: {what} takes systemd on this host: cgroup v2 has no list of devices itself", launch.id);
+    let message =
+        format!("{}: {what} takes systemd on this host: cgroup v2 has no list of devices itself", launch.id);
     Err(EngineError::plain(Reason::StartFailed, message))
 }
 
@@ -111,12 +114,15 @@ pub(super) fn adopt(engine: &NativeEngine, id: &InstanceId) -> Result<(), Engine
             let launch: Launch = record::read(&run.launch()).ok_or_else(|| {
                 EngineError::plain(Reason::StartFailed, format!("{id}: launch.json cannot be read"))
             })?;
-            let order = Order { program: &engine.program, run: &run, mode: shim::ADOPT, launch: &launch };
-            run_shim(engine.supervisor.way(id), &order, lock)
+            run_shim(engine.supervisor.way(id), &order(engine, &run, shim::ADOPT, &launch), lock)
         }
         Ok(None) => Ok(()),
         Err(error) => Err(EngineError::new(Reason::StartFailed, format!("{id}: its lock"), error)),
     }
+}
+
+fn order<'a>(engine: &'a NativeEngine, run: &'a RunFiles, mode: &'a str, launch: &'a Launch) -> Order<'a> {
+    Order { program: &engine.program, run, mode, launch, list_devices: engine.cgroups.lack_device_lists() }
 }
 
 /// Takes away the records of an earlier run, except the lock.

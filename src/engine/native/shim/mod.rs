@@ -25,6 +25,7 @@ use std::process::ExitCode;
 use nix::sys::signal::{SigHandler, Signal, signal};
 use nix::unistd::{ForkResult, fork, setsid};
 
+use super::cgroup::Cgroups;
 use super::layout::RunFiles;
 use super::record::{self, PidFd, ProcessId, RunRecord, boot_id};
 use super::{launch, seal};
@@ -117,12 +118,14 @@ fn work(run: &RunFiles, mode: &str, as_unit: bool, lock: OwnedFd, mut report: Fi
         // A unit is told to stop by its first process alone, and has all the time it needs.
         let _ = ending::hold();
     }
-    for ignored in [Signal::SIGINT, Signal::SIGHUP, Signal::SIGTERM].into_iter().take(if as_unit { 2 } else { 3 }) {
+    for ignored in
+        [Signal::SIGINT, Signal::SIGHUP, Signal::SIGTERM].into_iter().take(if as_unit { 2 } else { 3 })
+    {
         // A host that shuts down asks every process to end; the shim ends when its container has.
         // SAFETY: SIG_IGN runs no code of ours.
         let _ = unsafe { signal(ignored, SigHandler::SigIgn) };
     }
-    let started = begin(run, mode);
+    let started = begin(run, mode, as_unit);
     let message = match &started {
         Ok(_) => launch::Report::Started,
         Err(error) => launch::Report::Failed(error.to_refusal()),
@@ -148,7 +151,7 @@ fn work(run: &RunFiles, mode: &str, as_unit: bool, lock: OwnedFd, mut report: Fi
     code
 }
 
-fn begin(run: &RunFiles, mode: &str) -> Result<supervise::Supervised, EngineError> {
+fn begin(run: &RunFiles, mode: &str, as_unit: bool) -> Result<supervise::Supervised, EngineError> {
     let failed = |what: &str| format!("{}: {what}", run.dir.display());
     let me = ProcessId::of(std::process::id().cast_signed())
         .and_then(|me| record::write(&run.shim(), &me))
@@ -162,6 +165,10 @@ fn begin(run: &RunFiles, mode: &str) -> Result<supervise::Supervised, EngineErro
     let init = adoptable(run).ok_or_else(|| {
         EngineError::plain(Reason::StartFailed, failed("nothing runs that could be adopted"))
     })?;
+    if !as_unit {
+        // Out of the agent's group, as the one before; where that is forbidden, supervised from there is better than not.
+        let _ = Cgroups::detect(&launch.layout.instance).and_then(|cgroups| cgroups.adopt_self(&launch));
+    }
     supervise::Supervised::adopt(run, launch, init)
         .map_err(|error| EngineError::new(Reason::StartFailed, failed("it cannot be adopted"), error))
 }

@@ -10,7 +10,13 @@ use super::super::layout::RunFiles;
 use super::super::shim;
 
 /// Starts it; gives back the pipe on which it reports.
-pub(super) fn start(program: &Path, run: &RunFiles, mode: &str, lock: File, log: File) -> io::Result<OwnedFd> {
+pub(super) fn start(
+    program: &Path,
+    run: &RunFiles,
+    mode: &str,
+    lock: File,
+    log: File,
+) -> io::Result<OwnedFd> {
     let (report, writer) = io::pipe()?;
     let mut child = Command::new(program)
         .arg(shim::COMMAND)

@@ -68,6 +68,9 @@ pub(super) struct Order<'a> {
     pub mode: &'a str,
     /// What it is to run, or runs.
     pub launch: &'a Launch,
+    /// Whether a unit has to keep the container's list of devices. On cgroup v1 the runtime does, and may only take
+    /// from what the unit has.
+    pub list_devices: bool,
 }
 
 impl Way<'_> {
@@ -79,14 +82,24 @@ impl Way<'_> {
 
     /// Starts the shim; gives back the pipe on which it reports. It takes over lock and log.
     pub fn start(self, order: &Order<'_>, lock: File, log: File) -> io::Result<OwnedFd> {
-        let Order { program, run, mode, launch } = *order;
+        let Order { program, run, mode, launch, .. } = *order;
         let (tree, mut bus) = match self {
             Self::Fork => return forked::start(program, run, mode, lock, log),
             Self::Unit(tree, bus) => (tree, bus),
         };
         let name = if mode == shim::START { tree.unit(&launch.id) } else { tree.second_unit(&launch.id) };
-        let devices = if mode == shim::START { shim::prepare_devices(launch).map_err(io::Error::other)? } else { Vec::new() };
-        let order = unit::Order { tree, name: &name, program, run, mode, launch, devices: &devices };
-        unit::start(&mut bus, &order, &lock, &log)
+        let listed = order.list_devices && launch.options.privileged != Some(true);
+        let devices = match listed {
+            // A shim that takes over makes no device, and the container stays in its own unit.
+            true if mode == shim::ADOPT => Some(Vec::new()),
+            true => Some(shim::prepare_devices(launch).map_err(io::Error::other)?),
+            false => None,
+        };
+        unit::start(
+            &mut bus,
+            &unit::Plan { tree, name: &name, order, devices: devices.as_deref() },
+            &lock,
+            &log,
+        )
     }
 }

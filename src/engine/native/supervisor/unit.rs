@@ -6,13 +6,12 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::super::launch::Launch;
-use super::super::layout::RunFiles;
 use super::super::limits::Device;
 use super::super::shim;
+use super::Order;
 use super::bus::{Bus, CallError};
 use super::names::{Tree, service_of};
 use super::wire::{Value, Writer};
@@ -49,26 +48,27 @@ pub(in super::super) struct UnitError {
 }
 
 /// All that a unit is made of.
-pub(super) struct Order<'a> {
+pub(super) struct Plan<'a> {
+    /// How units are called.
     pub tree: &'a Tree,
+    /// How this one is.
     pub name: &'a str,
-    pub program: &'a Path,
-    pub run: &'a RunFiles,
-    pub mode: &'a str,
-    pub launch: &'a Launch,
-    pub devices: &'a [Device],
+    /// What it runs.
+    pub order: &'a Order<'a>,
+    /// All that it may use beside the standard ones; `None` = any.
+    pub devices: Option<&'a [Device]>,
 }
 
 /// Has systemd start the shim; gives back the pipe on which it reports. `lock` and `log` become the shim's standard
 /// input and error.
-pub(super) fn start(bus: &mut Bus, order: &Order<'_>, lock: &File, log: &File) -> io::Result<OwnedFd> {
+pub(super) fn start(bus: &mut Bus, plan: &Plan<'_>, lock: &File, log: &File) -> io::Result<OwnedFd> {
     let (report, writer) = io::pipe()?;
     let descriptors = [lock.as_fd(), writer.as_fd(), log.as_fd()];
-    let properties = properties(order, agent_unit().as_deref());
+    let properties = properties(plan, agent_unit().as_deref());
     let end = Instant::now() + GOING;
     loop {
         let mut body = Writer::default();
-        body.text(order.name);
+        body.text(plan.name);
         body.text("fail");
         body.array(8, &properties, |w, (name, value)| w.property(name, value));
         // No further units.
@@ -80,11 +80,11 @@ pub(super) fn start(bus: &mut Bus, order: &Order<'_>, lock: &File, log: &File) -
                 if name == "org.freedesktop.systemd1.UnitExists" && Instant::now() < end =>
             {
                 let mut body = Writer::default();
-                body.text(order.name);
+                body.text(plan.name);
                 let _ = bus.ask_systemd("ResetFailedUnit", "s", body, &[]);
                 std::thread::sleep(Duration::from_millis(10));
             }
-            Err(cause) => return Err(io::Error::other(UnitError { unit: order.name.to_owned(), cause })),
+            Err(cause) => return Err(io::Error::other(UnitError { unit: plan.name.to_owned(), cause })),
         }
     }
 }
@@ -94,15 +94,19 @@ fn agent_unit() -> Option<String> {
     service_of(&std::fs::read_to_string("/proc/self/cgroup").ok()?)
 }
 
-fn properties(order: &Order<'_>, agent: Option<&str>) -> Vec<(&'static str, Value)> {
-    let Order { tree, program, run, mode, launch, .. } = order;
+fn properties(plan: &Plan<'_>, agent: Option<&str>) -> Vec<(&'static str, Value)> {
+    let Order { program, run, mode, launch, .. } = plan.order;
     let text = |text: &str| Value::Text(text.to_owned());
     let microseconds = |time: Duration| Value::Number(u64::try_from(time.as_micros()).unwrap_or(u64::MAX));
-    let command = [&program.to_string_lossy(), shim::COMMAND, &run.dir.to_string_lossy(), mode, shim::AS_UNIT];
+    let command =
+        [&program.to_string_lossy(), shim::COMMAND, &run.dir.to_string_lossy(), mode, shim::AS_UNIT];
     let mut properties = vec![
-        ("Description", Value::Text(format!("{} of {}: {}", launch.id, launch.layout.instance, launch.image))),
+        (
+            "Description",
+            Value::Text(format!("{} of {}: {}", launch.id, launch.layout.instance, launch.image)),
+        ),
         ("ExecStart", Value::Command(command.map(str::to_owned).into())),
-        ("Slice", Value::Text(tree.slice())),
+        ("Slice", Value::Text(plan.tree.slice())),
         ("Type", text("notify")),
         ("NotifyAccess", text("main")),
         ("StandardInputFileDescriptor", Value::Descriptor(0)),
@@ -130,9 +134,9 @@ fn properties(order: &Order<'_>, agent: Option<&str>) -> Vec<(&'static str, Valu
         // Microseconds of processor a second.
         properties.push(("CPUQuotaPerSecUSec", Value::Number(u64::from(milli) * 1000)));
     }
-    if launch.options.privileged != Some(true) {
+    if let Some(devices) = plan.devices {
         properties.push(("DevicePolicy", text("closed")));
-        properties.push(("DeviceAllow", Value::Pairs(order.devices.iter().map(device).collect())));
+        properties.push(("DeviceAllow", Value::Pairs(devices.iter().map(device).collect())));
     }
     // Going down: first the agent, which would start again what ends; then containers, while there is a network.
     let after = ["local-fs.target", "network.target", "nftables.service"].map(str::to_owned);
