@@ -50,13 +50,27 @@ impl Cgroups {
         self.hierarchies.iter().map(|h| h.mount.join(&self.instance))
     }
 
-    fn groups(&self, id: &InstanceId) -> impl Iterator<Item = PathBuf> {
-        let own = Path::new(&self.instance).join(id.to_string());
-        let unit = self.units.as_ref().map(|tree| tree.group(id).join(CONTAINER));
-        let places = [Some(own), unit];
-        self.hierarchies
-            .iter()
-            .flat_map(move |h| places.clone().into_iter().flatten().map(|place| below(&h.mount, &place)))
+    /// A container's groups in every hierarchy, those that there may be and those that there are.
+    fn groups(&self, id: &InstanceId) -> Vec<PathBuf> {
+        self.hierarchies.iter().flat_map(|hierarchy| self.groups_in(hierarchy, id)).collect()
+    }
+
+    fn groups_in(&self, hierarchy: &Hierarchy, id: &InstanceId) -> Vec<PathBuf> {
+        let own = hierarchy.mount.join(&self.instance).join(id.to_string());
+        let units = self.units_in(hierarchy).into_iter().filter(|(found, _)| found == id);
+        std::iter::once(own).chain(units.map(|(_, group)| group)).collect()
+    }
+
+    /// The containers' groups below the units of a hierarchy.
+    fn units_in(&self, hierarchy: &Hierarchy) -> Vec<(InstanceId, PathBuf)> {
+        let Some(tree) = &self.units else { return Vec::new() };
+        let units = children(&below(&hierarchy.mount, &tree.slice_group())).into_iter();
+        let container = |unit: PathBuf| {
+            let id = tree.id_of(unit.file_name()?.to_str()?)?;
+            let group = unit.join(CONTAINER);
+            group.exists().then_some((id, group))
+        };
+        units.filter_map(container).collect()
     }
 
     /// The v1 hierarchies as they are mounted in a container, by the last part of their names.
@@ -72,25 +86,16 @@ impl Cgroups {
 
     /// Every container that has a group.
     pub fn list(&self) -> BTreeSet<InstanceId> {
-        let names = |folder: PathBuf| {
-            let entries = fs::read_dir(folder).into_iter().flatten();
-            entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-        };
-        let mut found: BTreeSet<InstanceId> =
-            self.parents().flat_map(names).filter_map(|name| name.parse().ok()).collect();
-        for (hierarchy, tree) in self.hierarchies.iter().filter_map(|h| Some((h, self.units.as_ref()?))) {
-            let slice = below(&hierarchy.mount, &tree.slice_group());
-            let with_container =
-                names(slice.clone()).filter(|unit| slice.join(unit).join(CONTAINER).exists());
-            found.extend(with_container.filter_map(|unit| tree.id_of(&unit)));
-        }
-        found
+        let own = self.parents().flat_map(|parent| children(&parent));
+        let own = own.filter_map(|group| group.file_name()?.to_str()?.parse().ok());
+        let units = self.hierarchies.iter().flat_map(|hierarchy| self.units_in(hierarchy));
+        own.chain(units.map(|(id, _)| id)).collect()
     }
 
     /// Sends SIGKILL to every process of the container, and says how many there were.
     pub fn kill(&self, id: &InstanceId) -> usize {
         let mut killed = 0;
-        for group in self.groups(id).filter(|group| group.exists()) {
+        for group in self.groups(id).into_iter().filter(|group| group.exists()) {
             killed += kill_group(&group);
         }
         killed
@@ -137,6 +142,7 @@ impl Cgroups {
     /// How often the kernel killed something in the container for memory.
     pub fn oom_kills(&self, id: &InstanceId) -> u64 {
         self.groups(id)
+            .into_iter()
             .flat_map(|group| [group.join("memory.events"), group.join("memory.oom_control")])
             .filter_map(|file| oom_count(&fs::read_to_string(file).ok()?))
             .max()

@@ -11,7 +11,7 @@ use super::launch::{Launch, Report};
 use super::layout::RunFiles;
 use super::observe::{running, this_boot};
 use super::record::{self, ProcessId, boot_id, wait_readable};
-use super::supervisor::{Order, Way};
+use super::supervisor::Order;
 use super::{NativeEngine, etc_files, lock, shim, stop, storage_reason};
 use crate::engine::{ContainerRequest, EngineError};
 use crate::types::{InstanceId, Reason};
@@ -22,6 +22,8 @@ const OTHERS_START: Duration = Duration::from_secs(60);
 const REPORT: Duration = Duration::from_secs(120);
 /// How often to look whether a shim that does not report still lives.
 const LOOK: Duration = Duration::from_millis(100);
+/// How many names of units are tried; one that is taken costs a millisecond.
+const NAMES: u32 = 1000;
 /// Longest report and longest log of a shim that is read.
 const MAX_REPORT: u64 = 64 << 10;
 
@@ -72,14 +74,7 @@ pub(super) fn start(engine: &NativeEngine, request: &ContainerRequest) -> Result
         .map_err(|e| failed("its files cannot be written", e))?;
     let netns = engine.network.attach(id, request.address)?;
     let mut launch = Launch::new(request, &engine.layout, netns)?;
-    let way = engine.supervisor.way(id);
-    launch.unit = way.unit(id);
-    if launch.unit.is_none() && engine.cgroups.lack_device_lists() {
-        check_devices(&launch)?;
-    }
-    record::write(&run.launch(), &launch).map_err(|e| failed("launch.json cannot be written", e))?;
-    let order = order(engine, &run, shim::START, &launch);
-    let result = run_shim(way, &order, lock);
+    let result = run_shim(engine, &run, shim::START, &mut launch, lock);
     if result.is_err() {
         stop::end_half_made(engine, &run, id);
     }
@@ -111,18 +106,14 @@ pub(super) fn adopt(engine: &NativeEngine, id: &InstanceId) -> Result<(), Engine
     let run = engine.layout.run(id);
     match lock::try_take(&run) {
         Ok(Some(lock)) => {
-            let launch: Launch = record::read(&run.launch()).ok_or_else(|| {
+            let mut launch: Launch = record::read(&run.launch()).ok_or_else(|| {
                 EngineError::plain(Reason::StartFailed, format!("{id}: launch.json cannot be read"))
             })?;
-            run_shim(engine.supervisor.way(id), &order(engine, &run, shim::ADOPT, &launch), lock)
+            run_shim(engine, &run, shim::ADOPT, &mut launch, lock)
         }
         Ok(None) => Ok(()),
         Err(error) => Err(EngineError::new(Reason::StartFailed, format!("{id}: its lock"), error)),
     }
-}
-
-fn order<'a>(engine: &'a NativeEngine, run: &'a RunFiles, mode: &'a str, launch: &'a Launch) -> Order<'a> {
-    Order { program: &engine.program, run, mode, launch, list_devices: engine.cgroups.lack_device_lists() }
 }
 
 /// Takes away the records of an earlier run, except the lock.
@@ -142,8 +133,14 @@ fn forget_run(run: &RunFiles) -> io::Result<()> {
 }
 
 /// Starts a shim, which inherits the lock, and waits for its report.
-fn run_shim(way: Way<'_>, order: &Order<'_>, lock: File) -> Result<(), EngineError> {
-    let (run, name) = (order.run, &order.launch.id);
+fn run_shim(
+    engine: &NativeEngine,
+    run: &RunFiles,
+    mode: &str,
+    launch: &mut Launch,
+    lock: File,
+) -> Result<(), EngineError> {
+    let name = launch.id.clone();
     let failed = |what: String, error: io::Error| {
         EngineError::new(Reason::StartFailed, format!("{name}: {what}"), error)
     };
@@ -153,8 +150,8 @@ fn run_shim(way: Way<'_>, order: &Order<'_>, lock: File) -> Result<(), EngineErr
         .mode(0o600)
         .open(run.shim_log())
         .map_err(|e| failed("shim.log cannot be opened".into(), e))?;
-    let report = way.start(order, lock, shim_log);
-    let report: OwnedFd = report.map_err(|e| failed("its shim cannot be started".into(), e))?;
+    let report = begin(engine, run, mode, launch, &lock, &shim_log)?;
+    drop((lock, shim_log));
     let mut report = File::from(report);
     let mut line = Vec::new();
     let end = Instant::now() + REPORT;
@@ -185,6 +182,38 @@ fn run_shim(way: Way<'_>, order: &Order<'_>, lock: File) -> Result<(), EngineErr
         Err(_) => {
             let said = last_words(&run.shim_log());
             Err(EngineError::plain(Reason::StartFailed, format!("{name}: its shim died{said}")))
+        }
+    }
+}
+
+/// Starts a shim under the first name that is to be had, and writes down for it what it is to run.
+fn begin(
+    engine: &NativeEngine,
+    run: &RunFiles,
+    mode: &str,
+    launch: &mut Launch,
+    lock: &File,
+    log: &File,
+) -> Result<OwnedFd, EngineError> {
+    let id = launch.id.clone();
+    let failed = |what: &str, error| EngineError::new(Reason::StartFailed, format!("{id}: {what}"), error);
+    let list_devices = engine.cgroups.lack_device_lists();
+    let mut way = engine.supervisor.way(&id);
+    let mut attempt = 1;
+    loop {
+        let unit = way.unit(&id, attempt);
+        if mode == shim::START {
+            if unit.is_none() && list_devices {
+                check_devices(launch)?;
+            }
+            launch.unit.clone_from(&unit);
+            record::write(&run.launch(), launch).map_err(|e| failed("launch.json cannot be written", e))?;
+        }
+        let order = Order { program: &engine.program, run, mode, launch, list_devices };
+        match way.start(&order, unit.as_ref(), lock, log) {
+            Ok(report) => return Ok(report),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && attempt < NAMES => attempt += 1,
+            Err(error) => return Err(failed("its shim cannot be started", error)),
         }
     }
 }

@@ -74,20 +74,27 @@ pub(super) struct Order<'a> {
 }
 
 impl Way<'_> {
-    /// The unit that a new container is to have.
-    pub fn unit(&self, id: &InstanceId) -> Option<Unit> {
+    /// The unit that a new container is to have, for the first attempt or a later one.
+    pub fn unit(&self, id: &InstanceId, attempt: u32) -> Option<Unit> {
         let Self::Unit(tree, _) = self else { return None };
-        Some(Unit { name: tree.unit(id), group: tree.group(id) })
+        Some(tree.unit(id, attempt))
     }
 
-    /// Starts the shim; gives back the pipe on which it reports. It takes over lock and log.
-    pub fn start(self, order: &Order<'_>, lock: File, log: File) -> io::Result<OwnedFd> {
+    /// Starts the shim in `unit`; gives back the pipe on which it reports. The shim has lock and log as its own.
+    ///
+    /// # Errors
+    /// `AlreadyExists`: the unit's name is taken.
+    pub fn start(
+        &mut self,
+        order: &Order<'_>,
+        unit: Option<&Unit>,
+        lock: &File,
+        log: &File,
+    ) -> io::Result<OwnedFd> {
         let Order { program, run, mode, launch, .. } = *order;
-        let (tree, mut bus) = match self {
-            Self::Fork => return forked::start(program, run, mode, lock, log),
-            Self::Unit(tree, bus) => (tree, bus),
+        let (Self::Unit(tree, bus), Some(unit)) = (self, unit) else {
+            return forked::start(program, run, mode, lock.try_clone()?, log.try_clone()?);
         };
-        let name = if mode == shim::START { tree.unit(&launch.id) } else { tree.second_unit(&launch.id) };
         let listed = order.list_devices && launch.options.privileged != Some(true);
         let devices = match listed {
             // A shim that takes over makes no device, and the container stays in its own unit.
@@ -95,11 +102,7 @@ impl Way<'_> {
             true => Some(shim::prepare_devices(launch).map_err(io::Error::other)?),
             false => None,
         };
-        unit::start(
-            &mut bus,
-            &unit::Plan { tree, name: &name, order, devices: devices.as_deref() },
-            &lock,
-            &log,
-        )
+        let plan = unit::Plan { tree, name: &unit.name, order, devices: devices.as_deref() };
+        unit::start(bus, &plan, lock, log)
     }
 }

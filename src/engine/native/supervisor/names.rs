@@ -5,6 +5,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use super::Unit;
 use crate::types::InstanceId;
 
 /// The container's own group, below its unit's.
@@ -40,19 +41,16 @@ impl Tree {
         format!("{}.slice", self.prefix)
     }
 
-    /// The unit of a container.
-    pub fn unit(&self, id: &InstanceId) -> String {
-        format!("{}-{id}.service", self.prefix)
-    }
-
-    /// The unit of a shim that took a container over whose own unit has lost its first one.
-    pub fn second_unit(&self, id: &InstanceId) -> String {
-        format!("{}-{id}.adopted.service", self.prefix)
-    }
-
-    /// The group of a container's unit, below a hierarchy's mount.
-    pub fn group(&self, id: &InstanceId) -> PathBuf {
-        self.slice_group().join(self.unit(id))
+    /// The unit of a container, as it is called at the first attempt (1) or a later one.
+    ///
+    /// A name cannot always be had again: a unit whose shim has died stays as long as its container runs, and systemd
+    /// holds the names of transient units that it met at a `daemon-reload` to be files that it fails to read.
+    pub fn unit(&self, id: &InstanceId, attempt: u32) -> Unit {
+        let name = match attempt {
+            1 => format!("{}-{id}.service", self.prefix),
+            later => format!("{}-{id}.{later}.service", self.prefix),
+        };
+        Unit { group: self.slice_group().join(&name), name }
     }
 
     /// The group of the slice.
@@ -62,7 +60,13 @@ impl Tree {
 
     /// The inverse of [`Self::unit`].
     pub fn id_of(&self, unit: &str) -> Option<InstanceId> {
-        unit.strip_prefix(&self.prefix)?.strip_prefix('-')?.strip_suffix(".service")?.parse().ok()
+        let name = unit.strip_prefix(&self.prefix)?.strip_prefix('-')?.strip_suffix(".service")?;
+        let later = || {
+            let (name, attempt) = name.rsplit_once('.')?;
+            attempt.parse::<u32>().ok().filter(|attempt| *attempt > 1)?;
+            name.parse().ok()
+        };
+        name.parse().ok().or_else(later)
     }
 }
 
@@ -98,18 +102,26 @@ mod tests {
     fn units_of_two_instances_are_never_the_same() {
         let id: InstanceId = "web.7".parse().unwrap();
         let plain = Tree::new("gitopsd", "/".into());
-        assert_eq!(plain.unit(&id), "gitopsd-web.7.service");
-        assert_eq!(plain.group(&id), Path::new("/gitopsd.slice/gitopsd-web.7.service"));
-        assert_eq!(plain.id_of("gitopsd-web.7.service"), Some(id.clone()));
+        assert_eq!(plain.unit(&id, 1).name, "gitopsd-web.7.service");
+        assert_eq!(plain.unit(&id, 1).group, Path::new("/gitopsd.slice/gitopsd-web.7.service"));
+        assert_eq!(plain.unit(&id, 2).name, "gitopsd-web.7.2.service");
+        for attempt in [1, 2, 30] {
+            assert_eq!(plain.id_of(&plain.unit(&id, attempt).name), Some(id.clone()));
+        }
         let other = Tree::new("gitopsd-a", "/".into());
-        assert_eq!(other.unit(&id), "gitopsd:a-web.7.service");
+        assert_eq!(other.unit(&id, 1).name, "gitopsd:a-web.7.service");
         assert_eq!(other.slice(), "gitopsd:a.slice");
-        assert_ne!(other.unit(&id), plain.unit(&"a-web.7".parse().unwrap()));
-        assert_eq!(plain.id_of(&other.unit(&id)), None);
-        for nobody in ["gitopsd.service", "gitopsd-web.service", "gitopsd-web.7.adopted.service", "x"] {
+        assert_ne!(other.unit(&id, 1), plain.unit(&"a-web.7".parse().unwrap(), 1));
+        assert_eq!(plain.id_of(&other.unit(&id, 1).name), None);
+        for nobody in [
+            "gitopsd.service",
+            "gitopsd-web.service",
+            "gitopsd-web.7.x.service",
+            "gitopsd-web.7.1.service",
+            "x",
+        ] {
             assert_eq!(plain.id_of(nobody), None, "{nobody}");
         }
-        assert!(plain.second_unit(&id).starts_with("gitopsd-web.7."));
     }
 
     #[test]

@@ -6,7 +6,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::super::launch::Launch;
 use super::super::limits::Device;
@@ -24,8 +24,8 @@ const SHIM_TASKS: u64 = 64;
 const START: Duration = Duration::from_secs(180);
 /// What a shim takes after its container has had its grace period.
 const ENDING: Duration = Duration::from_secs(30);
-/// How long a unit of the same name may take to go: its processes have ended.
-const GOING: Duration = Duration::from_secs(5);
+/// The name is taken.
+const UNIT_EXISTS: &str = "org.freedesktop.systemd1.UnitExists";
 /// The most that systemd can allow (fs.nr_open); it takes less where the kernel does.
 const FILES: u64 = 1 << 20;
 
@@ -61,32 +61,27 @@ pub(super) struct Plan<'a> {
 
 /// Has systemd start the shim; gives back the pipe on which it reports. `lock` and `log` become the shim's standard
 /// input and error.
+///
+/// # Errors
+/// `AlreadyExists`: another name has to be tried. With any other error nothing more is known.
 pub(super) fn start(bus: &mut Bus, plan: &Plan<'_>, lock: &File, log: &File) -> io::Result<OwnedFd> {
     let (report, writer) = io::pipe()?;
     let descriptors = [lock.as_fd(), writer.as_fd(), log.as_fd()];
     let properties = properties(plan, agent_unit().as_deref());
-    let end = Instant::now() + GOING;
-    loop {
-        let mut body = Writer::default();
-        body.text(plan.name);
-        body.text("fail");
-        body.array(8, &properties, |w, (name, value)| w.property(name, value));
-        // No further units.
-        body.array(8, [(); 0], |_, ()| {});
-        match bus.ask_systemd("StartTransientUnit", "ssa(sv)a(sa(sv))", body, &descriptors) {
-            Ok(()) => return Ok(report.into()),
-            // One that has just ended, or that failed and holds nothing any more.
-            Err(CallError::Refused { name, .. })
-                if name == "org.freedesktop.systemd1.UnitExists" && Instant::now() < end =>
-            {
-                let mut body = Writer::default();
-                body.text(plan.name);
-                let _ = bus.ask_systemd("ResetFailedUnit", "s", body, &[]);
-                std::thread::sleep(Duration::from_millis(10));
-            }
-            Err(cause) => return Err(io::Error::other(UnitError { unit: plan.name.to_owned(), cause })),
-        }
-    }
+    let mut body = Writer::default();
+    body.text(plan.name);
+    body.text("fail");
+    body.array(8, &properties, |w, (name, value)| w.property(name, value));
+    // No further units.
+    body.array(8, [(); 0], |_, ()| {});
+    let asked = bus.ask_systemd("StartTransientUnit", "ssa(sv)a(sa(sv))", body, &descriptors);
+    asked.map(|()| report.into()).map_err(|cause| {
+        let kind = match &cause {
+            CallError::Refused { name, .. } if name == UNIT_EXISTS => io::ErrorKind::AlreadyExists,
+            _ => io::ErrorKind::Other,
+        };
+        io::Error::new(kind, UnitError { unit: plan.name.to_owned(), cause })
+    })
 }
 
 /// The unit that this process belongs to, which is to be stopped before its containers are.
