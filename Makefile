@@ -9,7 +9,7 @@ TARGET_DIR := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
 BIN := $(TARGET_DIR)/release/gitopsd
 
 .DEFAULT_GOAL := build
-.PHONY: help build demo lint test test-all bench audit install clean
+.PHONY: help build demo lint test test-all test-boot bench audit install clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -31,8 +31,11 @@ test: ## everything that a change has to pass: lint, all tests, the demo (root)
 	scripts/test
 
 test-all: export GITOPSD_TEST_ALL = 1
-test-all: test ## test, and everything that takes too long for every change
+test-all: test test-boot ## test, and everything that takes too long for every change
 	$(CARGO) test --locked --features failpoints -- --ignored
+
+test-boot: ## on systemd as first process: a booted container and a virtual machine, each booted twice (root; minutes)
+	scripts/test-boot
 
 bench: ## swap, pull and idle numbers on this machine (root)
 	scripts/bench
@@ -46,6 +49,7 @@ install: ## binary, unit, default configuration, man pages, completions under $(
 	@test -x $(BIN) || { echo "$(BIN) is missing: run make build first" >&2; exit 1; }
 	install -D -m 755 $(BIN) $(DESTDIR)$(PREFIX)/bin/gitopsd
 	install -D -m 644 systemd/gitopsd.service $(DESTDIR)$(UNITDIR)/gitopsd.service
+	install -D -m 644 systemd/gitopsd.slice $(DESTDIR)$(UNITDIR)/gitopsd.slice
 	sed -i 's#^ExecStart=/usr/bin/#ExecStart=$(PREFIX)/bin/#' $(DESTDIR)$(UNITDIR)/gitopsd.service
 	test -e $(DESTDIR)$(SYSCONFDIR)/gitopsd/gitopsd.toml || install -D -m 600 packaging/gitopsd.toml $(DESTDIR)$(SYSCONFDIR)/gitopsd/gitopsd.toml
 	install -d $(DESTDIR)$(PREFIX)/share/man/man1 $(DESTDIR)$(PREFIX)/share/bash-completion/completions \

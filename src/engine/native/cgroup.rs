@@ -1,6 +1,7 @@
 //! Control groups of one instance: finding them, killing what is in them, taking them away. libcontainer makes them.
 //!
-//! A container's group is `/<instance>/<id>` in every hierarchy: one on cgroup v2, one for each controller on v1.
+//! A container's group is `/<instance>/<id>` or, as a unit of systemd, `ctr` below the unit's group, in every hierarchy:
+//! one on cgroup v2, one for each controller on v1.
 //! Source: Linux Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/.
 
 use std::collections::BTreeSet;
@@ -11,6 +12,8 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
+use super::launch::Launch;
+use super::supervisor::{CONTAINER, SHIM, Tree};
 use crate::types::InstanceId;
 
 /// Where shims live, below the instance's group. Not an instance's name: those hold a dot.
@@ -21,6 +24,8 @@ const SHIMS: &str = "shims";
 pub(super) struct Cgroups {
     hierarchies: Vec<Hierarchy>,
     instance: String,
+    /// Where units are, with systemd.
+    units: Option<Tree>,
 }
 
 #[derive(Debug, Clone)]
@@ -46,16 +51,34 @@ impl Cgroups {
         if hierarchies.is_empty() {
             return Err(io::Error::other("no cgroup hierarchy is mounted on this machine"));
         }
-        Ok(Self { hierarchies, instance: instance.to_owned() })
+        Ok(Self { hierarchies, instance: instance.to_owned(), units: Tree::detect(instance) })
     }
 
     fn parents(&self) -> impl Iterator<Item = PathBuf> {
         self.hierarchies.iter().map(|h| h.mount.join(&self.instance))
     }
 
-    fn groups(&self, id: &InstanceId) -> impl Iterator<Item = PathBuf> {
-        let name = id.to_string();
-        self.parents().map(move |parent| parent.join(&name))
+    /// A container's groups in every hierarchy, those that there may be and those that there are.
+    fn groups(&self, id: &InstanceId) -> Vec<PathBuf> {
+        self.hierarchies.iter().flat_map(|hierarchy| self.groups_in(hierarchy, id)).collect()
+    }
+
+    fn groups_in(&self, hierarchy: &Hierarchy, id: &InstanceId) -> Vec<PathBuf> {
+        let own = hierarchy.mount.join(&self.instance).join(id.to_string());
+        let units = self.units_in(hierarchy).into_iter().filter(|(found, _)| found == id);
+        std::iter::once(own).chain(units.map(|(_, group)| group)).collect()
+    }
+
+    /// The containers' groups below the units of a hierarchy.
+    fn units_in(&self, hierarchy: &Hierarchy) -> Vec<(InstanceId, PathBuf)> {
+        let Some(tree) = &self.units else { return Vec::new() };
+        let units = children(&below(&hierarchy.mount, &tree.slice_group())).into_iter();
+        let container = |unit: PathBuf| {
+            let id = tree.id_of(unit.file_name()?.to_str()?)?;
+            let group = unit.join(CONTAINER);
+            group.exists().then_some((id, group))
+        };
+        units.filter_map(container).collect()
     }
 
     /// The v1 hierarchies as they are mounted in a container, by the last part of their names.
@@ -64,19 +87,23 @@ impl Cgroups {
         names.map(str::to_owned).collect()
     }
 
+    /// Whether groups have no lists of devices: those are v1's.
+    pub fn lack_device_lists(&self) -> bool {
+        self.hierarchies.iter().all(|hierarchy| hierarchy.v2)
+    }
+
     /// Every container that has a group.
     pub fn list(&self) -> BTreeSet<InstanceId> {
-        self.parents()
-            .filter_map(|parent| fs::read_dir(parent).ok())
-            .flatten()
-            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-            .collect()
+        let own = self.parents().flat_map(|parent| children(&parent));
+        let own = own.filter_map(|group| group.file_name()?.to_str()?.parse().ok());
+        let units = self.hierarchies.iter().flat_map(|hierarchy| self.units_in(hierarchy));
+        own.chain(units.map(|(id, _)| id)).collect()
     }
 
     /// Sends SIGKILL to every process of the container, and says how many there were.
     pub fn kill(&self, id: &InstanceId) -> usize {
         let mut killed = 0;
-        for group in self.groups(id).filter(|group| group.exists()) {
+        for group in self.groups(id).into_iter().filter(|group| group.exists()) {
             killed += kill_group(&group);
         }
         killed
@@ -122,37 +149,44 @@ impl Cgroups {
 
     /// A file of the container's group, by the first of `names` that some hierarchy has.
     pub fn read(&self, id: &InstanceId, names: &[&str]) -> Option<String> {
-        let groups: Vec<PathBuf> = self.groups(id).collect();
+        let groups = self.groups(id);
         let files = names.iter().flat_map(|name| groups.iter().map(move |group| group.join(name)));
         files.filter_map(|file| fs::read_to_string(file).ok()).next()
     }
 
     /// How often the kernel killed something in the container for memory.
     pub fn oom_kills(&self, id: &InstanceId) -> u64 {
-        let name = id.to_string();
         let counts = self.hierarchies.iter().filter_map(|hierarchy| {
             let file = match hierarchy.v2 {
                 true => "memory.events",
                 false if hierarchy.counts_memory() => "memory.oom_control",
                 false => return None,
             };
-            oom_count(&fs::read_to_string(hierarchy.mount.join(&self.instance).join(&name).join(file)).ok()?)
+            let groups = self.groups_in(hierarchy, id);
+            groups.iter().filter_map(|group| oom_count(&fs::read_to_string(group.join(file)).ok()?)).max()
         });
         counts.max().unwrap_or(0)
     }
 
-    /// Moves the calling process out of the agent's group into the instance's, so that a service manager that ends the
-    /// agent's group does not end the containers' supervisors.
+    /// Moves the calling process out of the agent's group, so that a service manager that ends the agent's group does
+    /// not end the containers' supervisors: into the unit's group for them or, without one, the instance's.
     ///
     /// On v1 only the hierarchies by which systemd tells services apart matter; the others would only copy limits.
-    pub fn adopt_self(&self) -> io::Result<()> {
+    pub fn adopt_self(&self, launch: &Launch) -> io::Result<()> {
         let pid = std::process::id().to_string();
         for hierarchy in self.hierarchies.iter().filter(|h| h.v2 || h.named) {
-            let group = hierarchy.mount.join(&self.instance).join(SHIMS);
+            let (group, whole) = match &launch.unit {
+                Some(unit) => (below(&hierarchy.mount, &unit.group.join(SHIM)), false),
+                None => (hierarchy.mount.join(&self.instance).join(SHIMS), true),
+            };
             // Twice: a removal of the last container may take the empty group away in between.
             let mut result = Ok(());
             for _ in 0..5 {
-                fs::create_dir_all(&group)?;
+                // A unit that is gone is not made again: what is above the last part is systemd's.
+                match fs::DirBuilder::new().recursive(whole).create(&group) {
+                    Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+                    _ => {}
+                }
                 result = fs::write(group.join("cgroup.procs"), &pid);
                 if result.is_ok() {
                     break;
@@ -162,6 +196,11 @@ impl Cgroups {
         }
         Ok(())
     }
+}
+
+/// The place of a group that is named from the hierarchy's root.
+fn below(mount: &Path, group: &Path) -> PathBuf {
+    mount.join(group.strip_prefix("/").unwrap_or(group))
 }
 
 fn parse_mountinfo(text: &str) -> Vec<Hierarchy> {

@@ -93,7 +93,7 @@ fn parse(args: &[OsString]) -> Option<(RunFiles, Option<Duration>, Vec<String>)>
 fn run_command(run: &RunFiles, limit: Option<Duration>, command: &[String]) -> Result<Outcome, String> {
     // The hierarchies that the runtime leaves alone: there too the command belongs to the container, not to the agent.
     if let Some(launch) = super::record::read::<Launch>(&run.launch()) {
-        let _ = Cgroups::detect(&launch.layout.instance).and_then(|cgroups| cgroups.adopt_self());
+        let _ = Cgroups::detect(&launch.layout.instance).and_then(|cgroups| cgroups.adopt_self(&launch));
     }
     match limit {
         Some(limit) => timed(run, limit, command),

@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use super::layout::{Layout, is_volume_name};
 use super::record;
+use super::supervisor::Unit;
 use crate::engine::{ContainerRequest, EngineError};
 use crate::types::{
     ConfigFile, InstanceId, Options, Reason, Refusal, VolumeMount, VolumeSource, check_target,
@@ -68,6 +70,17 @@ pub(super) struct Launch {
     pub digest: String,
     /// For the journal: commit.
     pub commit: String,
+    /// From the stop signal to SIGKILL where not the agent but the host stops it.
+    #[serde(default = "default_grace")]
+    pub grace: Duration,
+    /// Its unit; without systemd, and of older versions, none.
+    #[serde(default)]
+    pub unit: Option<Unit>,
+}
+
+/// As the service file has it.
+fn default_grace() -> Duration {
+    Duration::from_secs(10)
 }
 
 /// What a shim says to the agent, once, as a line of JSON.
@@ -80,6 +93,14 @@ pub(super) enum Report {
 }
 
 impl Launch {
+    /// Where its control group is, below each hierarchy's mount.
+    pub fn group(&self) -> PathBuf {
+        match &self.unit {
+            Some(unit) => unit.group.join(super::supervisor::CONTAINER),
+            None => Path::new("/").join(&self.layout.instance).join(self.id.to_string()),
+        }
+    }
+
     /// Works out what to run. `netns` is where the network was attached.
     pub fn new(
         request: &ContainerRequest,
@@ -145,6 +166,8 @@ impl Launch {
             image: spec.image.reference.to_string(),
             digest: request.image.digest.to_string(),
             commit: request.commit.to_string(),
+            grace: spec.stop_grace_period,
+            unit: None,
         })
     }
 }

@@ -32,6 +32,7 @@ pub mod shim;
 mod spec;
 mod start;
 mod stop;
+mod supervisor;
 mod usage;
 mod user;
 mod userns;
@@ -50,6 +51,7 @@ pub use usage::{Usage, usages};
 
 use self::cgroup::Cgroups;
 use self::layout::Layout;
+use self::supervisor::Supervisor;
 use super::{ContainerRequest, Engine, EngineError, ExecOutput, Hosts, ObservedContainer};
 use crate::types::{Generation, InstanceId, Reason, ServiceName};
 
@@ -75,6 +77,7 @@ pub struct NativeEngine {
     /// Name or path of an OCI runtime of the host; `None` = the built-in one.
     runtime: Option<String>,
     subuids: userns::Ids,
+    supervisor: Supervisor,
     /// Shared by starts, alone for taking empty parent groups away: a start may need the parent at any moment.
     parents: RwLock<()>,
 }
@@ -100,6 +103,7 @@ impl NativeEngine {
         }
         let cgroups = Cgroups::detect(&layout.instance)
             .map_err(|error| EngineError::new(Reason::StartFailed, "cgroups cannot be found", error))?;
+        let supervisor = Supervisor::detect(&layout.instance);
         Ok(Self {
             layout,
             program,
@@ -107,6 +111,7 @@ impl NativeEngine {
             cgroups,
             runtime: None,
             subuids: userns::Ids::default(),
+            supervisor,
             parents: RwLock::new(()),
         })
     }

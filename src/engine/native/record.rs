@@ -89,6 +89,11 @@ impl PidFd {
         Ok(Self(pidfd_open(pid, PidfdFlags::empty())?))
     }
 
+    /// Another handle on the same process.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        self.0.try_clone().map(Self)
+    }
+
     /// Sends signal number `signal`; a process that has ended already is fine.
     pub fn signal(&self, signal: i32) -> io::Result<()> {
         use std::os::fd::AsRawFd as _;

@@ -109,7 +109,7 @@ pub(super) fn config(launch: &Launch, around: &Surroundings<'_>) -> io::Result<V
         },
         "mounts": mounts(options, binds),
         "linux": {
-            "cgroupsPath": format!("/{}/{}", launch.layout.instance, launch.id),
+            "cgroupsPath": launch.group(),
             "namespaces": namespaces(launch),
             "resources": limits::resources(launch, devices)?,
             "devices": devices.iter().map(device).collect::<Vec<_>>(),
@@ -261,6 +261,8 @@ mod tests {
             image: "r.io/shop:1".into(),
             digest: String::new(),
             commit: "c".repeat(40),
+            grace: std::time::Duration::ZERO,
+            unit: None,
         }
     }
 

@@ -2,16 +2,16 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _};
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use super::launch::{Launch, Report};
 use super::layout::RunFiles;
 use super::observe::{foreign, running, this_boot};
 use super::record::{self, ProcessId, boot_id, wait_readable};
+use super::supervisor::Order;
 use super::{NativeEngine, etc_files, lock, shim, stop, storage_reason};
 use crate::engine::{ContainerRequest, ContainerState, EngineError};
 use crate::types::{InstanceId, NetworkMode, Options, Reason};
@@ -22,6 +22,8 @@ const OTHERS_START: Duration = Duration::from_secs(60);
 const REPORT: Duration = Duration::from_secs(120);
 /// How often to look whether a shim that does not report still lives.
 const LOOK: Duration = Duration::from_millis(100);
+/// How many names of units are tried; one that is taken costs a millisecond.
+const NAMES: u32 = 1000;
 /// Longest report and longest log of a shim that is read.
 const MAX_REPORT: u64 = 64 << 10;
 
@@ -79,8 +81,7 @@ pub(super) fn start(engine: &NativeEngine, request: &ContainerRequest) -> Result
     if request.spec.options.user_namespace == Some(true) {
         launch.first_id = Some(engine.subuids.of(&engine.layout, id)?);
     }
-    record::write(&run.launch(), &launch).map_err(|e| failed("launch.json cannot be written", e))?;
-    let result = run_shim(engine, &run, lock, shim::START);
+    let result = run_shim(engine, &run, shim::START, &mut launch, lock);
     if result.is_err() {
         stop::end_half_made(engine, &run, id);
     }
@@ -116,11 +117,36 @@ pub(super) fn attach(
     }
 }
 
+/// Without a unit nothing filters devices on cgroup v2, as the runtime has no filter of its own there: what relies on one
+/// is refused. The standard devices need none, as no other can be made or opened.
+fn check_devices(launch: &Launch) -> Result<(), EngineError> {
+    let options = &launch.options;
+    if options.privileged == Some(true) {
+        return Ok(());
+    }
+    let reads_only = options.devices.iter().flatten().find(|device| !device.access.contains('w'));
+    let what = match reads_only {
+        _ if super::rights::capabilities(options).contains(&"CAP_MKNOD") => {
+            "the capability CAP_MKNOD".to_owned()
+        }
+        Some(device) => format!("device {} without writing to it", device.source.display()),
+        None => return Ok(()),
+    };
+    let message =
+        format!("{}: {what} takes systemd on this host: cgroup v2 has no list of devices itself", launch.id);
+    Err(EngineError::plain(Reason::StartFailed, message))
+}
+
 /// Gives a running container, whose shim has died, a new one.
 pub(super) fn adopt(engine: &NativeEngine, id: &InstanceId) -> Result<(), EngineError> {
     let run = engine.layout.run(id);
     match lock::try_take(&run) {
-        Ok(Some(lock)) => run_shim(engine, &run, lock, shim::ADOPT),
+        Ok(Some(lock)) => {
+            let mut launch: Launch = record::read(&run.launch()).ok_or_else(|| {
+                EngineError::plain(Reason::StartFailed, format!("{id}: launch.json cannot be read"))
+            })?;
+            run_shim(engine, &run, shim::ADOPT, &mut launch, lock)
+        }
         Ok(None) => Ok(()),
         Err(error) => Err(EngineError::new(Reason::StartFailed, format!("{id}: its lock"), error)),
     }
@@ -143,8 +169,14 @@ fn forget_run(run: &RunFiles) -> io::Result<()> {
 }
 
 /// Starts a shim, which inherits the lock, and waits for its report.
-fn run_shim(engine: &NativeEngine, run: &RunFiles, lock: File, mode: &str) -> Result<(), EngineError> {
-    let name = run.dir.file_name().unwrap_or_default().to_string_lossy();
+fn run_shim(
+    engine: &NativeEngine,
+    run: &RunFiles,
+    mode: &str,
+    launch: &mut Launch,
+    lock: File,
+) -> Result<(), EngineError> {
+    let name = launch.id.clone();
     let failed = |what: String, error: io::Error| {
         EngineError::new(Reason::StartFailed, format!("{name}: {what}"), error)
     };
@@ -154,24 +186,9 @@ fn run_shim(engine: &NativeEngine, run: &RunFiles, lock: File, mode: &str) -> Re
         .mode(0o600)
         .open(run.shim_log())
         .map_err(|e| failed("shim.log cannot be opened".into(), e))?;
-    let mut child = Command::new(&engine.program)
-        .arg(shim::COMMAND)
-        .arg(&run.dir)
-        .arg(mode)
-        // Nothing of the agent's own environment (credentials, LISTEN_FDS, NOTIFY_SOCKET) is for containers.
-        .env_clear()
-        .current_dir("/")
-        .stdin(lock)
-        .stdout(Stdio::piped())
-        .stderr(shim_log)
-        .spawn()
-        .map_err(|e| failed(format!("{} cannot be executed", engine.program.display()), e))?;
-    let report = child.stdout.take();
-    // The child only forks the shim proper and ends.
-    let _ = child.wait();
-    let Some(mut report) = report else {
-        return Err(EngineError::plain(Reason::Internal, format!("{name}: the shim has no report pipe")));
-    };
+    let report = begin(engine, run, mode, launch, &lock, &shim_log)?;
+    drop((lock, shim_log));
+    let mut report = File::from(report);
     let mut line = Vec::new();
     let end = Instant::now() + REPORT;
     while line.last() != Some(&b'\n') {
@@ -201,6 +218,38 @@ fn run_shim(engine: &NativeEngine, run: &RunFiles, lock: File, mode: &str) -> Re
         Err(_) => {
             let said = last_words(&run.shim_log());
             Err(EngineError::plain(Reason::StartFailed, format!("{name}: its shim died{said}")))
+        }
+    }
+}
+
+/// Starts a shim under the first name that is to be had, and writes down for it what it is to run.
+fn begin(
+    engine: &NativeEngine,
+    run: &RunFiles,
+    mode: &str,
+    launch: &mut Launch,
+    lock: &File,
+    log: &File,
+) -> Result<OwnedFd, EngineError> {
+    let id = launch.id.clone();
+    let failed = |what: &str, error| EngineError::new(Reason::StartFailed, format!("{id}: {what}"), error);
+    let list_devices = engine.cgroups.lack_device_lists();
+    let mut way = engine.supervisor.way(&id);
+    let mut attempt = 1;
+    loop {
+        let unit = way.unit(&id, attempt);
+        if mode == shim::START {
+            if unit.is_none() && list_devices {
+                check_devices(launch)?;
+            }
+            launch.unit.clone_from(&unit);
+            record::write(&run.launch(), launch).map_err(|e| failed("launch.json cannot be written", e))?;
+        }
+        let order = Order { program: &engine.program, run, mode, launch, list_devices };
+        match way.start(&order, unit.as_ref(), lock, log) {
+            Ok(report) => return Ok(report),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && attempt < NAMES => attempt += 1,
+            Err(error) => return Err(failed("its shim cannot be started", error)),
         }
     }
 }

@@ -158,10 +158,10 @@ fn element(map: &str, element: &Value) -> Option<(Entry, String)> {
     let chain = text(element.get(1)?.get("goto")?, "target")?.to_owned();
     let entry = match (map, concat(key).as_slice()) {
         ("services", [address]) => Entry::Service(address.as_str()?.parse().ok()?),
-        ("anywhere", [proto, port]) => Entry::Anywhere(protocol(proto.as_str()?)?, number(port)?),
-        ("anywhere6", [proto, port]) => Entry::Anywhere6(protocol(proto.as_str()?)?, number(port)?),
+        ("anywhere", [proto, port]) => Entry::Anywhere(named(proto)?, number(port)?),
+        ("anywhere6", [proto, port]) => Entry::Anywhere6(named(proto)?, number(port)?),
         ("at" | "at6", [address, proto, port]) => {
-            Entry::At(address.as_str()?.parse().ok()?, protocol(proto.as_str()?)?, number(port)?)
+            Entry::At(address.as_str()?.parse().ok()?, named(proto)?, number(port)?)
         }
         _ => return None,
     };
@@ -186,6 +186,16 @@ fn text<'a>(object: &'a Value, key: &str) -> Option<&'a str> {
 
 fn number(value: &Value) -> Option<u16> {
     u16::try_from(value.as_u64()?).ok()
+}
+
+/// A protocol in a map's key. nft names it by /etc/protocols, and shows its number on a host without that file.
+fn named(value: &Value) -> Option<Protocol> {
+    match (value.as_str(), value.as_u64()) {
+        (Some(name), _) => protocol(name),
+        (_, Some(6)) => Some(Protocol::Tcp),
+        (_, Some(17)) => Some(Protocol::Udp),
+        _ => None,
+    }
 }
 
 fn protocol(name: &str) -> Option<Protocol> {
@@ -235,6 +245,13 @@ mod tests {
         let shown: Vec<String> = route.ports.iter().map(ToString::to_string).collect();
         assert_eq!(shown, ["0.0.0.0:80->8080/tcp", "127.0.0.1:53->5353/udp"]);
         assert_eq!(table.entries.len(), 3);
+    }
+
+    #[test]
+    fn a_host_need_not_have_a_list_of_protocols() {
+        let numbers = LISTING.replace(r#"["tcp", 80]"#, "[6, 80]").replace(r#""udp", 53]"#, "17, 53]");
+        assert_ne!(numbers, LISTING);
+        assert_eq!(parse(numbers.as_bytes(), None), parse(LISTING.as_bytes(), None));
     }
 
     #[test]

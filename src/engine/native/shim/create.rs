@@ -39,7 +39,7 @@ pub(super) fn create(run: &RunFiles, launch: Launch) -> Result<Supervised, Engin
     let failed = |what: &str, error: io::Error| start_failed(&format!("{id}: {what}"), error);
     let cgroups = Cgroups::detect(&launch.layout.instance).map_err(|e| failed("cgroups", e))?;
     // The unit's KillMode=process keeps the shim alive too, so a host where this is forbidden is no reason to fail.
-    let _ = cgroups.adopt_self();
+    let _ = cgroups.adopt_self(&launch);
 
     let state = launch.layout.state(&id);
     let root = rootfs::mount(&state, &run.scratch(), &launch.layers)

@@ -16,7 +16,7 @@ const STANDARD: [&str; 12] =
 const MAX_DEPTH: u32 = 4;
 
 /// The devices of a service; all of the host's where it is privileged.
-pub(super) fn prepare(launch: &Launch) -> Result<Vec<Device>, EngineError> {
+pub(in super::super) fn prepare(launch: &Launch) -> Result<Vec<Device>, EngineError> {
     let mut found = Vec::new();
     if launch.options.privileged == Some(true) {
         all_below(Path::new("/dev"), MAX_DEPTH, &mut found);

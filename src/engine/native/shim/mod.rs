@@ -8,6 +8,7 @@
 mod configs;
 mod create;
 mod devices;
+mod ending;
 mod enter;
 mod fill;
 mod idmap;
@@ -22,7 +23,7 @@ mod volumes;
 #[cfg(feature = "failpoints")]
 mod weak;
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::Write as _;
 use std::os::fd::OwnedFd;
@@ -32,12 +33,14 @@ use std::process::ExitCode;
 use nix::sys::signal::{SigHandler, Signal, signal};
 use nix::unistd::{ForkResult, fork, setsid};
 
+use super::cgroup::Cgroups;
 use super::layout::RunFiles;
 use super::record::{self, PidFd, ProcessId, RunRecord, boot_id};
 use super::{launch, seal};
 use crate::engine::EngineError;
 use crate::types::Reason;
 
+pub(super) use devices::prepare as prepare_devices;
 pub(super) use enter::{Enter, namespace_of};
 pub(super) use last_look::Look;
 pub use program::NOT_FOUND;
@@ -52,20 +55,27 @@ pub(super) const COMMAND: &str = "internal-shim";
 pub(super) const START: &str = "start";
 /// Takes over the supervision of a container whose shim has died.
 pub(super) const ADOPT: &str = "adopt";
+/// Added to the mode where systemd has started the shim, as the first process of a unit.
+pub(super) const AS_UNIT: &str = "unit";
+/// Added by the shim itself.
+const SEALED: &str = "sealed";
 
-/// Runs the shim. `args` are those after the subcommand: directory, `START` or `ADOPT`, and once more `sealed`
-/// when it has executed itself again from a read-only mount.
+/// Runs the shim. `args` are those after the subcommand: directory, [`START`] or [`ADOPT`], [`AS_UNIT`] if it is one,
+/// and once more [`SEALED`] when it has executed itself again from a read-only mount.
 pub fn main(args: &[OsString]) -> ExitCode {
     let [dir, mode, rest @ ..] = args else { return ExitCode::from(64) };
     let run = RunFiles { dir: dir.into() };
     let (Some(_), Some(mode @ (START | ADOPT))) = (RunFiles::id_of(&run.dir), mode.to_str()) else {
         return ExitCode::from(64);
     };
-    if rest.is_empty() {
-        return detach(dir, mode);
+    let has = |word: &str| rest.iter().any(|other| other == word);
+    match (has(SEALED), has(AS_UNIT)) {
+        (false, false) => return detach(dir, mode),
+        (false, true) => return seal_self(&[dir, mode.as_ref(), AS_UNIT.as_ref()]),
+        (true, _) => {}
     }
     match take_over_descriptors() {
-        Ok((lock, report)) => work(&run, mode, lock, report),
+        Ok((lock, report)) => work(&run, mode, has(AS_UNIT), lock, report),
         Err(_) => ExitCode::FAILURE,
     }
 }
@@ -83,7 +93,13 @@ fn detach(dir: &OsString, mode: &str) -> ExitCode {
     }
     // The agent's unit may have set another one; files made in a container's root are to have their usual modes.
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
-    let error = seal::execute_again(&[COMMAND.as_ref(), dir, mode.as_ref(), "sealed".as_ref()]);
+    seal_self(&[dir, mode.as_ref()])
+}
+
+/// Goes on as the same program on a read-only mount, with `args` and [`SEALED`].
+fn seal_self(args: &[&OsStr]) -> ExitCode {
+    let args: Vec<&OsStr> = [&[COMMAND.as_ref()], args, &[SEALED.as_ref()]].concat();
+    let error = seal::execute_again(&args);
     fail_early("the shim cannot execute itself from a read-only mount", error)
 }
 
@@ -108,14 +124,20 @@ fn take_over_descriptors() -> std::io::Result<(OwnedFd, File)> {
     Ok((lock, report.into()))
 }
 
-fn work(run: &RunFiles, mode: &str, lock: OwnedFd, mut report: File) -> ExitCode {
+fn work(run: &RunFiles, mode: &str, as_unit: bool, lock: OwnedFd, mut report: File) -> ExitCode {
     let _ = nix::sys::prctl::set_name(c"gitopsd-shim");
-    for ignored in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+    if as_unit {
+        // A unit is told to stop by its first process alone, and has all the time it needs.
+        let _ = ending::hold();
+    }
+    for ignored in
+        [Signal::SIGINT, Signal::SIGHUP, Signal::SIGTERM].into_iter().take(if as_unit { 2 } else { 3 })
+    {
         // A host that shuts down asks every process to end; the shim ends when its container has.
         // SAFETY: SIG_IGN runs no code of ours.
         let _ = unsafe { signal(ignored, SigHandler::SigIgn) };
     }
-    let started = begin(run, mode);
+    let started = begin(run, mode, as_unit);
     let message = match &started {
         Ok(_) => launch::Report::Started,
         Err(error) => launch::Report::Failed(error.to_refusal()),
@@ -127,7 +149,13 @@ fn work(run: &RunFiles, mode: &str, lock: OwnedFd, mut report: File) -> ExitCode
     }
     drop(report);
     let code = match started {
-        Ok(container) => supervise::supervise(run, container),
+        Ok(container) => {
+            if as_unit {
+                let _ = container.end_with_unit();
+                let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+            }
+            supervise::supervise(run, container)
+        }
         Err(_) => ExitCode::FAILURE,
     };
     // Given back by the end of this process and not before: who finds the lock free finds no shim either.
@@ -135,7 +163,7 @@ fn work(run: &RunFiles, mode: &str, lock: OwnedFd, mut report: File) -> ExitCode
     code
 }
 
-fn begin(run: &RunFiles, mode: &str) -> Result<supervise::Supervised, EngineError> {
+fn begin(run: &RunFiles, mode: &str, as_unit: bool) -> Result<supervise::Supervised, EngineError> {
     let failed = |what: &str| format!("{}: {what}", run.dir.display());
     let me = ProcessId::of(std::process::id().cast_signed())
         .and_then(|me| record::write(&run.shim(), &me))
@@ -149,6 +177,10 @@ fn begin(run: &RunFiles, mode: &str) -> Result<supervise::Supervised, EngineErro
     let init = adoptable(run).ok_or_else(|| {
         EngineError::plain(Reason::StartFailed, failed("nothing runs that could be adopted"))
     })?;
+    if !as_unit {
+        // Out of the agent's group, as the one before; where that is forbidden, supervised from there is better than not.
+        let _ = Cgroups::detect(&launch.layout.instance).and_then(|cgroups| cgroups.adopt_self(&launch));
+    }
     supervise::Supervised::adopt(run, launch, init.0, init.1)
         .map_err(|error| EngineError::new(Reason::StartFailed, failed("it cannot be adopted"), error))
 }

@@ -80,6 +80,11 @@ impl Supervised {
         }
     }
 
+    /// Has the container end when systemd stops the unit.
+    pub fn end_with_unit(&self) -> io::Result<()> {
+        super::ending::watch(&self.launch, self.init.try_clone()?)
+    }
+
     /// Waits for output or for the end; `true` = it has ended.
     fn wait(&mut self) -> bool {
         let rest = self.sink.rest();

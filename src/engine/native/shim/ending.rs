@@ -1,0 +1,46 @@
+//! A unit that is stopped: systemd tells the shim, and the shim gives its container the stop signal and its time.
+//!
+//! So a host that shuts down, or `systemctl stop`, ends a container as the agent would. A shim without a unit is told
+//! by nobody, and ignores what a shutdown sends to every process.
+
+use std::io;
+
+use nix::sys::signal::{SigSet, Signal};
+
+use super::super::cgroup::Cgroups;
+use super::super::launch::Launch;
+use super::super::record::PidFd;
+
+/// Little: the thread waits, and sends two signals.
+const STACK: usize = 128 << 10;
+
+/// The signal that systemd sends (systemd.kill(5)). Kept for [`watch`] from the first moment on.
+fn told() -> SigSet {
+    let mut told = SigSet::empty();
+    told.add(Signal::SIGTERM);
+    told
+}
+
+/// Keeps what may come while the container is being made.
+pub(super) fn hold() -> io::Result<()> {
+    told().thread_block().map_err(io::Error::from)
+}
+
+/// Waits beside the supervision. A thread, which is harmless now: the container is made, and nothing forks any more.
+pub(super) fn watch(launch: &Launch, container: PidFd) -> io::Result<()> {
+    let (id, instance) = (launch.id.clone(), launch.layout.instance.clone());
+    let (signal, grace) = (launch.stop_signal, launch.grace);
+    let wait = move || {
+        if told().wait().is_err() {
+            return;
+        }
+        let _ = container.signal(signal);
+        if !container.wait(grace).unwrap_or(false) {
+            let _ = container.signal(nix::libc::SIGKILL);
+            if let Ok(cgroups) = Cgroups::detect(&instance) {
+                cgroups.kill(&id);
+            }
+        }
+    };
+    std::thread::Builder::new().stack_size(STACK).spawn(wait).map(|_| ())
+}

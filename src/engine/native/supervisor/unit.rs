@@ -1,0 +1,166 @@
+//! A shim as a unit of systemd: what the unit is, and having it started.
+//!
+//! Source: systemd.service(5), systemd.exec(5), systemd.resource-control(5), and "The New Control Group Interfaces" for
+//! units that come by a call. Every property is known to systemd 243 and later.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::time::Duration;
+
+use super::super::launch::Launch;
+use super::super::limits::Device;
+use super::super::shim;
+use super::Order;
+use super::bus::{Bus, CallError};
+use super::names::{Tree, service_of};
+use super::wire::{Value, Writer};
+
+/// Memory that the shim itself may take beside its container: some 2 MiB, and the cache of the log that it writes.
+const SHIM_MEMORY: u64 = 64 << 20;
+/// Processes beside the container's: the shim, and helpers that run commands in the container.
+const SHIM_TASKS: u64 = 64;
+/// Longer than the agent waits for a shim's report: the agent is the one who gives up.
+const START: Duration = Duration::from_secs(180);
+/// What a shim takes after its container has had its grace period.
+const ENDING: Duration = Duration::from_secs(30);
+/// The name is taken.
+const UNIT_EXISTS: &str = "org.freedesktop.systemd1.UnitExists";
+/// The most that systemd can allow (fs.nr_open); it takes less where the kernel does.
+const FILES: u64 = 1 << 20;
+
+/// A container's unit, as its shim and a later agent have to know it.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub(in super::super) struct Unit {
+    /// Its name, as `systemctl` takes it.
+    pub name: String,
+    /// Its control group below each hierarchy's mount.
+    pub group: std::path::PathBuf,
+}
+
+/// Why no unit was started.
+#[derive(Debug, thiserror::Error)]
+#[error("unit {unit}")]
+pub(in super::super) struct UnitError {
+    unit: String,
+    #[source]
+    cause: CallError,
+}
+
+/// All that a unit is made of.
+pub(super) struct Plan<'a> {
+    /// How units are called.
+    pub tree: &'a Tree,
+    /// How this one is.
+    pub name: &'a str,
+    /// What it runs.
+    pub order: &'a Order<'a>,
+    /// All that it may use beside the standard ones; `None` = any.
+    pub devices: Option<&'a [Device]>,
+}
+
+/// Has systemd start the shim; gives back the pipe on which it reports. `lock` and `log` become the shim's standard
+/// input and error.
+///
+/// # Errors
+/// `AlreadyExists`: another name has to be tried. With any other error nothing more is known.
+pub(super) fn start(bus: &mut Bus, plan: &Plan<'_>, lock: &File, log: &File) -> io::Result<OwnedFd> {
+    let (report, writer) = io::pipe()?;
+    let descriptors = [lock.as_fd(), writer.as_fd(), log.as_fd()];
+    let properties = properties(plan, agent_unit().as_deref());
+    let mut body = Writer::default();
+    body.text(plan.name);
+    body.text("fail");
+    body.array(8, &properties, |w, (name, value)| w.property(name, value));
+    // No further units.
+    body.array(8, [(); 0], |_, ()| {});
+    let asked = bus.ask_systemd("StartTransientUnit", "ssa(sv)a(sa(sv))", body, &descriptors);
+    asked.map(|()| report.into()).map_err(|cause| {
+        let kind = match &cause {
+            CallError::Refused { name, .. } if name == UNIT_EXISTS => io::ErrorKind::AlreadyExists,
+            _ => io::ErrorKind::Other,
+        };
+        io::Error::new(kind, UnitError { unit: plan.name.to_owned(), cause })
+    })
+}
+
+/// The unit that this process belongs to, which is to be stopped before its containers are.
+fn agent_unit() -> Option<String> {
+    service_of(&std::fs::read_to_string("/proc/self/cgroup").ok()?)
+}
+
+fn properties(plan: &Plan<'_>, agent: Option<&str>) -> Vec<(&'static str, Value)> {
+    let Order { program, run, mode, launch, .. } = plan.order;
+    let text = |text: &str| Value::Text(text.to_owned());
+    let microseconds = |time: Duration| Value::Number(u64::try_from(time.as_micros()).unwrap_or(u64::MAX));
+    let command =
+        [&program.to_string_lossy(), shim::COMMAND, &run.dir.to_string_lossy(), mode, shim::AS_UNIT];
+    let mut properties = vec![
+        (
+            "Description",
+            Value::Text(format!("{} of {}: {}", launch.id, launch.layout.instance, launch.image)),
+        ),
+        ("ExecStart", Value::Command(command.map(str::to_owned).into())),
+        ("Slice", Value::Text(plan.tree.slice())),
+        ("Type", text("notify")),
+        ("NotifyAccess", text("main")),
+        ("StandardInputFileDescriptor", Value::Descriptor(0)),
+        ("StandardOutputFileDescriptor", Value::Descriptor(1)),
+        ("StandardErrorFileDescriptor", Value::Descriptor(2)),
+        // Only the shim is told to stop; it gives the container its signal and its time. One that dies leaves its
+        // container running, and is replaced by the agent.
+        ("KillMode", text("process")),
+        ("Restart", text("no")),
+        ("TimeoutStartUSec", microseconds(START)),
+        ("TimeoutStopUSec", microseconds(launch.grace.saturating_add(ENDING))),
+        // One process of a container that is killed for memory is the container's affair, not the end of its unit.
+        ("OOMPolicy", text("continue")),
+        ("CollectMode", text("inactive-or-failed")),
+        ("Delegate", Value::Bool(true)),
+        ("TasksMax", Value::Number(launch.pids.map_or(u64::MAX, |pids| u64::from(pids) + SHIM_TASKS))),
+        ("LimitNOFILE", Value::Number(FILES)),
+        ("SyslogIdentifier", text(launch.id.service.as_str())),
+        ("LogExtraFields", Value::Blobs(log_fields(launch))),
+    ];
+    if let Some(limit) = launch.memory {
+        properties.push(("MemoryMax", Value::Number(limit.saturating_add(SHIM_MEMORY))));
+    }
+    if let Some(milli) = launch.milli_cpus {
+        // Microseconds of processor a second.
+        properties.push(("CPUQuotaPerSecUSec", Value::Number(u64::from(milli) * 1000)));
+    }
+    if let Some(devices) = plan.devices {
+        properties.push(("DevicePolicy", text("closed")));
+        properties.push(("DeviceAllow", Value::Pairs(devices.iter().map(device).collect())));
+    }
+    // Going down: first the agent, which would start again what ends; then containers, while there is a network.
+    let after = ["local-fs.target", "network.target", "nftables.service"].map(str::to_owned);
+    properties.push(("After", Value::Texts(after.into())));
+    properties.extend(agent.map(|unit| ("Before", Value::Texts(vec![unit.to_owned()]))));
+    properties
+}
+
+/// What each line carries that the unit writes, beside what the shim sends with the container's own lines.
+fn log_fields(launch: &Launch) -> Vec<Vec<u8>> {
+    let generation = launch.id.generation.to_string();
+    let fields = [
+        ("SERVICE", launch.id.service.as_str()),
+        ("GENERATION", &generation),
+        ("IMAGE", &launch.image),
+        ("DIGEST", &launch.digest),
+        ("COMMIT", &launch.commit),
+    ];
+    let known = fields.into_iter().filter(|(_, value)| !value.is_empty());
+    known.map(|(name, value)| format!("GITOPSD_{name}={value}").into_bytes()).collect()
+}
+
+/// By number: the name of a device file may lead to another device tomorrow. Making the file is the runtime's part, so
+/// that it takes `m` whatever the container may do.
+fn device(device: &Device) -> (String, String) {
+    let kind = if device.kind == 'b' { "block" } else { "char" };
+    let mut access = device.access.clone();
+    if !access.contains('m') {
+        access.push('m');
+    }
+    (format!("/dev/{kind}/{}:{}", device.major, device.minor), access)
+}
