@@ -6,6 +6,7 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use sha2::{Digest as _, Sha256};
 use toml::de::DeValue;
@@ -20,8 +21,11 @@ use crate::types::{ConfigFile, Digest, check_target};
 /// Most bytes of all config files of one service.
 const MAX_CONFIG_BYTES: u64 = 4 << 20;
 
-/// Most config files of one service.
-const MAX_CONFIGS: usize = 100;
+/// Most config files, and most env files, of one service.
+const MAX_ENTRIES: usize = 100;
+
+/// Largest env file, in bytes: as much as a service can have of variables.
+const MAX_ENV_FILE: usize = 256 << 10;
 
 /// As Compose has it.
 const DEFAULT_MODE: u32 = 0o444;
@@ -113,6 +117,11 @@ pub(super) fn env_files(section: &Section<'_, '_>) -> Option<Vec<EnvFile>> {
         };
         files.extend(found.map(|(path, required)| EnvFile { path, required, place: findings.place(item) }));
     }
+    if files.len() > MAX_ENTRIES {
+        let message = format!("`env_file`: {} files; a service has up to {MAX_ENTRIES}", files.len());
+        findings.error(value.span(), message, None);
+        files.clear();
+    }
     Some(files)
 }
 
@@ -153,9 +162,10 @@ pub(super) fn configs(section: &Section<'_, '_>) -> Option<Vec<Config>> {
         }
         configs.push(config);
     }
-    if configs.len() > MAX_CONFIGS {
-        let message = format!("`configs`: {} files; a service has up to {MAX_CONFIGS}", configs.len());
+    if configs.len() > MAX_ENTRIES {
+        let message = format!("`configs`: {} files; a service has up to {MAX_ENTRIES}", configs.len());
         findings.error(value.span(), message, None);
+        configs.clear();
     }
     Some(configs)
 }
@@ -277,22 +287,35 @@ pub(super) fn definitions(section: &Section<'_, '_>) -> BTreeMap<String, Content
     found
 }
 
-/// What paths and names of configs stand for, and what was found out on the way.
+/// What paths and names of configs stand for, and what was found out on the way. Many services may name one file: it is
+/// looked at once.
 pub(super) struct Sources<'a> {
-    /// The repo's files.
-    pub files: &'a RepoFiles,
+    files: &'a RepoFiles,
     /// The repo's `[configs]`.
-    pub definitions: &'a BTreeMap<String, Content>,
-    /// What is wrong in the files that are named.
+    definitions: &'a BTreeMap<String, Content>,
+    /// What is wrong in the files that are named, since it was last taken.
     pub found: RefCell<Vec<Diagnostic>>,
     /// The contents that specs name by digest.
     pub contents: RefCell<BTreeMap<Digest, Vec<u8>>>,
+    /// Digests of the repo's files.
+    digests: RefCell<BTreeMap<String, Digest>>,
+    /// Variables of env files; `None`: one that has errors, which were told.
+    variables: RefCell<BTreeMap<String, Option<Variables>>>,
 }
+
+type Variables = Rc<BTreeMap<String, String>>;
 
 impl<'a> Sources<'a> {
     /// Nothing was looked at yet.
     pub fn new(files: &'a RepoFiles, definitions: &'a BTreeMap<String, Content>) -> Self {
-        Self { files, definitions, found: RefCell::default(), contents: RefCell::default() }
+        Self {
+            files,
+            definitions,
+            found: RefCell::default(),
+            contents: RefCell::default(),
+            digests: RefCell::default(),
+            variables: RefCell::default(),
+        }
     }
 
     fn bytes(&self, findings: &Findings<'_>, key: &str, path: &str, place: &Place) -> Option<&'a [u8]> {
@@ -313,16 +336,49 @@ impl<'a> Sources<'a> {
             if absent && !file.required {
                 continue;
             }
-            let Some(bytes) = self.bytes(findings, "env_file", &file.path, &file.place) else { continue };
-            let Ok(text) = std::str::from_utf8(bytes) else {
-                findings.error_of(&file.place, &format!("`env_file`: {} is not UTF-8", file.path), None);
-                continue;
-            };
-            let inside = Findings::new(&file.path, text);
-            variables.extend(env_file::parse(&inside));
-            self.found.borrow_mut().extend(inside.into_sorted());
+            if let Some(found) = self.variables(findings, file) {
+                variables.extend(found.iter().map(|(name, value)| (name.clone(), value.clone())));
+            }
         }
         variables
+    }
+
+    fn variables(&self, findings: &Findings<'_>, file: &EnvFile) -> Option<Variables> {
+        let wrong =
+            |what: &str| findings.error_of(&file.place, &format!("`env_file`: {} {what}", file.path), None);
+        if let Some(known) = self.variables.borrow().get(&file.path) {
+            if known.is_none() {
+                wrong("has errors");
+            }
+            return known.clone();
+        }
+        let bytes = self.bytes(findings, "env_file", &file.path, &file.place)?;
+        if bytes.len() > MAX_ENV_FILE {
+            wrong("is larger than 256 KiB");
+            return None;
+        }
+        let Ok(text) = std::str::from_utf8(bytes) else {
+            wrong("is not UTF-8");
+            return None;
+        };
+        let inside = Findings::new(&file.path, text);
+        let variables = env_file::parse(&inside);
+        let found = (!inside.has_errors()).then(|| Rc::new(variables));
+        self.found.borrow_mut().extend(inside.into_sorted());
+        self.variables.borrow_mut().insert(file.path.clone(), found.clone());
+        found
+    }
+
+    /// The digest of a content that stands in the file `path`, or nowhere.
+    fn digest(&self, path: Option<&str>, bytes: &[u8]) -> Digest {
+        let known = path.and_then(|path| self.digests.borrow().get(path).cloned());
+        known.unwrap_or_else(|| {
+            let digest = Digest::from_sha256(&Sha256::digest(bytes).into());
+            if let Some(path) = path {
+                self.digests.borrow_mut().insert(path.to_owned(), digest.clone());
+            }
+            digest
+        })
     }
 
     /// The config files of a service, in order.
@@ -347,7 +403,6 @@ impl<'a> Sources<'a> {
                 Content::Defined(_) => None,
             };
             let Some(bytes) = bytes else { continue };
-            let digest = Digest::from_sha256(&Sha256::digest(bytes).into());
             let size = bytes.len() as u64;
             total = total.saturating_add(size);
             if total > MAX_CONFIG_BYTES {
@@ -357,6 +412,7 @@ impl<'a> Sources<'a> {
                 findings.error_of(&config.place, &message, None);
                 break;
             }
+            let digest = self.digest(content.file(), bytes);
             self.contents.borrow_mut().entry(digest.clone()).or_insert_with(|| bytes.to_vec());
             let Config { target, uid, gid, mode, .. } = config;
             found.push(ConfigFile { target, content: digest, size, uid, gid, mode });

@@ -9,6 +9,9 @@ use std::ops::Range;
 
 use super::section::Findings;
 
+/// After so many errors the rest is not read: it is no env file.
+const MAX_ERRORS: u32 = 20;
+
 /// Reads the variables of a file; of two of one name the later one counts. What is wrong is a finding, told without
 /// the line itself: values are often secret.
 pub(super) fn parse(findings: &Findings<'_>) -> BTreeMap<String, String> {
@@ -16,6 +19,7 @@ pub(super) fn parse(findings: &Findings<'_>) -> BTreeMap<String, String> {
     let mut reader =
         Reader { text, at: if text.starts_with('\u{feff}') { '\u{feff}'.len_utf8() } else { 0 } };
     let mut variables = BTreeMap::new();
+    let mut errors = 0;
     loop {
         reader.skip(char::is_whitespace);
         let start = reader.at;
@@ -34,6 +38,10 @@ pub(super) fn parse(findings: &Findings<'_>) -> BTreeMap<String, String> {
             Err(wrong) => {
                 let hint = wrong.hint.map(str::to_owned);
                 findings.error_unseen(start..start, wrong.message, hint);
+                errors += 1;
+                if errors == MAX_ERRORS {
+                    return variables;
+                }
                 // What is wrong may have been found at the end of its line, or in the middle.
                 if !reader.taken(start..reader.at).ends_with('\n') {
                     reader.line();
@@ -273,6 +281,7 @@ mod tests {
             assert!(found[0].0 == 2 && found[0].1.contains(message), "{line:?}: {found:?}");
             assert_eq!(variables.keys().collect::<Vec<_>>(), ["A", "B"], "{line:?}");
         }
+        assert_eq!(read(&"wrong\n".repeat(1000)).1.len(), 20);
         for open in ["A='x\nB=2\n", "A=\"x\\\"\nB=2", "A='x\\"] {
             let (variables, found) = read(open);
             assert!(variables.is_empty() && found.len() == 1, "{open:?}: {found:?}");

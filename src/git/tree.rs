@@ -80,11 +80,19 @@ impl Repository {
                 }
             }
         }
-        for path in reader.files.named() {
-            if !reader.files.contains_key(&path)
-                && let Some(entry) = reader.find(&base, &path)?
-            {
-                reader.named(&entry, &path)?;
+        let named = reader.files.named();
+        if named.len() > MAX_FILES {
+            return reader.refuse(&at, "names more than 10000 files");
+        }
+        let mut listings = Listings::new(&base);
+        for path in &named {
+            if reader.files.contains_key(path) {
+                continue;
+            }
+            match listings.find(self, &cache, path)? {
+                Found::Entry(entry) => reader.named(&entry, path)?,
+                Found::Twice => reader.files.refuse(path, "is there twice"),
+                Found::Nothing => {}
             }
         }
         Ok(reader.files)
@@ -125,6 +133,7 @@ impl Repository {
 }
 
 /// One entry of a tree: git's mode and what it leads to.
+#[derive(Clone, Copy)]
 struct Entry {
     mode: i32,
     id: Oid,
@@ -221,31 +230,6 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// What a path below `tree` leads to; of a link or submodule on the way, that. `None`: nothing.
-    fn find(&mut self, tree: &git2::Tree<'_>, path: &str) -> Result<Option<Entry>, GitError> {
-        let mut tree = tree.clone();
-        let mut parts = path.split('/').peekable();
-        while let Some(part) = parts.next() {
-            // Hostile trees have a name twice, or are endless; git itself looks names up by halving.
-            let same = tree.iter().take(MAX_FILES).filter(|entry| entry.name_bytes() == part.as_bytes());
-            let mut same: Vec<Entry> =
-                same.map(|entry| Entry { mode: entry.filemode_raw(), id: entry.id() }).collect();
-            if same.len() > 1 {
-                self.files.refuse(path, "is there twice");
-                return Ok(None);
-            }
-            let Some(entry) = same.pop() else { return Ok(None) };
-            if parts.peek().is_none() || matches!(entry.mode & 0o170_000, SYMLINK | SUBMODULE) {
-                return Ok(Some(entry));
-            }
-            if entry.mode & 0o170_000 != DIRECTORY {
-                return Ok(None);
-            }
-            tree = self.repository.reading(self.cache.find_tree(entry.id))?;
-        }
-        Ok(None)
-    }
-
     fn take(&mut self, entry: &Entry, key: &str, path: &str) -> Result<(), GitError> {
         let odb = self.repository.reading(self.cache.odb())?;
         let (size, _) = self.repository.reading(odb.read_header(entry.id))?;
@@ -257,6 +241,68 @@ impl<'a> Reader<'a> {
         self.files.insert(key.to_owned(), object.data().to_vec());
         Ok(())
     }
+}
+
+/// What a path leads to.
+enum Found {
+    /// A file, or what else has its name; of a link or submodule on the way, that.
+    Entry(Entry),
+    /// Two of one name, as only hostile trees have it.
+    Twice,
+    Nothing,
+}
+
+/// The entries of a directory by name; `None`: there twice.
+type Listing = BTreeMap<Vec<u8>, Option<Entry>>;
+
+/// The directories on the way to the path that was looked for last. Paths come sorted, so that each directory, however
+/// large, is listed once.
+struct Listings {
+    below: Vec<(String, Listing)>,
+}
+
+impl Listings {
+    fn new(top: &git2::Tree<'_>) -> Self {
+        Self { below: vec![(String::new(), list(top))] }
+    }
+
+    fn find(
+        &mut self,
+        repository: &Repository,
+        cache: &git2::Repository,
+        path: &str,
+    ) -> Result<Found, GitError> {
+        self.below.retain(|(directory, _)| path.starts_with(directory.as_str()));
+        loop {
+            let Some((directory, listing)) = self.below.last() else { return Ok(Found::Nothing) };
+            let rest = path.get(directory.len()..).unwrap_or_default();
+            let (name, is_last) = rest.split_once('/').map_or((rest, true), |(name, _)| (name, false));
+            let entry = match listing.get(name.as_bytes()) {
+                None => return Ok(Found::Nothing),
+                Some(None) => return Ok(Found::Twice),
+                Some(Some(entry)) => *entry,
+            };
+            match entry.mode & 0o170_000 {
+                _ if is_last => return Ok(Found::Entry(entry)),
+                SYMLINK | SUBMODULE => return Ok(Found::Entry(entry)),
+                DIRECTORY => {}
+                _ => return Ok(Found::Nothing),
+            }
+            let inner = repository.reading(cache.find_tree(entry.id))?;
+            self.below.push((format!("{directory}{name}/"), list(&inner)));
+        }
+    }
+}
+
+fn list(tree: &git2::Tree<'_>) -> Listing {
+    let mut listing = Listing::new();
+    // More than that no directory of a config repo has.
+    for entry in tree.iter().take(MAX_FILES) {
+        let found = Entry { mode: entry.filemode_raw(), id: entry.id() };
+        let known = listing.contains_key(entry.name_bytes());
+        listing.insert(entry.name_bytes().to_vec(), (!known).then_some(found));
+    }
+    listing
 }
 
 /// The parts of `repo.path`; none for the top.

@@ -89,6 +89,23 @@ fn an_error_in_an_env_file_has_its_place_there_and_shows_no_value() {
     assert!(!format!("{error}{:?}", view.services).contains("pa$$"), "{error}");
 }
 
+/// Many services may name one file: what is wrong with it is told once, and stops all of them.
+#[test]
+fn an_env_file_of_many_services_is_read_once() {
+    let bad = "wrong line\n".repeat(500);
+    let other = ("services/b.toml", "image = \"r.io/b:1\"\nenv_file = \"a.env\"\n");
+    let view = with("env_file = \"a.env\"", &[other, ("services/a.env", &bad)]);
+    assert!(view.services.values().all(Result::is_err));
+    let inside = view.diagnostics.iter().filter(|found| found.file == "services/a.env").count();
+    assert_eq!(inside, 20);
+    let outside: Vec<_> = view.diagnostics.iter().filter(|found| found.file != "services/a.env").collect();
+    let [error] = outside.as_slice() else { panic!("{outside:?}") };
+    assert_eq!((error.file.as_str(), error.line), ("services/b.toml", 2));
+    assert_eq!(error.message, "`env_file`: services/a.env has errors");
+    let good = with("env_file = \"a.env\"", &[other, ("services/a.env", "A=1\n")]);
+    assert!(good.services.values().all(|spec| spec.as_ref().is_ok_and(|spec| spec.environment["A"] == "1")));
+}
+
 #[test]
 fn files_that_cannot_be_used_stop_their_own_service_only() {
     for (lines, message) in [
@@ -220,15 +237,20 @@ fn sizes_have_limits_that_are_told() {
     assert!(errors(&view)[0].message.contains("5242880 bytes; all of a service together have up to 4 MiB"));
     let many: Vec<String> = (0..101).map(|n| format!("{{ content = \"\", target = \"/{n}\" }}")).collect();
     let view = with(&format!("configs = [{}]", many.join(", ")), &[]);
-    assert!(errors(&view)[0].message.contains("101 files"));
+    assert!(errors(&view)[0].message.contains("`configs`: 101 files"));
+    let view = with(&format!("env_file = [{}]", vec!["\"e\""; 101].join(", ")), &[("services/e", "")]);
+    assert!(errors(&view)[0].message.contains("`env_file`: 101 files"));
     let long = format!("LONG={}\n", "x".repeat((128 << 10) - 6));
     assert_eq!(spec(&with("env_file = \"e\"", &[("services/e", &long)])).environment.len(), 1);
     let longer = format!("LONG={}\n", "x".repeat((128 << 10) - 5));
     let view = with("env_file = \"e\"", &[("services/e", &longer)]);
     assert!(errors(&view)[0].message.contains("`LONG` is longer than the 128 KiB"));
-    let all: String = (0..3).map(|n| format!("V{n}={}\n", "x".repeat(100 << 10))).collect();
-    let view = with("env_file = \"e\"", &[("services/e", &all)]);
+    let all: String = (0..2).map(|n| format!("V{n}={}\n", "x".repeat(100 << 10))).collect();
+    let two = all.replace('V', "W");
+    let view = with("env_file = [\"e\", \"f\"]", &[("services/e", &all), ("services/f", &two)]);
     assert!(errors(&view)[0].message.contains("up to 256 KiB"));
+    let view = with("env_file = \"e\"", &[("services/e", &"#".repeat((256 << 10) + 1))]);
+    assert!(errors(&view)[0].message.contains("services/e is larger than 256 KiB"));
 }
 
 #[test]

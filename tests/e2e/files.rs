@@ -76,3 +76,28 @@ fn contents_that_nothing_needs_go() {
         .collect();
     assert_eq!(kept, ["2\n".to_owned(), "3\n".to_owned()].into(), "current and previous");
 }
+
+#[test]
+fn a_damaged_content_is_told_and_mended_by_a_restart() {
+    let mut lab = Lab::new();
+    let (image, port) = (lab.image("1", Kind::Good), super::lab::free_port());
+    lab.write("services/web/web.env", "");
+    lab.write("services/web/app.conf", "whole\n");
+    lab.deploy("web", &web(&image, port, MORE), "one");
+    lab.start_agent();
+    lab.wait_agent();
+    lab.wait_receipt("deployed");
+    let file = std::fs::read_dir(lab.path("state/configs")).unwrap().next().unwrap().unwrap().path();
+    std::fs::write(&file, "other\n").unwrap();
+    // It reads its own copy for as long as it runs.
+    assert_eq!(seen(&lab), "whole\n\n");
+    lab.run(&["exec", "web", "--", "/bin/sh", "-c", "kill -TERM 1"]);
+    wait_for("the reason in the status", || {
+        let why = lab.ok(&["why", "web"]);
+        (why.contains("config file /etc/app.conf") && why.contains("state-invalid")).then_some(())
+    });
+    lab.kill_agent();
+    lab.start_agent();
+    wait_for("the service", || get(port, "/").is_ok().then_some(()));
+    assert_eq!(seen(&lab), "whole\n\n");
+}

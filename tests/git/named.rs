@@ -69,6 +69,8 @@ fn links_submodules_and_giants_are_refused_without_harm_to_others() {
             ("100644", b"g.toml", &toml("../e/twice")),
             ("100644", b"h.toml", &toml("../e/good/in")),
             ("100644", b"i.toml", &toml("../e/none")),
+            ("100644", b"j.toml", &toml("../e-f/in")),
+            ("100644", b"k.toml", &toml("../e/tree/in")),
         ],
     );
     let e = raw_tree(
@@ -84,14 +86,16 @@ fn links_submodules_and_giants_are_refused_without_harm_to_others() {
             ("120000", b"twice", &link),
         ],
     );
-    commit_tree(&lab, &[("40000", b"e", &e), ("40000", b"services", &services)]);
+    // `e-f/in` is sorted between `e` and what is in it.
+    commit_tree(&lab, &[("40000", b"e-f", &tree), ("40000", b"e", &e), ("40000", b"services", &services)]);
     let mut config = config(&lab.url());
     config.path = ".".to_owned();
     drop(repository);
     let repository = Repository::open(&config, &lab.path("cache2")).unwrap();
     let files = repository.files(&follow(&repository, None).unwrap()).unwrap();
     assert_eq!(files["e/good"], b"A=1\n");
-    assert_eq!(files.keys().filter(|path| path.starts_with("e/")).count(), 1);
+    assert_eq!((files["e-f/in"].as_slice(), files["e/tree/in"].as_slice()), (&b"A=1\n"[..], &b"A=1\n"[..]));
+    assert_eq!(files.keys().filter(|path| path.starts_with("e/")).count(), 2);
     for (path, why) in [
         ("e/link", "symbolic link"),
         ("e/aside/in", "symbolic link"),
