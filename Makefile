@@ -34,10 +34,12 @@ test-all: export GITOPSD_TEST_ALL = 1
 test-all: test ## test, and everything that takes too long for every change
 	$(CARGO) test --locked --features failpoints -- --ignored
 
-bench: ## swap, pull and idle numbers on this machine (root)
+bench: ## swap, start, pull and idle numbers on this machine, beside the peers (root)
 	scripts/bench
 	scripts/bench-deploy
 	scripts/bench-hundred
+	scripts/bench-engine
+	scripts/bench-pull
 
 audit: ## known vulnerabilities of dependencies (needs cargo-deny and the network)
 	$(CARGO) deny --locked check advisories
