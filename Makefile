@@ -37,10 +37,12 @@ test-all: test test-boot ## test, and everything that takes too long for every c
 test-boot: ## on systemd as first process: a booted container and a virtual machine, each booted twice (root; minutes)
 	scripts/test-boot
 
-bench: ## swap, pull and idle numbers on this machine (root)
+bench: ## swap, start, pull and idle numbers on this machine, beside the peers (root)
 	scripts/bench
 	scripts/bench-deploy
 	scripts/bench-hundred
+	scripts/bench-engine
+	scripts/bench-pull
 
 audit: ## known vulnerabilities of dependencies (needs cargo-deny and the network)
 	$(CARGO) deny --locked check advisories

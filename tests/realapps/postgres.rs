@@ -62,6 +62,8 @@ fn postgresql_keeps_what_it_committed_and_is_stopped_cleanly() {
         }
     };
     all_there();
+    // The image's own signal: SIGTERM would wait for every client to go.
+    stage.said(1, "received fast shutdown request");
     stage.said(1, "database system is shut down");
     stage.said(2, WHOLE);
     stage.never_said(2, BROKEN);

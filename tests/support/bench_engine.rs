@@ -4,7 +4,7 @@
 //!
 //! PROGRAM is the gitopsd whose shims run, DIR is for its state, LAYER is the root file system. On standard input come
 //! lines of `start N`, `exec N`, `stop N`, `remove N`, N being a generation; each is answered by a line: microseconds, or
-//! what went wrong.
+//! what went wrong. The line `end` is the last one.
 #![allow(clippy::print_stdout, reason = "this program's answers")]
 
 use std::collections::BTreeMap;
@@ -105,7 +105,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let bench = Bench::new(&args)?;
     for line in std::io::stdin().lock().lines() {
-        match bench.act(&line?) {
+        let line = line?;
+        if line == "end" {
+            break;
+        }
+        match bench.act(&line) {
             Ok(time) => println!("{}", time.as_micros()),
             Err(error) => println!("{error}"),
         }
