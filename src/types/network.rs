@@ -132,6 +132,19 @@ fn is_false(value: &bool) -> bool {
 mod tests {
     use super::*;
 
+    /// Records of versions without networks are read, and what they say is what is written now.
+    #[test]
+    fn what_older_versions_wrote_is_the_same_today() {
+        let old = r#"{"host_ip":"0.0.0.0","host_port":80,"container_port":8080,"protocol":"tcp"}"#;
+        let port: crate::types::PortMapping = serde_json::from_str(old).unwrap();
+        assert_eq!(serde_json::to_string(&port).unwrap(), old);
+        assert_eq!(serde_json::to_string(&crate::types::Options::default()).unwrap(), "{}");
+        let old = r#"{"hostname":"a","expose":[[80,"tcp"]]}"#;
+        let options: crate::types::Options = serde_json::from_str(old).unwrap();
+        assert_eq!((options.network_mode.clone(), options.networks.clone()), (None, None));
+        assert_eq!(serde_json::to_string(&options).unwrap(), old);
+    }
+
     #[test]
     fn modes_have_one_spelling() {
         for text in ["bridge", "none", "host", "service:db"] {

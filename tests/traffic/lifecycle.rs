@@ -147,14 +147,63 @@ fn looking_is_cheap_while_nothing_changes() {
     agent.container("shop.1", 11, 8080);
     let route = agent.route("shop.1", 11, PORTS);
     agent.point(&route);
+    agent.connect(&["default: 11"]);
     let start = Instant::now();
     for _ in 0..1000 {
+        agent.connect(&["default: 11"]);
         assert_eq!(agent.traffic.observe().unwrap().len(), 1);
         agent.traffic.point(&route).unwrap();
     }
     // nft(8) takes some 10 ms: 1000 of them would be 10 s and more.
     assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
     agent.teardown();
+}
+
+/// The table as version 0.1.0 made it before there were networks and IPv6, with one service in it.
+const OLDER: &str = r#"add table inet gitopsd
+add map inet gitopsd services { type ipv4_addr : verdict ; }
+add map inet gitopsd anywhere { type inet_proto . inet_service : verdict ; }
+add map inet gitopsd at { type ipv4_addr . inet_proto . inet_service : verdict ; }
+add set inet gitopsd hairpin { type ipv4_addr . ipv4_addr ; }
+add chain inet gitopsd published
+add chain inet gitopsd nat-pre { type nat hook prerouting priority -105 ; policy accept ; }
+add chain inet gitopsd nat-out { type nat hook output priority -105 ; policy accept ; }
+add chain inet gitopsd nat-post { type nat hook postrouting priority 95 ; policy accept ; }
+add chain inet gitopsd filter-forward { type filter hook forward priority -5 ; policy accept ; }
+add chain inet gitopsd svc-shop
+add rule inet gitopsd svc-shop ip daddr 10.213.1.200 dnat ip to 10.213.1.11 comment "generation 1"
+add rule inet gitopsd svc-shop tcp dport 80 dnat ip to 10.213.1.11:8080
+add element inet gitopsd services { 10.213.1.200 : goto svc-shop }
+add element inet gitopsd anywhere { tcp . 80 : goto svc-shop }
+add element inet gitopsd hairpin { 10.213.1.11 . 10.213.1.11 }
+add rule inet gitopsd published meta nfproto ipv4 fib daddr type local meta l4proto . th dport vmap @anywhere
+add rule inet gitopsd nat-pre jump published
+add rule inet gitopsd nat-out jump published
+"#;
+
+#[test]
+fn a_table_of_an_older_version_is_taken_over() {
+    let host = Host::new();
+    let older = host.agent("gitopsd", 1);
+    older.container("shop.1", 11, 8080);
+    let script = host.dir.path().join("older.nft");
+    std::fs::write(&script, OLDER).unwrap();
+    run(&format!("nft -f {}", script.display()));
+    let mut client = inside(&host.outside, || Client::connect((HOST, 80))).unwrap();
+    client.ask().unwrap();
+    drop(older);
+
+    // As the agent does at its start: who is on which network, then every route where it leads.
+    let newer = host.agent6("gitopsd", 1);
+    newer.connect(&["default: 11"]);
+    assert!(client.ask().is_ok());
+    newer.point(&newer.route("shop.1", 11, PORTS));
+    assert!(client.ask().is_ok(), "an upgrade has cut a connection");
+    assert!(ask_from(&host.outside, (HOST, 80)).unwrap().starts_with("shop.1 "));
+    // The container has no IPv6 address yet: clients are told so at once, and go on to IPv4.
+    let refused = ask_from(&host.outside, (HOST6, 80)).unwrap_err();
+    assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+    newer.teardown();
 }
 
 #[test]

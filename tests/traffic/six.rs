@@ -147,6 +147,12 @@ fn a_network_without_ipv6_has_none() {
     serve(&path, (Ipv4Addr::UNSPECIFIED, 8080).into(), "shop.1");
     agent.connect(&["default: 11"]);
     agent.point(&agent.route("shop.1", 11, &["0.0.0.0:80:8080/tcp"]));
+    let four = host.agent("gitopsd-two", 2);
+    let refused = four.traffic.point(&four.route("shop.1", 11, &["[::]:81:8080/tcp"])).unwrap_err();
+    assert_eq!(
+        refused.to_string(),
+        "shop cannot publish [::]:81->8080/tcp: containers have no IPv6 on this host"
+    );
     let addresses = inside(&path, || Ok(run("ip -6 -o addr show dev eth0"))).unwrap();
     assert_eq!(addresses, "");
     assert!(ask_from(&host.outside, (HOST, 80)).is_ok());

@@ -112,7 +112,7 @@ fn list(program: &str, chain: &str) -> io::Result<Option<String>> {
 
 fn run(program: &str, arguments: &[&str]) -> io::Result<std::process::Output> {
     // Another program may be changing rules: it is waited for.
-    Command::new(program).args(["-w", "5"]).args(arguments).stdin(Stdio::null()).output()
+    Command::new(program).args(["-w", "2"]).args(arguments).stdin(Stdio::null()).output()
 }
 
 fn checked(program: &str, output: std::process::Output) -> io::Result<()> {

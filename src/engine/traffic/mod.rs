@@ -164,6 +164,13 @@ impl NftTraffic {
                 ));
             }
         }
+        let only6 = |port: &&PortMapping| port.host_ip.is_ipv6();
+        if let (None, Some(port)) = (self.frame.subnet6, route.ports.iter().find(only6)) {
+            return Err(EngineError::plain(
+                Reason::Network,
+                format!("{} cannot publish {port}: containers have no IPv6 on this host", route.service),
+            ));
+        }
         let chain = ruleset::chain(&route.service);
         for entry in ruleset::entries(route) {
             if let Some(other) = now.entries.get(&entry).filter(|other| **other != chain) {

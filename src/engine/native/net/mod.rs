@@ -257,7 +257,13 @@ impl Network for BridgeNetwork {
 
     fn open_host(&self) -> Result<(), EngineError> {
         let _turn = self.turn();
-        self.ensure_bridge(&mut Links::new())
+        let mut links = Links::new();
+        // Asked at every look for services that have the host's network: mostly it is there.
+        let gateway = self.subnet.gateway();
+        if links.addresses().is_ok_and(|all| all.iter().any(|(_, address, _)| *address == gateway)) {
+            return Ok(());
+        }
+        self.ensure_bridge(&mut links)
             .map_err(|error| failed(format!("cannot set up the bridge {}", self.names.bridge), error))
     }
 
