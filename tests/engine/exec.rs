@@ -146,6 +146,7 @@ fn much_goes_through_both_ways_and_nothing_is_lost() {
     let mut text = String::new();
     child.stdout.take().unwrap().read_to_string(&mut text).unwrap();
     assert_eq!((text.lines().count(), text.lines().last()), (100_000, Some("100000")));
+    assert!(child.wait().unwrap().success());
 }
 
 #[test]

@@ -11,52 +11,60 @@ use super::file::numbered;
 pub(super) const MAX_FILES: usize = 100;
 
 /// How often a look that met a turn-over in the middle is begun anew. One takes microseconds.
-const TRIES: usize = 50;
+const TRIES: usize = 20;
 
 /// Names an open file: as long as it is open, no other file has these numbers.
 pub(super) fn identity(metadata: &fs::Metadata) -> (u64, u64) {
     (metadata.dev(), metadata.ino())
 }
 
-/// Every file of the log at `path`, oldest first, each once. None where nothing was written.
+/// Every file of the log at `path`, oldest first, each once. None where nothing was written. Where they turn faster than
+/// one can look, an older one may be missing: what is in it is about to go in any case.
 pub(super) fn open_all(path: &Path) -> io::Result<Vec<File>> {
+    let mut look = attempt(path)?;
     for _ in 0..TRIES {
-        if let Some(files) = attempt(path)? {
-            return Ok(files);
+        if look.whole {
+            break;
         }
         std::thread::sleep(std::time::Duration::from_millis(1));
+        look = attempt(path)?;
     }
-    Err(io::Error::other(format!("{} is turned over too fast to be read", path.display())))
+    look.files.reverse();
+    Ok(look.files)
 }
 
-/// `None` when they were renamed meanwhile: a file would be missing, or be there twice.
-fn attempt(path: &Path) -> io::Result<Option<Vec<File>>> {
-    let mut files = Vec::new();
+struct Look {
+    /// Newest first.
+    files: Vec<File>,
+    /// `false` when some were renamed meanwhile: one may be missing.
+    whole: bool,
+}
+
+fn attempt(path: &Path) -> io::Result<Look> {
+    let mut look = Look { files: Vec::new(), whole: true };
     let mut seen = Vec::new();
     for number in 0..=MAX_FILES {
         match File::open(numbered(path, number)) {
             Ok(file) => {
                 let id = identity(&file.metadata()?);
                 if seen.contains(&id) {
-                    return Ok(None);
+                    look.whole = false;
+                    continue;
                 }
                 seen.push(id);
-                files.push(file);
+                look.files.push(file);
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                if numbered(path, number + 1).exists() {
-                    return Ok(None);
+                if !numbered(path, number + 1).exists() {
+                    break;
                 }
-                break;
+                look.whole = false;
             }
             Err(error) => return Err(error),
         }
     }
-    if newest(path)? != seen.first().copied() {
-        return Ok(None);
-    }
-    files.reverse();
-    Ok(Some(files))
+    look.whole &= newest(path)? == seen.first().copied();
+    Ok(look)
 }
 
 /// Names the file that is written to now.
@@ -90,8 +98,9 @@ mod tests {
         let all = open_all(&path).unwrap();
         assert_eq!(all.iter().map(read).collect::<Vec<_>>(), ["oldest", "older", "new"]);
         fs::remove_file(numbered(&path, 1)).unwrap();
-        assert!(attempt(&path).unwrap().is_none());
+        assert!(!attempt(&path).unwrap().whole);
         fs::hard_link(&path, numbered(&path, 1)).unwrap();
-        assert!(attempt(&path).unwrap().is_none(), "the same file twice");
+        let look = attempt(&path).unwrap();
+        assert!(!look.whole && look.files.len() == 2, "the same file twice");
     }
 }

@@ -105,6 +105,15 @@ impl LogFile {
         self.batch.clear();
     }
 
+    /// An empty file, in the place of what still has its name: a log of one file is not without it for a moment.
+    fn fresh(&self) -> io::Result<File> {
+        let mut name = self.path.clone().into_os_string();
+        name.push(".new");
+        let file = OpenOptions::new().append(true).create(true).mode(0o640).open(&name)?;
+        fs::rename(&name, &self.path)?;
+        Ok(file)
+    }
+
     fn write_batch(&mut self) -> io::Result<()> {
         if self.file.is_none() {
             if let Some(dir) = self.path.parent() {
@@ -115,19 +124,13 @@ impl LogFile {
             self.file = Some(file);
         }
         if self.size > 0 && self.size + self.batch.len() as u64 > self.max_size {
-            if self.files == 1 {
-                match fs::remove_file(&self.path) {
-                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                    _ => {}
-                }
-            }
             for number in (0..self.files as usize - 1).rev() {
                 match fs::rename(numbered(&self.path, number), numbered(&self.path, number + 1)) {
                     Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                     _ => {}
                 }
             }
-            self.file = Some(OpenOptions::new().append(true).create(true).mode(0o640).open(&self.path)?);
+            self.file = Some(self.fresh()?);
             self.size = 0;
         }
         if let Some(file) = &mut self.file {

@@ -21,7 +21,9 @@ pub(in super::super) fn prune(dir: &Path, limits: LogLimits) {
             let entry = entry.ok()?;
             let name = entry.file_name();
             let (generation, part) = name.to_str()?.split_once(".log")?;
-            let part: u32 = if part.is_empty() { 0 } else { part.strip_prefix('.')?.parse().ok()? };
+            // What was cut short in the middle of a turn counts as the oldest.
+            let part: u32 =
+                if part.is_empty() { 0 } else { part.strip_prefix('.')?.parse().unwrap_or(u32::MAX) };
             let size = entry.metadata().map_or(0, |metadata| metadata.len());
             Some((generation.parse::<u64>().ok()?, Reverse(part), size, entry.path()))
         })

@@ -1,6 +1,6 @@
 //! The log of a service: what its generations wrote, by time, from a place on and as it grows.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -118,17 +118,19 @@ impl ServiceLog {
 }
 
 /// The generations of a service that wrote something which is kept, oldest first.
-fn generations(state_dir: &Path, service: &ServiceName) -> io::Result<Vec<Generation>> {
+fn generations(state_dir: &Path, service: &ServiceName) -> io::Result<BTreeSet<Generation>> {
     let some = layout::log_file(state_dir, &InstanceId::new(service, Generation(0)));
-    let Some(dir) = some.parent() else { return Ok(Vec::new()) };
-    let entries = match fs::read_dir(dir) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries?,
-    };
-    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-    let mut found: Vec<Generation> =
-        names.filter_map(|name| name.strip_suffix(".log")?.parse().ok().map(Generation)).collect();
-    found.sort_unstable();
+    let mut found = BTreeSet::new();
+    // Twice: a directory that is read while files in it are renamed may not show them.
+    for _ in 0..2 {
+        let entries = match fs::read_dir(some.parent().unwrap_or(state_dir)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(found),
+            entries => entries?,
+        };
+        let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        // Older parts count too: while the files are turned over there is no newest one for a moment.
+        found.extend(names.filter_map(|name| name.split_once(".log")?.0.parse().ok().map(Generation)));
+    }
     Ok(found)
 }
 
@@ -266,5 +268,49 @@ mod tests {
         assert_eq!(logs.read(last(2)), "p q r b");
         logs.write("1.log", &vec![(5, "P", "x"); 1000]);
         assert_eq!(logs.read(last(2)).len(), 2 * (3 * PARTS) - 1, "not all of an endless line");
+    }
+
+    #[test]
+    fn a_look_in_the_middle_of_a_turn_finds_what_is_there() {
+        use super::super::entry::Stream;
+        use super::super::file::LogFile;
+        use super::super::lines::Piece;
+        use crate::types::{ByteSize, LogLimits};
+        use std::sync::atomic::{AtomicBool, Ordering};
+
+        for files in [1, 2, 3] {
+            let logs = Logs::new();
+            let limits = LogLimits { max_size: Some(ByteSize(64 << 10)), max_file: Some(files) };
+            let mut file = LogFile::new(&logs.0.path().join("logs/web/1.log"), limits);
+            let mut write = move || {
+                let piece = Piece { text: &[b'x'; 1000], ends: true };
+                for _ in 0..20 {
+                    file.push("2026-01-01T00:00:00Z", Stream::Stdout, &piece);
+                }
+                file.flush();
+            };
+            write();
+            let done = AtomicBool::new(false);
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    // Bounded, for a reader that fails.
+                    for _ in 0..20_000 {
+                        write();
+                        std::thread::sleep(std::time::Duration::from_micros(100));
+                        if done.load(Ordering::Relaxed) {
+                            break;
+                        }
+                    }
+                });
+                for _ in 0..200 {
+                    let mut log = logs.open(LogQuery { lines: Some(3), ..LogQuery::default() });
+                    assert_eq!(log.generations().unwrap(), [Generation(1)]);
+                    let count = texts(&mut log).split(' ').filter(|text| text.len() == 1000).count();
+                    // With one file, what was there has gone when it turns.
+                    assert!(count == 3 || (files == 1 && count == 0), "{files} files: {count}");
+                }
+                done.store(true, Ordering::Relaxed);
+            });
+        }
     }
 }
