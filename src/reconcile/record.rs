@@ -276,3 +276,48 @@ pub struct Removing {
     /// When it began.
     pub since: Timestamp,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What version 0.1.0 wrote is read by this one, and what it would have written is what this one writes: no service
+    /// gets a new generation by an upgrade.
+    #[test]
+    fn records_of_the_first_version_are_read_and_written_as_they_are() {
+        let text = r#"{
+            "service_address": "10.98.191.255", "last_generation": 1,
+            "incumbent": {
+                "generation": 1, "address": "10.98.0.2",
+                "spec": {
+                    "image": {
+                        "reference": "registry.local/shop:1",
+                        "digest": "sha256:5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a"
+                    },
+                    "fallback": [], "entrypoint": null, "command": ["serve"], "environment": {"LOG": "info"},
+                    "user": null, "working_dir": null, "ports": [], "volumes": [], "depends_on": [],
+                    "stop_grace_period": {"secs": 10, "nanos": 0},
+                    "mem_limit": null, "milli_cpus": null, "pids_limit": null, "healthcheck": null,
+                    "deploy": {
+                        "strategy": null, "drain": {"secs": 30, "nanos": 0}, "bake": {"secs": 60, "nanos": 0},
+                        "timeout": {"secs": 300, "nanos": 0}, "pre": []
+                    }
+                },
+                "commit": {
+                    "id": "c0ffeec0ffeec0ffeec0ffeec0ffeec0ffeec0ff", "subject": "shop 1", "author": "Ada",
+                    "committed_at": "2026-01-01T00:00:00Z"
+                },
+                "since": "2026-01-01T00:00:00Z", "restarts": 0, "restarted_at": null
+            },
+            "previous": null, "rollout": null, "retiring": null, "failure": null, "hold": null, "removing": null
+        }"#;
+        let value: serde_json::Value = serde_json::from_str(text).unwrap();
+        let record: ServiceRecord = serde_json::from_value(value.clone()).unwrap();
+        assert_eq!(serde_json::to_value(&record).unwrap(), value);
+        let incumbent = record.incumbent.unwrap();
+        let mut declared = ServiceSpec::new(incumbent.spec.image.clone());
+        declared.command = Some(vec!["serve".to_owned()]);
+        declared.environment.insert("LOG".to_owned(), "info".to_owned());
+        assert_eq!(incumbent.spec, declared, "not even new settings");
+    }
+}

@@ -85,9 +85,9 @@ pub(super) fn start(view: &View<'_>, record: &ServiceRecord) -> Option<Step> {
 /// started is not waited for: this one ran without it before.
 fn first<'a>(view: &View<'a>, incumbent: &'a Deployed) -> Option<&'a ServiceName> {
     incumbent.spec.needs().find(|name| {
-        let Some(record) = view.records.get(*name).filter(|record| record.rollout.is_none()) else {
-            return false;
-        };
+        // Beside a candidate that has not come far its incumbent is started as well.
+        let serves = |record: &&ServiceRecord| record.rollout.as_ref().is_none_or(incumbent_serves);
+        let Some(record) = view.records.get(*name).filter(serves) else { return false };
         let Some(other) = &record.incumbent else { return false };
         let id = InstanceId::new(name, other.generation);
         let state = view.observed.containers.get(&id);

@@ -249,7 +249,8 @@ fn after_a_power_cut_services_come_back_in_order_alone_and_trust_no_number() {
     let base = "c-base".parse().unwrap();
     let mut remembered = state.load_journal().unwrap().records.remove(&base).unwrap();
     let incumbent = remembered.incumbent.as_mut().unwrap();
-    (incumbent.restarts, incumbent.restarted_at) = (20, Some(gitopsd::types::Timestamp::now()));
+    let now = gitopsd::agent::clock::now();
+    (incumbent.restarts, incumbent.restarted_at) = (20, Some(now));
     state.save_record(&base, &remembered).unwrap();
     drop(state);
     lab.cut_power();

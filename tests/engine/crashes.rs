@@ -59,6 +59,39 @@ fn an_agent_killed_in_the_middle_of_a_start_is_followed_by_one_that_finishes_it(
     }
 }
 
+#[test]
+fn agent_and_shim_killed_at_once_in_the_middle_of_a_start_hold_up_no_next_start() {
+    let rig = Rig::new();
+    let id: InstanceId = "shop.1".parse().unwrap();
+    let request = containers::script_request(rig.dir.path(), "shop.1", AGENT_SCRIPT);
+    let shim = rig.path("run/containers/shop.1/shim.json");
+    for delay in [0, 3, 6, 9, 12, 15, 20, 30] {
+        let mut agent = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "crashes::agent_child", "--ignored", "--nocapture"])
+            .env("GITOPSD_TEST_DIR", rig.dir.path())
+            .env("GITOPSD_TEST_INSTANCE", &rig.instance)
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        wait_for("a shim", || shim.exists().then_some(()));
+        std::thread::sleep(Duration::from_millis(delay));
+        agent.kill().unwrap();
+        agent.wait().unwrap();
+        let _ = nix::sys::signal::kill(
+            nix::unistd::Pid::from_raw(rig.shim_pid(&id)),
+            nix::sys::signal::Signal::SIGKILL,
+        );
+        let begun = std::time::Instant::now();
+        rig.start(&request);
+        assert!(begun.elapsed() < Duration::from_secs(20), "killed after {delay} ms: {:?}", begun.elapsed());
+        rig.pid(&id);
+        let shims = rig.traces().iter().filter(|trace| trace.starts_with("process")).count();
+        assert_eq!(shims, 1, "killed after {delay} ms: {:?}", rig.traces());
+        rig.engine.remove(&id).unwrap();
+        assert_eq!(rig.traces(), Vec::<String>::new(), "killed after {delay} ms");
+    }
+}
+
 const AGENT_SCRIPT: &str = "trap 'exit 9' TERM; i=0; while :; do i=$((i+1)); echo tick $i; sleep 0.05; done";
 
 #[test]

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use gitopsd::reconcile::plan;
+use gitopsd::reconcile::record::Down;
 use gitopsd::reconcile::step::Next;
 use gitopsd::reconcile::world::DesiredService;
 use gitopsd::types::{ContainerState, InstanceId, Reason, Refusal, ServiceName};
@@ -84,6 +85,9 @@ fn settings() -> impl Strategy<Value = &'static str> {
         ",after=db",
         ",joins=db",
         ",joins=db,bake=5s,drain=1s",
+        ",restart=no",
+        ",restart=on-failure:2,volume=data",
+        ",restart=no,check=none,ports=none",
         ",env=1",
     ])
 }
@@ -112,6 +116,8 @@ fn event() -> impl Strategy<Value = Event> {
         "exits=0s",
         "exits=2s",
         "exits=40s",
+        "ends=2s",
+        "ends=40s",
         "lingers=15s",
         "well",
         "well",
@@ -243,7 +249,8 @@ proptest! {
                 continue;
             }
             host.audit_rest_of(name);
-            if host.incumbent(name).is_some() {
+            // One that ended for good is where it is to be.
+            if host.incumbent(name).is_some_and(|incumbent| incumbent.down != Some(Down::Ended)) {
                 prop_assert!(runs(&host, name), "{name} does not run\n{}", host.tail());
                 prop_assert!(host.routes.contains_key(name), "{name} has no traffic\n{}", host.tail());
             }

@@ -145,7 +145,7 @@ pub fn image(host: &mut Host, tag: &str, words: &[&str]) {
             "healthy" if value == "never" => behaviour.healthy_after = None,
             "healthy" => behaviour.healthy_after = Some(time()),
             "sick" => behaviour.sick_after = Some(time()),
-            "exits" => behaviour.exits_after = Some(time()),
+            "exits" => (behaviour.exits_after, behaviour.exits_well) = (Some(time()), false),
             "ends" => (behaviour.exits_after, behaviour.exits_well) = (Some(time()), true),
             "lingers" => behaviour.lingers = time(),
             "well" => (behaviour.sick_after, behaviour.exits_after) = (None, None),

@@ -51,6 +51,10 @@ pub(super) fn start(engine: &NativeEngine, request: &ContainerRequest) -> Result
             return Ok(());
         }
         if lock.is_none() {
+            if shim_has_died(&run) {
+                // With the agent that had begun this: what it has made half waits for it, and for nobody else.
+                stop::kill_half_made(engine, &run, id);
+            }
             std::thread::sleep(Duration::from_millis(5));
         }
     }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use gitopsd::reconcile::health::EffectiveCheck;
 use gitopsd::reconcile::later;
 use gitopsd::reconcile::receipt::{ReceiptResult, Transition};
-use gitopsd::reconcile::record::{Cause, ServiceRecord, Spec};
+use gitopsd::reconcile::record::{Cause, Down, ServiceRecord, Spec};
 use gitopsd::reconcile::step::{Next, Plan, Step};
 use gitopsd::types::{CommitId, ContainerState, Generation, InstanceId, ServiceName, Strategy, VolumeMount};
 
@@ -231,7 +231,9 @@ impl Host {
             self.demand(incumbent == Some(id.generation), &format!("nothing is left over ({id})"), name);
         }
         let routed = self.routes.get(name).map(|route| route.generation);
-        self.demand(routed == incumbent, "traffic goes to the incumbent", name);
+        // There is nobody behind the route of one that ended for good, and none after a boot.
+        let over = self.incumbent(name).is_some_and(|incumbent| incumbent.down == Some(Down::Ended));
+        self.demand(routed == incumbent || (over && routed.is_none()), "traffic goes to the incumbent", name);
     }
 
     /// The same for every service.
