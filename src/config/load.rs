@@ -483,3 +483,32 @@ impl Part {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runtimes_and_numbers_of_users() {
+        for name in ["crun", "runc", "built-in", "youki-0.7", "/opt/bin/crun"] {
+            assert!(is_runtime(name), "{name}");
+        }
+        for name in ["", "-x", "../crun", "bin/crun", "/opt/../crun", "a b"] {
+            assert!(!is_runtime(name), "{name}");
+        }
+        assert_eq!(subuids("1000000:655360"), Some((1_000_000, 655_360)));
+        assert_eq!(subuids("65536:65536"), Some((65536, 65536)));
+        for bad in [
+            "",
+            "1000000",
+            "0:65536",
+            "65535:65536",
+            "1000000:65535",
+            "4294900000:67295",
+            "4294967295:65536",
+            "a:b",
+        ] {
+            assert_eq!(subuids(bad), None, "{bad}");
+        }
+    }
+}

@@ -255,4 +255,15 @@ mod tests {
         let launch: Launch = serde_json::from_str(text).unwrap();
         assert_eq!((launch.digest.as_str(), launch.image.as_str()), ("", "i:1"));
     }
+
+    /// What a former version has started is read by this one: it outlives an upgrade.
+    #[test]
+    fn records_of_former_versions_are_read() {
+        let old = r#"{"format":1,"id":"shop.1","layout":{"state_dir":"/s","run_dir":"/r","instance":"gitopsd"},
+            "address":"10.98.0.2","netns":"/n","layers":["/l"],"args":["serve"],"env":[],"user":"","cwd":"/","stop_signal":15,
+            "volumes":[],"memory":null,"milli_cpus":null,"pids":null,"image":"r.io/shop:1","commit":"c"}"#;
+        let launch: Launch = serde_json::from_str(old).unwrap();
+        assert_eq!((launch.runtime, launch.first_id), (None, None));
+        assert!(launch.options.is_default());
+    }
 }

@@ -87,7 +87,7 @@ fn last_error(log: &str) -> Option<String> {
     let errors = log.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
     let errors =
         errors.filter(|line| line["level"].as_str().is_none_or(|level| level == "error" || level == "fatal"));
-    let text = errors.filter_map(|line| line["msg"].as_str().map(str::to_owned)).last()?;
+    let text = errors.filter_map(|line| line["msg"].as_str().map(str::to_owned)).next_back()?;
     let parts = ["runc create failed: ", "runc run failed: ", "unable to start container process: "];
     let short = parts.iter().fold(text.as_str(), |text, part| text.strip_prefix(part).unwrap_or(text));
     Some(short.trim().to_owned())
