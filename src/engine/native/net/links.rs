@@ -12,6 +12,7 @@ use netlink_bindings::utils::{finalize_nested_header, push_header, push_nested_h
 use netlink_bindings::{rt_addr, rt_link, rt_neigh, rt_route};
 use netlink_socket2::{NetlinkSocket, ReplyError};
 use nix::libc;
+use sha2::{Digest as _, Sha256};
 
 /// `VETH_INFO_PEER` of linux/veth.h.
 const VETH_INFO_PEER: u16 = 1;
@@ -105,7 +106,11 @@ impl Links {
     ) -> io::Result<()> {
         let mut request =
             rt_link::Request::new().set_create().set_excl().op_newlink_do(&rt_link::Ifinfomsg::new());
-        let own = request.encode().push_ifname_bytes(name.as_bytes()).push_mtu(mtu);
+        let own = request
+            .encode()
+            .push_ifname_bytes(name.as_bytes())
+            .push_address(&hardware_address(name))
+            .push_mtu(mtu);
         let mut info = own.nested_linkinfo().push_kind(c"veth");
         // The crate has no type for veth's own data (linux/veth.h): a second header and attributes for the peer.
         let buffer = info.as_vec_mut();
@@ -257,6 +262,18 @@ impl Links {
 
 fn family(address: IpAddr) -> u8 {
     if address.is_ipv6() { INET6 } else { INET }
+}
+
+/// The hardware address of our end, from its name. One that the kernel chose would be changed by udev a moment later
+/// (systemd.link(5), `MACAddressPolicy=persistent`), and whoever had noted it would talk to nobody.
+fn hardware_address(name: &str) -> [u8; 6] {
+    let mut address = [0; 6];
+    for (place, byte) in address.iter_mut().zip(Sha256::digest(name)) {
+        *place = byte;
+    }
+    // Neither a group address nor one of a manufacturer (IEEE 802, "locally administered").
+    address[0] = address[0] & 0xfc | 0x02;
+    address
 }
 
 /// Keeps the kernel's own words (the extended ack) and its error number.

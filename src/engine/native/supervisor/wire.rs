@@ -334,7 +334,7 @@ mod tests {
         let fixed: [u8; FIXED] = bytes[..FIXED].try_into().unwrap();
         assert_eq!(total(&fixed), Some(bytes.len()));
         let expected_body =
-            b"\x09\0\0\0a.service\0\0\0\x18\0\0\0\0\0\0\0\x08\0\0\0Delegate\0\x01b\0\x01\0\0\0";
+            b"\x09\0\0\0a.service\0\0\0\x14\0\0\0\0\0\0\0\x08\0\0\0Delegate\0\x01b\0\x01\0\0\0";
         let body_length = u32::from_le_bytes(bytes[4..8].try_into().unwrap()) as usize;
         assert_eq!(&bytes[bytes.len() - body_length..], &expected_body[..]);
         assert_eq!((bytes.len() - body_length) % 8, 0);
