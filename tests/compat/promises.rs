@@ -503,10 +503,7 @@ fn world() -> World {
     spec.milli_cpus = Some(500);
     spec.pids_limit = Some(50);
     let named = VolumeSource::Named("data".into());
-    spec.volumes = vec![
-        VolumeMount { source: named, target: "/data".into(), read_only: false },
-        bind(rig.path("host"), "/data/host", true),
-    ];
+    spec.volumes = vec![VolumeMount::new(named, "/data", false), bind(rig.path("host"), "/data/host", true)];
     let words = |words: &[&str]| Some(words.iter().map(ToString::to_string).collect());
     spec.options = Options {
         group_add: words(&["44"]),

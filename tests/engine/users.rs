@@ -51,8 +51,7 @@ fn root_inside_is_nobody_outside() {
          hostname",
     );
     request.spec.working_dir = Some("/srv/app".into());
-    let data =
-        VolumeMount { source: VolumeSource::Named("data".into()), target: "/data".into(), read_only: false };
+    let data = VolumeMount::new(VolumeSource::Named("data".into()), "/data", false);
     request.spec.volumes = vec![data, bind(rig.path("host"), "/host", true)];
     let log = run(&rig, &request);
     let text = log.join("\n");

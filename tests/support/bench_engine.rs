@@ -58,6 +58,7 @@ impl Bench {
         spec.command = Some(self.command.clone());
         let address = Ipv4Addr::from_bits(self.subnet.to_bits() + 2 + u32::try_from(id.generation.0 % 200)?);
         Ok(ContainerRequest {
+            joins: None,
             id,
             spec,
             image: LocalImage { digest, layers: vec![self.layer.clone()], config: ImageConfig::default() },
