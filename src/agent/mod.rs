@@ -35,6 +35,7 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use crate::config::agent::AgentConfig;
+use crate::engine::native::Network as _;
 use crate::git::Repository;
 use crate::reconcile::step::Plan;
 use crate::reconcile::world::{Desired, Observed};
@@ -179,8 +180,15 @@ impl Agent {
             .build()
             .map_err(|error| AgentError::io("starting the runtime", error))?;
         let handle = runtime.handle().clone();
-        let Native { engine, traffic, .. } =
+        let Native { engine, network, traffic } =
             Native::open(&config).map_err(|error| AgentError::Host(error.to_refusal()))?;
+        let journal = state.load_journal()?;
+        // What an older version made has no IPv6: without this, what is sent there would leave the host.
+        if journal.records.values().any(|record| !record.is_absent())
+            && let Err(error) = network.open_host()
+        {
+            tracing::warn!("{}", error.to_refusal());
+        }
         let store = match Store::open(&config.state_dir) {
             // What runs is supervised all the same; nothing new can be pulled.
             Err(error) if state.fault().is_some() => {
@@ -218,7 +226,7 @@ impl Agent {
             desired => (desired?, None),
         };
         Ok(Self {
-            journal: state.load_journal()?,
+            journal,
             desired,
             high_water: state.load_high_water()?,
             accepted: None,

@@ -92,6 +92,21 @@ fn a_policy_of_iptables_that_drops() {
 }
 
 #[test]
+fn a_policy_of_iptables_own_tables() {
+    let host = Host::new();
+    let agent = shop(&host);
+    run("iptables-legacy -P FORWARD DROP");
+    assert!(!works(&host, &agent), "the policy does not bite");
+    // Nothing tells of these: they are looked at every few seconds.
+    wait_long("the way through", || {
+        agent.connect(&["default: 11 12"]);
+        works(&host, &agent)
+    });
+    agent.teardown();
+    assert!(!run("iptables-legacy -S").contains("gitopsd:gitopsd"));
+}
+
+#[test]
 fn beside_a_real_docker() {
     let host = Host::new();
     // Docker closes the chain where it is the one that lets the host forward.

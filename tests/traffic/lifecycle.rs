@@ -195,6 +195,7 @@ fn a_table_of_an_older_version_is_taken_over() {
 
     // As the agent does at its start: who is on which network, then every route where it leads.
     let newer = host.agent6("gitopsd", 1);
+    newer.network.open_host().unwrap();
     newer.connect(&["default: 11"]);
     assert!(client.ask().is_ok());
     newer.point(&newer.route("shop.1", 11, PORTS));

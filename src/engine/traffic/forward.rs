@@ -23,8 +23,17 @@ const LEGACY: [(&str, &str); 2] = [
     ("ip6tables-legacy", "/proc/thread-self/net/ip6_tables_names"),
 ];
 
+/// Which of the two kinds of firewall is looked at.
+#[derive(Debug, Clone, Copy)]
+pub struct Look {
+    /// Those whose rules are nftables', by whatever program.
+    pub nft: bool,
+    /// Those with iptables' own tables, of which nftables knows nothing.
+    pub legacy: bool,
+}
+
 /// Puts the rules where they are missing; `here` = false takes them away.
-pub fn settle(names: &Names, here: bool) -> io::Result<()> {
+pub fn settle(names: &Names, here: bool, look: Look) -> io::Result<()> {
     let mut trouble = None;
     let mut keep = |result: io::Result<()>| {
         if let Err(error) = result {
@@ -32,16 +41,18 @@ pub fn settle(names: &Names, here: bool) -> io::Result<()> {
         }
     };
     for (family, program) in [("ip", "iptables-nft"), ("ip6", "ip6tables-nft")] {
-        if nft::has(family, "filter")? {
+        if look.nft && nft::has(family, "filter")? {
             keep(iptables(program, names, here));
         }
     }
     for (program, tables) in LEGACY {
-        if std::fs::read_to_string(tables).is_ok_and(|text| text.lines().any(|line| line == "filter")) {
+        if look.legacy
+            && std::fs::read_to_string(tables).is_ok_and(|text| text.lines().any(|line| line == "filter"))
+        {
             keep(iptables(program, names, here));
         }
     }
-    if nft::has("inet", "firewalld")? {
+    if look.nft && nft::has("inet", "firewalld")? {
         keep(firewalld(names, here));
     }
     trouble.map_or(Ok(()), Err)

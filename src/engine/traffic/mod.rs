@@ -20,6 +20,7 @@ use std::io;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use nix::libc;
 
@@ -27,8 +28,12 @@ use super::native::net::names::{Names, Subnet, Subnet6};
 use super::native::net::{namespace, namespace_path};
 use super::{EngineError, Route, Traffic};
 use crate::types::{InstanceId, Membership, PortMapping, Reason, ServiceName};
+use forward::Look;
 use listing::Table;
 use skeleton::{Frame, Sets};
+
+/// From one look at iptables' own tables to the next, at the least: nothing says when they change.
+const LEGACY_LOOK: Duration = Duration::from_secs(5);
 
 /// Traffic rules of one instance.
 ///
@@ -51,6 +56,8 @@ struct Known {
     sets: Option<Sets>,
     /// The rule set's number when other firewalls were seen to let containers through.
     open: Option<u32>,
+    /// When those that nftables knows nothing of were last looked at.
+    legacy: Option<Instant>,
 }
 
 impl NftTraffic {
@@ -82,7 +89,7 @@ impl NftTraffic {
             true => nft::apply(&format!("delete table inet {table}\n")),
             false => Ok(()),
         };
-        let closed = forward::settle(&self.frame.names, false);
+        let closed = forward::settle(&self.frame.names, false, Look { nft: true, legacy: true });
         delete().and(closed).map_err(|error| self.failed("delete", error))
     }
 
@@ -251,11 +258,13 @@ impl Traffic for NftTraffic {
         }
         // Also when our own table is whole: a firewall may have been loaded anew.
         let open = |known: &mut Known| -> io::Result<()> {
-            let generation = nft::generation()?;
-            if known.open != Some(generation) {
+            let legacy = known.legacy.is_none_or(|last| last.elapsed() >= LEGACY_LOOK);
+            let nft = known.open != Some(nft::generation()?);
+            if legacy || nft {
                 known.open = None;
-                forward::settle(&self.frame.names, true)?;
+                forward::settle(&self.frame.names, true, Look { nft, legacy })?;
                 known.open = Some(nft::generation()?);
+                known.legacy = known.legacy.filter(|_| !legacy).or_else(|| Some(Instant::now()));
             }
             Ok(())
         };

@@ -173,6 +173,21 @@ impl Links {
         Ok(addresses)
     }
 
+    /// Whether an interface of this namespace has an address.
+    pub fn has_address(&mut self, address: IpAddr) -> io::Result<bool> {
+        let header = rt_addr::Ifaddrmsg { ifa_family: family(address), ..Default::default() };
+        let request = rt_addr::Request::new().op_getaddr_dump(&header);
+        let mut reply = self.socket.request(&request)?;
+        let mut found = false;
+        while let Some(answer) = reply.recv() {
+            let (_, attributes) = answer.map_err(explain)?;
+            // Source: linux/if_addr.h: IPv6 has no local address beside the address.
+            let own = attributes.get_local().or_else(|_| attributes.get_address());
+            found |= own.is_ok_and(|own| own == address);
+        }
+        Ok(found)
+    }
+
     /// The interface of the default route: of IPv4, or where there is none of IPv6.
     pub fn uplink(&mut self) -> io::Result<Option<i32>> {
         for family in [INET, INET6] {

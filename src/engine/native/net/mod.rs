@@ -260,7 +260,9 @@ impl Network for BridgeNetwork {
         let mut links = Links::new();
         // Asked at every look for services that have the host's network: mostly it is there.
         let gateway = self.subnet.gateway();
-        if links.addresses().is_ok_and(|all| all.iter().any(|(_, address, _)| *address == gateway)) {
+        let six = self.subnet6.map(|subnet6| IpAddr::V6(subnet6.of(gateway)));
+        let mut there = |address| links.has_address(address).unwrap_or(false);
+        if there(gateway.into()) && six.is_none_or(there) {
             return Ok(());
         }
         self.ensure_bridge(&mut links)
