@@ -14,9 +14,10 @@ use super::image::Kind;
 use super::lab::{Lab, free_port, wait_for, web};
 use super::load::{Load, get};
 
+/// A container may answer a moment before the record of it is written.
 fn record(lab: &Lab, id: &str, name: &str) -> Value {
     let path = lab.path("run/containers").join(id).join(name);
-    serde_json::from_slice(&fs::read(path).unwrap_or_else(|error| panic!("{id}/{name}: {error}"))).unwrap()
+    wait_for(&format!("{id}/{name}"), || serde_json::from_slice(&fs::read(&path).ok()?).ok())
 }
 
 /// The container's first process and its supervisor.
@@ -132,7 +133,10 @@ fn a_killed_supervisor_is_noticed_at_once_and_replaced() {
     lab.run(&["exec", "web", "--", "/bin/sh", "-c", "kill -TERM 1"]);
     wait_for("the restart", || (lab.service("web")["restarts"] == 1).then_some(()));
     wait_for("it to serve", || get(port, "/").ok());
-    let (container, shim) = processes(&lab, "web.1");
+    let former = container;
+    let (container, shim) = wait_for("its successor", || {
+        Some(processes(&lab, "web.1")).filter(|(container, _)| *container != former)
+    });
     // Both at once: it is started again, and alone.
     kill9(shim);
     kill9(container);
