@@ -234,6 +234,20 @@ mod tests {
     }
 
     #[test]
+    fn what_an_older_version_wrote_is_read() {
+        let old = r#"{"format":1,"id":"shop.7","layout":{"state_dir":"/s","run_dir":"/r","instance":"gitopsd"},
+            "address":"10.98.0.2","netns":"/n","layers":["/l"],"args":["serve"],"env":[],"user":"","cwd":"/",
+            "stop_signal":15,"volumes":[],"memory":null,"milli_cpus":null,"pids":null,"image":"i","commit":"c"}"#;
+        let launch: Launch = serde_json::from_str(old).unwrap();
+        assert_eq!((launch.unit.as_ref(), launch.grace), (None, Duration::from_secs(10)));
+        assert_eq!(launch.group(), Path::new("/gitopsd/shop.7"), "it is where it was");
+        let unit = Unit { name: "gitopsd-shop.7.service".into(), group: "/gitopsd.slice/u".into() };
+        let text = serde_json::to_string(&Launch { unit: Some(unit.clone()), ..launch }).unwrap();
+        let again: Launch = serde_json::from_str(&text).unwrap();
+        assert_eq!((again.group().to_str(), again.unit), (Some("/gitopsd.slice/u/ctr"), Some(unit)));
+    }
+
+    #[test]
     fn volume_targets_stay_out_of_the_kernels_places() {
         let volume = |target: &str| VolumeMount {
             source: VolumeSource::Named("data".into()),
