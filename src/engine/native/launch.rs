@@ -248,22 +248,19 @@ mod tests {
     }
 
     #[test]
-    fn launches_of_older_versions_are_read() {
-        let text = r#"{"format":1,"id":"shop.7","layout":{"state_dir":"/s","run_dir":"/r","instance":"i"},
-            "address":"10.98.0.2","netns":"/n","layers":["/l"],"args":["x"],"env":[],"user":"","cwd":"/",
-            "stop_signal":15,"volumes":[],"memory":null,"milli_cpus":null,"pids":null,"image":"i:1","commit":"c"}"#;
-        let launch: Launch = serde_json::from_str(text).unwrap();
-        assert_eq!((launch.digest.as_str(), launch.image.as_str()), ("", "i:1"));
-    }
-
-    /// What a former version has started is read by this one: it outlives an upgrade.
-    #[test]
-    fn records_of_former_versions_are_read() {
-        let old = r#"{"format":1,"id":"shop.1","layout":{"state_dir":"/s","run_dir":"/r","instance":"gitopsd"},
-            "address":"10.98.0.2","netns":"/n","layers":["/l"],"args":["serve"],"env":[],"user":"","cwd":"/","stop_signal":15,
-            "volumes":[],"memory":null,"milli_cpus":null,"pids":null,"image":"r.io/shop:1","commit":"c"}"#;
+    fn what_an_older_version_wrote_is_read() {
+        let old = r#"{"format":1,"id":"shop.7","layout":{"state_dir":"/s","run_dir":"/r","instance":"gitopsd"},
+            "address":"10.98.0.2","netns":"/n","layers":["/l"],"args":["serve"],"env":[],"user":"","cwd":"/",
+            "stop_signal":15,"volumes":[],"memory":null,"milli_cpus":null,"pids":null,"image":"i","commit":"c"}"#;
         let launch: Launch = serde_json::from_str(old).unwrap();
-        assert_eq!((launch.runtime, launch.first_id), (None, None));
+        assert_eq!((launch.digest.as_str(), launch.image.as_str()), ("", "i"));
+        assert_eq!((&launch.runtime, launch.first_id), (&None, None));
         assert!(launch.options.is_default());
+        assert_eq!((launch.unit.as_ref(), launch.grace), (None, Duration::from_secs(10)));
+        assert_eq!(launch.group(), Path::new("/gitopsd/shop.7"), "it is where it was");
+        let unit = Unit { name: "gitopsd-shop.7.service".into(), group: "/gitopsd.slice/u".into() };
+        let text = serde_json::to_string(&Launch { unit: Some(unit.clone()), ..launch }).unwrap();
+        let again: Launch = serde_json::from_str(&text).unwrap();
+        assert_eq!((again.group().to_str(), again.unit), (Some("/gitopsd.slice/u/ctr"), Some(unit)));
     }
 }

@@ -179,6 +179,65 @@ impl Bus {
 mod tests {
     use super::*;
 
+    /// A call with every type of value and with descriptors, read and judged by dbus-daemon.
+    #[test]
+    fn a_real_bus_understands_us() {
+        use super::super::wire::Value;
+        use std::os::fd::AsFd as _;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("bus");
+        // Nothing that could be started by name.
+        let config = format!(
+            "<busconfig><listen>unix:path={}</listen><auth>EXTERNAL</auth><policy context='default'>\
+             <allow user='*'/><allow send_destination='*'/><allow receive_sender='*'/></policy></busconfig>",
+            path.display()
+        );
+        std::fs::write(dir.path().join("config"), config).unwrap();
+        let mut daemon = std::process::Command::new("dbus-daemon")
+            .args(["--nofork", "--nopidfile", "--nosyslog"])
+            .arg(format!("--config-file={}", dir.path().join("config").display()))
+            .spawn()
+            .expect("dbus-daemon is needed (package dbus-daemon)");
+        let end = std::time::Instant::now() + Duration::from_secs(20);
+        let mut bus = loop {
+            match Bus::over(path.to_str().unwrap(), true) {
+                Ok(bus) => break bus,
+                Err(error) => assert!(std::time::Instant::now() < end, "{error}"),
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        };
+        let values = [
+            ("A", Value::Bool(true)),
+            ("B", Value::Number(u64::MAX)),
+            ("C", Value::Text("text".into())),
+            ("D", Value::Texts(vec!["one".into(), String::new()])),
+            ("E", Value::Descriptor(1)),
+            ("F", Value::Blobs(vec![b"blob".to_vec(), Vec::new()])),
+            ("G", Value::Pairs(vec![("/dev/char/1:3".into(), "rwm".into())])),
+            ("H", Value::Pairs(Vec::new())),
+            ("I", Value::Command(vec!["/bin/true".into(), "argument".into()])),
+        ];
+        let file = std::fs::File::open("/dev/null").unwrap();
+        for _ in 0..2 {
+            let mut body = Writer::default();
+            body.text("x.service");
+            body.text("fail");
+            body.array(8, &values, |w, (name, value)| w.property(name, value));
+            body.array(8, [(); 0], |_, ()| {});
+            let two = [file.as_fd(), file.as_fd()];
+            // One wrong byte, and it would hang up. There is no systemd on this bus, and it says so.
+            let answer = bus.ask_systemd("StartTransientUnit", "ssa(sv)a(sa(sv))", body, &two);
+            let Err(CallError::Refused { name, message }) = answer else { panic!("{answer:?}") };
+            assert_eq!(name, "org.freedesktop.DBus.Error.ServiceUnknown", "{message}");
+            assert!(message.contains(SYSTEMD), "{message}");
+        }
+        daemon.kill().unwrap();
+        daemon.wait().unwrap();
+        let mut body = Writer::default();
+        body.text("x.service");
+        assert!(matches!(bus.ask_systemd("GetUnit", "s", body, &[]), Err(CallError::Lost(_))));
+    }
+
     #[test]
     fn another_program_on_the_socket_is_not_taken_for_systemd() {
         use std::os::unix::net::UnixListener;

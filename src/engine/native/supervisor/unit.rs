@@ -164,3 +164,16 @@ fn device(device: &Device) -> (String, String) {
     }
     (format!("/dev/{kind}/{}:{}", device.major, device.minor), access)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_goes_by_its_number_and_can_be_made() {
+        let null = super::super::super::limits::device("/dev/null".as_ref(), "/dev/x".as_ref(), "r").unwrap();
+        assert_eq!(device(&null), ("/dev/char/1:3".into(), "rm".into()));
+        let all = Device { access: "rwm".into(), kind: 'b', ..null };
+        assert_eq!(device(&all), ("/dev/block/1:3".into(), "rwm".into()));
+    }
+}
