@@ -107,4 +107,11 @@ pub const MEANT: &[Meant] = &[
         "rw,nosuid,nodev,noexec*",
         "shared memory holds no programs and no devices",
     ),
+    meant(
+        "blkio_config",
+        "cgroup blkio.bfq.weight",
+        "100",
+        "300",
+        "Docker looks for a file that kernels since 5.0 do not have, and leaves the weight out",
+    ),
 ];
