@@ -234,5 +234,16 @@ fn what_cannot_be_had_is_told() {
     let runc = engine(&rig).with_runtime(Some("runc".into()));
     let message = runc.start(&one).unwrap_err().to_refusal().message;
     assert!(message.contains("`userns_mode`") && message.contains("built-in"), "{message}");
+    // A file system that knows no other numbers, in the place of NFS.
+    let place = rig.path("ram");
+    fs::create_dir(&place).unwrap();
+    let none: Option<&str> = None;
+    nix::mount::mount(Some("ram"), &place, Some("ramfs"), nix::mount::MsFlags::empty(), none).unwrap();
+    let mut two = request(&rig, "shop.2", "true");
+    two.spec.volumes = vec![bind(&place, "/data", false)];
+    let result = engine(&rig).start(&two);
+    nix::mount::umount2(&place, nix::mount::MntFlags::MNT_DETACH).unwrap();
+    let message = result.unwrap_err().to_refusal().message;
+    assert!(message.contains("mounted at /data") && message.contains("idmapped mounts"), "{message}");
     assert!(!rig.traces().iter().any(|trace| trace.starts_with("process")), "{:?}", rig.traces());
 }

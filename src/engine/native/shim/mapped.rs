@@ -50,7 +50,10 @@ impl Mapped {
             let target = place.join("binds").join(number.to_string());
             let source = PathBuf::from(bind["source"].as_str().unwrap_or_default());
             let read_only = bind["options"].as_array().is_some_and(|options| options.contains(&"ro".into()));
-            users.show(&source, &target, read_only)?;
+            let inside = bind["destination"].as_str().unwrap_or_default();
+            users.show(&source, &target, read_only).map_err(|error| {
+                io::Error::new(error.kind(), format!("what is mounted at {inside}: {error}"))
+            })?;
             bind["source"] = json!(target);
         }
         devices(launch, config)?;
