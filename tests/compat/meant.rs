@@ -55,8 +55,8 @@ pub const MEANT: &[Meant] = &[
     meant(
         "*",
         "mounts / options | mounts /etc/* options | mounts /data/* options",
-        "relatime,r[ow],",
-        "nodev,relatime,r[ow],",
+        "r[ow],relatime",
+        "r[ow],nodev,relatime",
         "no device of an image or a volume can be used",
     ),
     meant("*", "mounts / propagation", "master", "-", "no mount of the host ever arrives in a container"),
@@ -70,8 +70,8 @@ pub const MEANT: &[Meant] = &[
     meant(
         "*",
         "mounts /sys/fs/cgroup options",
-        "*,rw,",
-        "*,ro,",
+        "rw,*",
+        "ro,*",
         "nothing can be made beside the container's own groups",
     ),
     meant("*", "can write cgroups", "yes", "no", "the same, tried"),
@@ -104,7 +104,14 @@ pub const MEANT: &[Meant] = &[
         "ipc",
         "mounts /dev/shm options",
         "*",
-        "nodev,noexec,nosuid,*",
+        "rw,nosuid,nodev,noexec*",
         "shared memory holds no programs and no devices",
+    ),
+    meant(
+        "blkio_config",
+        "cgroup blkio.bfq.weight",
+        "100",
+        "300",
+        "Docker looks for a file that kernels since 5.0 do not have, and leaves the weight out",
     ),
 ];

@@ -1,7 +1,7 @@
 # What a program in a container can see of its world, as lines `kind name = value`. Needs nothing but busybox.
 exec 2>/dev/null
 b=/bin/busybox
-say() { $b printf '%s\n' "$*"; }
+say() { printf '%s\n' "$*"; }
 
 # The shell's own variables are not the container's: what it was started with stands here.
 $b tr '\0' '\n' < /proc/$$/environ | while read -r line; do
@@ -22,7 +22,8 @@ say "process parent = $($b awk '/^PPid/ { print $2 }' /proc/$$/status)"
 say "process pid = $$"
 say "process first = $($b cat /proc/1/comm)"
 say "process personality = $($b cat /proc/$$/personality 2>&1)"
-$b ls /proc/$$/fd | while read -r fd; do test -e /proc/$$/fd/$fd && say "process descriptor $fd = open"; done
+# Without a pipe, of which this shell would have an end open.
+$b find /proc/$$/fd -mindepth 1 -exec $b sh -c 'printf "process descriptor %s = open\n" "${1##*/}"' look {} \;
 for name in CapInh CapPrm CapEff CapBnd CapAmb NoNewPrivs Seccomp SigIgn SigBlk; do
   value=$($b awk -v name="$name:" '$1 == name { print $2 }' /proc/self/status)
   case $name in
@@ -31,8 +32,8 @@ for name in CapInh CapPrm CapEff CapBnd CapAmb NoNewPrivs Seccomp SigIgn SigBlk;
     *) say "signals $name = $value" ;;
   esac
 done
-$b sed 1d /proc/$$/limits | $b cut -c 1-67 | while read -r line; do
-  say "limits $(say "$line" | $b sed -E 's/ +([^ ]+) +([^ ]+)$/ = \1 \2/')"
+$b sed 1d /proc/$$/limits | $b cut -c 1-67 | $b sed -E 's/ +([^ ]+) +([^ ]+) *$/ = \1 \2/' | while read -r line; do
+  say "limits $line"
 done
 # Of several mounts on one place the last one is seen.
 $b awk '{ last[$5] = $0 } END { for (point in last) print last[point] }' /proc/self/mountinfo | $b sed 's/ - / /' | while read -r _ _ _ root point options rest; do
@@ -40,9 +41,9 @@ $b awk '{ last[$5] = $0 } END { for (point in last) print last[point] }' /proc/s
   while :; do case $rest in shared:*|master:*|propagate_from:*|unbindable*) say "mounts $point propagation = ${rest%%:*}"; rest=${rest#* } ;; *) break ;; esac; done
   set -- $rest
   say "mounts $point type = $1"
-  say "mounts $point options = $(say "$options" | $b tr , '\n' | $b sort | $b tr '\n' ',')"
+  say "mounts $point options = $options"
   case $1 in
-    tmpfs|devpts) say "mounts $point settings = $(say "$3" | $b tr , '\n' | $b grep -vE '^(inode64|nr_inodes=.*)$' | $b sort | $b tr '\n' ',')" ;;
+    tmpfs|devpts) say "mounts $point settings = $(say "$3" | $b sed -E 's/,(inode64|nr_inodes=[^,]*)//g')" ;;
   esac
 done
 $b find /dev -mindepth 1 ! -path '/dev/pts/*' ! -path '/dev/shm/*' | while read -r file; do
@@ -73,7 +74,8 @@ can() { what=$1; shift; if "$@" >/dev/null 2>&1; then say "can $what = yes"; els
 can 'write /' $b touch /probe-of-the-root
 can 'write /tmp' $b touch /tmp/probe
 can 'write /dev' $b touch /dev/probe
-can 'write /dev/shm' $b touch /dev/shm/probe
+# Not left behind where it is the host's.
+can 'write /dev/shm' $b sh -c 'touch /dev/shm/probe-$$ && rm /dev/shm/probe-$$'
 can 'write /proc/sys' $b sh -c 'echo x > /proc/sys/kernel/domainname'
 can 'write cgroups' $b sh -c 'for d in /sys/fs/cgroup /sys/fs/cgroup/*/; do mkdir $d/probe && exit 0; done; exit 1'
 can 'read /proc/kcore' $b sh -c 'head -c 1 /proc/kcore | grep -q .'

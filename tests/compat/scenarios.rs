@@ -36,12 +36,20 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario { key: "", docker: &[], here: |_, _| {}, shows: &[] },
     Scenario {
         key: "blkio_config",
-        docker: &["--device-write-bps={disk}:1mb", "--device-read-iops={disk}:100"],
+        docker: &[
+            "--blkio-weight=300",
+            "--device-read-bps={disk}:2mb",
+            "--device-write-bps={disk}:1mb",
+            "--device-read-iops={disk}:100",
+            "--device-write-iops={disk}:200",
+        ],
         here: |request, places| {
             request.spec.options.blkio = Some(Blkio {
+                weight: Some(300),
+                read_bps: vec![(places.disk.clone(), 2 << 20)],
                 write_bps: vec![(places.disk.clone(), 1 << 20)],
                 read_iops: vec![(places.disk.clone(), 100)],
-                ..Blkio::default()
+                write_iops: vec![(places.disk.clone(), 200)],
             });
         },
         shows: &["cgroup"],

@@ -7,6 +7,10 @@ const BUILT_IN_ONLY: &[&str] = &[
     // `init = true` is refused by name.
     "a_first_process_reaps_and_passes_signals_on",
     "the_first_process_cannot_be_opened",
+    // So is `userns_mode = "auto"`.
+    "root_inside_is_nobody_outside",
+    "commands_and_the_stop_are_as_without",
+    "other_keys_go_with_it",
     // They execute this program in the container; a runtime would execute itself, and has its own guard.
     "the_hosts_binary_cannot_be_written_to",
 ];

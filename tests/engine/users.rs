@@ -1,12 +1,13 @@
 //! Containers with a user namespace: root inside is nobody outside, and files are as everybody expects them.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::time::Duration;
 
 use gitopsd::engine::native::NativeEngine;
 use gitopsd::engine::{ContainerRequest, Engine};
-use gitopsd::types::{VolumeMount, VolumeSource};
+use gitopsd::types::{ByteSize, DeviceMapping, Options, Tmpfs, VolumeMount, VolumeSource};
 
 use crate::containers::{Rig, bind, wait_for};
 
@@ -154,6 +155,76 @@ fn commands_and_the_stop_are_as_without() {
 }
 
 #[test]
+fn other_keys_go_with_it() {
+    let rig = Rig::new();
+    let words = |words: &[&str]| Some(words.iter().map(ToString::to_string).collect());
+    let mut request = request(
+        &rig,
+        "shop.1",
+        "touch /x 2>/dev/null && echo WROTE; touch /run/a/x && stat -c '%u:%g %a' /run/a
+         grep -cE ' /dev/shm .*size=8192k' /proc/mounts
+         cat /proc/sys/kernel/msgmax /proc/sys/net/ipv4/ip_local_port_range /proc/self/oom_score_adj
+         stat -c %t:%T /dev/nought; head -c 1 /dev/nought | wc -c
+         id -u; id -G; ulimit -c; grep CapBnd /proc/self/status
+         cat /proc/sys/kernel/hostname /proc/sys/kernel/domainname
+         for f in /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/memory.max; do
+           test -e $f && echo memory $(cat $f)
+         done
+         test -s /proc/kcore && echo READ; (echo x > /proc/sys/vm/drop_caches) 2>/dev/null && echo WROTE
+         kill -TERM $$",
+    );
+    request.spec.user = Some("app".into());
+    request.spec.mem_limit = Some(ByteSize(64 << 20));
+    request.spec.options = Options {
+        user_namespace: Some(true),
+        read_only: Some(true),
+        init: Some(true),
+        tmpfs: Some(vec![Tmpfs {
+            target: "/run/a".into(),
+            options: words(&["uid=1000", "mode=0750"]).unwrap(),
+        }]),
+        shm_size: Some(ByteSize(8 << 20)),
+        sysctls: Some(BTreeMap::from([
+            ("kernel.msgmax".into(), "16384".into()),
+            ("net.ipv4.ip_local_port_range".into(), "20000 30000".into()),
+        ])),
+        devices: Some(vec![DeviceMapping {
+            source: "/dev/zero".into(),
+            target: "/dev/nought".into(),
+            access: "r".into(),
+        }]),
+        ulimits: Some(BTreeMap::from([("core".into(), (0, 0))])),
+        group_add: words(&["44"]),
+        hostname: Some("front".into()),
+        domainname: Some("example.org".into()),
+        cap_drop: words(&["ALL"]),
+        oom_score_adj: Some(321),
+        ..Options::default()
+    };
+    let log = run(&rig, &request);
+    assert_eq!(
+        log,
+        [
+            "1000:0 750",
+            "1",
+            "16384",
+            "20000\t30000",
+            "321",
+            "1:5",
+            "1",
+            "1000",
+            "1001 44 1002",
+            "0",
+            "CapBnd:\t0000000000000000",
+            "front",
+            "example.org",
+            "memory 67108864",
+        ]
+    );
+    assert_eq!(rig.wait_exit(&request.id).code, Some(143));
+}
+
+#[test]
 fn what_cannot_be_had_is_told() {
     let rig = Rig::new();
     let one = request(&rig, "shop.1", "true");
@@ -162,5 +233,16 @@ fn what_cannot_be_had_is_told() {
     let runc = engine(&rig).with_runtime(Some("runc".into()));
     let message = runc.start(&one).unwrap_err().to_refusal().message;
     assert!(message.contains("`userns_mode`") && message.contains("built-in"), "{message}");
+    // A file system that knows no other numbers, in the place of NFS.
+    let place = rig.path("ram");
+    fs::create_dir(&place).unwrap();
+    let none: Option<&str> = None;
+    nix::mount::mount(Some("ram"), &place, Some("ramfs"), nix::mount::MsFlags::empty(), none).unwrap();
+    let mut two = request(&rig, "shop.2", "true");
+    two.spec.volumes = vec![bind(&place, "/data", false)];
+    let result = engine(&rig).start(&two);
+    nix::mount::umount2(&place, nix::mount::MntFlags::MNT_DETACH).unwrap();
+    let message = result.unwrap_err().to_refusal().message;
+    assert!(message.contains("mounted at /data") && message.contains("idmapped mounts"), "{message}");
     assert!(!rig.traces().iter().any(|trace| trace.starts_with("process")), "{:?}", rig.traces());
 }

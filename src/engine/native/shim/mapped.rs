@@ -50,9 +50,13 @@ impl Mapped {
             let target = place.join("binds").join(number.to_string());
             let source = PathBuf::from(bind["source"].as_str().unwrap_or_default());
             let read_only = bind["options"].as_array().is_some_and(|options| options.contains(&"ro".into()));
-            users.show(&source, &target, read_only)?;
+            let inside = bind["destination"].as_str().unwrap_or_default();
+            users.show(&source, &target, read_only).map_err(|error| {
+                io::Error::new(error.kind(), format!("what is mounted at {inside}: {error}"))
+            })?;
             bind["source"] = json!(target);
         }
+        devices(launch, config)?;
         network(launch, &place, config)?;
         let namespaces = config["linux"]["namespaces"].as_array_mut();
         let namespaces = namespaces.ok_or_else(|| io::Error::other("no namespaces"))?;
@@ -117,6 +121,19 @@ fn mount_root(users: &UserNamespace, place: &Path, state: &Path, layers: &[PathB
         io::Error::other(format!("the layers with the users of a user namespace: {error}"))
     })?;
     Ok(root)
+}
+
+/// Device files cannot be made in a user namespace: those of the host are shown, as they are.
+fn devices(launch: &Launch, config: &mut Value) -> io::Result<()> {
+    config["linux"]["devices"] = json!([]);
+    let mounts = config["mounts"].as_array_mut().ok_or_else(|| io::Error::other("no mounts"))?;
+    for device in launch.options.devices.iter().flatten() {
+        let options = ["bind", "rprivate", "nosuid", "noexec"];
+        mounts.push(json!({
+            "destination": device.target, "type": "bind", "source": device.source, "options": options,
+        }));
+    }
+    Ok(())
 }
 
 /// What only the owner of a network may do.

@@ -152,8 +152,9 @@ pub(super) fn supervise(run: &RunFiles, mut container: Supervised) -> ExitCode {
     let cgroups = Cgroups::detect(&container.launch.layout.instance);
     let oom_killed = cgroups.as_ref().is_ok_and(|cgroups| cgroups.oom_kills(id) > 0);
     let exit = Exit { code, signal, oom_killed, at: super::super::clock::now() };
-    let written = boot_id().and_then(|boot_id| record::write(&run.exit(), &ExitRecord { boot_id, exit }));
+    // Before the record: who reads that may take the directory away.
     super::super::runtime::forget(run, &container.launch);
+    let written = boot_id().and_then(|boot_id| record::write(&run.exit(), &ExitRecord { boot_id, exit }));
     if let Ok(cgroups) = cgroups {
         let _ = cgroups.remove(id, Duration::from_secs(5));
     }
