@@ -351,7 +351,9 @@ fn the_page_and_the_parser_know_the_same_keys() {
         .map(|cell| cell.trim().trim_matches('`'))
         .collect();
     let mut taken = Vec::new();
-    for file in ["service", "options", "network", "repo", "load", "images", "registry", "configs", "volume"] {
+    for file in
+        ["service", "options", "network", "repo", "load", "engine", "images", "registry", "configs", "volume"]
+    {
         let source = std::fs::read_to_string(root().join(format!("src/config/{file}.rs"))).unwrap();
         let source = source.split("#[cfg(test)]").next().unwrap().to_owned();
         let calls = [

@@ -2,14 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::agent::{
-    AgentConfig, EngineConfig, HostIdentity, RegistryConfig, RepoConfig, ReportConfig, S3Config,
-};
+use super::agent::{AgentConfig, HostIdentity, RegistryConfig, RepoConfig, ReportConfig, S3Config};
 use super::diagnostic::Diagnostic;
+use super::engine::EnginePart;
 use super::images::ImagesPart;
 use super::port::absolute;
 use super::registry;
@@ -63,11 +61,7 @@ struct Part {
     ca_file: Option<PathBuf>,
     name: Option<HostName>,
     labels: Option<Vec<String>>,
-    subnet: Option<(Ipv4Addr, u8)>,
-    ipv6: Option<bool>,
-    subnet6: Option<Ipv6Addr>,
-    runtime: Option<String>,
-    subuids: Option<(u32, u32)>,
+    engine: EnginePart,
     registries: BTreeMap<String, RegistryConfig>,
     s3: Option<S3Config>,
     allowed: Option<Vec<String>>,
@@ -157,7 +151,7 @@ fn read(file: &Path, text: &str) -> (Part, Vec<Diagnostic>) {
         host.finish(|_| None);
     }
     if let Some(engine) = section.table("engine") {
-        read_engine(&engine, &mut part);
+        part.engine = EnginePart::read(&engine);
     }
     if let Some(registries) = section.table("registry") {
         for (host, span, value) in registries.entries() {
@@ -233,70 +227,6 @@ fn read_repo(repo: &Section<'_, '_>, part: &mut Part) {
         let secret = matches!(key, "password" | "token");
         secret.then(|| format!("`{key}`: a secret is named by its file, as `{key}_file`"))
     });
-}
-
-fn read_engine(engine: &Section<'_, '_>, part: &mut Part) {
-    match engine.get("kind").and_then(|value| value.get_ref().as_str()) {
-        Some("native") => {}
-        None if !engine.has("kind") => {}
-        _ => engine.findings.error(
-            engine.key_span("kind"),
-            "`kind` is \"native\": this version has no other engine",
-            None,
-        ),
-    }
-    if let Some(text) = engine.string("subnet") {
-        part.subnet = subnet(&text);
-        if part.subnet.is_none() {
-            let message =
-                "`subnet` takes an IPv4 network of /8 to /28, as \"10.98.0.0/16\", with its host bits zero";
-            engine.findings.error(engine.key_span("subnet"), message, None);
-        }
-    }
-    part.ipv6 = engine.boolean("ipv6");
-    if let Some(text) = engine.string("subnet6") {
-        let bits = |address: &Ipv6Addr| address.to_bits() & u128::from(u64::MAX) == 0;
-        part.subnet6 = text.strip_suffix("/64").and_then(|text| text.parse().ok()).filter(bits);
-        if part.subnet6.is_none() {
-            let message = "`subnet6` takes an IPv6 network of /64, as \"fd12:3456:789a:1::/64\"";
-            engine.findings.error(engine.key_span("subnet6"), message, None);
-        }
-    }
-    part.runtime = engine.string("runtime");
-    if part.runtime.as_deref().is_some_and(|name| !is_runtime(name)) {
-        let message = "`runtime` takes \"built-in\", the name of an OCI runtime, as \"crun\" or \"runc\", or its absolute path";
-        engine.findings.error(engine.key_span("runtime"), message, None);
-    }
-    if let Some(text) = engine.string("subuids") {
-        part.subuids = subuids(&text);
-        if part.subuids.is_none() {
-            let message = "`subuids` takes the first number and how many there are, as \"1000000:6553600\": above 65535, and \
-                           65536 for each container";
-            engine.findings.error(engine.key_span("subuids"), message, None);
-        }
-    }
-    engine.finish(|_| None);
-}
-
-fn is_runtime(name: &str) -> bool {
-    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    let named = name.starts_with(|c: char| c.is_ascii_alphanumeric()) && name.chars().all(plain);
-    named || absolute(name).is_some()
-}
-
-/// As in subuid(5), without the name. Below 65536 are users of the host itself.
-fn subuids(text: &str) -> Option<(u32, u32)> {
-    let (first, count) = text.split_once(':')?;
-    let (first, count): (u32, u32) = (first.parse().ok()?, count.parse().ok()?);
-    // The last number means "none": chown(2).
-    (first > 65535 && count >= 65536 && first.checked_add(count)? < u32::MAX).then_some((first, count))
-}
-
-fn subnet(text: &str) -> Option<(Ipv4Addr, u8)> {
-    let (address, prefix) = text.split_once('/')?;
-    let (address, prefix): (Ipv4Addr, u8) = (address.parse().ok()?, prefix.parse().ok()?);
-    let hosts = u32::MAX.checked_shr(prefix.into())?;
-    ((8..=28).contains(&prefix) && u32::from(address) & hosts == 0).then_some((address, prefix))
 }
 
 fn read_policy(policy: &Section<'_, '_>, part: &mut Part) {
@@ -400,11 +330,7 @@ impl Part {
             ca_file: over.ca_file.or(self.ca_file),
             name: over.name.or(self.name),
             labels: over.labels.or(self.labels),
-            subnet: over.subnet.or(self.subnet),
-            ipv6: over.ipv6.or(self.ipv6),
-            subnet6: over.subnet6.or(self.subnet6),
-            runtime: over.runtime.or(self.runtime),
-            subuids: over.subuids.or(self.subuids),
+            engine: self.engine.under(over.engine),
             registries,
             s3: over.s3.or(self.s3),
             allowed: over.allowed.or(self.allowed),
@@ -457,13 +383,7 @@ impl Part {
                 ca_file: self.ca_file,
             },
             host: HostIdentity { name, labels: labels.into_iter().collect() },
-            engine: EngineConfig {
-                subnet: self.subnet.unwrap_or((Ipv4Addr::new(10, 98, 0, 0), 16)),
-                ipv6: self.ipv6.unwrap_or(true),
-                subnet6: self.subnet6,
-                runtime: self.runtime.filter(|name| name != "built-in"),
-                subuids: self.subuids,
-            },
+            engine: self.engine.finish(),
             registries: self.registries,
             s3: self.s3.unwrap_or_default(),
             policy: Policy {
@@ -481,34 +401,5 @@ impl Part {
             images: self.images.finish(),
             report: ReportConfig { push: self.push.unwrap_or(true), remote: self.remote },
         })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn runtimes_and_numbers_of_users() {
-        for name in ["crun", "runc", "built-in", "youki-0.7", "/opt/bin/crun"] {
-            assert!(is_runtime(name), "{name}");
-        }
-        for name in ["", "-x", "../crun", "bin/crun", "/opt/../crun", "a b"] {
-            assert!(!is_runtime(name), "{name}");
-        }
-        assert_eq!(subuids("1000000:655360"), Some((1_000_000, 655_360)));
-        assert_eq!(subuids("65536:65536"), Some((65536, 65536)));
-        for bad in [
-            "",
-            "1000000",
-            "0:65536",
-            "65535:65536",
-            "1000000:65535",
-            "4294900000:67295",
-            "4294967295:65536",
-            "a:b",
-        ] {
-            assert_eq!(subuids(bad), None, "{bad}");
-        }
     }
 }

@@ -6,6 +6,7 @@
 pub mod agent;
 mod configs;
 mod diagnostic;
+mod engine;
 mod env_file;
 mod grants;
 mod images;

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use super::{Exit, Invalid};
 
 /// `restart` of a service, in the words of the Compose Specification. What each means where git decides what runs:
-/// docs/decisions/0010-restart.md.
+/// docs/decisions/0015-restart.md.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum RestartPolicy {
     /// It is started again however it ended.
