@@ -97,7 +97,7 @@ fn published(table: &str, map: &Value, ports: &[PortMapping]) -> Option<String> 
         };
         let [protocol, number] = rest else { return None };
         let port = ports.iter().find(|port| {
-            protocol.as_str() == Some(word(port.protocol))
+            names(protocol, port.protocol)
                 && number.as_u64() == Some(port.host_port.into())
                 && reaches(address, port)
         })?;
@@ -165,6 +165,15 @@ fn holds(right: &Value, port: u16) -> bool {
     }
 }
 
+/// Whether a map's key names the protocol. nft shows its number on a host without /etc/protocols.
+fn names(key: &Value, protocol: Protocol) -> bool {
+    let number = match protocol {
+        Protocol::Tcp => 6,
+        Protocol::Udp => 17,
+    };
+    key.as_str() == Some(word(protocol)) || key.as_u64() == Some(number)
+}
+
 fn word(protocol: Protocol) -> &'static str {
     match protocol {
         Protocol::Tcp => "tcp",
@@ -223,6 +232,14 @@ mod tests {
         assert_eq!(who("127.0.0.2", 53, Protocol::Udp), None);
         assert!(who("0.0.0.0", 53, Protocol::Udp).is_some());
         assert_eq!(find(LISTING.as_bytes(), "gitopsd-two", &[]), None);
+        let numbers = LISTING.replace(r#"["tcp", 80]"#, "[6, 80]");
+        let wanted = PortMapping {
+            host_ip: Ipv4Addr::UNSPECIFIED,
+            host_port: 80,
+            container_port: 1,
+            protocol: Protocol::Tcp,
+        };
+        assert_eq!(find(numbers.as_bytes(), "gitopsd", &[wanted]), tcp(80));
         let maps = maps(LISTING.as_bytes(), "gitopsd");
         let names: Vec<&str> = maps.iter().map(|(_, name)| name.as_str()).collect();
         assert_eq!(names, ["anywhere", "at"]);
