@@ -143,6 +143,32 @@ fn view(line: &str, policy: &Policy) -> RepoView {
     read(&files, &HostIdentity { name: "h".parse().unwrap(), labels: Vec::new() }, policy)
 }
 
+/// What `[defaults]` says and what a service says go together or are refused, as within one file.
+#[test]
+fn a_user_namespace_shares_nothing_in_any_layer() {
+    for (line, refused) in [
+        ("network_mode = \"host\"", true),
+        ("pid = \"host\"", true),
+        ("privileged = true", true),
+        ("network_mode = \"none\"", false),
+        ("userns_mode = \"host\"\nipc = \"host\"", false),
+    ] {
+        let files = RepoFiles::from([
+            ("gitopsd.toml".to_owned(), b"format = 1\n[defaults]\nuserns_mode = \"auto\"\n".to_vec()),
+            ("services/a.toml".to_owned(), format!("image = \"r.io/a:1\"\n{line}\n").into_bytes()),
+        ]);
+        let host = HostIdentity { name: "h".parse().unwrap(), labels: Vec::new() };
+        let found = read(
+            &files,
+            &host,
+            &Policy { privileged: true, host_namespaces: true, host_network: true, ..Policy::default() },
+        );
+        let services: Vec<_> = found.services.values().collect();
+        assert_eq!(services.iter().all(|service| service.is_err()), refused, "{line}: {services:?}");
+        assert!(!refused || format!("{services:?}").contains("userns_mode"), "{line}: {services:?}");
+    }
+}
+
 #[test]
 fn the_page_is_what_the_parser_knows() {
     let (read, refused) = gitopsd::config::service_keys();

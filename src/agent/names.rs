@@ -24,8 +24,16 @@ impl Agent {
 
     /// Tells running containers of names that came, went or lead elsewhere.
     pub(super) fn renew_names(&mut self, seen: &Observed) {
+        // Of a service whose record cannot be read the address is not known: its name is not taken away.
+        if !self.journal.frozen.is_empty() {
+            return;
+        }
         let mut told = std::mem::take(&mut self.named);
         for (id, state) in &seen.containers {
+            // What another version started is left alone.
+            if seen.frozen.contains_key(&id.service) {
+                continue;
+            }
             let record = self.journal.records.get(&id.service);
             let deployed = record.and_then(|record| record.live(id.generation));
             let (Some(deployed), ContainerState::Running { .. }) = (deployed, state) else { continue };

@@ -152,7 +152,20 @@ impl Agent {
             step => transition::conclude(service, &before, step, &Outcome::Done, now).record,
         };
         let Some(mut after) = after else {
-            return refused(Refusal::new(Reason::Network, "the subnet has no free address left"));
+            let host = match &step {
+                Step::Begin { spec, .. } => spec.joins(),
+                _ => None,
+            };
+            let serves = |host: &ServiceName| {
+                self.journal.records.get(host).is_some_and(|record| record.serving().is_some())
+            };
+            return refused(match host.filter(|host| !serves(host)) {
+                Some(host) => Refusal::new(
+                    Reason::Dependency,
+                    format!("{host}, whose network it would share, is not running"),
+                ),
+                None => Refusal::new(Reason::Network, "the subnet has no free address left"),
+            });
         };
         let head = self.desired.as_ref().map(|desired| desired.commit.id.clone());
         let reason = "rolled back".to_owned();

@@ -186,6 +186,7 @@ impl Layer {
         spec.options = self.options;
         // "host" only sets aside what stands below it; in a spec it is as if nothing was said.
         spec.options.user_namespace = spec.options.user_namespace.filter(|own| *own);
+        check_users(findings, &spec);
         if let Some(memory) = self.memory.filter(|memory| !memory.is_empty()) {
             spec.options.tmpfs.get_or_insert_default().extend(memory);
         }
@@ -219,6 +220,25 @@ fn check_environment(findings: &Findings<'_>, environment: &BTreeMap<String, Str
     if total > MAX_ENVIRONMENT {
         let message = format!("`environment`, with `env_file`, has {total} bytes; up to 256 KiB are taken");
         findings.error(0..0, message, None);
+    }
+}
+
+/// Across layers what [`super::options`] looks for in each: a user namespace goes with namespaces of its own alone.
+fn check_users(findings: &Findings<'_>, spec: &Declared) {
+    let options = &spec.options;
+    // What is wrong within one layer has been told with its place.
+    if options.user_namespace != Some(true) || findings.has_errors() {
+        return;
+    }
+    let shared = [
+        ("pid", options.host_pid == Some(true)),
+        ("ipc", options.host_ipc == Some(true)),
+        ("network_mode", spec.network_mode().is_shared()),
+        ("privileged", options.privileged == Some(true)),
+    ];
+    if let Some((key, _)) = shared.iter().find(|(_, asked)| *asked) {
+        let message = format!("`userns_mode`: \"auto\" does not go with the `{key}` of this service");
+        findings.error(0..0, message, Some("userns_mode = \"host\"".to_owned()));
     }
 }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::record::Deployed;
 use super::view::View;
+use super::world::DesiredService;
 use crate::types::{Generation, Reason, Refusal, ServiceName};
 
 /// How long beyond its drain a generation is kept for those that share its network and have not moved on.
@@ -26,8 +27,11 @@ pub(super) fn left_behind(view: &View<'_>, deployed: &Deployed) -> Option<Refusa
 /// Whether the network that `deployed` shares is still there.
 pub(super) fn is_there(view: &View<'_>, deployed: &Deployed) -> bool {
     let Some(host) = deployed.spec.joins() else { return true };
-    let record = view.records.get(host);
-    record.zip(deployed.joined).is_some_and(|(record, joined)| record.live(joined).is_some())
+    match view.records.get(host) {
+        Some(record) => deployed.joined.is_some_and(|joined| record.live(joined).is_some()),
+        // Its record cannot be read: its container is left as it is, and its network with it.
+        None => view.observed.frozen.contains_key(host),
+    }
 }
 
 /// Why a service cannot be begun yet: nothing has the network that it is to share.
@@ -42,8 +46,13 @@ pub(super) fn missing(view: &View<'_>, host: &ServiceName) -> Option<Refusal> {
 pub(super) fn guest<'a>(view: &View<'a>, generation: Generation) -> Option<&'a ServiceName> {
     let stays =
         |deployed: &Deployed| deployed.spec.joins() == Some(view.name) && deployed.joined == Some(generation);
-    let guest = view.records.iter().find(|(_, record)| {
-        let moves = record.hold.is_none() && record.failure.is_none() && record.removing.is_none();
+    let refused = |name: &ServiceName| {
+        let wanted = view.desired.and_then(|desired| desired.services.get(name));
+        matches!(wanted, Some(DesiredService::Refused { retry_at: None, .. }))
+    };
+    let guest = view.records.iter().find(|(name, record)| {
+        let moves =
+            record.hold.is_none() && record.failure.is_none() && record.removing.is_none() && !refused(name);
         (moves || record.rollout.is_some()) && record.live_generations().any(stays)
     });
     guest.map(|(name, _)| name)

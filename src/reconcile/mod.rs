@@ -46,8 +46,9 @@ pub fn plan(
     policy: &Policy,
     now: Timestamp,
 ) -> Plan {
+    let unread = observed.frozen.keys().filter(|name| !records.contains_key(*name)).count();
     let removal_refusal =
-        desired.and_then(|desired| limits::removal_refusal(desired, records, observed.frozen.len(), policy));
+        desired.and_then(|desired| limits::removal_refusal(desired, records, unread, policy));
     let strays = observed.containers.keys().map(|id| &id.service).chain(observed.routes.keys());
     let strays = strays.chain(observed.frozen.keys());
     let names = records.keys().chain(desired.iter().flat_map(|d| d.services.keys())).chain(strays);

@@ -31,7 +31,7 @@ pub fn membership(records: &Records) -> Membership {
     found
 }
 
-/// The names that a container of `name` with this spec finds, itself included.
+/// The names of others that a container of `name` with this spec finds; its own is the engine's to write.
 pub fn hosts(records: &Records, name: &ServiceName, spec: &Spec) -> Hosts {
     let mut found = Hosts::new();
     let mut add = |name: &str, address: IpAddr| {
@@ -45,9 +45,6 @@ pub fn hosts(records: &Records, name: &ServiceName, spec: &Spec) -> Hosts {
         let address = IpAddr::V4(record.service_address);
         let Some(deployed) = shown(record) else { continue };
         if other == name {
-            if *spec.network_mode() != NetworkMode::None {
-                add(other.as_str(), address);
-            }
             continue;
         }
         let theirs = links(records, &deployed.spec);
@@ -185,12 +182,11 @@ mod tests {
                 "postgres 10.98.200.2",
                 "side 10.98.200.6",
                 "sql 10.98.200.3",
-                "sql 10.98.200.2",
-                "web 10.98.200.1"
+                "sql 10.98.200.2"
             ]
         );
-        assert_eq!(of("edge"), ["edge 10.98.200.4", "node 10.98.200.7", "web 10.98.200.1"]);
-        assert_eq!(of("lone"), ["lone 10.98.200.5", "node 10.98.200.7"]);
+        assert_eq!(of("edge"), ["node 10.98.200.7", "web 10.98.200.1"]);
+        assert_eq!(of("lone"), ["node 10.98.200.7"]);
         assert_eq!(of("job"), Vec::<String>::new());
         assert!(of("side").contains(&"www 10.98.200.1".to_owned()));
         assert!(of("node").contains(&"lone 10.98.200.5".to_owned()));

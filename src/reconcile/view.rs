@@ -82,15 +82,16 @@ impl<'a> View<'a> {
         route_for(self.name, record, deployed)
     }
 
-    /// The first service it needs that has no running incumbent, nor one that has done what it is for.
+    /// The first service it needs of which the generation that has traffic neither runs nor has done what it is for.
     pub fn missing_dependency(&self, deployed: &'a Deployed) -> Option<&'a ServiceName> {
         deployed.spec.needs().find(|name| {
-            let incumbent = self.records.get(*name).and_then(|record| record.incumbent.as_ref());
-            !incumbent.is_some_and(|incumbent| {
-                let id = InstanceId::new(name, incumbent.generation);
+            // While a candidate bakes it is what serves: under `recreate` its incumbent is down.
+            let serving = self.records.get(*name).and_then(|record| record.serving());
+            !serving.is_some_and(|serving| {
+                let id = InstanceId::new(name, serving.generation);
                 let state = self.observed.containers.get(&id);
-                let over = incumbent.down == Some(Down::Ended)
-                    && incumbent.last_exit.as_ref().is_some_and(|exit| exit.code == Some(0));
+                let over = serving.down == Some(Down::Ended)
+                    && serving.last_exit.as_ref().is_some_and(|exit| exit.code == Some(0));
                 over || matches!(state, Some(ContainerState::Running { .. }))
             })
         })

@@ -17,7 +17,6 @@ const CT_DELETE: u16 = 1 << 8 | 2;
 const CTA_TUPLE_ORIG: u16 = 1 | 1 << 15;
 /// `CTA_FILTER_F_CTA_IP_SRC` and `CTA_FILTER_F_CTA_PROTO_NUM` of the kernel's net/netfilter/nf_internals.h.
 const FILTER_IP_SRC: u32 = 1;
-
 const FILTER_PROTO_NUM: u32 = 1 << 3;
 const NETLINK_NETFILTER: u16 = 12;
 const INET: u8 = libc::AF_INET as u8;

@@ -234,7 +234,7 @@ mod tests {
         assert_eq!(find(LISTING.as_bytes(), "gitopsd-two", &[]), None);
         let numbers = LISTING.replace(r#"["tcp", 80]"#, "[6, 80]");
         let wanted = PortMapping {
-            host_ip: Ipv4Addr::UNSPECIFIED,
+            host_ip: [0, 0, 0, 0].into(),
             host_port: 80,
             container_port: 1,
             protocol: Protocol::Tcp,
