@@ -103,10 +103,11 @@ impl Flow {
         }
     }
 
-    /// Moves what is left, at the end. A signal ends it: nobody may be there to take it.
-    pub fn drain(&mut self, signals: &SignalFd) {
+    /// Moves what is left, at the end. A signal ends it (`false`): nobody may be there to take it. A window of another size
+    /// is none.
+    pub fn drain(&mut self, signals: &SignalFd) -> bool {
         if self.last.is_some() {
-            return;
+            return true;
         }
         let mut chunks = 0;
         while let Some((fd, events)) = self.wants() {
@@ -117,12 +118,27 @@ impl Flow {
             let patience = if reads { PollTimeout::ZERO } else { PollTimeout::NONE };
             let count = poll(&mut waiting, patience).unwrap_or(0);
             let told = waiting.last().is_some_and(|fd| fd.any() == Some(true));
-            if told || (reads && (count == 0 || chunks > LAST_CHUNKS)) {
-                return;
+            if told {
+                if is_told_to_end(signals) {
+                    return false;
+                }
+                continue;
+            }
+            if reads && (count == 0 || chunks > LAST_CHUNKS) {
+                return true;
             }
             self.step();
         }
+        true
     }
+}
+
+fn is_told_to_end(signals: &SignalFd) -> bool {
+    let mut end = false;
+    while let Ok(Some(got)) = signals.read_signal() {
+        end |= got.ssi_signo != nix::libc::SIGWINCH.cast_unsigned();
+    }
+    end
 }
 
 #[cfg(test)]

@@ -85,7 +85,9 @@ pub(super) fn run(run: &RunFiles, command: &[String], session: &Session) -> Resu
     // At once: until then the container cannot end. What the command has written comes after.
     let outcome = reap(&child)?;
     for flow in &mut flows {
-        flow.drain(&signals);
+        if !flow.drain(&signals) {
+            break;
+        }
     }
     drop(terminal);
     if outcome == Outcome::Code(128 + nix::libc::SIGKILL) && init.wait(END).unwrap_or(false) {

@@ -125,15 +125,17 @@ pub(super) fn attach(
 /// is refused. The standard devices need none, as no other can be made or opened.
 fn check_devices(launch: &Launch) -> Result<(), EngineError> {
     let options = &launch.options;
-    if options.privileged == Some(true) {
+    // Runtimes of the host bring a filter.
+    if options.privileged == Some(true) || launch.runtime.is_some() {
         return Ok(());
     }
-    let reads_only = options.devices.iter().flatten().find(|device| !device.access.contains('w'));
-    let what = match reads_only {
+    let whole = |access: &str| ['r', 'w'].iter().all(|way| access.contains(*way));
+    let in_part = options.devices.iter().flatten().find(|device| !whole(&device.access));
+    let what = match in_part {
         _ if super::rights::capabilities(options).contains(&"CAP_MKNOD") => {
             "the capability CAP_MKNOD".to_owned()
         }
-        Some(device) => format!("device {} without writing to it", device.source.display()),
+        Some(device) => format!("device {} for `{}` alone", device.source.display(), device.access),
         None => return Ok(()),
     };
     let message =
@@ -146,6 +148,8 @@ pub(super) fn adopt(engine: &NativeEngine, id: &InstanceId) -> Result<(), Engine
     let run = engine.layout.run(id);
     match lock::try_take(&run) {
         Ok(Some(lock)) => {
+            // Of the one that died: its successor would be taken for dead before it has said who it is.
+            let _ = fs::remove_file(run.shim());
             let mut launch: Launch = record::read(&run.launch()).ok_or_else(|| {
                 EngineError::plain(Reason::StartFailed, format!("{id}: launch.json cannot be read"))
             })?;

@@ -16,8 +16,8 @@ pub(super) const SOCKET: &str = "/run/systemd/journal/socket";
 /// How long to leave a journald alone that is not there.
 const RETRY: Duration = Duration::from_secs(5);
 
-/// In this time no more than so many entries are sent, as journald itself has it for a unit. Shims are no unit of their own,
-/// so nobody else would keep a container that floods its log from pushing out what others have in the journal.
+/// In this time no more than so many entries are sent, as journald itself has it for a unit. Where shims are no units, nobody
+/// else would keep a container that floods its log from pushing out what others have in the journal.
 const WINDOW: Duration = Duration::from_secs(30);
 /// See [`WINDOW`].
 const MOST: u32 = 10_000;

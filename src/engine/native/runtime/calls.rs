@@ -1,5 +1,5 @@
 //! The filter of system calls as an OCI profile: the very program that the built-in runtime gives the kernel is asked
-//! about every call by number, so that both runtimes filter alike.
+//! about every call by number, so that both runtimes filter alike; but for 32-bit programs, which do not run here.
 //!
 //! Source: OCI runtime-spec config-linux.md, "Seccomp"; the tables of numbers are those of Linux 6.13's headers.
 
@@ -8,6 +8,9 @@ use seccompiler::sock_filter;
 use serde_json::{Value, json};
 
 use super::super::seccomp::Filter;
+
+/// Families of sockets that there may be: `AF_MAX` of linux/socket.h.
+const FAMILIES: u32 = 46;
 
 /// Number and name of every call, a line each.
 #[cfg(target_arch = "x86_64")]
@@ -51,7 +54,13 @@ pub(super) fn profile(filter: &Filter) -> Result<Value, String> {
                 }])));
             }
             libc::SYS_socket if ask(2)? == ALLOW && ask(40)? != ALLOW => {
-                rules.push(allow(json!([{ "index": 0, "value": 40, "op": "SCMP_CMP_NE" }])));
+                // Each by itself, and by the half that the kernel takes: libseccomp has no "none of these", and compares 64 bits.
+                for family in 0..FAMILIES {
+                    if ask(family)? == ALLOW {
+                        let low = json!({ "index": 0, "value": u32::MAX, "valueTwo": family, "op": "SCMP_CMP_MASKED_EQ" });
+                        rules.push(allow(json!([low])));
+                    }
+                }
             }
             libc::SYS_personality if ask(0)? == ALLOW && ask(0x40_0000)? != ALLOW => {
                 for value in PERSONALITIES {
@@ -147,7 +156,12 @@ mod tests {
         for name in ["clone", "clone3", "socket", "personality"] {
             assert!(!has(&allowed, name) && !has(&refused, name), "{name}");
         }
-        assert_eq!(usual["syscalls"].as_array().unwrap().len(), 2 + 1 + 1 + 5);
+        let rules = usual["syscalls"].as_array().unwrap();
+        assert_eq!(rules.len(), 2 + 1 + 44 + 5);
+        let family = |number: u32| {
+            rules.iter().any(|call| call["names"][0] == "socket" && call["args"][0]["valueTwo"] == number)
+        };
+        assert!(family(2) && family(39) && !family(38) && !family(40));
         let mighty = profile(&seccomp::filter(&CAPABILITIES)).unwrap();
         let allowed = names(&mighty, "SCMP_ACT_ALLOW");
         assert!(has(&allowed, "mount") && has(&allowed, "clone3") && !has(&allowed, "keyctl"));

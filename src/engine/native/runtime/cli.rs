@@ -35,7 +35,8 @@ impl<'a> Cli<'a> {
     }
 
     fn log(&self) -> std::path::PathBuf {
-        self.run.dir.join("runtime.log")
+        // Commands run beside each other.
+        self.run.dir.join(format!("runtime-{}.log", std::process::id()))
     }
 
     /// The runtime with the options that come before its verb; sees nothing of our environment and streams.
@@ -45,7 +46,7 @@ impl<'a> Cli<'a> {
         command.args(["--log-format", "json"]).arg(verb);
         command.env_clear().env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
         command.current_dir("/").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        // SAFETY: between fork and exec, in a process of one thread; the calls allocate nothing.
+        // SAFETY: between fork and exec; the calls take no lock and allocate nothing.
         unsafe { command.pre_exec(|| prepare().map_err(io::Error::from)) };
         command
     }
@@ -54,12 +55,13 @@ impl<'a> Cli<'a> {
     pub fn run(&self, mut command: Command) -> io::Result<()> {
         let _ = fs::remove_file(self.log());
         let status = command.status()?;
+        let said = fs::read(self.log()).unwrap_or_default();
+        let _ = fs::remove_file(self.log());
         if status.success() {
             return Ok(());
         }
-        let said = fs::read(self.log()).unwrap_or_default();
-        let said =
-            last_error(&said.get(..said.len().min(MAX_LOG)).map(String::from_utf8_lossy).unwrap_or_default());
+        let last = said.get(said.len().saturating_sub(MAX_LOG)..).unwrap_or_default();
+        let said = last_error(&String::from_utf8_lossy(last));
         Err(io::Error::other(said.unwrap_or_else(|| format!("it ended with {status} and said nothing"))))
     }
 

@@ -76,7 +76,7 @@ pub(super) fn create(run: &RunFiles, launch: Launch) -> Result<Supervised, Engin
         runtime::complete(&launch, &mut config)
             .map_err(|message| EngineError::plain(Reason::StartFailed, format!("{id}: {message}")))?;
     }
-    let prepare = |first| Mapped::prepare(&launch, first, &run.scratch(), &mut config);
+    let prepare = |first| Mapped::prepare(&launch, first, &root, &run.scratch(), &mut config);
     let mapped = launch.first_id.map(prepare).transpose().map_err(|e| failed("its user namespace", e))?;
     fs::create_dir_all(run.bundle())
         .and_then(|()| fs::create_dir_all(run.runtime()))
@@ -107,13 +107,16 @@ pub(super) fn create(run: &RunFiles, launch: Launch) -> Result<Supervised, Engin
             .unwrap_or_else(|error| Err(failed("its network", error))),
     };
     let (container, mut failure, readers) = made.inspect_err(|_| undo())?;
-    if mapped.is_some() {
-        mapped::forget_place(&launch, &mut config);
-        record::write(&run.bundle().join("config.json"), &config)
-            .map_err(|e| failed("its configuration cannot be written", e))?;
-    }
     let pid = container.pid().map(|pid| pid.as_raw()).unwrap_or_default();
-    match run_program(run, &launch, container, pid, &mut failure) {
+    let settled = match &mapped {
+        None => Ok(()),
+        Some(_) => {
+            mapped::forget_place(&root, &mut config);
+            record::write(&run.bundle().join("config.json"), &config)
+                .map_err(|error| start_failed("its configuration cannot be written", error))
+        }
+    };
+    match settled.and_then(|()| run_program(run, &launch, container, pid, &mut failure)) {
         Ok(record) => Supervised::child(launch, &record, readers).map_err(|e| failed("pidfd", e)),
         Err(error) => {
             cgroups.kill(&id);

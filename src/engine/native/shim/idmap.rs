@@ -139,7 +139,13 @@ impl UserNamespace {
 
 /// A directory that only this mount namespace has and everybody in it may pass. None of `used` is hidden by it.
 pub(super) fn place(used: &[&Path]) -> io::Result<PathBuf> {
-    let fits = |place: &&Path| place.is_dir() && !used.iter().any(|path| path.starts_with(place));
+    // Where links lead counts, not how things are called.
+    let real = |path: &Path| fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let used: Vec<PathBuf> = used.iter().map(|path| real(path)).collect();
+    let fits = |place: &&Path| {
+        let there = real(place);
+        place.is_dir() && !used.iter().any(|path| path.starts_with(&there))
+    };
     let place = PLACES.iter().map(Path::new).find(fits);
     let place = place
         .ok_or_else(|| io::Error::other(format!("none of {PLACES:?} is a directory that can be covered")))?;

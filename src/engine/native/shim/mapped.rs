@@ -27,8 +27,16 @@ pub(super) struct Mapped {
 impl Mapped {
     /// Prepares all of it, and changes `config`. The root was looked at where [`rootfs::mount`] put it, and is mounted
     /// anew.
-    pub fn prepare(launch: &Launch, first: u32, scratch: &Path, config: &mut Value) -> io::Result<Self> {
+    pub fn prepare(
+        launch: &Launch,
+        first: u32,
+        mounted: &Path,
+        scratch: &Path,
+        config: &mut Value,
+    ) -> io::Result<Self> {
         let state = launch.layout.state(&launch.id);
+        // That of the state, or in memory where that cannot be written.
+        let writable = mounted.parent().unwrap_or(&state);
         rootfs::unmount(&state, scratch);
         let users = UserNamespace::new(first)?;
         let mut used: Vec<&Path> = launch.layers.iter().map(PathBuf::as_path).collect();
@@ -37,7 +45,7 @@ impl Mapped {
             binds(config).filter_map(|bind| Some(bind["source"].as_str()?.into())).collect();
         used.extend(sources.iter().map(PathBuf::as_path));
         let place = place(&used)?;
-        let root = mount_root(&users, &place, &state, &launch.layers)?;
+        let root = mount_root(&users, &place, &state, writable, &launch.layers)?;
         config["root"]["path"] = json!(root);
         // As Docker does: the working directory of an image need not exist in it.
         let opened = File::open(&root)?;
@@ -77,8 +85,8 @@ impl Mapped {
 }
 
 /// The configuration names what was there only while the container was made; commands in it are started by it later.
-pub(super) fn forget_place(launch: &Launch, config: &mut Value) {
-    config["root"]["path"] = json!(launch.layout.state(&launch.id).join("rootfs"));
+pub(super) fn forget_place(root: &Path, config: &mut Value) {
+    config["root"]["path"] = json!(root);
 }
 
 /// The configuration refuses the host's with a user namespace.
@@ -92,21 +100,33 @@ fn binds(config: &mut Value) -> impl Iterator<Item = &mut Value> {
     mounts.into_iter().flatten().filter(|mount| mount["type"] == "bind")
 }
 
-fn mount_root(users: &UserNamespace, place: &Path, state: &Path, layers: &[PathBuf]) -> io::Result<PathBuf> {
+fn mount_root(
+    users: &UserNamespace,
+    place: &Path,
+    state: &Path,
+    writable: &Path,
+    layers: &[PathBuf],
+) -> io::Result<PathBuf> {
     let root = place.join("rootfs");
     for dir in [&root, &place.join("l")] {
         fs::create_dir(dir)?;
     }
-    symlink(state, place.join("s"))?;
+    symlink(writable, place.join("s"))?;
     let mut names = Vec::with_capacity(layers.len());
     for (number, layer) in layers.iter().enumerate() {
         let name = format!("l/{number}");
         users.show(layer, &place.join(&name), true)?;
         names.push(name);
     }
+    let kept = state.join("upper");
+    if writable != state && kept.is_dir() {
+        // It holds the host's numbers as it is.
+        symlink(&kept, place.join("l/kept"))?;
+        names.push("l/kept".to_owned());
+    }
     names.reverse();
     if let Some(top) = layers.last() {
-        let (model, upper) = (fs::metadata(top)?, state.join("upper"));
+        let (model, upper) = (fs::metadata(top)?, writable.join("upper"));
         let outside = |id: u32| users.first.saturating_add(id.min(EACH - 1));
         chown(&upper, Some(outside(model.uid())), Some(outside(model.gid())))?;
         fs::set_permissions(&upper, Permissions::from_mode(model.mode() & 0o7777))?;
