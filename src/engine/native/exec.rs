@@ -2,7 +2,7 @@
 //!
 //! Synchronous and single-threaded like the shim, and for the same reason. Called by the agent, its standard input is
 //! a pipe on which it tells the outcome as a line of JSON, and its standard output is the command's own; called for a
-//! person (0 milliseconds: no limit) it carries what goes between the caller and the command, see [`exec_session`].
+//! person (0 milliseconds: no limit) it carries what goes between the caller and the command, see `exec_session`.
 
 use std::ffi::OsString;
 use std::fs::File;

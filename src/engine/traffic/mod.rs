@@ -1,7 +1,7 @@
 //! Points traffic at containers by nftables: the service addresses, the published ports, the atomic switch.
 //!
 //! One table of our own, `inet <instance>`. Others are read only to see whether a port that is to be published is redirected
-//! there already; what they would drop of containers' packets is let through by two rules ([`forward`]). The kernel holds the truth: every question is answered from the
+//! there already; what they would drop of containers' packets is let through by two rules (`forward`). The kernel holds the truth: every question is answered from the
 //! table, and a restart of the agent neither flushes nor recreates it, because that would cut established connections.
 
 mod conntrack;

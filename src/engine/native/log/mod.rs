@@ -3,7 +3,7 @@
 //! A line of a file is `TIME STREAM TAG TEXT`, the format of the Kubernetes container runtime interface: RFC 3339 time,
 //! `stdout` or `stderr`, `F` for a whole line or `P` for a part of one that goes on in the next entry of the stream.
 //!
-//! Writing, in the shim: [`Sink`]. Reading, in commands: [`ServiceLog`], or [`tail`] for the last lines of one generation.
+//! Writing, in the shim: [`Sink`]. Reading, in commands: [`ServiceLog`], or [`tail()`] for the last lines of one generation.
 
 mod backward;
 mod budget;

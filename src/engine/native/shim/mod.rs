@@ -60,8 +60,8 @@ pub(super) const AS_UNIT: &str = "unit";
 /// Added by the shim itself.
 const SEALED: &str = "sealed";
 
-/// Runs the shim. `args` are those after the subcommand: directory, [`START`] or [`ADOPT`], [`AS_UNIT`] if it is one,
-/// and once more [`SEALED`] when it has executed itself again from a read-only mount.
+/// Runs the shim. `args` are those after the subcommand: directory, `START` or `ADOPT`, `AS_UNIT` if it is one,
+/// and once more `SEALED` when it has executed itself again from a read-only mount.
 pub fn main(args: &[OsString]) -> ExitCode {
     let [dir, mode, rest @ ..] = args else { return ExitCode::from(64) };
     let run = RunFiles { dir: dir.into() };
