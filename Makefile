@@ -32,6 +32,7 @@ test: ## everything that a change has to pass: lint, all tests, the demo (root)
 
 test-all: export GITOPSD_TEST_ALL = 1
 test-all: test test-boot ## test, and everything that takes too long for every change
+	PROPTEST_CASES=10000 $(CARGO) test --locked --features failpoints --test plan
 	$(CARGO) test --locked --features failpoints -- --ignored
 
 test-boot: ## on systemd as first process: a booted container and a virtual machine, each booted twice (root; minutes)

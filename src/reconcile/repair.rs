@@ -56,10 +56,7 @@ pub(super) fn next(view: &View<'_>, record: &ServiceRecord) -> Option<Next> {
     }
     let due = restart_at(incumbent);
     Some(match (pending(view.now, due, LONGEST_PAUSE), local) {
-        (false, true) => match first(view, incumbent) {
-            Some(other) => wait(format!("generation {generation} is started once {other} runs")),
-            None => Next::Do(Step::Start(generation)),
-        },
+        (false, true) => comes_after(view, incumbent).unwrap_or(Next::Do(Step::Start(generation))),
         (false, false) => Next::Do(Step::Pull(generation)),
         (true, true) => Next::Wait {
             until: Some(due),
@@ -70,6 +67,12 @@ pub(super) fn next(view: &View<'_>, record: &ServiceRecord) -> Option<Next> {
             why: format!("generation {generation} ended, and its image is not local; it is pulled again"),
         },
     })
+}
+
+/// The incumbent is about to be started, once another service is that it needs.
+pub(super) fn comes_after(view: &View<'_>, incumbent: &Deployed) -> Option<Next> {
+    let other = first(view, incumbent)?;
+    Some(wait(format!("generation {} is started once {other} runs", incumbent.generation)))
 }
 
 /// The start of an incumbent that should serve and does not run, if it is due now.

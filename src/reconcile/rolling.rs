@@ -281,6 +281,8 @@ fn abandoning(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Nex
             } else if let Some(next @ Next::Do(_)) = repair::next(view, record) {
                 // It has to run before the candidate may go.
                 return next;
+            } else if let Some(next) = repair::comes_after(view, incumbent) {
+                return next;
             } else if routed(view, record, rollout) && view.runs(generation) {
                 // A sick candidate with traffic is better than none, until the incumbent can be started.
                 return repair::next(view, record).unwrap_or_else(|| wait("the old generation".to_owned()));

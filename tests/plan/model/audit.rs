@@ -185,7 +185,13 @@ impl Host {
                 }
                 _ => incumbent.down == Some(Down::Ended),
             });
-            let serves = !steady || !local || pausing || ended || (up && served);
+            // The network that it shared has gone with its container, which waited for it only so long.
+            let stranded = self.incumbent(name).is_some_and(|incumbent| {
+                let host = incumbent.spec.joins().and_then(|host| self.records.get(host));
+                host.is_some_and(|host| incumbent.joined.is_none_or(|joined| host.live(joined).is_none()))
+            });
+            let excused = pausing || ended || stranded;
+            let serves = !steady || !local || excused || (up && served);
             self.demand(serves, "a failed deploy leaves the old version serving", name);
         }
     }
