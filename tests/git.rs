@@ -6,6 +6,8 @@
 #[path = "support/git_server.rs"]
 mod git_server;
 
+#[path = "git/fleet.rs"]
+mod fleet;
 #[path = "git/hostile.rs"]
 mod hostile;
 #[path = "git/named.rs"]

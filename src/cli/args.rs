@@ -77,6 +77,10 @@ pub enum Verb {
         /// Only this service
         service: Option<ServiceName>,
     },
+    /// Show what had traffic at a time, by the receipts
+    At(super::at::Wanted),
+    /// Show the commit and author of each line that makes a service what it is
+    Blame(super::blame::Wanted),
     /// Show what is wanted, what is, the last refusal and the next retry of a service
     Why {
         /// Which service
@@ -162,9 +166,8 @@ pub enum Verb {
         #[arg(long)]
         repair: bool,
     },
-    /// Not in this version: every host's last receipt
-    #[command(hide = true)]
-    Fleet(Later),
+    /// Show every host against the branch's head: from git alone, in any clone; needs no agent and no root
+    Fleet(super::fleet::Wanted),
     /// Not in this version: check this host
     #[command(hide = true)]
     Doctor(Later),

@@ -1,9 +1,12 @@
 //! The command line: arguments in, text or JSON and an exit code out. One verb a file.
 
 mod args;
+mod at;
+mod blame;
 mod check;
 mod error;
 mod exec;
+mod fleet;
 mod fsck;
 mod gc;
 mod hint;
@@ -83,6 +86,8 @@ fn dispatch(args: &Args, out: &mut dyn Write) -> Result<u8, Failure> {
         }
         Verb::Resume { service } => operate::resume(&args.config, service, json, out),
         Verb::History { service } => history::history(&args.config, service.as_ref(), json, out),
+        Verb::At(wanted) => at::at(&args.config, wanted, json, out),
+        Verb::Blame(wanted) => blame::blame(&args.config, wanted, json, out),
         Verb::Why { service } => status::why(&args.config, service, json, out),
         Verb::Events { follow } => history::events(&args.config, *follow, out),
         Verb::Logs(wanted) => logs::logs(&args.config, wanted, json, out),
@@ -97,7 +102,8 @@ fn dispatch(args: &Args, out: &mut dyn Write) -> Result<u8, Failure> {
         Verb::Fsck { full, repair } => fsck::fsck(&args.config, *full, *repair, json, out),
         Verb::Images => images::images(&args.config, json, out),
         Verb::Gc { dry_run } => gc::gc(&args.config, *dry_run, json, out),
-        Verb::Fleet(_) | Verb::Doctor(_) => Err(Failure::Failed {
+        Verb::Fleet(wanted) => fleet::fleet(wanted, json, out),
+        Verb::Doctor(_) => Err(Failure::Failed {
             message: "this version does not have that command yet".to_owned(),
             hint: Some("CHANGELOG.md says what is planned; `gitopsd help` what is there".to_owned()),
         }),

@@ -202,8 +202,24 @@ fn check_hosts(findings: &Findings<'_>, layer: &Layer) {
     }
 }
 
+/// The hosts that have a file of their own in the repo.
+pub fn hosts(files: &RepoFiles) -> BTreeSet<HostName> {
+    let stem = |path: &String| path.strip_prefix("hosts/")?.strip_suffix(".toml")?.parse().ok();
+    files.keys().filter_map(stem).collect()
+}
+
 /// Reads a repo for one host.
 pub fn read(files: &RepoFiles, host: &HostIdentity, policy: &Policy) -> RepoView {
+    read_for(files, host, policy, &BTreeSet::new())
+}
+
+/// Reads a repo for a host of which not all labels are known: `also` names services that it runs by these.
+pub fn read_for(
+    files: &RepoFiles,
+    host: &HostIdentity,
+    policy: &Policy,
+    also: &BTreeSet<ServiceName>,
+) -> RepoView {
     let texts = Texts::of(files);
     let top = read_top(&texts);
     let known: BTreeSet<&str> = texts.below("services").map(|(_, stem, _)| stem).collect();
@@ -236,7 +252,9 @@ pub fn read(files: &RepoFiles, host: &HostIdentity, policy: &Policy) -> RepoView
         drop(section);
         check_hosts(&findings, &own_layer);
         // A broken file may concern this host: its `hosts` may be what is broken.
-        let concerns = selects(&own_layer, &identity) || (findings.has_errors() && own_layer.hosts.is_none());
+        let concerns = selects(&own_layer, &identity)
+            || also.contains(&name)
+            || (findings.has_errors() && own_layer.hosts.is_none());
         if !concerns {
             diagnostics.extend(findings.into_sorted());
             continue;

@@ -6,7 +6,9 @@
 //! the agent's own counts.
 
 mod at;
+mod blame;
 mod cache;
+mod clone;
 mod credentials;
 mod error;
 mod fetch;
@@ -29,6 +31,8 @@ use git2::Oid;
 use sha2::{Digest as _, Sha256};
 
 pub use at::files_at;
+pub use blame::BlamedLine;
+pub use clone::{CommitLine, LocalClone, Written};
 pub use error::GitError;
 pub use fetch::FetchedHead;
 pub use trust::TrustedCommit;

@@ -134,6 +134,12 @@ pub(super) fn all(cache: &Repository, tip: Oid) -> Result<Entries, git2::Error> 
     Ok(entries)
 }
 
+/// The receipts of a notes commit, as JSON, in no order.
+pub(super) fn receipts(repository: &Repository, tip: Oid) -> Result<Vec<String>, git2::Error> {
+    let entries = all(repository, tip)?.into_values().flatten();
+    Ok(entries.filter_map(|entry| entry.text.lines().last().map(str::to_owned)).collect())
+}
+
 fn collect(cache: &Repository, tree: &Tree<'_>, prefix: &str, into: &mut Entries) -> Result<(), git2::Error> {
     for entry in tree {
         let Ok(part) = std::str::from_utf8(entry.name_bytes()) else { continue };

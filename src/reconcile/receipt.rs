@@ -90,9 +90,23 @@ pub struct Transition {
     /// How the container ended, where that is what it is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit: Option<Exit>,
+    /// The generation that has traffic now that it is over. Receipts of before this field hold none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serves: Option<Generation>,
 }
 
 impl Transition {
+    /// The side that has traffic now that it is over.
+    pub fn serving(&self) -> Option<&Side> {
+        let sides = [self.from.as_ref(), self.to.as_ref()].into_iter().flatten();
+        match (self.serves, self.result) {
+            (Some(serves), _) => sides.into_iter().find(|side| side.generation == serves),
+            (None, ReceiptResult::Deployed | ReceiptResult::Restarted) => self.to.as_ref(),
+            (None, ReceiptResult::RolledBack | ReceiptResult::Failed) => self.from.as_ref(),
+            (None, ReceiptResult::Removed) => None,
+        }
+    }
+
     /// A name that is the same when the transition is written down a second time, after a crash in between. The result
     /// is a part of it: a generation whose `deployed` was written, and its record was not, can fail after the reboot,
     /// and neither receipt may hide the other.
@@ -136,6 +150,10 @@ impl Transition {
                 .last_exit
                 .clone()
                 .filter(|_| trouble.is_some_and(|it| it.reason == Reason::Exited)),
+            serves: match result {
+                ReceiptResult::Deployed => Some(rollout.to.generation),
+                _ => from.map(|from| from.generation),
+            },
         }
     }
 }

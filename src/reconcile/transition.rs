@@ -307,6 +307,7 @@ fn promote(name: &ServiceName, record: &mut ServiceRecord, now: Timestamp) -> Op
     let mut receipt = Transition::of_rollout(name, old.as_ref(), &rollout, result, now);
     if rollout.cause == Cause::Rollback {
         receipt.reason = Some(Reason::OperatorRollback);
+        receipt.serves = Some(rollout.to.generation);
     }
     let since = rollout.switched_at.unwrap_or(now);
     record.incumbent = Some(Deployed { since, ..rollout.to });
@@ -349,5 +350,6 @@ fn removed(name: &ServiceName, record: &ServiceRecord, removing: &Removing, now:
         healthy_seconds: None,
         switched_at: None,
         exit: None,
+        serves: None,
     }
 }

@@ -3,9 +3,11 @@
 //! Change is news, repetition is not: a message goes out when something came to be so, never because it still is.
 
 pub mod events;
+pub mod fleet;
 pub mod journal;
 pub mod message;
 pub mod notify;
+pub mod past;
 pub mod status;
 
 pub use message::Message;

@@ -1,0 +1,148 @@
+//! `gitopsd fleet`: every host, from git alone.
+
+use std::io::Write;
+
+use super::table::{self, ago};
+use super::{Failure, write_json};
+use crate::agent::clock;
+use crate::config::repo;
+use crate::git::{self, CommitLine, LocalClone};
+use crate::report::fleet::{self, HostInFleet, ServiceOnHost, Standing};
+use crate::types::{HostName, Timestamp, plural};
+
+/// How receipts get into a clone, which asks for branches only.
+pub(super) const FETCH: &str = "git fetch origin 'refs/notes/gitopsd/*:refs/notes/gitopsd/*'";
+
+/// What is asked for.
+#[derive(Debug, clap::Args)]
+pub struct Wanted {
+    /// A clone of the config repo, or the folder in it that holds gitopsd.toml
+    #[arg(default_value = ".")]
+    dir: std::path::PathBuf,
+    /// Hold the hosts against this commit; default: what the branch of the clone follows, or else that branch
+    #[arg(long)]
+    rev: Option<String>,
+}
+
+/// Shows every host that has written, and those that the repo names and that have not. Exit 0, whatever they say.
+pub fn fleet(wanted: &Wanted, json: bool, out: &mut dyn Write) -> Result<u8, Failure> {
+    let failed = |error: git::GitError| Failure::from(error.to_refusal());
+    let clone = LocalClone::open(&wanted.dir).map_err(failed)?;
+    let head = clone.head(wanted.rev.as_deref()).map_err(failed)?;
+    let files = git::files_at(&wanted.dir, head.as_str()).map_err(failed)?;
+    if !files.contains_key("gitopsd.toml") {
+        return Err(Failure::Failed {
+            message: format!("{} has no gitopsd.toml at {}", wanted.dir.display(), head.short()),
+            hint: Some("name the folder of the clone that holds it".to_owned()),
+        });
+    }
+    let written = clone.written().map_err(failed)?;
+    let mut hosts = Vec::new();
+    for (host, written) in &written {
+        hosts.push((fleet::host(host, &files, &written.receipts), written.unreadable));
+    }
+    let silent = |host: &HostName| !written.iter().any(|(known, _)| known == host);
+    for host in repo::hosts(&files).into_iter().filter(silent) {
+        hosts.push((fleet::host(&host, &files, &[]), 0));
+    }
+    hosts.sort_by(|a, b| a.0.host.cmp(&b.0.host));
+    let behind = |host: &HostInFleet| {
+        host.last.as_ref().and_then(|receipt| clone.distance(&receipt.transition.commit, &head))
+    };
+    let line = clone.describe(&head);
+    if json {
+        let rows = hosts.iter().map(|(host, unreadable)| as_json(host, behind(host), *unreadable));
+        let rows = rows.collect::<Result<Vec<_>, _>>().map_err(std::io::Error::from)?;
+        write_json(out, &serde_json::json!({ "head": line, "hosts": rows }))?;
+        return Ok(0);
+    }
+    if hosts.is_empty() {
+        return Err(Failure::Failed {
+            message: format!("{} has no receipts, and names no host", wanted.dir.display()),
+            hint: Some(FETCH.to_owned()),
+        });
+    }
+    render(&hosts, line.as_ref(), behind, clock::now(), out)?;
+    if written.is_empty() {
+        writeln!(out, "\nno host has written a receipt into this clone: {FETCH}")?;
+    }
+    Ok(0)
+}
+
+fn as_json(
+    host: &HostInFleet,
+    behind: Option<usize>,
+    unreadable: usize,
+) -> Result<serde_json::Value, serde_json::Error> {
+    let mut value = serde_json::to_value(host)?;
+    value["behind"] = behind.into();
+    value["unreadable"] = unreadable.into();
+    Ok(value)
+}
+
+fn render(
+    hosts: &[(HostInFleet, usize)],
+    head: Option<&CommitLine>,
+    behind: impl Fn(&HostInFleet) -> Option<usize>,
+    now: Timestamp,
+    out: &mut dyn Write,
+) -> std::io::Result<()> {
+    if let Some(head) = head {
+        let when = ago(head.committed_at, now);
+        writeln!(out, "commit {} {} ({}, {when} ago)", head.commit.short(), head.subject, head.author)?;
+    }
+    let good = hosts.iter().filter(|(host, _)| host.state == Standing::InStep).count();
+    writeln!(out, "{good} of {} in step\n", plural(hosts.len(), "host", "hosts"))?;
+    let mut rows = vec![["HOST", "STATE", "LAST", "FROM COMMIT", "WHAT"].map(str::to_owned).to_vec()];
+    for (host, _) in hosts {
+        let (last, commit) = match &host.last {
+            Some(receipt) => {
+                let commit = receipt.transition.commit.short();
+                let distance = match behind(host) {
+                    Some(0) => format!("{commit} (head)"),
+                    Some(count) => format!("{commit} ({} ago)", plural(count, "commit", "commits")),
+                    None => format!("{commit} (not on this branch)"),
+                };
+                (format!("{} ago", ago(receipt.transition.finished_at, now)), distance)
+            }
+            None => ("never".to_owned(), "-".to_owned()),
+        };
+        rows.push(vec![host.host.to_string(), host.state.word().to_owned(), last, commit, what(host)]);
+    }
+    table::write(out, &rows)?;
+    for (host, unreadable) in hosts.iter().filter(|(_, unreadable)| *unreadable > 0) {
+        let lines = plural(*unreadable, "receipt", "receipts");
+        writeln!(out, "{}: {lines} cannot be read by this version of gitopsd", host.host)?;
+    }
+    Ok(())
+}
+
+/// What is not as the commit wants it; else what was done last.
+fn what(host: &HostInFleet) -> String {
+    let off: Vec<String> = host
+        .services
+        .iter()
+        .filter(|service| host.state != Standing::Silent && service.state != Standing::InStep)
+        .map(one)
+        .collect();
+    match (off.is_empty(), &host.last) {
+        (false, _) => off.join("; "),
+        (true, Some(receipt)) => {
+            let transition = &receipt.transition;
+            format!("{} {}", transition.service, transition.result.word())
+        }
+        (true, None) => plural(host.services.len(), "service is", "services are") + " to run there",
+    }
+}
+
+fn one(service: &ServiceOnHost) -> String {
+    let serving = service.serving.as_ref().map(|side| side.image.to_string());
+    let runs = serving.as_deref().unwrap_or("nothing");
+    match (&service.wanted, service.reason, &service.message) {
+        (_, Some(reason), Some(message)) => {
+            format!("{}: {runs} serves: {message} ({reason})", service.name)
+        }
+        (Some(wanted), ..) => format!("{}: {runs} serves, {wanted} is wanted", service.name),
+        (None, ..) => format!("{}: {runs} serves, and is to go", service.name),
+    }
+}

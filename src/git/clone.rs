@@ -1,0 +1,138 @@
+//! What hosts wrote into git, read out of any clone: for `gitopsd fleet`, `at` and `blame`, which believe their own user.
+
+use std::path::{Path, PathBuf};
+
+use git2::{BranchType, ErrorCode, Oid};
+
+use super::{GitError, id_of, library, notes, oid_of};
+use crate::state::receipts::Receipt;
+use crate::types::{CommitId, HostName, Reason, Timestamp};
+
+/// Where the receipts of a host are, without the host.
+const NOTES: &str = "refs/notes/gitopsd/";
+
+/// A git repository on disk, its notes included.
+pub struct LocalClone {
+    pub(super) repository: git2::Repository,
+    dir: PathBuf,
+}
+
+/// What one host wrote.
+#[derive(Debug)]
+pub struct Written {
+    /// By the time they were over.
+    pub receipts: Vec<Receipt>,
+    /// Lines that this version cannot read: those of a later one.
+    pub unreadable: usize,
+}
+
+/// A commit, for people.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct CommitLine {
+    /// Its id.
+    pub commit: CommitId,
+    /// Who wrote it: `Name <address>`.
+    pub author: String,
+    /// The first line of its message.
+    pub subject: String,
+    /// When it was committed.
+    pub committed_at: Timestamp,
+}
+
+impl LocalClone {
+    /// Opens the repository that holds `dir`.
+    ///
+    /// # Errors
+    /// `git-unreachable`: there is none.
+    pub fn open(dir: &Path) -> Result<Self, GitError> {
+        let failed = |error: git2::Error| {
+            GitError::with(
+                Reason::GitUnreachable,
+                format!("open the git repository at {}", dir.display()),
+                error,
+            )
+        };
+        library::init().map_err(failed)?;
+        let repository = git2::Repository::discover(dir).map_err(failed)?;
+        Ok(Self { repository, dir: dir.to_owned() })
+    }
+
+    /// The commit that hosts are held against: `revision`, or what the checked-out branch follows, or that branch itself.
+    ///
+    /// # Errors
+    /// `git-unreachable`: there is no such commit.
+    pub fn head(&self, revision: Option<&str>) -> Result<CommitId, GitError> {
+        let name = revision.unwrap_or("HEAD");
+        let found = match (revision, self.upstream()) {
+            (None, Some(tip)) => Ok(tip),
+            _ => self
+                .repository
+                .revparse_single(name)
+                .and_then(|object| object.peel_to_commit())
+                .map(|commit| commit.id()),
+        };
+        id_of(found.map_err(|error| self.failed(format!("look for revision {name}"), error))?)
+    }
+
+    fn upstream(&self) -> Option<Oid> {
+        let head = self.repository.head().ok()?;
+        let branch = self.repository.find_branch(head.shorthand().ok()?, BranchType::Local).ok()?;
+        branch.upstream().ok()?.get().target()
+    }
+
+    /// The hosts that have written receipts, and what each wrote.
+    ///
+    /// # Errors
+    /// `git-unreachable`: the notes cannot be read.
+    pub fn written(&self) -> Result<Vec<(HostName, Written)>, GitError> {
+        let failed = |error| self.failed("read the receipts".to_owned(), error);
+        let mut all = Vec::new();
+        for found in self.repository.references_glob(&format!("{NOTES}*")).map_err(failed)? {
+            let found = found.map_err(failed)?;
+            let name: Option<HostName> =
+                found.name().ok().and_then(|name| name.strip_prefix(NOTES)?.parse().ok());
+            let (Some(host), Some(tip)) = (name, found.target()) else { continue };
+            let mut written = Written { receipts: Vec::new(), unreadable: 0 };
+            for json in notes::receipts(&self.repository, tip).map_err(failed)? {
+                match serde_json::from_str::<Receipt>(&json) {
+                    Ok(receipt) => written.receipts.push(receipt),
+                    Err(_) => written.unreadable += 1,
+                }
+            }
+            written.receipts.sort_by_key(|receipt| receipt.transition.finished_at);
+            all.push((host, written));
+        }
+        all.sort_by(|a, b| a.0.cmp(&b.0));
+        Ok(all)
+    }
+
+    /// How many commits lead from `commit` to `head`; `None` where none do: another branch, or a commit that is not here.
+    pub fn distance(&self, commit: &CommitId, head: &CommitId) -> Option<usize> {
+        let (commit, head) = (oid_of(commit).ok()?, oid_of(head).ok()?);
+        match self.repository.graph_ahead_behind(head, commit) {
+            Ok((ahead, 0)) => Some(ahead),
+            _ => None,
+        }
+    }
+
+    /// A commit, for people; `None` where it is not here.
+    pub fn describe(&self, commit: &CommitId) -> Option<CommitLine> {
+        let found = self.repository.find_commit(oid_of(commit).ok()?).ok()?;
+        let author = found.author();
+        let name = String::from_utf8_lossy(author.name_bytes()).into_owned();
+        let email = String::from_utf8_lossy(author.email_bytes()).into_owned();
+        Some(CommitLine {
+            commit: commit.clone(),
+            author: format!("{name} <{email}>"),
+            subject: String::from_utf8_lossy(found.summary_bytes().unwrap_or_default()).into_owned(),
+            committed_at: Timestamp::from_second(found.time().seconds()).ok()?,
+        })
+    }
+
+    pub(super) fn failed(&self, what: String, error: git2::Error) -> GitError {
+        let what = format!("{what} in {}", self.dir.display());
+        let what =
+            if error.code() == ErrorCode::NotFound { format!("{what}: it is not there") } else { what };
+        GitError::with(Reason::GitUnreachable, what, error)
+    }
+}
