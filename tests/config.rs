@@ -277,7 +277,7 @@ fn the_host_configuration_gives_all_errors_and_merges_drop_ins() {
     let config = load().unwrap();
     assert_eq!((config.repo.poll, config.host.labels.len()), (Duration::from_secs(5), 1));
     assert_eq!(config.repo.url.as_str(), "/srv/config.git");
-    let bad = "instance = \"Bad\"\nstate_dir = \"rel\"\n[repo]\nurl = \"/x\"\nverify = \"ssh\"\npassword = \"hunter2\"\n[engine]\nkind = \"docker\"\nsubnet = \"10.0.0.1/16\"\n[webhook]\n";
+    let bad = "instance = \"Bad\"\nstate_dir = \"rel\"\n[repo]\nurl = \"/x\"\nverify = \"openpgp\"\npassword = \"hunter2\"\n[engine]\nkind = \"docker\"\nsubnet = \"10.0.0.1/16\"\n[webhook]\n";
     std::fs::write(&path, bad).unwrap();
     let text = load().unwrap_err().to_string();
     for part in ["instance", "state_dir", "verify", "password_file", "kind", "subnet", "webhook"] {
@@ -291,6 +291,39 @@ fn the_host_configuration_gives_all_errors_and_merges_drop_ins() {
         .output()
         .unwrap();
     assert_eq!(output.status.code(), Some(78));
+}
+
+#[test]
+fn signers_that_nothing_is_checked_by_are_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("gitopsd.toml");
+    let load = |keys: &str| {
+        std::fs::write(&path, format!("[repo]\nurl = \"/x\"\n{keys}\n")).unwrap();
+        gitopsd::config::load(&path)
+    };
+    for keys in [
+        "allowed_signers = \"/a\"",
+        "verify = \"off\"\nrevoked_signers = \"/a\"",
+        "verify_commits = \"head\"",
+    ] {
+        let text = load(keys).unwrap_err().to_string();
+        assert!(text.contains("`repo.verify` is not \"ssh\""), "{keys}: {text}");
+    }
+    let trust = load(
+        "verify = \"ssh\"\nfirst_commit = \"0123456789012345678901234567890123456789\"\nmin_commit_time = \"2026-01-01T00:00:00Z\"",
+    );
+    let trust = trust.unwrap().repo.trust;
+    let signatures = trust.signatures.unwrap();
+    assert_eq!(signatures.allowed_signers, Path::new("/etc/gitopsd/allowed_signers"));
+    assert!(!signatures.head_only && trust.first_commit.is_some() && trust.min_commit_time.is_some());
+    for keys in [
+        "verify = \"yes\"",
+        "verify = \"ssh\"\nverify_commits = \"all\"",
+        "first_commit = \"abc\"",
+        "min_commit_time = \"soon\"",
+    ] {
+        assert!(load(keys).is_err(), "{keys}");
+    }
 }
 
 #[test]
@@ -351,9 +384,10 @@ fn the_page_and_the_parser_know_the_same_keys() {
         .map(|cell| cell.trim().trim_matches('`'))
         .collect();
     let mut taken = Vec::new();
-    for file in
-        ["service", "options", "network", "repo", "load", "engine", "images", "registry", "configs", "volume"]
-    {
+    for file in [
+        "service", "options", "network", "repo", "load", "engine", "images", "registry", "configs", "volume",
+        "trust",
+    ] {
         let source = std::fs::read_to_string(root().join(format!("src/config/{file}.rs"))).unwrap();
         let source = source.split("#[cfg(test)]").next().unwrap().to_owned();
         let calls = [

@@ -16,6 +16,8 @@ mod named;
 mod network;
 #[path = "git/notes.rs"]
 mod notes;
+#[path = "git/signatures.rs"]
+mod signatures;
 #[path = "git/watch.rs"]
 mod watch;
 
@@ -41,6 +43,7 @@ fn config(url: &str) -> RepoConfig {
         password_file: None,
         token_file: None,
         ca_file: None,
+        trust: gitopsd::config::agent::TrustConfig::default(),
     }
 }
 

@@ -66,10 +66,14 @@ impl Agent {
             }
             self.high_water = Some(mark);
         }
+        self.signer = revision.signer.clone().map(|signer| (commit.id.clone(), signer));
         if moved {
             let mut text = format!("commit {} by {}: {}", commit.id.short(), commit.author, commit.subject);
             if let Some(accept) = self.accepted.take().filter(|accept| accept.commit == commit.id) {
                 text.push_str(&format!(" (its history was rewritten, and {} accepts that)", accept.by));
+            }
+            if let Some(signer) = &revision.signer {
+                text.push_str(&format!(" (signed by {}, {})", signer.principal, signer.fingerprint));
             }
             self.tell(Some(Message::new(Kind::RevisionAdmitted, text).at(&commit.id)));
         }

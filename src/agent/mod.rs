@@ -36,7 +36,7 @@ use std::time::Duration;
 
 use crate::config::agent::AgentConfig;
 use crate::engine::native::Network as _;
-use crate::git::Repository;
+use crate::git::{Repository, Signer};
 use crate::reconcile::step::Plan;
 use crate::reconcile::world::{Desired, Observed};
 use crate::registry::{Registry, Store};
@@ -51,7 +51,7 @@ use crate::state::clean::Before;
 use crate::state::journal::Journal;
 use crate::state::lock::InstanceLock;
 use crate::state::trust::HighWater;
-use crate::types::{Exit, Hosts, InstanceId, Refusal, ServiceName, Timestamp};
+use crate::types::{CommitId, Exit, Hosts, InstanceId, Refusal, ServiceName, Timestamp};
 use control::Accept;
 use effects::{Effects, Hands};
 use garbage::Garbage;
@@ -101,6 +101,8 @@ pub struct Agent {
     /// What is wanted: the same as on disk, but for look-ups under way.
     desired: Option<Desired>,
     high_water: Option<HighWater>,
+    /// Who signed the commit that is acted on, where that is checked.
+    signer: Option<(CommitId, Signer)>,
     /// A rewritten history that an operator believes.
     accepted: Option<Accept>,
     source: Source,
@@ -229,6 +231,7 @@ impl Agent {
             journal,
             desired,
             high_water: state.load_high_water()?,
+            signer: None,
             accepted: None,
             pool: Pool::new(config.engine.subnet),
             effects: Effects::new(hands.clone(), waker.clone()),

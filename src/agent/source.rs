@@ -9,7 +9,7 @@ use tokio::runtime::Handle;
 use super::wake::{Wake, Waker};
 use crate::config::agent::{HostIdentity, RepoConfig};
 use crate::config::repo::{self, RepoView};
-use crate::git::Repository;
+use crate::git::{Repository, Signer};
 use crate::reconcile::later;
 use crate::reconcile::record::{Deployed, ServiceRecord};
 use crate::reconcile::world::{Desired, DesiredService};
@@ -31,6 +31,8 @@ pub struct Revision {
     pub commit: CommitInfo,
     /// What it says.
     pub view: RepoView,
+    /// Who signed it, where that is checked.
+    pub signer: Option<Signer>,
 }
 
 /// What is known of the repo, and what is being found out.
@@ -278,6 +280,7 @@ fn read_head(
     let accepted = trust.accepted.as_ref() == Some(head.id());
     let mark = trust.high_water.as_ref().filter(|_| !accepted);
     let trusted = repository.admit(&head, mark).map_err(|error| error.to_refusal())?;
+    let signer = trusted.signer().cloned();
     let commit = repository.info(&trusted).map_err(|error| error.to_refusal())?;
     let files = repository.files(&trusted).map_err(|error| error.to_refusal())?;
     let view = repo::read(&files, host, policy);
@@ -290,6 +293,6 @@ fn read_head(
             let message = format!("the repo calls itself `{found}`, and repo.repo_id expects `{expected}`");
             Err(Refusal::new(Reason::RepoIdMismatch, message))
         }
-        _ => Ok(Revision { commit, view }),
+        _ => Ok(Revision { commit, view, signer }),
     }
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::{Agent, clock};
+use crate::git::Signer;
 use crate::reconcile::health::{EffectiveCheck, Verdict, judge};
 use crate::reconcile::later;
 use crate::reconcile::record::{Deployed, Phase, Rollout, ServiceRecord};
@@ -11,7 +12,7 @@ use crate::report::status::{
     AgentState, AgentStatus, PullStatus, RepoStatus, RevisionStatus, RolloutStatus, ServiceState,
     ServiceStatus, Status,
 };
-use crate::types::{ContainerState, Exit, InstanceId, Reason, ServiceName, Timestamp};
+use crate::types::{CommitInfo, ContainerState, Exit, InstanceId, Reason, ServiceName, Timestamp};
 
 /// The repo counts as lost for too long after this many polls, and at least [`STALE_AT_LEAST`].
 const STALE_POLLS: u32 = 10;
@@ -79,11 +80,16 @@ impl Agent {
                 author: desired.commit.author.clone(),
                 committed_at: desired.commit.committed_at,
                 fetched_at: self.source.reached_at,
-                verified: false,
+                verified: self.signer_of(&desired.commit).is_some(),
+                signer: self.signer_of(&desired.commit).map(|signer| signer.principal.clone()),
             }),
             services,
             outbox: self.outbox.waiting,
         }
+    }
+
+    fn signer_of(&self, commit: &CommitInfo) -> Option<&Signer> {
+        self.signer.as_ref().filter(|(signed, _)| *signed == commit.id).map(|(_, signer)| signer)
     }
 
     fn agent_state(&self, services: &[ServiceStatus], now: Timestamp) -> AgentState {

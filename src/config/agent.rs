@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::types::{HostName, Policy, SafeUrl};
+use crate::types::{CommitId, HostName, Policy, SafeUrl, Timestamp};
 
 /// All of it, validated, with defaults filled in.
 #[derive(Debug, Clone)]
@@ -58,6 +58,30 @@ pub struct RepoConfig {
     pub token_file: Option<PathBuf>,
     /// Authorities to trust for https, instead of the system's.
     pub ca_file: Option<PathBuf>,
+    /// Which of its commits are believed.
+    pub trust: TrustConfig,
+}
+
+/// The keys of `[repo]` that say which commits are believed, beside that each descends from the one before.
+#[derive(Debug, Clone, Default)]
+pub struct TrustConfig {
+    /// Who has to have signed them; `None`: nobody.
+    pub signatures: Option<SignatureConfig>,
+    /// What the first commit that this host ever believes has to descend from.
+    pub first_commit: Option<CommitId>,
+    /// What it may not be older than.
+    pub min_commit_time: Option<Timestamp>,
+}
+
+/// Who may sign commits.
+#[derive(Debug, Clone)]
+pub struct SignatureConfig {
+    /// OpenSSH's file of allowed signers.
+    pub allowed_signers: PathBuf,
+    /// Keys, or their fingerprints, that count no more.
+    pub revoked_signers: Option<PathBuf>,
+    /// Only the branch's head has to be signed; else every commit on its first-parent path since the last one believed.
+    pub head_only: bool,
 }
 
 /// `[host]`

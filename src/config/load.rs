@@ -12,6 +12,7 @@ use super::images::ImagesPart;
 use super::port::absolute;
 use super::registry;
 use super::section::{Findings, Section, parse};
+use super::trust::TrustPart;
 use crate::types::{HostName, Policy, SafeUrl};
 
 /// Everything that is wrong with a host's configuration.
@@ -59,6 +60,7 @@ struct Part {
     password_file: Option<PathBuf>,
     token_file: Option<PathBuf>,
     ca_file: Option<PathBuf>,
+    trust: TrustPart,
     name: Option<HostName>,
     labels: Option<Vec<String>>,
     engine: EnginePart,
@@ -211,18 +213,7 @@ fn read_repo(repo: &Section<'_, '_>, part: &mut Part) {
     part.password_file = secret(repo, "password_file");
     part.token_file = secret(repo, "token_file");
     part.ca_file = path(repo, "ca_file");
-    // Never silently ignored: who asks for signatures must not run without them.
-    match repo.get("verify").and_then(|value| value.get_ref().as_str()) {
-        None if !repo.has("verify") => {}
-        Some("off") => {}
-        _ => {
-            let message = "`verify` is not supported by this version but as \"off\": commits are not checked for signatures";
-            repo.findings.error(repo.key_span("verify"), message, None);
-        }
-    }
-    repo.unsupported("allowed_signers", "commits are not checked for signatures");
-    repo.unsupported("first_commit", "the first commit that is seen is believed");
-    repo.unsupported("min_commit_time", "the first commit that is seen is believed");
+    part.trust = TrustPart::read(repo);
     repo.finish(|key| {
         let secret = matches!(key, "password" | "token");
         secret.then(|| format!("`{key}`: a secret is named by its file, as `{key}_file`"))
@@ -328,6 +319,7 @@ impl Part {
             password_file: over.password_file.or(self.password_file),
             token_file: over.token_file.or(self.token_file),
             ca_file: over.ca_file.or(self.ca_file),
+            trust: self.trust.under(over.trust),
             name: over.name.or(self.name),
             labels: over.labels.or(self.labels),
             engine: self.engine.under(over.engine),
@@ -363,6 +355,13 @@ impl Part {
                 hint,
             ));
         };
+        if let Some(message) = self.trust.contradiction() {
+            return Err(ConfigErrors::one(
+                path,
+                message.to_owned(),
+                Some("repo.verify = \"ssh\"".to_owned()),
+            ));
+        }
         let labels = self.labels.unwrap_or_default();
         let labels: BTreeSet<String> = labels.into_iter().collect();
         Ok(AgentConfig {
@@ -381,6 +380,7 @@ impl Part {
                 password_file: self.password_file,
                 token_file: self.token_file,
                 ca_file: self.ca_file,
+                trust: self.trust.finish(),
             },
             host: HostIdentity { name, labels: labels.into_iter().collect() },
             engine: self.engine.finish(),

@@ -21,6 +21,7 @@ pub mod repo;
 mod repo_files;
 mod section;
 mod service;
+mod trust;
 mod volume;
 pub(crate) mod words;
 

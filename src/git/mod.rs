@@ -18,6 +18,7 @@ mod local;
 mod notes;
 mod publish;
 mod remote;
+mod signature;
 mod tree;
 mod trust;
 mod watch;
@@ -35,6 +36,7 @@ pub use blame::BlamedLine;
 pub use clone::{CommitLine, LocalClone, Written};
 pub use error::GitError;
 pub use fetch::FetchedHead;
+pub use signature::Signer;
 pub use trust::TrustedCommit;
 pub use watch::{RefWatch, watch_paths};
 

@@ -5,8 +5,13 @@ use std::sync::atomic::Ordering;
 use git2::{ErrorCode, Oid};
 
 use super::cache::TRUSTED;
+use super::signature::{self, AllowedSigners, Signer};
 use super::{FetchedHead, GitError, Repository, id_of, oid_of};
-use crate::types::{CommitId, Reason};
+use crate::config::agent::SignatureConfig;
+use crate::types::{CommitId, Reason, Timestamp};
+
+/// Most commits that are looked at for one step from the last commit believed to the head.
+const MOST: usize = 10_000;
 
 /// A commit that passed every check of this host. There is no other way to get one than [`Repository::admit`], or
 /// [`Repository::trusted`] for one that passed them before.
@@ -14,12 +19,18 @@ use crate::types::{CommitId, Reason};
 pub struct TrustedCommit {
     id: CommitId,
     oid: Oid,
+    signer: Option<Signer>,
 }
 
 impl TrustedCommit {
     /// Its name.
     pub fn id(&self) -> &CommitId {
         &self.id
+    }
+
+    /// Who signed it, where that was checked when it was admitted.
+    pub fn signer(&self) -> Option<&Signer> {
+        self.signer.as_ref()
     }
 
     pub(super) fn oid(&self) -> Oid {
@@ -29,10 +40,12 @@ impl TrustedCommit {
 
 impl Repository {
     /// Believes a fetched commit if it is the high-water mark (the commit that was last acted on) or a descendant of
-    /// it; without a mark, any.
+    /// it; without a mark, any that `repo.first_commit` and `repo.min_commit_time` let pass. Where `repo.verify` asks for
+    /// signatures, it and what leads to it from the mark have to bear them.
     ///
     /// # Errors
     /// `not-fast-forward`: history was rewritten, or the server shows older history.
+    /// `signature`: a commit is not signed by somebody who may.
     /// `storage-io`: the cache is damaged; the next fetch makes it anew.
     pub fn admit(
         &self,
@@ -57,11 +70,18 @@ impl Repository {
                 ),
             ));
         }
+        if high_water.is_none() {
+            self.check_first_contact(&cache, oid)?;
+        }
+        let signer = match &self.config.trust.signatures {
+            Some(config) => Some(self.check_signatures(&cache, oid, high_water, config)?),
+            None => None,
+        };
         // A note to itself, so that `trusted` needs no network; the mark that counts is the caller's.
         if cache.refname_to_id(TRUSTED).ok() != Some(oid) {
             self.reading(cache.reference(TRUSTED, oid, true, "").map(drop))?;
         }
-        Ok(TrustedCommit { id: head.id().clone(), oid })
+        Ok(TrustedCommit { id: head.id().clone(), oid, signer })
     }
 
     /// A commit that was admitted earlier, as after a restart; asks nobody.
@@ -85,7 +105,90 @@ impl Repository {
             return Err(GitError::plain(Reason::NotFastForward, message));
         }
         self.reading(cache.find_commit(oid).and_then(|commit| commit.tree()).map(drop))?;
-        Ok(TrustedCommit { id: id_of(oid)?, oid })
+        Ok(TrustedCommit { id: id_of(oid)?, oid, signer: None })
+    }
+
+    /// A host that has believed nothing yet, or has lost its memory: an old commit is as well signed as a new one.
+    fn check_first_contact(&self, cache: &git2::Repository, oid: Oid) -> Result<(), GitError> {
+        let trust = &self.config.trust;
+        let refused = |what: String| {
+            let message =
+                format!("branch `{}` of {} is at {oid}, {what}", self.config.branch, self.config.url);
+            Err(GitError::plain(Reason::NotFastForward, message))
+        };
+        if let Some(first) = &trust.first_commit
+            && !self.descends(cache, oid, oid_of(first)?)?
+        {
+            return refused(format!("which does not descend from {}, repo.first_commit", first.short()));
+        }
+        let time = time_of(&self.reading(cache.find_commit(oid))?);
+        match trust.min_commit_time {
+            Some(least) if time < least => {
+                refused(format!("of {time}, and repo.min_commit_time is {least}: is it an old copy?"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Checks the head's signature and, unless only that counts, those of all commits on its first-parent path that the
+    /// mark does not hold: what a signed merge brings in is vouched for by who signed the merge.
+    fn check_signatures(
+        &self,
+        cache: &git2::Repository,
+        head: Oid,
+        high_water: Option<&CommitId>,
+        config: &SignatureConfig,
+    ) -> Result<Signer, GitError> {
+        let signers = signature::load(&config.allowed_signers, config.revoked_signers.as_deref())
+            .map_err(|why| GitError::plain(Reason::Signature, format!("nobody's signature counts: {why}")))?;
+        let mark = high_water.or(self.config.trust.first_commit.as_ref()).map(oid_of).transpose()?;
+        // A key that has expired meanwhile cannot sign with yesterday's date: time goes on from the mark.
+        let floor = match mark {
+            Some(mark) if has(cache, mark) => time_of(&self.reading(cache.find_commit(mark))?),
+            _ => Timestamp::UNIX_EPOCH,
+        };
+        let signer = self.signed(cache, head, head, floor, &signers)?;
+        let Some(mark) = mark.filter(|_| !config.head_only) else { return Ok(signer) };
+        let mut at = head;
+        for _ in 0..MOST {
+            let parent = self.reading(cache.find_commit(at))?.parent_id(0).ok();
+            let Some(parent) = parent.filter(|parent| *parent != mark) else { return Ok(signer) };
+            // The mark came in by a merge: what it holds was believed with it.
+            if self.descends(cache, mark, parent)? {
+                return Ok(signer);
+            }
+            self.signed(cache, parent, head, floor, &signers)?;
+            at = parent;
+        }
+        let message = format!("commit {head} is more than {MOST} commits ahead of the last one believed");
+        Err(GitError::plain(Reason::Signature, message))
+    }
+
+    /// Who signed one commit.
+    fn signed(
+        &self,
+        cache: &git2::Repository,
+        oid: Oid,
+        head: Oid,
+        floor: Timestamp,
+        signers: &AllowedSigners,
+    ) -> Result<Signer, GitError> {
+        let commit = self.reading(cache.find_commit(oid))?;
+        let author = String::from_utf8_lossy(commit.author().name_bytes()).into_owned();
+        let refused = |why: &str| {
+            let author: String = author.chars().filter(|c| !c.is_control()).take(100).collect();
+            let before = if oid == head { String::new() } else { format!(", on the way to {head}") };
+            let message = format!("commit {oid} by {author}{before}: {why}");
+            GitError::plain(Reason::Signature, message)
+        };
+        let (armored, message) = match cache.extract_signature(&oid, None) {
+            Ok(found) => found,
+            Err(error) if error.code() == ErrorCode::NotFound => return Err(refused("it is not signed")),
+            Err(error) => return Err(refused(&format!("its signature cannot be read: {}", error.message()))),
+        };
+        let armored = std::str::from_utf8(&armored).map_err(|_| refused("its signature is not text"))?;
+        let time = time_of(&commit).max(floor);
+        signature::verify(armored, &message, signers, time).map_err(|why| refused(&why))
     }
 
     /// Whether `mark` is `tip` or one of its ancestors. A mark that the cache lacks is no ancestor of anything in it.
@@ -103,6 +206,11 @@ impl Repository {
             self.cache.error("read", error)
         })
     }
+}
+
+/// The committer's time. One of another millennium counts as none.
+fn time_of(commit: &git2::Commit<'_>) -> Timestamp {
+    Timestamp::from_second(commit.time().seconds()).unwrap_or(Timestamp::UNIX_EPOCH)
 }
 
 fn has(cache: &git2::Repository, oid: Oid) -> bool {

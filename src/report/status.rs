@@ -97,6 +97,9 @@ pub struct RevisionStatus {
     pub fetched_at: Option<Timestamp>,
     /// Whether its signature was checked.
     pub verified: bool,
+    /// Who signed it, by the host's list of allowed signers.
+    #[serde(default)]
+    pub signer: Option<String>,
 }
 
 /// A service in a word.
