@@ -14,7 +14,8 @@ use crate::agent::images::Mended;
 use crate::config::agent::AgentConfig;
 use crate::reconcile::uses::{Use, uses};
 use crate::registry::{
-    Checked, Depth, ImageReport, Known, LayerReport, LayerState, Remedy, RepairProgress, Repaired, Report, Store,
+    Checked, Depth, ImageReport, Known, LayerReport, LayerState, Remedy, RepairProgress, Repaired, Report,
+    Store,
 };
 use crate::state::StateDir;
 use crate::state::desired::read_desired;
@@ -87,12 +88,7 @@ fn users(config: &AgentConfig, report: &Report) -> Result<Users, Failure> {
 }
 
 /// Has it repaired by the agent, or does it.
-fn mend(
-    config: &AgentConfig,
-    report: &Report,
-    known: &[Known],
-    line: &mut Line,
-) -> Result<Mended, Failure> {
+fn mend(config: &AgentConfig, report: &Report, known: &[Known], line: &mut Line) -> Result<Mended, Failure> {
     let layers: Vec<Digest> = report.damaged_layers().map(|layer| layer.layer.clone()).collect();
     let images: Vec<Digest> = report.damaged_images().map(|image| image.image.clone()).collect();
     let command = Command::Repair { layers: layers.clone(), images: images.clone() };

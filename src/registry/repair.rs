@@ -319,7 +319,9 @@ fn stand_ins(image: &Digest, known: &[Known]) -> Vec<Result<SafeUrl, PullError>>
     let mut seen = BTreeSet::new();
     for known in known.iter().filter(|known| known.image.digest == *image) {
         let urls = super::fallbacks(&known.image.reference, Some(image), &known.fallback);
-        all.extend(urls.into_iter().filter(|url| url.as_ref().map_or(true, |url| seen.insert(url.to_string()))));
+        all.extend(
+            urls.into_iter().filter(|url| url.as_ref().map_or(true, |url| seen.insert(url.to_string()))),
+        );
     }
     all
 }
@@ -332,9 +334,10 @@ fn descriptor_of(
     place: &ImageRef,
 ) -> Result<Descriptor, PullError> {
     let position = record.diff_ids.iter().position(|id| id == layer);
-    position.filter(|position| *position < layers.len()).map(|position| layers.swap_remove(position)).ok_or_else(
-        || PullError::fatal(Reason::ImageInvalid, format!("{place} does not have layer {layer}")),
-    )
+    position
+        .filter(|position| *position < layers.len())
+        .map(|position| layers.swap_remove(position))
+        .ok_or_else(|| PullError::fatal(Reason::ImageInvalid, format!("{place} does not have layer {layer}")))
 }
 
 fn repaired(
