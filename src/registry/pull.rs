@@ -305,6 +305,7 @@ async fn fetch_all(
     // The largest first: what is begun last then takes little time by itself.
     let mut largest_first: Vec<_> = missing.iter().collect();
     largest_first.sort_by_key(|(_, descriptor)| Reverse(descriptor.size));
+    let (largest, mut flushing) = (largest_first.first().map(|(diff_id, _)| diff_id), JoinSet::new());
     for (diff_id, descriptor) in largest_first {
         let packing = manifest::packing(name, descriptor)?;
         let job = download::Job {
@@ -351,6 +352,10 @@ async fn fetch_all(
             }
             Some(ended) = tasks.join_next() => match ended {
                 Ok(Ok((diff_id, layer))) => {
+                    if Some(&diff_id) == largest && !tasks.is_empty() {
+                        let store = registry.store.clone();
+                        flushing.spawn_blocking(move || store.flush());
+                    }
                     finished.insert(diff_id, layer);
                     seen.layers_done += 1;
                     progress(seen);
@@ -370,6 +375,8 @@ async fn fetch_all(
             else => break,
         }
     }
+    // Nothing is under way once the pull is over.
+    while flushing.join_next().await.is_some() {}
     match trouble {
         None => Ok(finished),
         Some(error) => {
