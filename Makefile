@@ -44,6 +44,7 @@ bench: ## swap, start, pull and idle numbers on this machine, beside the peers (
 	scripts/bench-hundred
 	scripts/bench-engine
 	scripts/bench-pull
+	scripts/bench-unpack
 
 audit: ## known vulnerabilities of dependencies (needs cargo-deny and the network)
 	$(CARGO) deny --locked check advisories

@@ -11,10 +11,10 @@ use super::control::{Answer, Answers, Reply};
 use super::wake::Wake;
 use crate::reconcile::uses::uses;
 use crate::reconcile::world::{Desired, DesiredService};
-use crate::registry::{Depth, LayerState, PullResult, Repaired, Wanted};
+use crate::registry::{Depth, Known, LayerState, PullResult, Repaired, Wanted};
 use crate::report::Message;
 use crate::report::message::Kind;
-use crate::types::{ContainerState, Digest, ImageRef, PinnedImage, Reason, Refusal, ServiceName, plural};
+use crate::types::{ContainerState, Digest, ImageRef, Reason, Refusal, ServiceName, plural};
 
 /// Layers that came within this time before the newest are looked at after a crash: a disk may take that long to make
 /// durable what it promised.
@@ -29,7 +29,7 @@ pub fn wanted(desired: Option<&Desired>) -> Vec<Wanted> {
         match service {
             DesiredService::Run(spec) => {
                 if seen.insert((spec.image.reference.clone(), spec.image.digest.clone())) {
-                    wanted.push(Wanted::Pinned(spec.image.clone()));
+                    wanted.push(Wanted::Pinned(spec.image.clone(), spec.fallback.clone()));
                 }
             }
             DesiredService::Resolving => {
@@ -99,7 +99,7 @@ impl Agent {
     /// Has damaged layers again beside the loop, whether the asker listens or not: half a repair helps nobody.
     pub(super) fn repair(&self, layers: Vec<Digest>, images: Vec<Digest>, answer: Answers) {
         let uses = uses(self.desired.as_ref(), &self.journal.records);
-        let known: Vec<PinnedImage> = uses.into_iter().map(|used| used.image).collect();
+        let known: Vec<Known> = uses.into_iter().map(Known::from).collect();
         let (registry, waker) = (self.hands.registry.clone(), self.waker.clone());
         let pids = self.pids();
         self.hands.runtime.spawn(async move {

@@ -14,12 +14,13 @@ use crate::agent::images::Mended;
 use crate::config::agent::AgentConfig;
 use crate::reconcile::uses::{Use, uses};
 use crate::registry::{
-    Checked, Depth, ImageReport, LayerReport, LayerState, Remedy, RepairProgress, Repaired, Report, Store,
+    Checked, Depth, ImageReport, Known, LayerReport, LayerState, Remedy, RepairProgress, Repaired, Report,
+    Store,
 };
 use crate::state::StateDir;
 use crate::state::desired::read_desired;
 use crate::state::journal::read_journal;
-use crate::types::{ByteSize, Digest, PinnedImage, ServiceName, plural};
+use crate::types::{ByteSize, Digest, ServiceName, plural};
 
 /// Checks; with `repair`, has what is damaged again. Exit 0 sound (again), 1 otherwise.
 pub fn fsck(config: &Path, full: bool, repair: bool, json: bool, out: &mut dyn Write) -> Result<u8, Failure> {
@@ -63,7 +64,7 @@ fn show(checked: &Checked, begun: Instant, line: &mut Line) {
 
 /// Who needs what is damaged.
 struct Users {
-    images: Vec<PinnedImage>,
+    images: Vec<Known>,
     /// Services by the layer that their containers may run on.
     running: BTreeMap<Digest, Vec<ServiceName>>,
 }
@@ -83,16 +84,11 @@ fn users(config: &AgentConfig, report: &Report) -> Result<Users, Failure> {
             }
         }
     }
-    Ok(Users { images: uses.into_iter().map(|used| used.image).collect(), running })
+    Ok(Users { images: uses.into_iter().map(Known::from).collect(), running })
 }
 
 /// Has it repaired by the agent, or does it.
-fn mend(
-    config: &AgentConfig,
-    report: &Report,
-    known: &[PinnedImage],
-    line: &mut Line,
-) -> Result<Mended, Failure> {
+fn mend(config: &AgentConfig, report: &Report, known: &[Known], line: &mut Line) -> Result<Mended, Failure> {
     let layers: Vec<Digest> = report.damaged_layers().map(|layer| layer.layer.clone()).collect();
     let images: Vec<Digest> = report.damaged_images().map(|image| image.image.clone()).collect();
     let command = Command::Repair { layers: layers.clone(), images: images.clone() };

@@ -8,11 +8,11 @@ use super::table::{self, ago};
 use super::{Failure, operate, run, write_json};
 use crate::agent::clock;
 use crate::agent::control::Command;
-use crate::config::agent::AgentConfig;
+use crate::config::agent::{AgentConfig, ImagesConfig};
 use crate::reconcile::uses::{Role, uses};
 use crate::registry::{Collection, Pressure, Store};
 use crate::state::StateDir;
-use crate::types::{ByteSize, Digest, plural};
+use crate::types::{ByteSize, Digest, format_duration, plural};
 
 /// Removes, or with `dry_run` only lists, the same. Exit 0.
 pub fn gc(config: &Path, dry_run: bool, json: bool, out: &mut dyn Write) -> Result<u8, Failure> {
@@ -30,7 +30,7 @@ pub fn gc(config: &Path, dry_run: bool, json: bool, out: &mut dyn Write) -> Resu
         body["dry_run"] = dry_run.into();
         write_json(out, &body)?;
     } else {
-        render(&collection, dry_run, out)?;
+        render(&collection, dry_run, &config.images, out)?;
     }
     Ok(0)
 }
@@ -59,7 +59,12 @@ fn alone(config: &AgentConfig, dry_run: bool) -> Result<Collection, Failure> {
     Ok(doomed.map_err(|error| error.to_refusal())?.finish())
 }
 
-fn render(collection: &Collection, dry_run: bool, out: &mut dyn Write) -> std::io::Result<()> {
+fn render(
+    collection: &Collection,
+    dry_run: bool,
+    limits: &ImagesConfig,
+    out: &mut dyn Write,
+) -> std::io::Result<()> {
     let now = clock::now();
     let size = |bytes: u64| ByteSize(bytes).human();
     let mut rows = Vec::new();
@@ -84,5 +89,14 @@ fn render(collection: &Collection, dry_run: bool, out: &mut dyn Write) -> std::i
     let verb = if dry_run { "would be freed" } else { "freed" };
     let why = if collection.short_of_space { " (less is free than images.min_free)" } else { "" };
     let images = plural(collection.images.len(), "image", "images");
-    writeln!(out, "{images}: {} {verb}{why}", size(collection.freed))
+    writeln!(out, "{images}: {} {verb}{why}", size(collection.freed))?;
+    if rows.is_empty() {
+        let (keep, count) = (format_duration(limits.keep), limits.keep_count);
+        writeln!(
+            out,
+            "hint: what a service needs stays; all else for {keep} after its last use or pull, and the newest {count} of each \
+             repository until room is short: [images] of the configuration"
+        )?;
+    }
+    Ok(())
 }

@@ -36,8 +36,8 @@ fn as_json(usage: &Usage, uses: &[Use]) -> serde_json::Value {
             |used| serde_json::json!({ "service": used.service, "role": used.role, "held": used.held }),
         );
         serde_json::json!({
-            "digest": image.digest, "references": image.references, "layers": image.layers, "size": image.size,
-            "unique": image.unique, "shared": image.shared, "pulled_at": image.pulled_at,
+            "digest": image.digest, "references": image.references, "layers": image.layers,
+            "missing": image.missing, "size": image.size, "unique": image.unique, "shared": image.shared, "pulled_at": image.pulled_at,
             "used_at": image.used_at, "users": users.collect::<Vec<_>>(),
         })
     });
@@ -71,7 +71,10 @@ fn render(usage: &Usage, uses: &[Use], now: Timestamp, out: &mut dyn Write) -> s
             size(image.size),
             size(image.unique),
             size(image.shared),
-            image.layers.len().to_string(),
+            match image.layers.len() {
+                all if image.missing.is_empty() => all.to_string(),
+                all => format!("{} of {all}", all - image.missing.len()),
+            },
             when(image.pulled_at),
             used,
             if users.is_empty() { "-".to_owned() } else { users.join(", ") },
@@ -88,5 +91,12 @@ fn render(usage: &Usage, uses: &[Use], now: Timestamp, out: &mut dyn Write) -> s
         size(usage.shared),
         size(usage.unused),
         size(usage.other)
-    )
+    )?;
+    if usage.images.iter().any(|image| !image.missing.is_empty()) {
+        writeln!(
+            out,
+            "hint: layers that are not here were damaged: `gitopsd fsck --repair` gets them again"
+        )?;
+    }
+    Ok(())
 }

@@ -14,7 +14,7 @@ use super::progress::PullBar;
 use super::{Failure, args, pull, run, write_json_line};
 use crate::config::agent::S3Config;
 use crate::registry::{Packed, PullProgress, Registry, Store};
-use crate::types::{ByteSize, ImageRef, SafeUrl};
+use crate::types::{ByteSize, ImageRef, SafeUrl, plural};
 
 /// For what is under way to end.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -67,9 +67,10 @@ pub fn pack(
         let value = serde_json::json!({ "ok": true, "file": file, "image": image, "seconds": seconds, "packed": packed });
         write_json_line(out, &value)?;
     } else {
-        let (layers, bytes) = (packed.layers.len(), ByteSize(packed.bytes).human());
+        let layers = plural(packed.layers.len(), "layer", "layers");
+        let bytes = ByteSize(packed.bytes).human();
         let (name, digest) = (file.display(), packed.digest.short());
-        writeln!(out, "{name}: {digest} ({layers} layers, {bytes} in {seconds:.1}s)")?;
+        writeln!(out, "{name}: {digest} ({layers}, {bytes} in {seconds:.1}s)")?;
     }
     Ok(0)
 }

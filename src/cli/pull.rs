@@ -11,7 +11,7 @@ use crate::agent::images;
 use crate::config::agent::AgentConfig;
 use crate::registry::{PullProgress, PullResult, Registry, Store, Wanted};
 use crate::state::StateDir;
-use crate::types::{ByteSize, ImageRef};
+use crate::types::{ByteSize, ImageRef, Reason};
 
 /// Pulls, and says what came of each. Exit 0 all is here, 1 otherwise.
 pub fn pull(
@@ -51,6 +51,12 @@ pub fn pull(
     } else {
         for result in &results {
             writeln!(out, "{}", line(result))?;
+            if let Some(hint) = hint(result) {
+                writeln!(out, "  hint: {hint}")?;
+            }
+        }
+        if results.is_empty() {
+            writeln!(out, "no image: the repo wants no service here, or no commit of it was admitted yet")?;
         }
     }
     Ok(u8::from(!ok))
@@ -85,10 +91,34 @@ fn line(result: &PullResult) -> String {
         }
         _ => {
             let message = result.message.as_deref().unwrap_or("it could not be pulled");
+            // Archives are named by what they are called.
+            let message = message.strip_prefix(&format!("{reference}: ")).unwrap_or(message);
             let reason = result.reason.map(|reason| format!(" ({reason})")).unwrap_or_default();
             format!("{reference}: failed: {message}{reason}")
         }
     }
+}
+
+/// What a person can do about a failure, where its message does not say so itself.
+fn hint(result: &PullResult) -> Option<String> {
+    let archive = result.reference.contains("://");
+    let text = match result.reason? {
+        Reason::ImageNotFound if archive => "put it there, or correct its address",
+        Reason::ImageNotFound => "push it, or correct name and tag",
+        Reason::ImageInvalid if archive => {
+            "write or copy it again; `gitopsd pack`, `docker save` and `skopeo copy` make such archives"
+        }
+        Reason::RegistryUnreachable if result.reference.starts_with("docker.io/") => {
+            "a name without a host is docker.io's; one of another registry begins with HOST[:PORT]/"
+        }
+        Reason::RegistryUnreachable => "is the address right, and the network up? It can be asked for again",
+        // These say what to do.
+        Reason::Auth | Reason::Tls | Reason::DiskSpace | Reason::Policy | Reason::ConfigInvalid => {
+            return None;
+        }
+        reason => reason.todo(),
+    };
+    Some(text.to_owned())
 }
 
 /// Pulls without an agent; the lock on the state keeps one from beginning meanwhile.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::record::ServiceRecord;
+use super::record::{ServiceRecord, Spec};
 use super::world::{Desired, DesiredService};
 use crate::types::{Digest, PinnedImage, ServiceName};
 
@@ -53,14 +53,25 @@ pub struct Use {
     pub role: Role,
     /// Whether an operator holds the service.
     pub held: bool,
+    /// The archives that may stand in for it, as they are written.
+    pub fallback: Vec<String>,
 }
 
 /// Every need, by service; an image that a service needs twice is named for the first of its roles.
 pub fn uses(desired: Option<&Desired>, records: &BTreeMap<ServiceName, ServiceRecord>) -> Vec<Use> {
     let mut uses: Vec<Use> = Vec::new();
-    let mut add = |image: &PinnedImage, service: &ServiceName, role, held| {
-        if !uses.iter().any(|known| known.image == *image && known.service == *service) {
-            uses.push(Use { image: image.clone(), service: service.clone(), role, held });
+    let mut add = |spec: &Spec, service: &ServiceName, role, held| {
+        let Spec { image, fallback, .. } = spec;
+        match uses.iter_mut().find(|known| known.image == *image && known.service == *service) {
+            None => uses.push(Use {
+                image: image.clone(),
+                service: service.clone(),
+                role,
+                held,
+                fallback: fallback.clone(),
+            }),
+            // Where it comes from may have been changed since.
+            Some(known) => known.fallback.extend(fallback.iter().cloned()),
         }
     };
     for (service, record) in records {
@@ -74,14 +85,14 @@ pub fn uses(desired: Option<&Desired>, records: &BTreeMap<ServiceName, ServiceRe
             (record.previous.as_ref(), Role::Previous),
         ] {
             if let Some(deployed) = deployed {
-                add(&deployed.spec.image, service, role, held);
+                add(&deployed.spec, service, role, held);
             }
         }
     }
     for (service, wanted) in desired.into_iter().flat_map(|desired| &desired.services) {
         if let DesiredService::Run(spec) = wanted {
             let held = records.get(service).is_some_and(|record| record.hold.is_some());
-            add(&spec.image, service, Role::Wanted, held);
+            add(spec, service, Role::Wanted, held);
         }
     }
     uses

@@ -18,8 +18,8 @@ const TELL_EVERY: Duration = Duration::from_millis(100);
 pub enum Wanted {
     /// As an operator names it.
     Named(ImageRef),
-    /// As a commit pinned it.
-    Pinned(PinnedImage),
+    /// As a commit pinned it, with the archives that may stand in for it.
+    Pinned(PinnedImage, Vec<String>),
     /// It cannot be had, as is known already.
     Refused(String, Refusal),
 }
@@ -115,18 +115,18 @@ impl Registry {
                 result.reference = reference.to_string();
                 let paced = Paced { last: Mutex::default(), reference: reference.clone(), tell };
                 let digest = self.resolve_telling(&reference, &[], &|progress| paced.tell(progress)).await;
-                digest.map(|digest| PinnedImage { reference, digest })
+                digest.map(|digest| (PinnedImage { reference, digest }, Vec::new()))
             }
-            Wanted::Pinned(image) => {
+            Wanted::Pinned(image, fallback) => {
                 result.reference = image.reference.to_string();
-                Ok(image)
+                Ok((image, fallback))
             }
         };
         let pulled = match pinned {
-            Ok(image) => {
+            Ok((image, fallback)) => {
                 result.digest = Some(image.digest.clone());
                 let paced = Paced { last: Mutex::default(), reference: image.reference.clone(), tell };
-                self.pull(&image, &|progress| paced.tell(progress)).await
+                self.pull_or(&image, &fallback, &|progress| paced.tell(progress)).await
             }
             Err(error) => Err(error),
         };

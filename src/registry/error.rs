@@ -86,6 +86,16 @@ impl PullError {
         )
     }
 
+    /// The same for a pull: layers that came with other bytes than they should have may be right elsewhere.
+    pub(super) fn another_place_may_do(&self) -> bool {
+        self.is_the_registrys() || (self.reason == Reason::DigestMismatch && self.may_pass())
+    }
+
+    /// Whether it is about this host, and no other source can do better.
+    pub(super) fn is_the_hosts(&self) -> bool {
+        matches!(self.reason, Reason::DiskSpace | Reason::StorageIo | Reason::Internal)
+    }
+
     /// With more to say.
     pub(super) fn with(mut self, more: &str) -> Self {
         self.what.push_str(&line(more));

@@ -44,7 +44,7 @@ pub use ahead::{PullProgress, PullResult, Wanted};
 pub use error::{Disposition, PullError};
 pub use pack::{Packed, PackedLayer};
 pub use pull::{Progress, Pulled};
-pub use repair::{Remedy, RepairProgress, Repaired};
+pub use repair::{Known, Remedy, RepairProgress, Repaired};
 pub use store::{
     Aside, Checked, Collection, Depth, Doomed, Finding, Gone, ImageReport, ImageUsage, LayerReport,
     LayerState, Pressure, Report, Store, Usage,
@@ -72,7 +72,7 @@ pub struct Registry {
     brought: Mutex<HashMap<Digest, Pulled>>,
     /// What is executed to unpack a layer: this program.
     program: PathBuf,
-    /// Layers on their way: one download of a layer at a time.
+    /// What is on its way: one download of an image, and of a layer, at a time.
     underway: pull::Underway,
     /// What layers need that did not fit.
     needs: space::Needs,
@@ -206,6 +206,12 @@ impl Registry {
 
     fn take_brought(&self, digest: &Digest) -> Option<Pulled> {
         self.brought.lock().unwrap_or_else(PoisonError::into_inner).remove(digest)
+    }
+
+    /// What an image's configuration is, by which archives without a manifest are known.
+    fn config_of(&self, image: &Digest) -> Option<Digest> {
+        let known = self.known(image).map(|manifest| manifest.config.digest.clone());
+        known.or_else(|| self.store.config_of(image))
     }
 
     fn known(&self, digest: &Digest) -> Option<Arc<Manifest>> {

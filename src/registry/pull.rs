@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedMutexGuard, Semaphore};
 use tokio::task::JoinSet;
 
 use super::layer::{LayerWriter, Unpacked};
@@ -15,10 +15,11 @@ use super::source::Source;
 use super::worker::Product;
 use super::{PullError, Registry, download, space};
 use crate::engine::ImageConfig;
-use crate::types::{Digest, ImageRef, PinnedImage, Reason, RegistryRef};
+use crate::types::{Digest, ImageRef, PinnedImage, Reason, RegistryRef, SafeUrl};
 
-/// Layers at once for one image, as the other engines do.
-const AT_ONCE: usize = 3;
+/// Layers at once beside the first of each image, on the whole host: three of one image, as the other engines have it.
+/// An image never waits for another one's layers to be had: one that comes slowly delays nobody.
+const BESIDE_THE_FIRST: usize = 2;
 
 /// What has happened so far.
 #[derive(Debug, Clone, Copy, Default)]
@@ -63,19 +64,54 @@ pub(super) struct Contents {
     pub received: u64,
 }
 
-/// A gate for each layer that is on its way: who comes second waits, and finds it here.
+/// A gate for each thing that is on its way: who comes second waits, and finds it here.
 #[derive(Default)]
+struct Gates(Mutex<HashMap<Digest, Arc<tokio::sync::Mutex<()>>>>);
+
+impl Gates {
+    async fn pass(&self, what: &Digest) -> OwnedMutexGuard<()> {
+        let gate = {
+            let mut gates = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            // Gates that nobody holds any more.
+            gates.retain(|_, gate| Arc::strong_count(gate) > 1);
+            gates.entry(what.clone()).or_default().clone()
+        };
+        gate.lock_owned().await
+    }
+}
+
+/// What pulls beside each other have in common. Whoever has a layer's gate waits for no image's.
 pub(super) struct Underway {
-    gates: Mutex<HashMap<Digest, Arc<tokio::sync::Mutex<()>>>>,
+    images: Gates,
+    layers: Gates,
+    slots: Arc<Semaphore>,
+}
+
+impl Default for Underway {
+    fn default() -> Self {
+        let slots = Arc::new(Semaphore::new(BESIDE_THE_FIRST));
+        Self { images: Gates::default(), layers: Gates::default(), slots }
+    }
 }
 
 impl Underway {
-    pub fn gate(&self, diff_id: &Digest) -> Arc<tokio::sync::Mutex<()>> {
-        let mut gates = self.gates.lock().unwrap_or_else(PoisonError::into_inner);
-        // Gates that nobody holds any more.
-        gates.retain(|_, gate| Arc::strong_count(gate) > 1);
-        gates.entry(diff_id.clone()).or_default().clone()
+    /// One at a time has an image brought here, or an archive looked into.
+    pub async fn image(&self, image: &Digest) -> OwnedMutexGuard<()> {
+        self.images.pass(image).await
     }
+
+    /// One at a time fetches a layer. Several are to be asked for in the order of their digests.
+    pub async fn layer(&self, diff_id: &Digest) -> OwnedMutexGuard<()> {
+        self.layers.pass(diff_id).await
+    }
+}
+
+/// Where an image is looked for.
+pub(super) enum At {
+    /// Where its name says.
+    Name,
+    /// In an archive that stands in for it.
+    StandIn(SafeUrl),
 }
 
 pub(super) async fn pull(
@@ -85,6 +121,7 @@ pub(super) async fn pull(
     progress: &(dyn Fn(Progress) + Send + Sync),
 ) -> Result<Pulled, PullError> {
     let store = &registry.store;
+    let _gate = registry.underway.image(&image.digest).await;
     if let Some(local) = store.image(&image.digest) {
         store.note_reference(&image.digest, &image.reference);
         // A look-up may have brought it, and nobody was told of that yet.
@@ -92,57 +129,69 @@ pub(super) async fn pull(
         let here = Pulled { bytes: 0, layers_total: layers, layers_reused: layers };
         return Ok(registry.take_brought(&image.digest).unwrap_or(here));
     }
-    // One for all of it: a registry that is ill is not asked by every part of an image anew.
-    let budget = Arc::new(Budget::default());
-    let contents = find(registry, image, fallback, &budget, progress).await?;
-    let source = contents.source.clone();
-    match pull_within(registry, image, contents, &budget, progress).await {
-        // What is there by now may be the same image, written anew.
-        Err(error) if source.has_moved() => {
-            let again = async {
-                let contents = find(registry, image, fallback, &budget, progress).await?;
-                pull_within(registry, image, contents, &budget, progress).await
-            };
-            again.await.map_err(|next| next.and(error))
-        }
-        result => result,
-    }
-}
-
-/// Where the image is: where its name says, else in the first archive that stands in for it.
-pub(super) async fn find(
-    registry: &Registry,
-    image: &PinnedImage,
-    fallback: &[String],
-    budget: &Budget,
-    progress: &(dyn Fn(Progress) + Send + Sync),
-) -> Result<Contents, PullError> {
-    let found = match &image.reference {
-        ImageRef::Archive(url) => registry.archive(url, &image.digest, progress).await,
-        ImageRef::Registry(reference) => of_registry(registry, image, reference, budget).await,
+    let received = Arc::new(AtomicU64::new(0));
+    let error = match pull_from(registry, image, &At::Name, &received, progress).await {
+        Err(error) if error.another_place_may_do() => error,
+        result => return result,
     };
-    let error = match found {
-        Ok(contents) => return Ok(contents),
-        Err(error) => error,
-    };
-    if !error.is_the_registrys() {
-        return Err(error);
-    }
-    // A `docker save` archive has no manifest: it is known by its configuration.
-    let config = registry.known(&image.digest).map(|manifest| manifest.config.digest.clone());
-    let config = config.or_else(|| registry.store.config_of(&image.digest));
     let mut also = String::new();
     for url in super::fallbacks(&image.reference, Some(&image.digest), fallback) {
         let result = match url {
-            Ok(url) => registry.fallback(&url, &image.digest, config.as_ref(), progress).await,
+            Ok(url) => pull_from(registry, image, &At::StandIn(url), &received, progress).await,
             Err(error) => Err(error),
         };
         match result {
-            Ok(contents) => return Ok(contents),
+            Ok(pulled) => return Ok(pulled),
+            Err(next) if next.is_the_hosts() => return Err(next.and(error)),
             Err(next) => also.push_str(&format!("; {next}")),
         }
     }
     Err(error.with(&also))
+}
+
+/// Pulls from one place. `received` counts all bytes that come.
+async fn pull_from(
+    registry: &Registry,
+    image: &PinnedImage,
+    at: &At,
+    received: &Arc<AtomicU64>,
+    progress: &(dyn Fn(Progress) + Send + Sync),
+) -> Result<Pulled, PullError> {
+    // One for all of it: a registry that is ill is not asked by every part of an image anew.
+    let budget = Arc::new(Budget::default());
+    let once = async || {
+        let contents = match find(registry, image, at, &budget, progress).await {
+            Ok(contents) => contents,
+            Err(error) => return (Err(error), false),
+        };
+        let source = contents.source.clone();
+        let pulled = pull_within(registry, image, contents, (received, &budget), progress).await;
+        (pulled, source.has_moved())
+    };
+    match once().await {
+        // What is there by now may be the same image, written anew.
+        (Err(error), true) => once().await.0.map_err(|next| next.and(error)),
+        (result, _) => result,
+    }
+}
+
+/// What an image consists of, by what is at a place.
+pub(super) async fn find(
+    registry: &Registry,
+    image: &PinnedImage,
+    at: &At,
+    budget: &Budget,
+    progress: &(dyn Fn(Progress) + Send + Sync),
+) -> Result<Contents, PullError> {
+    match (at, &image.reference) {
+        (At::StandIn(url), _) => {
+            // A `docker save` archive has no manifest: it is known by its configuration.
+            let config = registry.config_of(&image.digest);
+            registry.fallback(url, &image.digest, config.as_ref(), progress).await
+        }
+        (At::Name, ImageRef::Archive(url)) => registry.archive(url, &image.digest, progress).await,
+        (At::Name, ImageRef::Registry(reference)) => of_registry(registry, image, reference, budget).await,
+    }
 }
 
 async fn of_registry(
@@ -174,20 +223,20 @@ pub(super) async fn pull_contents(
     contents: Contents,
     progress: &(dyn Fn(Progress) + Send + Sync),
 ) -> Result<Pulled, PullError> {
-    pull_within(registry, image, contents, &Arc::default(), progress).await
+    pull_within(registry, image, contents, (&Arc::default(), &Arc::default()), progress).await
 }
 
 async fn pull_within(
     registry: &Registry,
     image: &PinnedImage,
     contents: Contents,
-    budget: &Arc<Budget>,
+    (received, budget): (&Arc<AtomicU64>, &Arc<Budget>),
     progress: &(dyn Fn(Progress) + Send + Sync),
 ) -> Result<Pulled, PullError> {
     let store = &registry.store;
     let name = image.reference.to_string();
-    let Contents { source, is_local, config, config_digest, diff_ids, layers: descriptors, received, .. } =
-        contents;
+    let Contents { source, is_local, config, config_digest, diff_ids, layers: descriptors, .. } = contents;
+    received.fetch_add(contents.received, Ordering::Relaxed);
     let _pins = store.pin(&diff_ids);
     let mut missing: Vec<(Digest, Descriptor)> = Vec::new();
     for (diff_id, layer) in diff_ids.iter().zip(&descriptors) {
@@ -199,12 +248,11 @@ async fn pull_within(
     missing.sort_by(|a, b| a.0.cmp(&b.0));
     let mut gates = Vec::new();
     for (diff_id, _) in &missing {
-        gates.push(registry.underway.gate(diff_id).lock_owned().await);
+        gates.push(registry.underway.layer(diff_id).await);
     }
     missing.retain(|(diff_id, _)| !store.has_layer(diff_id));
     let watch = space::Watch::begin(store.root(), &name, &missing, &registry.needs)?;
     let barrier = store.barrier()?;
-    let received = Arc::new(AtomicU64::new(received));
     let layers = descriptors.len();
     let seen = Progress { layers, layers_here: layers - missing.len(), ..Progress::default() };
     let counted = if is_local { Arc::default() } else { received.clone() };
@@ -246,7 +294,7 @@ async fn fetch_all(
     progress: &(dyn Fn(Progress) + Send + Sync),
 ) -> Result<BTreeMap<Digest, Unpacked>, PullError> {
     let name = watch.name();
-    let slots = Arc::new(Semaphore::new(AT_ONCE));
+    let first = Arc::new(Semaphore::new(1));
     let (counter, mut counts) = tokio::sync::mpsc::unbounded_channel::<u64>();
     let (present, mut gone) = tokio::sync::mpsc::channel(1);
     let mut tasks = JoinSet::new();
@@ -257,6 +305,7 @@ async fn fetch_all(
     // The largest first: what is begun last then takes little time by itself.
     let mut largest_first: Vec<_> = missing.iter().collect();
     largest_first.sort_by_key(|(_, descriptor)| Reverse(descriptor.size));
+    let (largest, mut flushing) = (largest_first.first().map(|(diff_id, _)| diff_id), JoinSet::new());
     for (diff_id, descriptor) in largest_first {
         let packing = manifest::packing(name, descriptor)?;
         let job = download::Job {
@@ -268,10 +317,11 @@ async fn fetch_all(
             received: received.clone(),
             budget: budget.clone(),
         };
-        let (slots, source, store) = (slots.clone(), source.clone(), registry.store.clone());
+        let (first, slots) = (first.clone(), registry.underway.slots.clone());
+        let (source, store) = (source.clone(), registry.store.clone());
         let (program, present, places) = (registry.program.clone(), present.clone(), places.clone());
         tasks.spawn(async move {
-            let _slot = slots.acquire().await;
+            let _slot = tokio::select! { slot = first.acquire() => slot, slot = slots.acquire() => slot };
             let layer = format!("layer {} of {}", job.descriptor.digest, job.image);
             let start = || {
                 let (layer, present) = (layer.clone(), present.clone());
@@ -302,6 +352,10 @@ async fn fetch_all(
             }
             Some(ended) = tasks.join_next() => match ended {
                 Ok(Ok((diff_id, layer))) => {
+                    if Some(&diff_id) == largest && !tasks.is_empty() {
+                        let store = registry.store.clone();
+                        flushing.spawn_blocking(move || store.flush());
+                    }
                     finished.insert(diff_id, layer);
                     seen.layers_done += 1;
                     progress(seen);
@@ -321,6 +375,8 @@ async fn fetch_all(
             else => break,
         }
     }
+    // Nothing is under way once the pull is over.
+    while flushing.join_next().await.is_some() {}
     match trouble {
         None => Ok(finished),
         Some(error) => {

@@ -1,7 +1,7 @@
 //! Damaged layers, had again: pulled by digest, unpacked, verified, put in the damaged one's place while containers
 //! run. A layer that cannot be had again is taken out of use.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -14,7 +14,8 @@ use super::source::Source;
 use super::store::record::ImageRecord;
 use super::worker::Product;
 use super::{PullError, Registry, download};
-use crate::types::{Digest, ImageRef, PinnedImage, Reason};
+use crate::reconcile::uses::Use;
+use crate::types::{Digest, ImageRef, PinnedImage, Reason, SafeUrl};
 
 /// What was done about something damaged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -77,6 +78,21 @@ pub struct RepairProgress {
     pub total: u64,
 }
 
+/// An image as a service has it.
+#[derive(Debug, Clone)]
+pub struct Known {
+    /// Its name and its digest.
+    pub image: PinnedImage,
+    /// The archives that may stand in for it.
+    pub fallback: Vec<String>,
+}
+
+impl From<Use> for Known {
+    fn from(used: Use) -> Self {
+        Self { image: used.image, fallback: used.fallback }
+    }
+}
+
 /// Who hears of the progress.
 type Tell<'a> = &'a (dyn Fn(RepairProgress) + Send + Sync);
 
@@ -86,7 +102,7 @@ impl Registry {
         &self,
         mut layers: Vec<Digest>,
         images: Vec<Digest>,
-        known: &[PinnedImage],
+        known: &[Known],
         tell: Tell<'_>,
     ) -> Vec<Repaired> {
         let records = self.store.image_records();
@@ -102,7 +118,7 @@ impl Registry {
         for layer in layers {
             let begun = Instant::now();
             let received = Arc::new(AtomicU64::new(0));
-            let result = self.repair_layer(&layer, &records, &received, tell).await;
+            let result = self.repair_layer(&layer, (&records, known), &received, tell).await;
             results.push(self.conclude(layer, result, &received, begun));
         }
         for image in images {
@@ -138,11 +154,11 @@ impl Registry {
     async fn repair_layer(
         &self,
         layer: &Digest,
-        records: &[ImageRecord],
+        (records, known): (&[ImageRecord], &[Known]),
         received: &Arc<AtomicU64>,
         tell: Tell<'_>,
     ) -> Result<Remedy, PullError> {
-        let _gate = self.underway.gate(layer).lock_owned().await;
+        let _gate = self.underway.layer(layer).await;
         let users: Vec<&ImageRecord> =
             records.iter().filter(|record| record.diff_ids.contains(layer)).collect();
         let Some(user) = users.first() else {
@@ -161,7 +177,7 @@ impl Registry {
         if let Some((reference, found)) = own {
             match self.rebuild(layer, user, &reference, found, received, tell).await {
                 Ok(()) => return Ok(Remedy::Rebuilt),
-                Err(error) if is_local(&error) => return Err(error),
+                Err(error) if error.is_the_hosts() => return Err(error),
                 Err(error) => trouble = Some(error),
             }
         }
@@ -173,8 +189,21 @@ impl Registry {
                 };
                 match result {
                     Ok(()) => return Ok(Remedy::Rebuilt),
-                    Err(error) if is_local(&error) => return Err(error),
+                    Err(error) if error.is_the_hosts() => return Err(error),
                     Err(error) => trouble = Some(error),
+                }
+            }
+        }
+        for record in &users {
+            for url in stand_ins(&record.digest, known) {
+                let result = match url {
+                    Ok(url) => self.rebuild_from(layer, record, &url, received, tell).await,
+                    Err(error) => Err(error),
+                };
+                match result {
+                    Ok(()) => return Ok(Remedy::Rebuilt),
+                    Err(error) if error.is_the_hosts() => return Err(error),
+                    Err(error) => trouble = Some(trouble.map_or(error.clone(), |first| first.and(error))),
                 }
             }
         }
@@ -199,10 +228,23 @@ impl Registry {
                 (contents.source, contents.layers)
             }
         };
-        let position = record.diff_ids.iter().position(|id| id == layer);
-        let descriptor = position.and_then(|position| layers.get(position).cloned());
-        let what = || format!("{reference} does not have layer {layer}");
-        Ok((source, descriptor.ok_or_else(|| PullError::fatal(Reason::ImageInvalid, what()))?))
+        Ok((source, descriptor_of(record, layer, layers, reference)?))
+    }
+
+    /// Has a layer again from an archive that stands in for its image.
+    async fn rebuild_from(
+        &self,
+        layer: &Digest,
+        record: &ImageRecord,
+        url: &SafeUrl,
+        received: &Arc<AtomicU64>,
+        tell: Tell<'_>,
+    ) -> Result<(), PullError> {
+        let config = self.config_of(&record.digest);
+        let contents = self.fallback(url, &record.digest, config.as_ref(), &|_| {}).await?;
+        let reference = ImageRef::Archive(url.clone());
+        let descriptor = descriptor_of(record, layer, contents.layers, &reference)?;
+        self.rebuild(layer, record, &reference, (contents.source, descriptor), received, tell).await
     }
 
     /// Fetches one layer and puts it in its place.
@@ -238,7 +280,7 @@ impl Registry {
     async fn repair_image(
         &self,
         image: &Digest,
-        known: &[PinnedImage],
+        known: &[Known],
         received: &AtomicU64,
     ) -> Result<Remedy, PullError> {
         let former = self.store.image_record(image);
@@ -249,11 +291,13 @@ impl Registry {
             }
         }
         let names = former.iter().flat_map(|record| &record.references);
-        let names =
-            names.map(|reference| PinnedImage { reference: reference.clone(), digest: image.clone() });
+        let names = names.map(|reference| Known {
+            image: PinnedImage { reference: reference.clone(), digest: image.clone() },
+            fallback: Vec::new(),
+        });
         let mut trouble = None;
-        for pinned in known.iter().filter(|known| known.digest == *image).cloned().chain(names) {
-            match self.pull(&pinned, &|_| {}).await {
+        for known in known.iter().filter(|known| known.image.digest == *image).cloned().chain(names) {
+            match self.pull_or(&known.image, &known.fallback, &|_| {}).await {
                 Ok(pulled) => {
                     received.fetch_add(pulled.bytes, Ordering::Relaxed);
                     return Ok(Remedy::Rebuilt);
@@ -269,9 +313,31 @@ impl Registry {
     }
 }
 
-/// No other source can do better.
-fn is_local(error: &PullError) -> bool {
-    matches!(error.reason, Reason::DiskSpace | Reason::StorageIo | Reason::Internal)
+/// The archives that may stand in for an image, each once.
+fn stand_ins(image: &Digest, known: &[Known]) -> Vec<Result<SafeUrl, PullError>> {
+    let mut all = Vec::new();
+    let mut seen = BTreeSet::new();
+    for known in known.iter().filter(|known| known.image.digest == *image) {
+        let urls = super::fallbacks(&known.image.reference, Some(image), &known.fallback);
+        all.extend(
+            urls.into_iter().filter(|url| url.as_ref().map_or(true, |url| seen.insert(url.to_string()))),
+        );
+    }
+    all
+}
+
+/// A layer as a place has it.
+fn descriptor_of(
+    record: &ImageRecord,
+    layer: &Digest,
+    mut layers: Vec<Descriptor>,
+    place: &ImageRef,
+) -> Result<Descriptor, PullError> {
+    let position = record.diff_ids.iter().position(|id| id == layer);
+    position
+        .filter(|position| *position < layers.len())
+        .map(|position| layers.swap_remove(position))
+        .ok_or_else(|| PullError::fatal(Reason::ImageInvalid, format!("{place} does not have layer {layer}")))
 }
 
 fn repaired(

@@ -88,9 +88,24 @@ impl FromStr for ImageRef {
             Some((scheme, _)) => Err(Invalid::new(format!(
                 "`{scheme}://` is not a source of images: use a registry reference, s3://, https:// or file:///"
             ))),
-            None => text.parse().map(Self::Registry),
+            None => match kind_of(text) {
+                Some(hint) => Err(Invalid::new(format!("`{text}` is not an image reference: {hint}"))),
+                None => text.parse().map(Self::Registry),
+            },
         }
     }
+}
+
+/// What is meant by what looks like an address that is not written as one.
+fn kind_of(text: &str) -> Option<String> {
+    if text.starts_with('/') {
+        return Some(format!("an archive on this host is file://{text}"));
+    }
+    if ["./", "../", "~/"].iter().any(|begin| text.starts_with(begin)) {
+        return Some("an archive on this host is file:///path, from the root".to_owned());
+    }
+    let scheme = ["s3:/", "https:/", "http:/", "file:/"].iter().any(|begin| text.starts_with(begin));
+    scheme.then(|| "an archive is s3://bucket/key, https://host/path or file:///path".to_owned())
 }
 
 impl FromStr for RegistryRef {

@@ -64,14 +64,32 @@ async fn what_is_wrong_is_said() {
     flipped[at] ^= 1;
     let outside = json!([{ "Config": "../../etc/passwd", "Layers": [] }]).to_string();
     let double = [("manifest.json", &b"[]"[..]), ("manifest.json", &b"[]"[..])];
+    // Its last entry's header, without the two blocks of the end.
+    let cut = good.len() - 1024 - 700;
+    let root = tar(&[("etc/a", b"a"), ("srv/x", &noise(70_000, 3))]);
     let rows: Vec<(&str, Vec<u8>, Reason, &str)> = vec![
         ("a flipped bit", flipped, Reason::DigestMismatch, "digest"),
-        ("cut off", good[..good.len() / 2].to_vec(), Reason::ImageInvalid, ""),
-        ("cut off, packed", gzip(&good)[..20_000].to_vec(), Reason::ImageInvalid, ""),
+        ("cut off", good[..good.len() / 2].to_vec(), Reason::ImageInvalid, "cut short: "),
+        (
+            "cut off within a header",
+            good[..cut].to_vec(),
+            Reason::ImageInvalid,
+            "cut short within the header",
+        ),
+        ("cut off, packed", gzip(&good)[..20_000].to_vec(), Reason::ImageInvalid, "it is cut short ("),
+        ("cut off, as zstd", zstd(&good)[..20_000].to_vec(), Reason::ImageInvalid, "it is cut short ("),
+        ("a root cut off", root[..5_000].to_vec(), Reason::ImageInvalid, "cut short: "),
+        (
+            "a page",
+            b"<html>Sign in</html>".to_vec(),
+            Reason::ImageInvalid,
+            "no tar archive: it has only 20 bytes",
+        ),
+        ("text, packed", gzip(b"hello"), Reason::ImageInvalid, "no tar archive"),
         ("no images", tar(&[("manifest.json", b"[]")]), Reason::ImageInvalid, "names no image"),
         ("a way out", tar(&[("manifest.json", outside.as_bytes())]), Reason::ImageInvalid, "passwd"),
         ("two tables", tar(&double), Reason::ImageInvalid, "twice"),
-        ("no archive", noise(4096, 9), Reason::ImageInvalid, "tar"),
+        ("no archive", noise(4096, 9), Reason::ImageInvalid, "it is no tar archive"),
         ("only a layout", tar(&[("oci-layout", b"{}")]), Reason::ImageInvalid, "without index.json"),
         ("not a byte", Vec::new(), Reason::ImageInvalid, "is empty"),
         ("nothing, packed", gzip(b""), Reason::ImageInvalid, "holds nothing"),

@@ -21,6 +21,7 @@ mod network;
 mod pack;
 mod s3;
 mod server;
+mod standins;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

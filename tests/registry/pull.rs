@@ -1,6 +1,7 @@
 //! Pulling: by tag and digest, for this platform, and nothing twice.
 
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use gitopsd::registry::{Disposition, Progress};
 use gitopsd::types::Reason;
@@ -210,6 +211,55 @@ async fn pulls_beside_each_other_share_what_they_share() {
         assert_eq!(times, 1, "each layer comes once");
     }
     host.assert_tmp_clean();
+}
+
+/// Three layers of an image at once; where several images come, one for each and two more. So a slow one delays no other.
+#[tokio::test(flavor = "multi_thread")]
+async fn so_many_layers_at_once() {
+    let server = Server::new();
+    let blobs: Vec<Blob> = (0..18).map(layer).collect();
+    for (number, layers) in blobs.chunks(6).enumerate() {
+        server.push(&number.to_string(), layers).await;
+    }
+    let (now, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (its_now, its_most) = (now.clone(), most.clone());
+    let digests: Vec<String> = blobs.iter().map(Blob::digest).collect();
+    let proxy = Proxy::new(&server, move |request, upstream| {
+        if digests.iter().any(|digest| request.path.contains(digest)) {
+            its_most.fetch_max(its_now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+            // Long enough for all that may to be under way.
+            std::thread::sleep(std::time::Duration::from_millis(150));
+            its_now.fetch_sub(1, Ordering::SeqCst);
+        }
+        upstream.get(request)
+    });
+    let address = proxy.address();
+    let host = Host::new(&[&address]);
+    let names = [0, 1, 2].map(|tag| format!("{address}/app:{tag}"));
+    host.pull(&names[0]).await.unwrap();
+    assert_eq!(most.swap(0, Ordering::SeqCst), 3, "of one image");
+    let (a, b) = tokio::join!(host.pull(&names[1]), host.pull(&names[2]));
+    a.and(b).unwrap();
+    assert_eq!(most.load(Ordering::SeqCst), 4, "of two");
+}
+
+/// An image that is asked for by two comes once, its documents too.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_image_comes_once() {
+    let server = Server::new();
+    server.push("1", &[layer(1), layer(2)]).await;
+    let proxy = Proxy::new(&server, |request, upstream| {
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        upstream.get(request)
+    });
+    let host = Host::new(&[&proxy.address()]);
+    let image = host.resolve(&format!("{}/app:1", proxy.address())).await.unwrap();
+    let pull = || host.registry.pull(&image, &|_| {});
+    let (a, b, c) = tokio::join!(pull(), pull(), pull());
+    let here: Vec<usize> = [a, b, c].map(|pulled| pulled.unwrap().layers_reused).into();
+    assert_eq!(here.iter().filter(|here| **here == 0).count(), 1, "one of them brings it: {here:?}");
+    let blobs = proxy.requests().iter().filter(|request| request.is_blob()).count();
+    assert_eq!(blobs, 3, "two layers and a configuration");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 
-use gitopsd::registry::{Depth, LayerState, Remedy, Report};
+use gitopsd::registry::{Depth, Known, LayerState, Remedy, Report};
 use gitopsd::types::Digest;
 use nix::sys::stat::{Mode, SFlag, mknod};
 use tar::EntryType;
@@ -326,7 +326,11 @@ async fn an_image_record_comes_back() {
     assert_eq!(damaged, std::slice::from_ref(&world.image), "{report:#?}");
     assert!(world.host.store.image(&world.image).is_none());
     let bytes = world.proxy.blob_bytes();
-    let repaired = world.host.registry.repair(vec![], damaged, &[known], &|_| {}).await;
+    let repaired = world
+        .host
+        .registry
+        .repair(vec![], damaged, &[Known { image: known, fallback: vec![] }], &|_| {})
+        .await;
     assert_eq!(repaired[0].remedy, Remedy::Rebuilt, "{repaired:?}");
     assert!(world.proxy.blob_bytes() - bytes < 1000, "only a configuration came");
     assert!(world.check(Depth::Full).is_sound());

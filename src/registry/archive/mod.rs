@@ -22,7 +22,7 @@ pub(super) use place::{Part, Place, Version, Watched};
 pub(super) use s3::S3;
 
 use super::layer::Unpacked;
-use super::manifest::{Descriptor, Packing};
+use super::manifest::{self, Descriptor, Packing};
 use super::pull::{Contents, Progress};
 use super::source::Source;
 use super::{PullError, Registry, pull};
@@ -71,6 +71,8 @@ impl Archive {
 impl Registry {
     /// The digest of the image that an archive holds now.
     pub(super) async fn resolve_archive(&self, url: &SafeUrl, tell: Tell<'_>) -> Result<Digest, PullError> {
+        // Whoever comes second finds what the first one brought.
+        let _gate = self.underway.image(&manifest::sha256(url.as_str().as_bytes())).await;
         let (image, archive, received) = match self.read_steadily(url, tell, false).await? {
             Read::Known(digest) => return Ok(digest),
             Read::Opened(image, archive, received) => (*image, archive, received),

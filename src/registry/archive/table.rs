@@ -88,10 +88,24 @@ pub(super) async fn read(place: &Place, look: Look) -> Result<Table, PullError> 
                 continue;
             }
             Ok(None) => break,
+            Err(Error::Refused(why)) if at == 0 => {
+                return Err(refuse(format!("it is no tar archive: {why}")));
+            }
             Err(Error::Refused(why)) => return Err(refuse(why)),
-            Err(Error::Broken(error) | Error::Disk(_, error)) => return Err(refuse(error.to_string())),
+            Err(Error::Broken(_)) if at == 0 => {
+                return Err(refuse(format!("it is no tar archive: it has only {size} bytes")));
+            }
+            Err(Error::Broken(_)) => {
+                return Err(refuse(format!("it is cut short within the header at byte {at}")));
+            }
+            Err(Error::Disk(_, error)) => return Err(refuse(error.to_string())),
         };
         let offset = at + header as u64;
+        if let Some(missing) =
+            entry.size.checked_sub(size.saturating_sub(offset)).filter(|missing| *missing > 0)
+        {
+            return Err(refuse(format!("it is cut short: {missing} bytes of {} are missing", entry.shown())));
+        }
         at = offset
             .checked_add(entry.size)
             .and_then(|end| end.checked_next_multiple_of(512))

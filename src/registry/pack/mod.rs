@@ -14,7 +14,7 @@ use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
 use super::manifest::Descriptor;
-use super::pull::{self, Contents, Progress};
+use super::pull::{self, At, Contents, Progress};
 use super::retry::Budget;
 use super::worker::Product;
 use super::{PullError, Registry, download, space};
@@ -63,7 +63,7 @@ impl Registry {
             ImageRef::Registry(reference) => {
                 let digest = self.resolve_tag(reference).await?;
                 let pinned = PinnedImage { reference: image.clone(), digest };
-                pull::find(self, &pinned, &[], &Budget::default(), tell).await?
+                pull::find(self, &pinned, &At::Name, &Budget::default(), tell).await?
             }
         };
         let received = Arc::new(AtomicU64::new(contents.received));

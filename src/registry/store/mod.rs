@@ -173,6 +173,16 @@ impl Store {
             .map_err(|error| PullError::io(format_args!("opening {}", self.root.display()), &error))
     }
 
+    /// Gives the disk something to do while layers are still being unpacked. Only a head start: what counts is what
+    /// [`Self::admit`] hears, which by a descriptor of its own hears also of what went wrong here (syncfs(2)).
+    pub(super) fn flush(&self) {
+        if let Ok(root) = File::open(&self.root)
+            && !crate::failpoint::is_set("pull::skip_sync")
+        {
+            let _ = rustix::fs::syncfs(root);
+        }
+    }
+
     /// Gives the directories that layers only imply what the layers of the image below them say, lowest layer first.
     pub(super) fn settle(
         &self,

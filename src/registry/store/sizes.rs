@@ -20,6 +20,8 @@ pub struct ImageUsage {
     pub references: Vec<ImageRef>,
     /// Lowest first.
     pub layers: Vec<Digest>,
+    /// Of these, layers that are not here, as they were damaged: it is pulled again when something needs it.
+    pub missing: Vec<Digest>,
     /// Bytes of all its layers, unpacked: unique and shared.
     pub size: u64,
     /// Bytes of layers that no other image has.
@@ -160,6 +162,7 @@ impl Store {
             digest: record.digest.clone(),
             references: record.references.iter().cloned().collect(),
             layers: record.diff_ids.clone(),
+            missing: record.diff_ids.iter().filter(|layer| !self.has_layer(layer)).cloned().collect(),
             size: unique + shared,
             unique,
             shared,

@@ -94,6 +94,10 @@ impl From<Error> for Outcome {
     fn from(error: Error) -> Self {
         match error {
             Error::Refused(why) => Self::Refused(why),
+            // Every decoder has other words for it.
+            Error::Broken(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
+                Self::Refused(format!("it is cut short ({error})"))
+            }
             Error::Broken(error) => Self::Refused(error.to_string()),
             Error::Disk(what, error) => {
                 Self::Disk(what, error.raw_os_error().unwrap_or(rustix::io::Errno::IO.raw_os_error()))
