@@ -1,4 +1,4 @@
-//! `load`: sends HTTP requests at a fixed rate and reports what failed, how long answers took and which version gave them.
+//! `load`: sends requests at a fixed rate and reports what failed, how long answers took and which version gave them.
 //!
 //! `cargo run --example load -- --url http://127.0.0.1:8080/ --rate 1000 --seconds 10 --mode new --json`
 
@@ -19,7 +19,8 @@ usage: load --url http://HOST[:PORT]/PATH [options]
 
   --rate N            requests a second, all together (default 100)
   --seconds N         how long at most (default 10)
-  --mode new|keepalive    a new connection for each request, or kept ones (default new)
+  --mode new|keepalive|http2|websocket|udp    a new connection for each request (default), or kept ones that speak this;
+                      websocket and udp: a message and its echo
   --connections N     workers, each with one connection at a time (default 8)
   --until-file PATH   end as soon as this file exists
   --retry-stale       repeat a request once when a kept connection was dead before the first byte of an answer
@@ -71,7 +72,10 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Option<(Options, boo
                 mode = match value()?.as_str() {
                     "new" => Mode::New,
                     "keepalive" => Mode::KeepAlive,
-                    other => return Err(format!("--mode {other}: not new or keepalive")),
+                    "http2" => Mode::Http2,
+                    "websocket" => Mode::WebSocket,
+                    "udp" => Mode::Udp,
+                    other => return Err(format!("--mode {other}: not new, keepalive, http2, websocket or udp")),
                 }
             }
             other => return Err(format!("{other}: no such option")),

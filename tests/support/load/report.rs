@@ -13,6 +13,8 @@ pub struct Report {
     successes: Vec<(u64, u32)>,
     /// Failed requests, by kind.
     failures: BTreeMap<Failure, u64>,
+    /// When a failed request began and ended, after the start of the run.
+    pub failed_at: Vec<(Duration, Duration, Failure)>,
     /// Good answers, by the version in the body.
     versions: BTreeMap<String, u64>,
     /// Connections that were opened.
@@ -38,9 +40,16 @@ impl Report {
         *self.failures.entry(failure).or_default() += 1;
     }
 
+    /// The same, with the moments when the request began and ended.
+    pub fn failure_at(&mut self, failure: Failure, (began, ended): (Duration, Duration)) {
+        self.failure(failure);
+        self.failed_at.push((began, ended, failure));
+    }
+
     /// Adds another worker's counts.
     pub fn merge(&mut self, other: Self) {
         self.successes.extend(other.successes);
+        self.failed_at.extend(other.failed_at);
         for (failure, count) in other.failures {
             *self.failures.entry(failure).or_default() += count;
         }
