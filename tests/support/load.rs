@@ -75,7 +75,9 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Option<(Options, boo
                     "http2" => Mode::Http2,
                     "websocket" => Mode::WebSocket,
                     "udp" => Mode::Udp,
-                    other => return Err(format!("--mode {other}: not new, keepalive, http2, websocket or udp")),
+                    other => {
+                        return Err(format!("--mode {other}: not new, keepalive, http2, websocket or udp"));
+                    }
                 }
             }
             other => return Err(format!("{other}: no such option")),

@@ -145,7 +145,9 @@ impl<'a> Worker<'a> {
         };
         match self.exchange(connection) {
             // Told by the server, a client needs no setting to ask again.
-            Err(Broken { stale: true, failure }) if self.options.retry_stale || failure == Failure::GoingAway => {
+            Err(Broken { stale: true, failure })
+                if self.options.retry_stale || failure == Failure::GoingAway =>
+            {
                 self.report.retries += 1;
                 let fresh = self.open()?;
                 self.exchange(fresh).map_err(|broken| broken.failure)

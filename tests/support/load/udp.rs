@@ -46,7 +46,11 @@ impl Udp {
             let length = self.socket.recv(&mut buffer).map_err(kind)?;
             let text = String::from_utf8_lossy(buffer.get(..length).unwrap_or_default()).into_owned();
             // The echo of an earlier one that came too late was counted as lost.
-            if text.split_once(' ').and_then(|(_, rest)| rest.split_once(' ')).is_some_and(|(_, echo)| echo == message) {
+            if text
+                .split_once(' ')
+                .and_then(|(_, rest)| rest.split_once(' '))
+                .is_some_and(|(_, echo)| echo == message)
+            {
                 return Ok(Answer { version: version_in(&text), close: false });
             }
         }
