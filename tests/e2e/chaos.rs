@@ -24,9 +24,6 @@ use host::Host;
 const SWAPS: u64 = 8;
 const SEED: u64 = 5;
 
-/// From a commit on, in which a fault begins: pull, start, probes, switch, bake, drain and the end of the old one.
-const SPAN: Duration = Duration::from_millis(3500);
-
 fn number(name: &str, default: u64) -> u64 {
     std::env::var(name).map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name}={text}")))
 }
@@ -40,11 +37,11 @@ fn swaps_in_chaos_lose_no_request() {
     let clients = clients::Clients::begin(&host);
     for swap in 1..=swaps {
         let mut faults: Vec<(Duration, Fault)> =
-            (0..dice.below(4)).map(|_| (dice.span(SPAN), Fault::any(&mut dice))).collect();
+            (0..dice.below(4)).map(|_| (Fault::moment(&mut dice), Fault::any(&mut dice))).collect();
         faults.sort_by_key(|(at, _)| *at);
         let before = host.serving();
-        let begun = Instant::now();
         let commit = host.commit(&format!("{swap}"));
+        let begun = Instant::now();
         let mut done = Vec::new();
         for (at, fault) in faults {
             host.wait_until(begun + at);

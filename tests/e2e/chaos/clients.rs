@@ -40,6 +40,7 @@ impl Clients {
                 duration: Duration::from_secs(24 * 3600),
                 until_file: Some(stop.clone()),
                 retry_stale: false,
+                max_age: None,
                 timeout: Duration::from_secs(5),
             };
             std::thread::spawn(move || {

@@ -9,6 +9,11 @@ use nix::unistd::Pid;
 use super::dice::Dice;
 use super::host::Host;
 
+/// Most commits are switched to within this, on a machine with nothing else to do.
+const BEFORE_SWITCH: Duration = Duration::from_millis(900);
+/// Pull, start, probes, switch, bake, drain and the end of the old one.
+const WHOLE: Duration = Duration::from_millis(3500);
+
 /// One thing that goes wrong, and for how long where it comes back.
 #[derive(Debug, Clone, Copy)]
 pub enum Fault {
@@ -30,16 +35,22 @@ pub enum Fault {
 
 impl Fault {
     pub fn any(dice: &mut Dice) -> Self {
-        let pause = dice.span(Duration::from_secs(2));
-        match dice.below(9) {
-            0..=2 => Self::Agent(pause),
-            3 => Self::Shim,
-            4 => Self::Green,
-            5 => Self::Flush,
-            6 => Self::Registry(pause),
-            7 => Self::Git(pause),
+        let pause = dice.span(Duration::from_millis(1500));
+        match dice.below(10) {
+            0..=1 => Self::Agent(pause),
+            2..=3 => Self::Shim,
+            4..=5 => Self::Green,
+            6 => Self::Flush,
+            7 => Self::Registry(pause),
+            8 => Self::Git(pause),
             _ => Self::Commit,
         }
+    }
+
+    /// When, after the commit: as often before the switch as after it.
+    pub fn moment(dice: &mut Dice) -> Duration {
+        let span = if dice.below(2) == 0 { BEFORE_SWITCH } else { WHOLE };
+        dice.span(span)
     }
 
     pub fn name(self) -> &'static str {

@@ -38,7 +38,9 @@ pub fn serve(app: &App, mut stream: TcpStream) -> io::Result<After> {
             return Ok(After::WebSocket(stream));
         }
         let body = app.answer();
-        let wanted = header(&head, "connection").is_some_and(|value| value.eq_ignore_ascii_case("close"));
+        // HTTP/1.0 knows no connections that are kept.
+        let old = head.split("\r\n").next().is_some_and(|line| line.ends_with("HTTP/1.0"));
+        let wanted = old || header(&head, "connection").is_some_and(|value| value.eq_ignore_ascii_case("close"));
         // Asked after the work: whoever is told later learns it with the next answer.
         let close = wanted || !matches!(app.ending(), Ending::NotYet);
         let connection = if close { "close" } else { "keep-alive" };

@@ -50,6 +50,8 @@ pub struct Options {
     pub until_file: Option<PathBuf>,
     /// Sends a request once more when a kept connection turned out to be dead before the first byte of an answer.
     pub retry_stale: bool,
+    /// A kept connection that is older is not used again: what pools call a maximal life.
+    pub max_age: Option<Duration>,
     /// How long a connection attempt, and each wait for bytes, may take.
     pub timeout: Duration,
 }
@@ -89,12 +91,13 @@ struct Worker<'a> {
     index: u32,
     start: Instant,
     kept: Option<Kept>,
+    opened: Instant,
     report: Report,
 }
 
 impl<'a> Worker<'a> {
     fn new(options: &'a Options, index: u32, start: Instant) -> Self {
-        Self { options, index, start, kept: None, report: Report::default() }
+        Self { options, index, start, kept: None, opened: start, report: Report::default() }
     }
 
     fn run(mut self, stop: &AtomicBool) -> Report {
@@ -138,7 +141,8 @@ impl<'a> Worker<'a> {
     }
 
     fn attempt(&mut self) -> Result<Answer, Failure> {
-        let kept = self.kept.take().and_then(|mut kept| (!kept.is_closed()).then_some(kept));
+        let young = self.options.max_age.is_none_or(|age| self.opened.elapsed() < age);
+        let kept = self.kept.take().filter(|_| young).and_then(|mut kept| (!kept.is_closed()).then_some(kept));
         let connection = match kept {
             Some(connection) => connection,
             None => self.open()?,
@@ -158,6 +162,7 @@ impl<'a> Worker<'a> {
 
     fn open(&mut self) -> Result<Kept, Failure> {
         self.report.connections += 1;
+        self.opened = Instant::now();
         Kept::open(self.options)
     }
 
