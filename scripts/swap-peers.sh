@@ -42,8 +42,10 @@ peers_close() {
 
 # peer_swaps PEER APP
 peer_swaps() {
-  local peer=$1 app=$2 i begun
+  local peer=$1 app=$2 i started
   step "$peer: $swaps swaps of a program that is: $app"
+  # What the one before had does not lead to where nobody is any more.
+  conntrack -F >>"$lab/commands.log" 2>&1
   "${peer}_begin" "$app" >>"$lab/commands.log" 2>&1
   answers 0
   clients_begin "$app"
@@ -51,13 +53,13 @@ peer_swaps() {
   client 'kept, retries' outside "http://$host4/" --mode keepalive --retry-stale
   client 'kept, does not retry' outside "http://$host4/" --mode keepalive
   sleep 1
-  begun=$SECONDS
+  started=$SECONDS
   for i in $(seq 1 "$swaps"); do
     "${peer}_swap" "$app" "$i" >>"$lab/commands.log" 2>&1 || fail "$peer: swap $i"
     answers "$i"
     sleep 1
   done
-  say "    $swaps swaps in $((SECONDS - begun)) s"
+  say "    $swaps swaps in $((SECONDS - started)) s"
   clients_end "$peer" "$app"
   "${peer}_end" >>"$lab/commands.log" 2>&1 || true
 }
