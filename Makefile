@@ -9,7 +9,7 @@ TARGET_DIR := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
 BIN := $(TARGET_DIR)/release/gitopsd
 
 .DEFAULT_GOAL := build
-.PHONY: help build demo lint test test-all test-boot bench audit install clean
+.PHONY: help build demo lint test test-all test-boot bench bench-swap bench-path chaos audit install clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -45,6 +45,15 @@ bench: ## swap, start, pull and idle numbers on this machine, beside the peers (
 	scripts/bench-engine
 	scripts/bench-pull
 	scripts/bench-unpack
+
+bench-swap: ## swaps under load: ten kinds of clients, six kinds of programs, and the peers (root; about twenty minutes)
+	scripts/bench-swap
+
+bench-path: ## throughput and latency through the rules, beside the peers (root)
+	scripts/bench-path
+
+chaos: ## 100 swaps while things go wrong, by a seed (root; about ten minutes)
+	scripts/chaos
 
 audit: ## known vulnerabilities of dependencies (needs cargo-deny and the network)
 	$(CARGO) deny --locked check advisories

@@ -89,19 +89,24 @@ end_process() {
   wait "$pid" 2>/dev/null || true
 }
 
-# Builds what the scripts run, unless GITOPSD_BIN and LOAD_BIN name it. The load generator needs only the standard library.
+# build_tool NAME: compiles tests/support/NAME.rs, unless that has been done since it was changed; prints the program.
+build_tool() {
+  local program=${CARGO_TARGET_DIR:-$root/target}/tools/$1
+  if [ ! -x "$program" ] || [ -n "$(find "$root/tests/support/$1" "$root/tests/support/$1.rs" -newer "$program")" ]; then
+    mkdir -p "${program%/*}"
+    (cd "$root" && rustc --edition 2024 -O -A dead_code -C target-feature=+crt-static -C strip=symbols -o "$program" "tests/support/$1.rs" >&2)
+  fi
+  printf '%s\n' "$program"
+}
+
+# Builds what the scripts run, unless GITOPSD_BIN and LOAD_BIN name it. The load generator needs only the standard library, and is
+# static, so that a container needs nothing else.
 build_programs() {
   if [ -z "${GITOPSD_BIN:-}" ]; then
     (cd "$root" && cargo build --release --locked)
     GITOPSD_BIN=${CARGO_TARGET_DIR:-$root/target}/release/gitopsd
   fi
-  if [ -z "${LOAD_BIN:-}" ]; then
-    LOAD_BIN=${CARGO_TARGET_DIR:-$root/target}/load
-    mkdir -p "$(dirname "$LOAD_BIN")"
-    if [ ! -x "$LOAD_BIN" ] || [ -n "$(find "$root"/tests/support/load* -newer "$LOAD_BIN")" ]; then
-      (cd "$root" && rustc --edition 2024 -O -A dead_code -o "$LOAD_BIN" tests/support/load.rs)
-    fi
-  fi
+  LOAD_BIN=${LOAD_BIN:-$(build_tool load)}
   [ -x "$GITOPSD_BIN" ] || { echo "$GITOPSD_BIN: no such program" >&2; exit 1; }
   GITOPSD_BIN=$(realpath "$GITOPSD_BIN")
   LOAD_BIN=$(realpath "$LOAD_BIN")

@@ -43,16 +43,40 @@ pub fn build_with(dir: &Path, version: &str, kind: Kind, more: usize) -> PathBuf
             "trap 'exit 0' TERM; echo serving; httpd -f -p 8080 -h /www & wait".to_owned()
         }
     };
+    finish(&layout, &[base, page], &["/bin/sh", "-c", &serve]);
+    layout
+}
+
+/// The same of one static program, which finds its version in the file `/version`.
+pub fn build_program(dir: &Path, version: &str, program: &Path, command: &[&str]) -> PathBuf {
+    let layout = dir.join(format!("image-{version}"));
+    let blobs = layout.join("blobs/sha256");
+    fs::create_dir_all(&blobs).unwrap();
+    let mut tar = tar::Builder::new(Vec::new());
+    entry(&mut tar, "app", tar::EntryType::Regular, 0o755, &fs::read(program).unwrap());
+    let base = layer(&blobs, &tar.into_inner().unwrap());
+    let mut tar = tar::Builder::new(Vec::new());
+    entry(&mut tar, "version", tar::EntryType::Regular, 0o644, version.as_bytes());
+    let page = layer(&blobs, &tar.into_inner().unwrap());
+    finish(&layout, &[base, page], command);
+    layout
+}
+
+/// Writes what makes layers an image.
+fn finish(layout: &Path, layers: &[Layer], command: &[&str]) {
+    let blobs = layout.join("blobs/sha256");
+    let diff_ids: Vec<&str> = layers.iter().map(|layer| layer.diff_id.as_str()).collect();
+    let descriptors: Vec<&Value> = layers.iter().map(|layer| &layer.descriptor).collect();
     let config = json!({
         "architecture": "amd64", "os": "linux",
-        "config": { "Env": ["PATH=/bin"], "Cmd": ["/bin/sh", "-c", serve], "WorkingDir": "/" },
-        "rootfs": { "type": "layers", "diff_ids": [base.diff_id, page.diff_id] },
+        "config": { "Env": ["PATH=/bin"], "Cmd": command, "WorkingDir": "/" },
+        "rootfs": { "type": "layers", "diff_ids": diff_ids },
     });
     let config = blob(&blobs, config.to_string().as_bytes());
     let manifest = json!({
         "schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
         "config": { "mediaType": "application/vnd.oci.image.config.v1+json", "digest": config.0, "size": config.1 },
-        "layers": [base.descriptor, page.descriptor],
+        "layers": descriptors,
     });
     let manifest = blob(&blobs, manifest.to_string().as_bytes());
     let index = json!({
@@ -64,7 +88,6 @@ pub fn build_with(dir: &Path, version: &str, kind: Kind, more: usize) -> PathBuf
     });
     fs::write(layout.join("index.json"), index.to_string()).unwrap();
     fs::write(layout.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
-    layout
 }
 
 /// Pushes a layout's image.

@@ -1,4 +1,4 @@
-//! `load`: sends HTTP requests at a fixed rate and reports what failed, how long answers took and which version gave them.
+//! `load`: sends requests at a fixed rate and reports what failed, how long answers took and which version gave them.
 //!
 //! `cargo run --example load -- --url http://127.0.0.1:8080/ --rate 1000 --seconds 10 --mode new --json`
 
@@ -19,10 +19,12 @@ usage: load --url http://HOST[:PORT]/PATH [options]
 
   --rate N            requests a second, all together (default 100)
   --seconds N         how long at most (default 10)
-  --mode new|keepalive    a new connection for each request, or kept ones (default new)
+  --mode new|keepalive|http2|websocket|udp    a new connection for each request (default), or kept ones that speak this;
+                      websocket and udp: a message and its echo
   --connections N     workers, each with one connection at a time (default 8)
   --until-file PATH   end as soon as this file exists
   --retry-stale       repeat a request once when a kept connection was dead before the first byte of an answer
+  --max-age SECONDS   a kept connection that is older is not used again
   --timeout SECONDS   for a connection attempt and for each wait (default 5)
   --json              one JSON object instead of text
 
@@ -55,6 +57,7 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Option<(Options, boo
     let mut url = None;
     let (mut rate, mut seconds, mut workers, mut timeout) = (100, 10.0, 8, 5.0);
     let (mut mode, mut until_file, mut retry_stale, mut json) = (Mode::New, None, false, false);
+    let mut max_age = None;
     while let Some(word) = words.next() {
         let mut value = || words.next().ok_or_else(|| format!("{word} needs a value"));
         match word.as_str() {
@@ -62,6 +65,7 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Option<(Options, boo
             "--rate" => rate = number(&word, &value()?)?,
             "--seconds" => seconds = number(&word, &value()?)?,
             "--connections" => workers = number(&word, &value()?)?,
+            "--max-age" => max_age = Some(duration(&word, number(&word, &value()?)?)?),
             "--timeout" => timeout = number(&word, &value()?)?,
             "--until-file" => until_file = Some(value()?.into()),
             "--retry-stale" => retry_stale = true,
@@ -71,7 +75,12 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Option<(Options, boo
                 mode = match value()?.as_str() {
                     "new" => Mode::New,
                     "keepalive" => Mode::KeepAlive,
-                    other => return Err(format!("--mode {other}: not new or keepalive")),
+                    "http2" => Mode::Http2,
+                    "websocket" => Mode::WebSocket,
+                    "udp" => Mode::Udp,
+                    other => {
+                        return Err(format!("--mode {other}: not new, keepalive, http2, websocket or udp"));
+                    }
                 }
             }
             other => return Err(format!("{other}: no such option")),
@@ -88,6 +97,7 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Option<(Options, boo
         duration: duration("--seconds", seconds)?,
         until_file,
         retry_stale,
+        max_age,
         timeout: duration("--timeout", timeout)?,
     };
     Ok(Some((options, json)))

@@ -34,6 +34,23 @@ impl Target {
     }
 }
 
+impl Target {
+    /// Where it is.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Host and port as the URL has them.
+    pub fn host(&self) -> &str {
+        &self.host
+    }
+
+    /// From the first slash on.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+}
+
 /// Why a request has no good answer. The names are those of the report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Failure {
@@ -53,6 +70,8 @@ pub enum Failure {
     Status(u16),
     /// The answer is not HTTP, or not of a kind that this client reads.
     Malformed,
+    /// The peer said that it is going away, before it looked at this.
+    GoingAway,
     /// Any other error of the socket.
     Other,
 }
@@ -69,6 +88,7 @@ impl Failure {
             Self::Timeout => "timeout".to_owned(),
             Self::Status(code) => format!("status-{code}"),
             Self::Malformed => "malformed".to_owned(),
+            Self::GoingAway => "going-away".to_owned(),
             Self::Other => "other".to_owned(),
         }
     }
@@ -81,7 +101,8 @@ impl Failure {
         }
     }
 
-    fn transfer(error: &std::io::Error) -> Self {
+    /// Of an error of an open connection.
+    pub fn transfer(error: &std::io::Error) -> Self {
         match error.kind() {
             ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted | ErrorKind::BrokenPipe => Self::Reset,
             ErrorKind::UnexpectedEof => Self::Closed,
@@ -193,7 +214,13 @@ impl Connection {
         Ok(Answer { version: version_in(&body), close: head.close || head.length.is_none() })
     }
 
-    fn read_more(&mut self, bytes: &mut Vec<u8>) -> Result<usize, Failure> {
+    /// The bytes themselves.
+    pub fn stream(&mut self) -> &mut TcpStream {
+        &mut self.stream
+    }
+
+    /// Waits for more; how many came, 0 at the end.
+    pub fn read_more(&mut self, bytes: &mut Vec<u8>) -> Result<usize, Failure> {
         if bytes.len() > MAX_ANSWER {
             return Err(Failure::Malformed);
         }
@@ -239,7 +266,7 @@ impl Head {
 }
 
 /// The word after `version ` in a body.
-fn version_in(body: &str) -> String {
+pub fn version_in(body: &str) -> String {
     let after = body.split_once("version ").map_or("", |(_, after)| after);
     after.split_whitespace().next().unwrap_or_default().to_owned()
 }

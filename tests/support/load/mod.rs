@@ -1,4 +1,4 @@
-//! Load on an HTTP server, with a count of everything that went wrong: what the demo, the swap tests and the benchmarks
+//! Load on a server, with a count of everything that went wrong: what the demo, the swap tests and the benchmarks
 //! measure with. Standard library only, so that a test can take it in with `#[path]` or run it as a program.
 //!
 //! Requests follow a fixed schedule that does not wait for slow answers of other workers. Latency is the time from the
@@ -6,7 +6,10 @@
 //! itself was is reported beside it.
 
 pub mod client;
+mod http2;
 pub mod report;
+mod udp;
+mod websocket;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,6 +25,12 @@ pub enum Mode {
     New,
     /// A few connections that are kept until the server wants them closed.
     KeepAlive,
+    /// The same in HTTP/2, by prior knowledge.
+    Http2,
+    /// WebSockets that are kept, a message and its echo at a time.
+    WebSocket,
+    /// A few sockets that are kept, a datagram and its echo at a time.
+    Udp,
 }
 
 /// What to do.
@@ -41,6 +50,8 @@ pub struct Options {
     pub until_file: Option<PathBuf>,
     /// Sends a request once more when a kept connection turned out to be dead before the first byte of an answer.
     pub retry_stale: bool,
+    /// A kept connection that is older is not used again: what pools call a maximal life.
+    pub max_age: Option<Duration>,
     /// How long a connection attempt, and each wait for bytes, may take.
     pub timeout: Duration,
 }
@@ -79,13 +90,14 @@ struct Worker<'a> {
     options: &'a Options,
     index: u32,
     start: Instant,
-    kept: Option<Connection>,
+    kept: Option<Kept>,
+    opened: Instant,
     report: Report,
 }
 
 impl<'a> Worker<'a> {
     fn new(options: &'a Options, index: u32, start: Instant) -> Self {
-        Self { options, index, start, kept: None, report: Report::default() }
+        Self { options, index, start, kept: None, opened: start, report: Report::default() }
     }
 
     fn run(mut self, stop: &AtomicBool) -> Report {
@@ -121,18 +133,25 @@ impl<'a> Worker<'a> {
         let began = Instant::now();
         match self.attempt() {
             Ok(answer) => self.report.success(self.start.elapsed(), began.elapsed(), answer.version),
-            Err(failure) => self.report.failure(failure),
+            Err(failure) => {
+                let span = (began.saturating_duration_since(self.start), self.start.elapsed());
+                self.report.failure_at(failure, span);
+            }
         }
     }
 
     fn attempt(&mut self) -> Result<Answer, Failure> {
-        let kept = self.kept.take().filter(|connection| !connection.is_closed());
+        let young = self.options.max_age.is_none_or(|age| self.opened.elapsed() < age);
+        let kept = self.kept.take().filter(|_| young).and_then(|mut kept| (!kept.is_closed()).then_some(kept));
         let connection = match kept {
             Some(connection) => connection,
             None => self.open()?,
         };
         match self.exchange(connection) {
-            Err(Broken { stale: true, .. }) if self.options.retry_stale => {
+            // Told by the server, a client needs no setting to ask again.
+            Err(Broken { stale: true, failure })
+                if self.options.retry_stale || failure == Failure::GoingAway =>
+            {
                 self.report.retries += 1;
                 let fresh = self.open()?;
                 self.exchange(fresh).map_err(|broken| broken.failure)
@@ -141,17 +160,56 @@ impl<'a> Worker<'a> {
         }
     }
 
-    fn open(&mut self) -> Result<Connection, Failure> {
+    fn open(&mut self) -> Result<Kept, Failure> {
         self.report.connections += 1;
-        Connection::open(&self.options.target, self.options.timeout)
+        self.opened = Instant::now();
+        Kept::open(self.options)
     }
 
-    fn exchange(&mut self, mut connection: Connection) -> Result<Answer, Broken> {
-        let keep = self.options.mode == Mode::KeepAlive;
-        let answer = connection.get(&self.options.target, keep)?;
-        if keep && !answer.close {
+    fn exchange(&mut self, mut connection: Kept) -> Result<Answer, Broken> {
+        let answer = connection.exchange(self.options)?;
+        if self.options.mode != Mode::New && !answer.close {
             self.kept = Some(connection);
         }
         Ok(answer)
+    }
+}
+
+/// What a worker asks through.
+enum Kept {
+    Http(Connection),
+    Http2(http2::Http2),
+    WebSocket(websocket::WebSocket),
+    Udp(udp::Udp),
+}
+
+impl Kept {
+    fn open(options: &Options) -> Result<Self, Failure> {
+        let connect = || Connection::open(&options.target, options.timeout);
+        Ok(match options.mode {
+            Mode::New | Mode::KeepAlive => Self::Http(connect()?),
+            Mode::Http2 => Self::Http2(http2::Http2::open(connect()?)?),
+            Mode::WebSocket => Self::WebSocket(websocket::WebSocket::open(connect()?, &options.target)?),
+            Mode::Udp => Self::Udp(udp::Udp::open(&options.target, options.timeout)?),
+        })
+    }
+
+    /// Whether it cannot be used again: a good client looks before it does.
+    fn is_closed(&mut self) -> bool {
+        match self {
+            Self::Http(connection) => connection.is_closed(),
+            Self::Http2(connection) => connection.is_closed(),
+            Self::WebSocket(socket) => socket.is_closed(),
+            Self::Udp(_) => false,
+        }
+    }
+
+    fn exchange(&mut self, options: &Options) -> Result<Answer, Broken> {
+        match self {
+            Self::Http(connection) => connection.get(&options.target, options.mode != Mode::New),
+            Self::Http2(connection) => connection.get(&options.target),
+            Self::WebSocket(socket) => socket.ask(),
+            Self::Udp(socket) => socket.ask(),
+        }
     }
 }

@@ -6,6 +6,9 @@ use std::time::Duration;
 
 use super::client::Failure;
 
+/// Failed requests whose moments are told.
+const SHOWN: usize = 100;
+
 /// The counts of one worker, or of all of them added up.
 #[derive(Debug, Default, Clone)]
 pub struct Report {
@@ -13,6 +16,8 @@ pub struct Report {
     successes: Vec<(u64, u32)>,
     /// Failed requests, by kind.
     failures: BTreeMap<Failure, u64>,
+    /// When a failed request began and ended, after the start of the run.
+    pub failed_at: Vec<(Duration, Duration, Failure)>,
     /// Good answers, by the version in the body.
     versions: BTreeMap<String, u64>,
     /// Connections that were opened.
@@ -38,9 +43,16 @@ impl Report {
         *self.failures.entry(failure).or_default() += 1;
     }
 
+    /// The same, with the moments when the request began and ended.
+    pub fn failure_at(&mut self, failure: Failure, (began, ended): (Duration, Duration)) {
+        self.failure(failure);
+        self.failed_at.push((began, ended, failure));
+    }
+
     /// Adds another worker's counts.
     pub fn merge(&mut self, other: Self) {
         self.successes.extend(other.successes);
+        self.failed_at.extend(other.failed_at);
         for (failure, count) in other.failures {
             *self.failures.entry(failure).or_default() += count;
         }
@@ -93,13 +105,21 @@ impl Report {
         Duration::from_micros(gaps.max().unwrap_or_default())
     }
 
+    /// When the first failed requests began, in milliseconds after the start of the run.
+    fn first_failures(&self) -> Vec<u128> {
+        let mut all: Vec<u128> = self.failed_at.iter().map(|(began, ..)| began.as_millis()).collect();
+        all.sort_unstable();
+        all.truncate(SHOWN);
+        all
+    }
+
     /// One JSON object on one line; times in milliseconds.
     pub fn to_json(&self) -> String {
         let failures = self.failures.iter().map(|(kind, count)| (kind.name(), *count));
         let versions = self.versions.iter().map(|(version, count)| (version.clone(), *count));
         format!(
             "{{\"requests\":{},\"failed\":{},\"failures\":{},\"versions\":{},\"connections\":{},\"retries\":{},\
-             \"p50_ms\":{:.3},\"p99_ms\":{:.3},\"max_ms\":{:.3},\"longest_gap_ms\":{:.3},\"behind_ms\":{:.3},\
+             \"failed_at_ms\":{:?},\"p50_ms\":{:.3},\"p99_ms\":{:.3},\"max_ms\":{:.3},\"longest_gap_ms\":{:.3},\"behind_ms\":{:.3},\
              \"seconds\":{:.3}}}",
             self.requests(),
             self.failed(),
@@ -107,6 +127,7 @@ impl Report {
             json_counts(versions),
             self.connections,
             self.retries,
+            self.first_failures(),
             millis(self.percentile(50)),
             millis(self.percentile(99)),
             millis(self.percentile(100)),

@@ -51,6 +51,7 @@ fn options(url: &str, mode: Mode) -> Options {
         duration: Duration::from_millis(500),
         until_file: None,
         retry_stale: false,
+        max_age: None,
         timeout: Duration::from_secs(2),
     }
 }
