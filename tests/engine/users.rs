@@ -108,7 +108,7 @@ fn commands_and_the_stop_are_as_without() {
     }
     let command = ["sh", "-c", "id -u; id -G; hostname; cat /proc/self/uid_map; ls /sys/class/net; exit 3"]
         .map(str::to_owned);
-    let done = engine.exec(&one.id, &command, Duration::from_secs(9)).unwrap();
+    let done = engine.exec(&one.id, &command, Duration::from_secs(60)).unwrap();
     let words: Vec<&str> = done.output.split_whitespace().collect();
     assert_eq!(words, ["1000", "1001", "1002", "shop", "0", &FIRST.to_string(), "65536", "lo"]);
     assert_eq!(done.code, Some(3));
@@ -118,7 +118,7 @@ fn commands_and_the_stop_are_as_without() {
     root.spec.user = Some("root".into());
     engine.start(&root).unwrap();
     let command = ["sh", "-c", script].map(str::to_owned);
-    let seen = engine.exec(&root.id, &command, Duration::from_secs(9)).unwrap().output;
+    let seen = engine.exec(&root.id, &command, Duration::from_secs(60)).unwrap().output;
     for line in [
         "CapEff:\t00000000800405fb",
         "CapBnd:\t00000000800405fb",
