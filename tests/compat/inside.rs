@@ -26,7 +26,10 @@ fn disk() -> std::path::PathBuf {
         })
         .collect();
     disks.sort();
-    let real = |path: &&std::path::PathBuf| !path.to_string_lossy().contains("loop");
+    let real = |path: &&std::path::PathBuf| {
+        let name = path.file_name().unwrap().to_string_lossy();
+        !name.starts_with("loop") && !name.starts_with("sr")
+    };
     disks.iter().find(real).or(disks.first()).expect("a block device in /dev").clone()
 }
 

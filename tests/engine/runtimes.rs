@@ -11,6 +11,8 @@ const BUILT_IN_ONLY: &[&str] = &[
     "root_inside_is_nobody_outside",
     "commands_and_the_stop_are_as_without",
     "other_keys_go_with_it",
+    "a_user_namespace_on_a_disk",
+    "a_state_directory_behind_a_link",
     // 32-bit programs: a runtime's filter knows the machine's own calls alone.
     "programs_of_32_bits_run_and_are_filtered_too",
     // They execute this program in the container; a runtime would execute itself, and has its own guard.
