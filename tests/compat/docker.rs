@@ -36,7 +36,7 @@ impl Docker {
             .spawn()
             .expect("dockerd is needed: package docker.io");
         let mut docker = Self { dir: dir.to_owned(), process };
-        let end = Instant::now() + Duration::from_secs(60);
+        let end = Instant::now() + 2 * crate::containers::patience();
         while !docker.command().arg("version").output().is_ok_and(|done| done.status.success()) {
             let died = docker.process.try_wait().unwrap();
             let log = || fs::read_to_string(dir.join("log")).unwrap_or_default();

@@ -32,6 +32,8 @@ for name in CapInh CapPrm CapEff CapBnd CapAmb NoNewPrivs Seccomp SigIgn SigBlk;
     *) say "signals $name = $value" ;;
   esac
 done
+# Of another kind where the kernel has no AppArmor: nothing to read.
+profile=$($b cat /proc/self/attr/apparmor/current) && say "filter apparmor = $profile"
 $b sed 1d /proc/$$/limits | $b cut -c 1-67 | $b sed -E 's/ +([^ ]+) +([^ ]+) *$/ = \1 \2/' | while read -r line; do
   say "limits $line"
 done

@@ -106,7 +106,7 @@ impl World {
 
     fn output(&self, command: &[&str]) -> String {
         let command: Vec<String> = command.iter().map(ToString::to_string).collect();
-        let done = self.rig.engine.exec(&self.id, &command, Duration::from_secs(20)).unwrap();
+        let done = self.rig.engine.exec(&self.id, &command, Duration::from_secs(60)).unwrap();
         done.output.trim_end().to_owned()
     }
 

@@ -29,7 +29,7 @@ fn commands_run_inside() {
     assert_eq!(done.output, "info /tmp shop 1000:1001 1002\nerr\n1\n");
     let command =
         ["grep", "-E", "^(CapBnd|NoNewPrivs|SigIgn|SigBlk)", "/proc/self/status"].map(str::to_owned);
-    let status = rig.engine.exec(&request.id, &command, Duration::from_secs(9)).unwrap();
+    let status = rig.engine.exec(&request.id, &command, Duration::from_secs(60)).unwrap();
     let expected =
         "SigBlk:\t0000000000000000\nSigIgn:\t0000000000000000\nCapBnd:\t00000000800405fb\nNoNewPrivs:\t1\n";
     assert_eq!(status.output, expected);
@@ -39,7 +39,7 @@ fn commands_run_inside() {
     let again =
         wait_for("four lines", || Some(rig.engine.log_tail(&first.id, 9)).filter(|lines| lines.len() == 4));
     let command = ["sh", "-c", limits].map(str::to_owned);
-    let second = rig.engine.exec(&first.id, &command, Duration::from_secs(9)).unwrap();
+    let second = rig.engine.exec(&first.id, &command, Duration::from_secs(60)).unwrap();
     assert_eq!(second.output.lines().collect::<Vec<_>>(), again);
     // In the same cgroups as the first process, so under the same limits.
     let groups = exec("diff /proc/self/cgroup /proc/1/cgroup", 9000).unwrap();
@@ -60,7 +60,7 @@ fn commands_run_inside() {
     let long = exec("seq 1 100000; echo end", 9000).unwrap().output;
     assert!(long.len() <= 4096 && long.ends_with("99999\n100000\nend\n"));
 
-    let error = rig.engine.exec(&request.id, &["/no/such".into()], Duration::from_secs(9)).unwrap_err();
+    let error = rig.engine.exec(&request.id, &["/no/such".into()], Duration::from_secs(60)).unwrap_err();
     assert!(error.to_refusal().message.contains("`/no/such` is not in the image"), "{}", error.to_refusal());
     rig.engine.stop(&request.id, Duration::from_millis(100)).unwrap();
     let error = exec("true", 1000).unwrap_err();

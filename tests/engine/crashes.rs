@@ -201,7 +201,7 @@ fn a_container_of_an_older_version_is_supervised_like_any_other() {
     wait_for("output through a new shim", || {
         (rig.engine.log_tail(&request.id, 1000).len() > ticks + 3).then_some(())
     });
-    let told = rig.engine.exec(&request.id, &["echo".into(), "in".into()], Duration::from_secs(10)).unwrap();
+    let told = rig.engine.exec(&request.id, &["echo".into(), "in".into()], Duration::from_secs(60)).unwrap();
     assert_eq!((told.code, told.output.as_str()), (Some(0), "in\n"));
     rig.engine.stop(&request.id, Duration::from_secs(10)).unwrap();
     assert_eq!(rig.engine.log_tail(&request.id, 1), ["bye"]);

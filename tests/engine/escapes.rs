@@ -49,7 +49,7 @@ fn the_hosts_binary_cannot_be_written_to() {
     rig.start(&request);
     let script = "busybox readlink /proc/1/exe; { echo x > /proc/1/exe; } 2>&1; echo done";
     let command = ["sh".into(), "-c".into(), script.into()];
-    let output = rig.engine.exec(&request.id, &command, Duration::from_secs(20)).unwrap().output;
+    let output = rig.engine.exec(&request.id, &command, Duration::from_secs(60)).unwrap().output;
     assert!(output.contains("gitopsd") && output.contains("Read-only file system"), "{output}");
     // The helper that executes commands seals itself as the shim does.
     let command = ["/command".into(), "--config".into(), "/never".into(), "status".into()];
@@ -62,7 +62,7 @@ fn the_hosts_binary_cannot_be_written_to() {
                esac
              done; done";
         let looking = ["sh".into(), "-c".into(), script.into()];
-        let output = rig.engine.exec(&request.id, &looking, Duration::from_secs(20)).unwrap().output;
+        let output = rig.engine.exec(&request.id, &looking, Duration::from_secs(60)).unwrap().output;
         assert!(output.contains("Read-only file system"), "{output}");
     });
 }
@@ -79,7 +79,7 @@ fn without_the_mount_the_write_is_refused_for_another_reason() {
     let engine = crate::containers::engine_with(rig.dir.path(), &rig.instance, &program);
     engine.start(&request).unwrap();
     let command = ["sh".into(), "-c".into(), "{ echo x > /proc/1/exe; } 2>&1".into()];
-    let output = engine.exec(&request.id, &command, Duration::from_secs(20)).unwrap().output;
+    let output = engine.exec(&request.id, &command, Duration::from_secs(60)).unwrap().output;
     assert!(output.contains("Text file busy"), "{output}");
 }
 
@@ -140,7 +140,7 @@ fn no_descriptor_of_the_host_is_a_working_directory() {
     let request = rig.script("shop.2", "sleep 100");
     rig.start(&request);
     let command = ["sh".into(), "-c".into(), "ls -l /proc/self/fd 2>/dev/null | grep -c -e '-> /'".into()];
-    let output = rig.engine.exec(&request.id, &command, Duration::from_secs(20)).unwrap();
+    let output = rig.engine.exec(&request.id, &command, Duration::from_secs(60)).unwrap();
     // Standard input is /dev/null; `ls` has its directory open.
     assert!(output.output.trim().parse::<u32>().is_ok_and(|count| count <= 2), "{}", output.output);
 }
@@ -166,10 +166,10 @@ fn a_working_directory_on_the_host_is_seen_and_nothing_is_executed() {
         rig.start(&request);
         let command = ["sh".into(), "-c".into(), format!("cat .{}", rig.path("secret").display())];
         weaken(&rig, "directory");
-        let error = rig.engine.exec(&request.id, &command, Duration::from_secs(20)).unwrap_err();
+        let error = rig.engine.exec(&request.id, &command, Duration::from_secs(60)).unwrap_err();
         assert!(error.to_refusal().message.contains(message), "{}", error.to_refusal());
         weaken(&rig, "directory unlooked");
-        let output = rig.engine.exec(&request.id, &command, Duration::from_secs(20)).unwrap().output;
+        let output = rig.engine.exec(&request.id, &command, Duration::from_secs(60)).unwrap().output;
         assert_eq!(output, "of the host");
     }
 }

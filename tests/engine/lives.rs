@@ -206,7 +206,7 @@ fn a_child_that_is_killed_for_memory_is_told_while_its_container_goes_on_and_at_
     let seen = rig.find(&request.id).unwrap();
     assert!(matches!(seen.state, ContainerState::Running { .. }), "{seen:?}");
     assert_eq!(seen.oom_kills, 1);
-    rig.engine.exec(&request.id, &["touch".into(), "/tmp/end".into()], Duration::from_secs(10)).unwrap();
+    rig.engine.exec(&request.id, &["touch".into(), "/tmp/end".into()], Duration::from_secs(60)).unwrap();
     let exit = rig.wait_exit(&request.id);
     assert_eq!((exit.code, exit.oom_killed), (Some(4), true));
     assert_eq!(

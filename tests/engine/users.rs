@@ -108,7 +108,7 @@ fn commands_and_the_stop_are_as_without() {
     }
     let command = ["sh", "-c", "id -u; id -G; hostname; cat /proc/self/uid_map; ls /sys/class/net; exit 3"]
         .map(str::to_owned);
-    let done = engine.exec(&one.id, &command, Duration::from_secs(9)).unwrap();
+    let done = engine.exec(&one.id, &command, Duration::from_secs(60)).unwrap();
     let words: Vec<&str> = done.output.split_whitespace().collect();
     assert_eq!(words, ["1000", "1001", "1002", "shop", "0", &FIRST.to_string(), "65536", "lo"]);
     assert_eq!(done.code, Some(3));
@@ -118,7 +118,7 @@ fn commands_and_the_stop_are_as_without() {
     root.spec.user = Some("root".into());
     engine.start(&root).unwrap();
     let command = ["sh", "-c", script].map(str::to_owned);
-    let seen = engine.exec(&root.id, &command, Duration::from_secs(9)).unwrap().output;
+    let seen = engine.exec(&root.id, &command, Duration::from_secs(60)).unwrap().output;
     for line in [
         "CapEff:\t00000000800405fb",
         "CapBnd:\t00000000800405fb",
@@ -245,4 +245,70 @@ fn what_cannot_be_had_is_told() {
     let message = result.unwrap_err().to_refusal().message;
     assert!(message.contains("mounted at /data") && message.contains("idmapped mounts"), "{message}");
     assert!(!rig.traces().iter().any(|trace| trace.starts_with("process")), "{:?}", rig.traces());
+}
+
+/// A disk that has turned read-only: what was written before is there, what is written now is not kept.
+#[test]
+fn a_user_namespace_on_a_disk_that_is_only_read() {
+    let rig = Rig::new();
+    let script = "cat /kept; id -u; echo more >> /kept && cat /kept; stat -c '%n %u:%g %a' / /kept; touch /new && echo wrote";
+    let mut one = request(&rig, "shop.1", "echo before > /kept");
+    run(&rig, &one);
+    one.spec.command = Some(vec!["sh".into(), "-c".into(), script.into()]);
+    let state = rig.path("state");
+    // Of all of it but the log, which has a file system of its own on most hosts that have this happen.
+    let containers = ReadOnly::make(state.join("containers"));
+    let log = run(&rig, &one);
+    let wanted = ["before", "0", "before", "more", "/ 0:0 755", "/kept 0:0 644", "wrote"];
+    assert!(log.ends_with(&wanted.map(str::to_owned)), "{log:?}");
+    let seen = || fs::read_to_string(state.join("containers/shop.1/upper/kept")).unwrap();
+    assert_eq!(seen(), "before\n");
+    drop(containers);
+    assert!(!state.join("containers/shop.1/upper/new").exists());
+    let log = run(&rig, &one);
+    assert!(log.ends_with(&wanted.map(str::to_owned)), "{log:?}");
+    assert_eq!(seen(), "before\nmore\n");
+    rig.engine.remove(&one.id).unwrap();
+    assert_eq!(rig.traces(), Vec::<String>::new());
+}
+
+/// A directory that nobody can write to, root included, as long as this value is there.
+struct ReadOnly(std::path::PathBuf);
+
+impl ReadOnly {
+    fn make(path: std::path::PathBuf) -> Self {
+        use nix::mount::{MsFlags, mount};
+        let none: Option<&str> = None;
+        let only_read = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
+        mount(Some(&path), &path, none, MsFlags::MS_BIND, none).unwrap();
+        mount(none, &path, none, only_read, none).unwrap();
+        Self(path)
+    }
+}
+
+impl Drop for ReadOnly {
+    fn drop(&mut self) {
+        nix::mount::umount2(&self.0, nix::mount::MntFlags::MNT_DETACH).unwrap();
+    }
+}
+
+/// The first of the places that are covered for such a container holds the state itself, behind a link.
+#[test]
+fn a_state_directory_behind_a_link_is_not_covered() {
+    let rig = Rig::new();
+    let real = tempfile::tempdir_in("/mnt").unwrap();
+    fs::remove_dir_all(rig.path("state")).unwrap();
+    std::os::unix::fs::symlink(real.path(), rig.path("state")).unwrap();
+    let mut one = request(&rig, "shop.1", "echo kept > /data/kept; echo up > /up; cat /up");
+    let data = VolumeMount::new(VolumeSource::Named("data".into()), "/data", false);
+    one.spec.volumes = vec![data];
+    for _ in 0..2 {
+        let log = run(&rig, &one);
+        assert_eq!(log.last().map(String::as_str), Some("up"), "{log:?}");
+    }
+    assert_eq!(fs::read_to_string(real.path().join("volumes/shop/data/kept")).unwrap(), "kept\n");
+    let owner = fs::metadata(real.path().join("containers/shop.1/upper/up")).unwrap().uid();
+    assert_eq!(owner, FIRST);
+    rig.engine.remove(&one.id).unwrap();
+    assert_eq!(rig.traces(), Vec::<String>::new());
 }

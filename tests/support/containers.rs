@@ -18,8 +18,11 @@ use gitopsd::types::{Digest, InstanceId, PinnedImage, Reason, ServiceSpec, Volum
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 
-/// Longest that anything here is waited for.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+/// Longest that anything here is waited for; longer by `GITOPSD_TEST_SLOW`, a factor, on a machine that is.
+pub fn patience() -> Duration {
+    let slow = std::env::var("GITOPSD_TEST_SLOW").ok().and_then(|factor| factor.parse().ok());
+    Duration::from_secs(30) * slow.unwrap_or(1)
+}
 
 /// Empty network namespaces, one a container, kept by a bind mount each.
 pub struct EmptyNamespaces {
@@ -299,7 +302,7 @@ pub fn bind(source: impl Into<std::path::PathBuf>, target: &str, read_only: bool
 
 /// Asks again and again until there is an answer.
 pub fn wait_for<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + patience();
     loop {
         if let Some(answer) = ask() {
             return answer;

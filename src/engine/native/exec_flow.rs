@@ -145,6 +145,9 @@ fn is_told_to_end(signals: &SignalFd) -> bool {
 mod tests {
     use std::io::{Read as _, Write as _};
 
+    use nix::sys::signal::{SigSet, Signal};
+    use nix::sys::signalfd::SfdFlags;
+
     use super::*;
 
     fn pipe() -> (File, File) {
@@ -188,5 +191,35 @@ mod tests {
         flow.step();
         flow.step();
         assert!(flow.lost() && flow.wants().is_none());
+    }
+
+    /// Blocked for this thread and sent to it alone, as tests run beside each other.
+    fn told(signals: &[Signal]) -> SignalFd {
+        let mut set = SigSet::empty();
+        for signal in [Signal::SIGWINCH, Signal::SIGTERM] {
+            set.add(signal);
+        }
+        set.thread_block().unwrap();
+        for signal in signals {
+            nix::sys::signal::raise(*signal).unwrap();
+        }
+        SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).unwrap()
+    }
+
+    #[test]
+    fn a_window_of_another_size_cuts_no_last_words_and_an_order_to_end_does() {
+        let ((read, mut input), (mut output, write)) = (pipe(), pipe());
+        input.write_all(&[b'x'; 20_000]).unwrap();
+        let mut flow = Flow::new(read, write);
+        assert!(flow.drain(&told(&[Signal::SIGWINCH])), "a size is no order to end");
+        drop(flow);
+        let mut found = Vec::new();
+        output.read_to_end(&mut found).unwrap();
+        assert_eq!(found.len(), 20_000, "all that the command had written, though its side is still open");
+
+        let ((read, mut input), (_output, write)) = (pipe(), pipe());
+        input.write_all(b"x").unwrap();
+        let signals = told(&[Signal::SIGWINCH, Signal::SIGTERM]);
+        assert!(!Flow::new(read, write).drain(&signals));
     }
 }

@@ -6,6 +6,7 @@ use std::io::{self, Write as _};
 use std::path::Path;
 
 use nix::fcntl::OFlag;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::exec_session::Session;
 use super::in_root;
@@ -66,20 +67,30 @@ pub(super) fn describe(
         let own = process["env"].as_array().into_iter().flatten().filter_map(|entry| entry.as_str());
         process["env"] = merged(own, &env).into();
     }
-    // The agent of today may be allowed fewer open files than the one that started the container.
-    let hard = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum.unwrap_or(u64::MAX);
     for limit in process["rlimits"].as_array_mut().into_iter().flatten() {
         if limit["type"] != "RLIMIT_NOFILE" {
             continue;
         }
+        let most = open_files(limit["hard"].as_u64().unwrap_or(0));
         for kind in ["soft", "hard"] {
-            limit[kind] = limit[kind].as_u64().unwrap_or(hard).min(hard).into();
+            limit[kind] = limit[kind].as_u64().unwrap_or(most).min(most).into();
         }
     }
     let id = |name: &str| process["user"][name].as_u64().and_then(|id| u32::try_from(id).ok()).unwrap_or(0);
     let outside = |id: u32| launch.first_id.map_or(id, |first| outside(first, id));
     let (uid, gid) = (outside(id("uid")), outside(id("gid")));
     Ok(Process { oci: process, uid, gid })
+}
+
+/// The most open files that this process can give: as many as the container has, where it may be allowed fewer (an agent's
+/// unit, a person's session) and has the right to change that. Source: getrlimit(2), "CAP_SYS_RESOURCE".
+fn open_files(wanted: u64) -> u64 {
+    let own = getrlimit(Resource::Nofile);
+    let hard = own.maximum.unwrap_or(u64::MAX);
+    if hard >= wanted || setrlimit(Resource::Nofile, Rlimit { maximum: Some(wanted), ..own }).is_err() {
+        return hard;
+    }
+    wanted
 }
 
 impl Process {

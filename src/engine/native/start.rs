@@ -124,23 +124,28 @@ pub(super) fn attach(
 /// Without a unit nothing filters devices on cgroup v2, as the runtime has no filter of its own there: what relies on one
 /// is refused. The standard devices need none, as no other can be made or opened.
 fn check_devices(launch: &Launch) -> Result<(), EngineError> {
-    let options = &launch.options;
     // Runtimes of the host bring a filter.
-    if options.privileged == Some(true) || launch.runtime.is_some() {
-        return Ok(());
+    let what = if launch.runtime.is_some() { None } else { needs_filter(&launch.options) };
+    what.map_or(Ok(()), |what| {
+        let message = format!(
+            "{}: {what} takes systemd on this host: cgroup v2 has no list of devices itself",
+            launch.id
+        );
+        Err(EngineError::plain(Reason::StartFailed, message))
+    })
+}
+
+/// What of a service holds by a filter of devices alone.
+fn needs_filter(options: &Options) -> Option<String> {
+    if options.privileged == Some(true) {
+        return None;
+    }
+    if super::rights::capabilities(options).contains(&"CAP_MKNOD") {
+        return Some("the capability CAP_MKNOD".to_owned());
     }
     let whole = |access: &str| ['r', 'w'].iter().all(|way| access.contains(*way));
     let in_part = options.devices.iter().flatten().find(|device| !whole(&device.access));
-    let what = match in_part {
-        _ if super::rights::capabilities(options).contains(&"CAP_MKNOD") => {
-            "the capability CAP_MKNOD".to_owned()
-        }
-        Some(device) => format!("device {} for `{}` alone", device.source.display(), device.access),
-        None => return Ok(()),
-    };
-    let message =
-        format!("{}: {what} takes systemd on this host: cgroup v2 has no list of devices itself", launch.id);
-    Err(EngineError::plain(Reason::StartFailed, message))
+    in_part.map(|device| format!("device {} for `{}` alone", device.source.display(), device.access))
 }
 
 /// Gives a running container, whose shim has died, a new one.
@@ -275,5 +280,37 @@ fn last_words(path: &Path) -> String {
     match (read, last) {
         (Ok(_), Some(line)) => format!(": {line}"),
         _ => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::DeviceMapping;
+
+    #[test]
+    fn a_device_for_one_way_alone_and_the_right_to_make_devices_need_a_filter() {
+        let of = |access: &str, cap_add: &[&str], privileged: bool| {
+            needs_filter(&Options {
+                devices: Some(vec![DeviceMapping {
+                    source: "/dev/sda".into(),
+                    target: "/dev/disk".into(),
+                    access: access.into(),
+                }]),
+                cap_add: Some(cap_add.iter().map(ToString::to_string).collect()),
+                privileged: Some(privileged),
+                ..Options::default()
+            })
+        };
+        for (access, needs) in
+            [("rwm", false), ("rw", false), ("r", true), ("w", true), ("rm", true), ("wm", true)]
+        {
+            let said = of(access, &[], false);
+            let wanted = needs.then(|| format!("device /dev/sda for `{access}` alone"));
+            assert_eq!(said, wanted, "{access}");
+        }
+        assert_eq!(of("rwm", &["CAP_MKNOD"], false).as_deref(), Some("the capability CAP_MKNOD"));
+        assert_eq!(of("w", &["CAP_MKNOD"], true), None, "a privileged one has all of them in any case");
+        assert_eq!(needs_filter(&Options::default()), None);
     }
 }
