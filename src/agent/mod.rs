@@ -35,6 +35,7 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use crate::config::agent::AgentConfig;
+use crate::engine::Traffic;
 use crate::engine::native::Network as _;
 use crate::git::{Repository, Signer};
 use crate::reconcile::step::Plan;
@@ -208,10 +209,10 @@ impl Agent {
         let (waker, wakes) = mpsc::channel();
         let socket = Socket::listen(&config.run_dir, waker.clone())
             .map_err(|error| AgentError::io(format!("listening in {}", config.run_dir.display()), error))?;
-        let watches = wakers::begin(&config, &handle, &waker)?;
+        let traffic: Arc<dyn Traffic> = Arc::new(traffic);
+        let watches = wakers::begin(&config, &handle, &waker, traffic.clone())?;
         let now = clock::now();
-        let hands =
-            Hands { engine: Arc::new(engine), traffic: Arc::new(traffic), registry, runtime: handle.clone() };
+        let hands = Hands { engine: Arc::new(engine), traffic, registry, runtime: handle.clone() };
         let source = Source::new(
             repository.clone(),
             hands.registry.clone(),

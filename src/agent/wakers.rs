@@ -1,6 +1,7 @@
 //! What wakes the loop from outside: signals, the control socket, a watch on a local repo.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use notify::{Event, RecommendedWatcher, RecursiveMode, Watcher as _};
 use tokio::runtime::Handle;
@@ -9,8 +10,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::wake::{Wake, Waker};
 use super::{AgentError, control};
 use crate::config::agent::AgentConfig;
+use crate::engine::Traffic;
 use crate::engine::native::net::names::Names;
-use crate::engine::traffic::watch;
+use crate::engine::traffic::watch::{self, Heard};
 use crate::git::{RefWatch, watch_paths};
 
 /// Held as long as the agent is to be woken.
@@ -20,7 +22,12 @@ pub struct Watches {
 }
 
 /// Begins to listen to all of them.
-pub fn begin(config: &AgentConfig, runtime: &Handle, waker: &Waker) -> Result<Watches, AgentError> {
+pub fn begin(
+    config: &AgentConfig,
+    runtime: &Handle,
+    waker: &Waker,
+    traffic: Arc<dyn Traffic>,
+) -> Result<Watches, AgentError> {
     let _context = runtime.enter();
     for (kind, wake) in [
         (SignalKind::terminate(), (|| Wake::Stop) as fn() -> Wake),
@@ -38,7 +45,16 @@ pub fn begin(config: &AgentConfig, runtime: &Handle, waker: &Waker) -> Result<Wa
         });
     }
     let rules = waker.clone();
-    let told = move || rules.send(Wake::Look("rules of nftables changed")).is_ok();
+    let told = move |heard| {
+        if heard == Heard::Taken {
+            match traffic.restore() {
+                Ok(false) => return true,
+                Ok(true) => tracing::warn!("somebody took rules of nftables away that containers need"),
+                Err(error) => tracing::warn!("{}", error.to_refusal()),
+            }
+        }
+        rules.send(Wake::Look("rules of nftables changed")).is_ok()
+    };
     // Without it the loop sees a loss at its next turn.
     if let Err(error) = watch::begin(&Names::new(&config.instance).table, told) {
         tracing::warn!("changes of nftables cannot be listened to: {error}");

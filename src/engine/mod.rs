@@ -163,6 +163,10 @@ pub trait Traffic: Send + Sync {
     /// Takes a service's route away.
     fn withdraw(&self, service: &ServiceName) -> Result<(), EngineError>;
 
+    /// Puts back at once what somebody else has taken out of the rules, as it was when it was last changed or read. Gives
+    /// whether anything was amiss, so that a look at all of it is due.
+    fn restore(&self) -> Result<bool, EngineError>;
+
     /// How many connections of clients the container has: to ports it listens on, neither listening nor in TIME-WAIT.
     fn connections(&self, id: &InstanceId) -> Result<usize, EngineError>;
 

@@ -2,11 +2,7 @@
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-
-use gitopsd::engine::traffic::watch;
 
 use super::host::*;
 
@@ -215,45 +211,6 @@ fn beside_a_real_firewalld() {
     assert_eq!(rules(), 2);
     agent.teardown();
     assert_eq!(rules(), 0);
-}
-
-#[test]
-fn a_flush_is_heard_of_at_once() {
-    let host = Host::new();
-    let agent = Arc::new(Mutex::new(shop(&host)));
-    let heard = Arc::new(AtomicUsize::new(0));
-    let (inside_agent, count) = (agent.clone(), heard.clone());
-    // As the agent does: whatever it was, look at all of it. On the watch's own thread, which is in this namespace.
-    let told = move || {
-        let agent = inside_agent.lock().unwrap();
-        agent.connect(&["default: 11 12"]);
-        agent.point(&agent.route("shop.1", 11, PORTS));
-        count.fetch_add(1, Ordering::SeqCst);
-        true
-    };
-    watch::begin("gitopsd", told).unwrap();
-    for damage in [
-        "flush ruleset",
-        "delete table inet gitopsd",
-        "flush chain inet gitopsd nat-pre",
-        "flush chain inet gitopsd svc-shop",
-    ] {
-        let before = heard.load(Ordering::SeqCst);
-        let since = Instant::now();
-        run(&format!("nft {damage}"));
-        wait_for(damage, || heard.load(Ordering::SeqCst) > before);
-        wait_for(damage, || works(&host, &agent.lock().unwrap()));
-        assert!(since.elapsed() < Duration::from_secs(5), "{damage}: {:?}", since.elapsed());
-    }
-    // What it does itself, and what others do, is no reason to look for ever.
-    std::thread::sleep(Duration::from_millis(2500));
-    let quiet = heard.load(Ordering::SeqCst);
-    for number in 0..20 {
-        run(&format!("nft add table inet somebodys{number}"));
-    }
-    std::thread::sleep(Duration::from_millis(1500));
-    assert_eq!(heard.load(Ordering::SeqCst), quiet);
-    agent.lock().unwrap().teardown();
 }
 
 /// For programs that take their time to come up.

@@ -116,6 +116,11 @@ pub struct Agent {
 }
 
 impl Agent {
+    /// The same, on a kernel that knows no owners of tables, so that others can change its rules.
+    pub fn open(self) -> Self {
+        Self { traffic: self.traffic.open_to_others(), ..self }
+    }
+
     /// An address of this agent's subnet.
     pub fn address(&self, last: u8) -> Ipv4Addr {
         Ipv4Addr::new(10, 213, self.net, last)

@@ -121,7 +121,7 @@ fn half_made_networks_are_finished_or_replaced() {
 #[test]
 fn a_table_that_was_flushed_is_made_again() {
     let host = Host::new();
-    let agent = host.agent("gitopsd", 1);
+    let agent = host.agent("gitopsd", 1).open();
     agent.container("shop.1", 11, 8080);
     let route = agent.route("shop.1", 11, PORTS);
     for damage in [

@@ -9,6 +9,8 @@ mod firewalls;
 mod host;
 mod lifecycle;
 mod networks;
+mod owned;
+mod pressure;
 mod reach;
 mod six;
 mod sockets;

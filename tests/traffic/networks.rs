@@ -97,7 +97,7 @@ fn an_internal_network_has_no_way_out_nor_in() {
 #[test]
 fn the_way_out_is_there_before_the_first_switch() {
     let host = Host::new();
-    let agent = host.agent("gitopsd", 1);
+    let agent = host.agent("gitopsd", 1).open();
     let shop = agent.container("shop.1", 11, 8080);
     serve(&host.outside, (OUTSIDE, 7000).into(), "outside");
     agent.connect(&["default: 11"]);

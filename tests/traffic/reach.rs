@@ -79,7 +79,7 @@ fn what_is_not_published_is_closed() {
 #[test]
 fn the_loopback_of_the_host_stays_its_own() {
     let host = Host::new();
-    let agent = host.agent("gitopsd", 1);
+    let agent = host.agent("gitopsd", 1).open();
     let shop = agent.container("shop.1", 11, 8080);
     agent.point(&agent.route("shop.1", 11, &["0.0.0.0:80:8080/tcp"]));
     let gateway = agent.address(1);

@@ -73,7 +73,7 @@ fn every_way_to_a_service_in_ipv6() {
 #[test]
 fn a_switch_takes_ipv6_along() {
     let host = Host::new();
-    let agent = host.agent6("gitopsd", 1);
+    let agent = host.agent6("gitopsd", 1).open();
     for (name, last) in [("dns.1", 11), ("dns.2", 12)] {
         let path = agent.container(name, last, 8080);
         serve(&path, (Ipv6Addr::UNSPECIFIED, 8081).into(), name);

@@ -1,11 +1,12 @@
-//! Forgets UDP flows: without a connection's end they would follow the old generation for as long as a client goes on.
+//! Forgets UDP flows that go another way than the rules say: without a connection's end they would go on as they began
+//! for as long as a client does.
 //!
 //! Only UDP: to delete entries of TCP connections that are still open makes clients wait a second and more.
 
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use netlink_bindings::conntrack::{IterableConntrackAttrs, Nfgenmsg, Request};
+use netlink_bindings::conntrack::{IterableConntrackAttrs, IterableTupleAttrs, Nfgenmsg, Request};
 use netlink_bindings::traits::{NetlinkRequest, Protocol};
 use netlink_bindings::utils::push_header;
 use netlink_socket2::NetlinkSocket;
@@ -22,21 +23,30 @@ const NETLINK_NETFILTER: u16 = 12;
 const INET: u8 = libc::AF_INET as u8;
 const INET6: u8 = libc::AF_INET6 as u8;
 
-/// Deletes every UDP flow that was redirected to `address`. Returns how many.
-pub fn forget_udp(address: IpAddr) -> io::Result<usize> {
+/// Deletes the UDP flows that `leads` would lead elsewhere than they go, or that were redirected to one of `lost` and
+/// that nothing leads there any more. `leads`: where what a client sends to an address is sent on to; `None` = nowhere
+/// by the rules in question. With `all` every flow of the host is looked at, else those answered by one of `lost`.
+/// Returns how many there were.
+pub fn forget_stale(
+    lost: &[IpAddr],
+    all: bool,
+    leads: impl Fn(SocketAddr) -> Option<SocketAddr>,
+) -> io::Result<usize> {
     let mut netlink = NetlinkSocket::new();
     let mut flows = Vec::new();
-    {
-        let header = Nfgenmsg { nfgen_family: family(address), ..Default::default() };
+    let mut look = |family: u8, from: Option<IpAddr>| -> io::Result<()> {
+        let header = Nfgenmsg { nfgen_family: family, ..Default::default() };
         let mut request = Request::new().op_get_dump(&header);
-        // The kernel picks them out since 5.8; an older one gives all flows, and `redirected` does.
-        let from = request.encode().nested_tuple_reply().nested_tuple_ip();
-        let (from, flags) = match address {
-            IpAddr::V4(address) => (from.push_ip_v4_src(address), FILTER_IP_SRC | FILTER_PROTO_NUM),
+        // The kernel picks them out since 5.8; an older one gives all flows, and `is_stale` does.
+        let answers = request.encode().nested_tuple_reply().nested_tuple_ip();
+        let (answers, flags) = match from {
+            Some(IpAddr::V4(address)) => (answers.push_ip_v4_src(address), FILTER_IP_SRC | FILTER_PROTO_NUM),
             // Kernels compare IPv6 addresses the wrong way round here: those that are equal are left out.
-            IpAddr::V6(address) => (from.push_ip_v6_src(address), FILTER_PROTO_NUM),
+            Some(IpAddr::V6(address)) => (answers.push_ip_v6_src(address), FILTER_PROTO_NUM),
+            None if family == INET6 => (answers.push_ip_v6_src(Ipv6Addr::UNSPECIFIED), FILTER_PROTO_NUM),
+            None => (answers.push_ip_v4_src(Ipv4Addr::UNSPECIFIED), FILTER_PROTO_NUM),
         };
-        let _ = from
+        let _ = answers
             .end_nested()
             .nested_tuple_proto()
             .push_proto_num(libc::IPPROTO_UDP as u8)
@@ -48,11 +58,17 @@ pub fn forget_udp(address: IpAddr) -> io::Result<usize> {
         let mut reply = netlink.request(&request)?;
         while let Some(answer) = reply.recv() {
             let (_, attributes) = answer?;
-            flows.extend(redirected(&attributes, address));
+            let stale = ends(&attributes).filter(|flow| is_stale(flow, lost, &leads));
+            flows.extend(stale.map(|flow| (family, flow.original)));
         }
+        Ok(())
+    };
+    match all {
+        true => [INET, INET6].into_iter().try_for_each(|family| look(family, None))?,
+        false => lost.iter().try_for_each(|address| look(family(*address), Some(*address)))?,
     }
-    for flow in &flows {
-        let answer = netlink.request(&Delete::new(family(address), flow))?.recv_ack();
+    for (family, flow) in &flows {
+        let answer = netlink.request(&Delete::new(*family, flow))?.recv_ack();
         match answer.map_err(io::Error::from) {
             // It ran out meanwhile.
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
@@ -62,17 +78,42 @@ pub fn forget_udp(address: IpAddr) -> io::Result<usize> {
     Ok(flows.len())
 }
 
-/// The original direction of a UDP flow whose answers come from `address` although it was sent to another one.
-fn redirected(flow: &IterableConntrackAttrs<'_>, address: IpAddr) -> Option<Vec<u8>> {
-    let original = flow.get_tuple_orig().ok()?;
+/// A UDP flow.
+struct Flow {
+    /// Where the client sends to.
+    to: SocketAddr,
+    /// Where answers come from.
+    from: SocketAddr,
+    /// Its original direction, as the kernel gave it.
+    original: Vec<u8>,
+}
+
+fn is_stale(flow: &Flow, lost: &[IpAddr], leads: impl Fn(SocketAddr) -> Option<SocketAddr>) -> bool {
+    match leads(flow.to) {
+        Some(wanted) => wanted != flow.from,
+        None => flow.from != flow.to && lost.contains(&flow.from.ip()),
+    }
+}
+
+fn ends(flow: &IterableConntrackAttrs<'_>) -> Option<Flow> {
+    let (original, reply) = (flow.get_tuple_orig().ok()?, flow.get_tuple_reply().ok()?);
     let protocol = original.get_tuple_proto().ok()?.get_proto_num().ok()?;
-    let (there, back) = (original.get_tuple_ip().ok()?, flow.get_tuple_reply().ok()?.get_tuple_ip().ok()?);
-    let (to, from) = match address {
-        IpAddr::V4(_) => (IpAddr::V4(there.get_ip_v4_dst().ok()?), IpAddr::V4(back.get_ip_v4_src().ok()?)),
-        IpAddr::V6(_) => (IpAddr::V6(there.get_ip_v6_dst().ok()?), IpAddr::V6(back.get_ip_v6_src().ok()?)),
+    if i32::from(protocol) != libc::IPPROTO_UDP {
+        return None;
+    }
+    let address = |tuple: &IterableTupleAttrs<'_>, to: bool| -> Option<IpAddr> {
+        let ip = tuple.get_tuple_ip().ok()?;
+        let four = if to { ip.get_ip_v4_dst() } else { ip.get_ip_v4_src() };
+        let six = if to { ip.get_ip_v6_dst() } else { ip.get_ip_v6_src() };
+        four.map(IpAddr::V4).or_else(|_| six.map(IpAddr::V6)).ok()
     };
-    let udp = i32::from(protocol) == libc::IPPROTO_UDP;
-    (udp && from == address && to != address).then(|| original.get_buf().to_vec())
+    let to = SocketAddr::new(
+        address(&original, true)?,
+        original.get_tuple_proto().ok()?.get_proto_dst_port().ok()?,
+    );
+    let from =
+        SocketAddr::new(address(&reply, false)?, reply.get_tuple_proto().ok()?.get_proto_src_port().ok()?);
+    Some(Flow { to, from, original: original.get_buf().to_vec() })
 }
 
 fn family(address: IpAddr) -> u8 {
@@ -104,5 +145,29 @@ impl NetlinkRequest for Delete {
     type ReplyType<'a> = &'a [u8];
     fn decode_reply(reply: &[u8]) -> &[u8] {
         reply
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_goes_where_the_rules_lead_stays() {
+        let at = |text: &str| text.parse::<SocketAddr>().unwrap();
+        let leads = |to: SocketAddr| (to == at("192.0.2.1:53")).then(|| at("10.98.1.8:5353"));
+        let lost = ["10.98.1.7".parse().unwrap()];
+        let stale = |to: &str, from: &str| {
+            is_stale(&Flow { to: at(to), from: at(from), original: Vec::new() }, &lost, leads)
+        };
+        // Led to the old generation; begun before the port was published; to a port that is no longer published.
+        assert!(stale("192.0.2.1:53", "10.98.1.7:5353"));
+        assert!(stale("192.0.2.1:53", "192.0.2.1:53"));
+        assert!(stale("192.0.2.1:54", "10.98.1.7:5354"));
+        // As it should be; straight to the container; somebody else's.
+        assert!(!stale("192.0.2.1:53", "10.98.1.8:5353"));
+        assert!(!stale("10.98.1.7:5353", "10.98.1.7:5353"));
+        assert!(!stale("198.51.100.1:53", "198.51.100.1:53"));
+        assert!(!stale("192.0.2.1:54", "10.98.1.9:5354"));
     }
 }

@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-use super::nft;
+use super::{nft, owner};
 use crate::engine::native::net::names::Names;
 
 /// Tables of firewalls, as nftables calls them: that of iptables, that of firewalld.
@@ -160,5 +160,5 @@ fn firewalld(names: &Names, here: bool) -> io::Result<()> {
                 .push_str(&format!("insert rule inet firewalld {CHAIN} {rule} accept comment \"{mark}\"\n"));
         }
     }
-    nft::apply(&script)
+    owner::apply_once(&script)
 }

@@ -7,12 +7,15 @@
 mod conntrack;
 mod forward;
 mod listing;
+mod netlink;
 mod nft;
 mod others;
+mod owner;
 mod ports;
 mod ruleset;
 mod skeleton;
 mod sockets;
+mod udp;
 pub mod watch;
 
 use std::collections::BTreeMap;
@@ -30,6 +33,7 @@ use super::{EngineError, Route, Traffic};
 use crate::types::{InstanceId, Membership, PortMapping, Reason, ServiceName};
 use forward::Look;
 use listing::Table;
+use owner::Writer;
 use skeleton::{Frame, Sets};
 
 /// From one look at iptables' own tables to the next, at the least: nothing says when they change.
@@ -58,6 +62,12 @@ struct Known {
     open: Option<u32>,
     /// When those that nftables knows nothing of were last looked at.
     legacy: Option<Instant>,
+    /// Writes the table.
+    writer: Writer,
+    /// The rule set's number after our own last change.
+    settled: Option<u32>,
+    /// Every route as it was pointed, or found at the start: what is put back when others take rules away.
+    kept: Option<BTreeMap<ServiceName, Route>>,
 }
 
 impl NftTraffic {
@@ -68,6 +78,13 @@ impl NftTraffic {
             run_dir: run_dir.to_owned(),
             known: Mutex::default(),
         })
+    }
+
+    /// The same, without claiming the table where the kernel could keep others from it.
+    #[must_use]
+    pub fn open_to_others(self) -> Self {
+        self.known().writer.open_to_others = true;
+        self
     }
 
     /// The same, for containers that have IPv6.
@@ -83,14 +100,15 @@ impl NftTraffic {
     /// Deletes the table, and with it every route of this instance.
     pub fn teardown(&self) -> Result<(), EngineError> {
         let mut known = self.known();
-        *known = Known::default();
+        let mut writer = std::mem::take(&mut *known).writer;
         let table = self.table();
-        let delete = || match nft::has_table(table)? {
-            true => nft::apply(&format!("delete table inet {table}\n")),
-            false => Ok(()),
+        let deleted = match nft::has_table(table) {
+            Ok(true) => writer.apply(table, &format!("delete table inet {table}\n")),
+            other => other.map(|_| ()),
         };
+        known.writer = writer;
         let closed = forward::settle(&self.frame.names, false, Look { nft: true, legacy: true });
-        delete().and(closed).map_err(|error| self.failed("delete", error))
+        deleted.and(closed).map_err(|error| self.failed("delete", error))
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
@@ -115,13 +133,16 @@ impl NftTraffic {
             false => None,
         };
         known.read = Some((generation, table.clone()));
+        known.kept.get_or_insert_with(|| table.as_ref().map(|it| it.routes.clone()).unwrap_or_default());
         Ok(table)
     }
 
     /// Runs a change; whatever became of it, the table has to be read again.
     fn apply(&self, known: &mut Known, script: &str) -> io::Result<()> {
         known.read = None;
-        nft::apply(script)
+        known.writer.apply(self.table(), script)?;
+        known.settled = nft::generation().ok();
+        Ok(())
     }
 
     /// Brings the table's fixed part and its sets to what `members` say.
@@ -209,17 +230,6 @@ impl NftTraffic {
         Ok(published.or_else(|| others::find(&listing, own, ports)))
     }
 
-    /// Makes UDP clients of a generation that has lost its traffic find the new one.
-    fn forget_udp(&self, old: Option<&Route>) {
-        let Some(old) = old else { return };
-        for (_, address) in ruleset::hairpins(old.address, self.frame.subnet6) {
-            // The switch itself is done; UDP flows follow once their clients have been silent for a while.
-            if let Err(error) = conntrack::forget_udp(address) {
-                tracing::warn!(service = %old.service, "cannot move UDP flows away from {address}: {error}");
-            }
-        }
-    }
-
     fn failed(&self, verb: &str, error: io::Error) -> EngineError {
         EngineError::new(
             Reason::Network,
@@ -300,7 +310,8 @@ impl Traffic for NftTraffic {
         script.push_str(&ruleset::switch(self.table(), self.frame.subnet6, &now, route));
         self.apply(&mut known, &script).map_err(|error| self.failed("change", error))?;
         known.skeleton = true;
-        self.forget_udp(old.filter(|old| old.address != route.address));
+        known.kept.get_or_insert_default().insert(route.service.clone(), route.clone());
+        udp::follow(self.frame.subnet6, old, Some(route), false);
         Ok(())
     }
 
@@ -309,12 +320,42 @@ impl Traffic for NftTraffic {
         let table = self.read(&mut known).map_err(|error| self.failed("read", error))?;
         let now = table.unwrap_or_default();
         let script = ruleset::withdraw(self.table(), self.frame.subnet6, &now, service);
+        known.kept.get_or_insert_default().remove(service);
         if script.is_empty() {
             return Ok(());
         }
         self.apply(&mut known, &script).map_err(|error| self.failed("change", error))?;
-        self.forget_udp(now.routes.get(service));
+        udp::follow(self.frame.subnet6, now.routes.get(service), None, false);
         Ok(())
+    }
+
+    fn restore(&self) -> Result<bool, EngineError> {
+        let mut known = self.known();
+        let number = nft::generation().map_err(|error| self.failed("look at", error))?;
+        if known.settled == Some(number) {
+            return Ok(false);
+        }
+        // An agent that has said nothing yet has nothing to put back.
+        let (Some(kept), Some(sets)) = (known.kept.clone(), known.sets.clone()) else { return Ok(true) };
+        let table = self.read(&mut known).map_err(|error| self.failed("read", error))?;
+        let now = table.unwrap_or_default();
+        let is_there =
+            |route: &&Route| now.routes.get(&route.service).is_some_and(|there| same(there, route));
+        let lost: Vec<&Route> = kept.values().filter(|route| !is_there(route)).collect();
+        let mut script = self.frame.change(&now, &sets);
+        for route in &lost {
+            script.push_str(&ruleset::switch(self.table(), self.frame.subnet6, &now, route));
+        }
+        if script.is_empty() {
+            known.settled = Some(number);
+            return Ok(false);
+        }
+        self.apply(&mut known, &script).map_err(|error| self.failed("restore", error))?;
+        known.skeleton = true;
+        for route in lost {
+            udp::follow(self.frame.subnet6, Some(route), Some(route), true);
+        }
+        Ok(true)
     }
 
     fn connections(&self, id: &InstanceId) -> Result<usize, EngineError> {

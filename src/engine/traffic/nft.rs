@@ -1,10 +1,13 @@
-//! The seam to nftables: changes and listings through nft(8), questions about the rule set over netlink.
+//! Questions about the rule set: small ones over netlink, listings through nft(8). Changes are `netlink`'s.
 
-use std::io::{self, Write as _};
+use std::io;
 use std::process::{Command, Output, Stdio};
 
 use netlink_bindings::nftables::{Nfgenmsg, Request};
 use netlink_socket2::NetlinkSocket;
+
+use super::netlink::{OWNER, PERSIST};
+use super::owner::Standing;
 
 /// `NFPROTO_INET`, `NFPROTO_IPV4` and `NFPROTO_IPV6` of linux/netfilter.h, by nft's words.
 const FAMILIES: [(&str, u8); 3] = [("inet", 1), ("ip", 2), ("ip6", 10)];
@@ -38,13 +41,26 @@ pub fn has(family: &str, table: &str) -> io::Result<bool> {
     Ok(found)
 }
 
-/// Runs a script as one transaction: all of it happens or nothing.
-pub fn apply(script: &str) -> io::Result<()> {
-    let mut nft = command(&["-f", "-"]).stdin(Stdio::piped()).spawn().map_err(missing)?;
-    // The end of this scope closes the pipe.
-    let written = nft.stdin.take().map_or(Ok(()), |mut stdin| stdin.write_all(script.as_bytes()));
-    checked(nft.wait_with_output()?)?;
-    written
+/// Whom a table of ours belongs to.
+pub fn standing(table: &str) -> io::Result<Standing> {
+    let header = Nfgenmsg { nfgen_family: FAMILIES[0].1, ..Default::default() };
+    let request = Request::new().op_gettable_dump(&header);
+    let mut socket = NetlinkSocket::new();
+    let mut reply = socket.request(&request)?;
+    let mut standing = Standing::Absent;
+    while let Some(answer) = reply.recv() {
+        let (_, attributes) = answer.map_err(explain)?;
+        if !attributes.get_name().is_ok_and(|name| name.to_bytes() == table.as_bytes()) {
+            continue;
+        }
+        let flags = attributes.get_flags().unwrap_or(0);
+        standing = match (flags & OWNER != 0, attributes.get_owner()) {
+            (true, Ok(port)) => Standing::Owned(port),
+            (_, _) if flags & PERSIST != 0 => Standing::Orphan,
+            (_, _) => Standing::Open,
+        };
+    }
+    Ok(standing)
 }
 
 /// The table as JSON.

@@ -16,6 +16,9 @@ use crate::types::{PortMapping, Protocol};
 /// How long the others' look and change may take.
 const PATIENCE: Duration = Duration::from_secs(2);
 
+/// The maps of published ports: see `ruleset`.
+const PUBLISHED: [&str; 4] = ["anywhere", "anywhere6", "at", "at6"];
+
 /// Held while the others' tables are read and our own is changed, so that two instances that want a port at the same
 /// moment do not both find it free. A socket's abstract name, as that belongs to the network namespace like the rules
 /// do, and ends with its process (unix(7)). Whoever holds it for longer than [`PATIENCE`] is not waited for.
@@ -47,7 +50,7 @@ pub fn maps(listing: &[u8], own: &str) -> Vec<(String, String)> {
         let (table, name) = (text(map, "table")?, text(map, "name")?);
         // How every instance's table is called: see `net::names`.
         let instance = text(map, "family")? == "inet" && table.starts_with("gitopsd") && table != own;
-        (instance && matches!(name, "anywhere" | "at")).then(|| (table.to_owned(), name.to_owned()))
+        (instance && PUBLISHED.contains(&name)).then(|| (table.to_owned(), name.to_owned()))
     };
     objects.filter_map(|object| ours(object.get("map")?)).collect()
 }
@@ -86,20 +89,24 @@ fn rule_place(rule: &Value) -> Place<'_> {
 
 /// An element of another instance's maps: see `ruleset`.
 fn published(table: &str, map: &Value, ports: &[PortMapping]) -> Option<String> {
-    let name = text(map, "name").filter(|name| matches!(*name, "anywhere" | "at"))?;
+    let name = text(map, "name").filter(|name| PUBLISHED.contains(name))?;
     let elements = map.get("elem")?.as_array()?;
     elements.iter().find_map(|element| {
         let service = text(element.get(1)?.get("goto")?, "target")?.strip_prefix("svc-")?;
         let key = element.get(0)?.get("concat")?.as_array()?;
         let (address, rest) = match (name, key.as_slice()) {
-            ("at", [address, rest @ ..]) => (address.as_str()?.parse().ok(), rest),
+            ("at" | "at6", [address, rest @ ..]) => (address.as_str()?.parse().ok(), rest),
             (_, rest) => (None, rest),
         };
         let [protocol, number] = rest else { return None };
         let port = ports.iter().find(|port| {
             names(protocol, port.protocol)
                 && number.as_u64() == Some(port.host_port.into())
-                && reaches(address, port)
+                && match name {
+                    // Of IPv6 only: no address of IPv4 is meant.
+                    "anywhere6" => port.host_ip.is_ipv6() || port.host_ip.is_unspecified(),
+                    _ => reaches(address, port),
+                }
         })?;
         Some(format!(
             "port {}/{} is published by service {service} of another instance (nftables table inet {table})",
@@ -196,6 +203,10 @@ mod tests {
             "elem": [[{"concat": ["tcp", 80]}, {"goto": {"target": "svc-web"}}]]}},
         {"map": {"family": "inet", "name": "at", "table": "gitopsd-two", "map": "verdict",
             "elem": [[{"concat": ["127.0.0.1", "udp", 53]}, {"goto": {"target": "svc-dns"}}]]}},
+        {"map": {"family": "inet", "name": "anywhere6", "table": "gitopsd-two", "map": "verdict",
+            "elem": [[{"concat": ["udp", 7000]}, {"goto": {"target": "svc-six"}}]]}},
+        {"map": {"family": "inet", "name": "at6", "table": "gitopsd-two", "map": "verdict",
+            "elem": [[{"concat": ["2001:db8::1", "tcp", 7001]}, {"goto": {"target": "svc-six"}}]]}},
         {"rule": {"family": "ip", "table": "nat", "chain": "prerouting", "expr": [
             {"match": {"op": "==", "left": {"payload": {"protocol": "tcp", "field": "dport"}},
                 "right": {"set": [443, {"range": [9000, 9010]}]}}},
@@ -231,6 +242,14 @@ mod tests {
         assert!(who("127.0.0.1", 53, Protocol::Udp).is_some());
         assert_eq!(who("127.0.0.2", 53, Protocol::Udp), None);
         assert!(who("0.0.0.0", 53, Protocol::Udp).is_some());
+        for taken in ["::", "0.0.0.0", "2001:db8::2"] {
+            assert!(who(taken, 7000, Protocol::Udp).unwrap().contains("by service six"), "{taken}");
+        }
+        assert_eq!(who("127.0.0.1", 7000, Protocol::Udp), None);
+        assert!(
+            who("2001:db8::1", 7001, Protocol::Tcp).is_some() && who("::", 7001, Protocol::Tcp).is_some()
+        );
+        assert_eq!(who("2001:db8::2", 7001, Protocol::Tcp), None);
         assert_eq!(find(LISTING.as_bytes(), "gitopsd-two", &[]), None);
         let numbers = LISTING.replace(r#"["tcp", 80]"#, "[6, 80]");
         let wanted = PortMapping {
@@ -242,7 +261,7 @@ mod tests {
         assert_eq!(find(numbers.as_bytes(), "gitopsd", &[wanted]), tcp(80));
         let maps = maps(LISTING.as_bytes(), "gitopsd");
         let names: Vec<&str> = maps.iter().map(|(_, name)| name.as_str()).collect();
-        assert_eq!(names, ["anywhere", "at"]);
+        assert_eq!(names, ["anywhere", "at", "anywhere6", "at6"]);
         assert!(super::maps(LISTING.as_bytes(), "gitopsd-two").is_empty());
     }
 }

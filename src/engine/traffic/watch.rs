@@ -4,15 +4,18 @@
 //! Source: linux/netfilter/nfnetlink.h and nf_tables.h; every change is sent to the group NFNLGRP_NFTABLES.
 
 use std::io;
-use std::os::fd::{AsRawFd as _, OwnedFd};
-use std::time::Duration;
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, socket,
 };
 
 use super::forward::FOREIGN;
+use super::netlink::hand::split;
+use super::netlink::message::{GENERIC, HEADER};
 
 /// Bit of the group NFNLGRP_NFTABLES, number 7.
 const GROUP: u32 = 1 << 6;
@@ -22,81 +25,113 @@ const SUBSYSTEM: u8 = 10;
 const TAKEN: [u8; 5] = [2, 5, 8, 11, 14];
 /// `NFT_MSG_DELRULE`: from there on nothing that makes a chain drop what it let through.
 const LAST_OF_CHAINS: u8 = 8;
-/// Of struct nlmsghdr, and of struct nfgenmsg behind it.
-const HEADER: usize = 16;
-const GENERIC: usize = 4;
 /// `NFTA_TABLE_NAME`, `NFTA_CHAIN_TABLE`, … : the table's name is the first attribute of all of them.
 const TABLE: u16 = 1;
 
 /// A firewall changes many rules at once: one look for all of them.
-const SETTLE: Duration = Duration::from_millis(100);
-/// From one word to the next.
-const PAUSE: Duration = Duration::from_secs(1);
+const SETTLE: Duration = Duration::from_millis(20);
+/// From one look for a firewall to the next: at first, and at the most, if it goes on and on.
+const PAUSES: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(1)];
 
-/// Calls `told` from a thread of its own, for as long as it gives true, whenever something was taken out of `table`, or
-/// a firewall's chain of forwarded packets changed. Belongs to the caller's network namespace.
-pub fn begin(table: &str, told: impl Fn() -> bool + Send + 'static) -> io::Result<()> {
+/// What was heard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Heard {
+    /// Something was taken out of our own table: told at once, each time.
+    Taken,
+    /// A firewall's chain of forwarded packets changed: told when it has come to rest.
+    Firewall,
+}
+
+/// Calls `told` from a thread of its own, for as long as it gives true, whenever something was taken out of `table`, by
+/// whomever, or a firewall's chain of forwarded packets changed. Belongs to the caller's network namespace.
+pub fn begin(table: &str, told: impl Fn(Heard) -> bool + Send + 'static) -> io::Result<()> {
     let flags = SockFlag::SOCK_CLOEXEC;
     let socket = socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkNetFilter)?;
     bind(socket.as_raw_fd(), &NetlinkAddr::new(0, GROUP))?;
     let table = table.to_owned();
-    let listen = move || {
-        while hear(&socket, &table) {
-            std::thread::sleep(SETTLE);
-            forget(&socket);
-            if !told() {
-                return;
-            }
-            std::thread::sleep(PAUSE);
-        }
-    };
-    std::thread::Builder::new().name("nft-watch".to_owned()).spawn(listen)?;
+    std::thread::Builder::new().name("nft-watch".to_owned()).spawn(move || listen(&socket, &table, told))?;
     Ok(())
 }
 
-/// Waits for a change that matters; false when there is nothing to listen to any more.
-fn hear(socket: &OwnedFd, table: &str) -> bool {
-    let mut buffer = vec![0; 1 << 16];
+fn listen(socket: &OwnedFd, table: &str, told: impl Fn(Heard) -> bool) {
+    let [mut pause, longest] = PAUSES;
+    // When the next look for a firewall is due, and when the last one was.
+    let (mut due, mut last): (Option<Instant>, Option<Instant>) = (None, None);
     loop {
-        match recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
-            Ok(length) if matters(buffer.get(..length).unwrap_or_default(), table) => return true,
-            Ok(_) | Err(Errno::EINTR) => {}
-            // More changes than were heard: one of them may matter.
-            Err(Errno::ENOBUFS) => return true,
-            Err(error) => {
-                tracing::warn!("changes of nftables are no longer heard of: {error}");
-                return false;
+        let left = due.map(|due| due.saturating_duration_since(Instant::now()));
+        match hear(socket, table, left) {
+            Some(Heard::Taken) => {
+                if !told(Heard::Taken) {
+                    return;
+                }
             }
+            Some(Heard::Firewall) => {
+                let settled = Instant::now() + SETTLE;
+                due.get_or_insert(last.map_or(settled, |last| settled.max(last + pause)));
+            }
+            None if due.is_some() => {
+                let quiet = last.is_none_or(|last| last.elapsed() > longest.saturating_mul(2));
+                pause = if quiet { PAUSES[0] } else { pause.saturating_mul(2).min(longest) };
+                (due, last) = (None, Some(Instant::now()));
+                if !told(Heard::Firewall) {
+                    return;
+                }
+            }
+            None => return,
         }
     }
 }
 
-/// Leaves out what has come meanwhile.
-fn forget(socket: &OwnedFd) {
+/// Waits for a change that matters; `None` when the time is up, or when there is nothing to listen to any more.
+fn hear(socket: &OwnedFd, table: &str, left: Option<Duration>) -> Option<Heard> {
     let mut buffer = vec![0; 1 << 16];
-    while matches!(recv(socket.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT), Ok(1..)) {}
-}
-
-/// Whether one of some messages is about rules that ours depend on.
-fn matters(mut messages: &[u8], table: &str) -> bool {
-    while let Some(length) = messages.first_chunk::<4>() {
-        let length = u32::from_ne_bytes(*length) as usize;
-        let Some(message) = messages.get(..length).filter(|message| message.len() >= HEADER + GENERIC) else {
-            return false;
-        };
-        if about(message, table) == Some(true) {
-            return true;
+    let end = left.map(|left| Instant::now() + left);
+    loop {
+        let left = end.map(|end| end.saturating_duration_since(Instant::now()));
+        // One more millisecond, as a part of one would be none.
+        let left = left.and_then(|left| PollTimeout::try_from(left + Duration::from_millis(1)).ok());
+        match poll(&mut [PollFd::new(socket.as_fd(), PollFlags::POLLIN)], left.unwrap_or(PollTimeout::NONE)) {
+            Ok(0) => return None,
+            Ok(_) => {}
+            Err(Errno::EINTR) => continue,
+            Err(error) => return deaf(error),
         }
-        messages = messages.get(length.next_multiple_of(4)..).unwrap_or_default();
+        match recv(socket.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
+            Ok(length) => match about(buffer.get(..length).unwrap_or_default(), table) {
+                None => {}
+                heard => return heard,
+            },
+            Err(Errno::EINTR | Errno::EAGAIN) => {}
+            // More changes than were heard: one of them may matter.
+            Err(Errno::ENOBUFS) => return Some(Heard::Taken),
+            Err(error) => return deaf(error),
+        }
     }
-    false
 }
 
-fn about(message: &[u8], table: &str) -> Option<bool> {
+fn deaf(error: Errno) -> Option<Heard> {
+    tracing::warn!("changes of nftables are no longer heard of: {error}");
+    None
+}
+
+/// What some messages are about, as far as our rules depend on it; our own table first.
+fn about(mut messages: &[u8], table: &str) -> Option<Heard> {
+    let mut heard = None;
+    while let Some((message, rest)) = split(messages) {
+        messages = rest;
+        match one(message, table) {
+            Some(Heard::Taken) => return Some(Heard::Taken),
+            other => heard = heard.or(other),
+        }
+    }
+    heard
+}
+
+fn one(message: &[u8], table: &str) -> Option<Heard> {
     let kind = u16::from_ne_bytes(message.get(4..6)?.try_into().ok()?);
     let [subsystem, verb] = kind.to_be_bytes();
     if subsystem != SUBSYSTEM {
-        return Some(false);
+        return None;
     }
     let mut attributes = message.get(HEADER + GENERIC..)?;
     while let Some(header) = attributes.get(..4) {
@@ -104,13 +139,16 @@ fn about(message: &[u8], table: &str) -> Option<bool> {
         let kind = u16::from_ne_bytes(header.get(2..4)?.try_into().ok()?) & 0x3fff;
         if kind == TABLE {
             let name = attributes.get(4..length)?.split(|byte| *byte == 0).next()?;
-            let ours = name == table.as_bytes() && TAKEN.contains(&verb);
             let foreign = FOREIGN.iter().any(|foreign| foreign.as_bytes() == name);
-            return Some(ours || (foreign && verb <= LAST_OF_CHAINS));
+            return match () {
+                () if name == table.as_bytes() && TAKEN.contains(&verb) => Some(Heard::Taken),
+                () if foreign && verb <= LAST_OF_CHAINS => Some(Heard::Firewall),
+                () => None,
+            };
         }
         attributes = attributes.get(length.next_multiple_of(4)..).unwrap_or_default();
     }
-    Some(false)
+    None
 }
 
 #[cfg(test)]
@@ -133,19 +171,20 @@ mod tests {
 
     #[test]
     fn what_is_taken_out_of_our_table_matters() {
-        assert!(matters(&message(2, 1, "gitopsd"), "gitopsd"));
-        assert!(matters(&[message(8, 1, "other"), message(14, 1, "gitopsd")].concat(), "gitopsd"));
+        let ours = |messages: &[u8]| about(messages, "gitopsd");
+        assert_eq!(ours(&message(2, 1, "gitopsd")), Some(Heard::Taken));
+        assert_eq!(ours(&[message(8, 1, "filter"), message(14, 1, "gitopsd")].concat()), Some(Heard::Taken));
         for other in [message(6, 1, "gitopsd"), message(2, 1, "gitopsd-two"), message(2, 2, "gitopsd")] {
-            assert!(!matters(&other, "gitopsd"), "{other:?}");
+            assert_eq!(ours(&other), None, "{other:?}");
         }
         // A firewall's chains matter whatever happens to them, what is in its sets does not.
-        assert!(matters(&message(3, 1, "filter"), "gitopsd"));
-        assert!(!matters(&message(12, 1, "filter"), "gitopsd"));
+        assert_eq!(ours(&message(3, 1, "filter")), Some(Heard::Firewall));
+        assert_eq!(ours(&message(12, 1, "filter")), None);
         // Whatever comes, cut short or not, is heard without a panic.
         let whole = message(2, 1, "gitopsd");
         for end in 0..whole.len() {
-            matters(&whole[..end], "gitopsd");
+            ours(&whole[..end]);
         }
-        assert!(!matters(&[0; 64], "gitopsd"));
+        assert_eq!(ours(&[0; 64]), None);
     }
 }

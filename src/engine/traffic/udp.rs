@@ -1,0 +1,120 @@
+//! Where a route leads what UDP clients send, so that flows that go elsewhere can be forgotten.
+
+use std::cell::OnceCell;
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+
+use nix::ifaddrs::getifaddrs;
+use nix::sys::socket::SockaddrStorage;
+
+use super::conntrack;
+use super::ruleset::hairpins;
+use crate::engine::Route;
+use crate::engine::native::net::names::Subnet6;
+use crate::types::{PortMapping, Protocol};
+
+/// Makes UDP clients follow a change from one route of a service to another, in the same step as the change. `anew`: of
+/// all rules, so that clients may have come while there were none.
+pub fn follow(subnet6: Option<Subnet6>, old: Option<&Route>, new: Option<&Route>, anew: bool) {
+    let udp = |route: Option<&Route>| -> Vec<PortMapping> {
+        let ports = route.map_or(&[][..], |route| &route.ports);
+        ports.iter().filter(|port| port.protocol == Protocol::Udp).cloned().collect()
+    };
+    let (before, after) = (udp(old), udp(new));
+    let moved = old.map(|old| old.address) != new.map(|new| new.address);
+    if !moved && before == after && !anew {
+        return;
+    }
+    let lost: Vec<IpAddr> =
+        old.iter().flat_map(|old| hairpins(old.address, subnet6)).map(|(_, address)| address).collect();
+    // Whoever sent to a port before it was published is known to conntrack as somebody who wants the host.
+    let all = !after.is_empty() && (anew || after.iter().any(|port| !before.contains(port)));
+    let local = OnceCell::new();
+    let leads = |to| new.and_then(|new| leads(new, subnet6, &local, to));
+    // The switch itself is done; these flows follow once their clients have been silent for a while.
+    if let Err(error) = conntrack::forget_stale(&lost, all, leads)
+        && let Some(route) = new.or(old)
+    {
+        tracing::warn!(service = %route.service, "cannot move UDP flows: {error}");
+    }
+}
+
+/// Where the rules of a route send on what is sent to `to`.
+fn leads(
+    route: &Route,
+    subnet6: Option<Subnet6>,
+    local: &OnceCell<BTreeSet<IpAddr>>,
+    to: SocketAddr,
+) -> Option<SocketAddr> {
+    if to.ip() == IpAddr::V4(route.service_address) {
+        return Some((route.address, to.port()).into());
+    }
+    let udp = route.ports.iter().filter(|port| port.protocol == Protocol::Udp && port.host_port == to.port());
+    // The narrower mapping first, as in the rules.
+    let at = udp.clone().find(|port| port.host_ip == to.ip());
+    let everywhere = |port: &&PortMapping| {
+        port.host_ip.is_unspecified() && (port.host_ip.is_ipv4() || to.is_ipv6()) && is_local(local, to.ip())
+    };
+    let port = at.or_else(|| udp.clone().find(everywhere))?;
+    let address: IpAddr = match to {
+        SocketAddr::V4(_) => route.address.into(),
+        SocketAddr::V6(_) => subnet6?.of(route.address).into(),
+    };
+    Some((address, port.container_port).into())
+}
+
+/// Whether an address is the host's own, as the rules take it: `::1` cannot be led off the host.
+fn is_local(local: &OnceCell<BTreeSet<IpAddr>>, address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) if address.is_loopback() => return true,
+        IpAddr::V6(address) if address.is_loopback() => return false,
+        _ => {}
+    }
+    let own = || {
+        let addresses = getifaddrs().into_iter().flatten().filter_map(|interface| interface.address);
+        let ip = |address: SockaddrStorage| {
+            let four = address.as_sockaddr_in().map(|address| IpAddr::V4(address.ip()));
+            four.or_else(|| address.as_sockaddr_in6().map(|address| IpAddr::V6(address.ip())))
+        };
+        addresses.filter_map(ip).collect()
+    };
+    local.get_or_init(own).contains(&address)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::Generation;
+
+    #[test]
+    fn the_narrower_mapping_comes_first() {
+        let port = |host_ip: &str, host_port, container_port, protocol| PortMapping {
+            host_ip: host_ip.parse().unwrap(),
+            host_port,
+            container_port,
+            protocol,
+        };
+        let route = Route {
+            service: "dns".parse().unwrap(),
+            service_address: "10.98.0.200".parse().unwrap(),
+            generation: Generation(1),
+            address: "10.98.1.7".parse().unwrap(),
+            ports: vec![
+                port("0.0.0.0", 53, 5353, Protocol::Udp),
+                port("0.0.0.0", 54, 5354, Protocol::Tcp),
+                port("127.0.0.1", 53, 5355, Protocol::Udp),
+            ],
+        };
+        let six = Some(Subnet6::new("fd00:1:2:3::".parse().unwrap()));
+        let own = OnceCell::from(BTreeSet::from(["192.0.2.1", "2001:db8::1"].map(|it| it.parse().unwrap())));
+        let to = |to: &str| leads(&route, six, &own, to.parse().unwrap()).map(|to| to.to_string());
+        assert_eq!(to("10.98.0.200:99").as_deref(), Some("10.98.1.7:99"));
+        assert_eq!(to("127.0.0.1:53").as_deref(), Some("10.98.1.7:5355"));
+        assert_eq!(to("127.0.0.2:53").as_deref(), Some("10.98.1.7:5353"));
+        assert_eq!(to("192.0.2.1:53").as_deref(), Some("10.98.1.7:5353"));
+        assert_eq!(to("[2001:db8::1]:53").as_deref(), Some("[fd00:1:2:3::a62:107]:5353"));
+        for elsewhere in ["192.0.2.2:53", "192.0.2.1:54", "[::1]:53", "[2001:db8::2]:53"] {
+            assert_eq!(to(elsewhere), None, "{elsewhere}");
+        }
+    }
+}

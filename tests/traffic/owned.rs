@@ -1,0 +1,139 @@
+//! Whom the rules belong to: what others can take away of them, and how soon it is back.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use gitopsd::engine::Traffic as _;
+use gitopsd::engine::traffic::watch::{self, Heard};
+use gitopsd::types::Reason;
+
+use super::host::*;
+use super::pressure::Pressure;
+
+const PORTS: &[&str] = &["0.0.0.0:80:8080/tcp", "0.0.0.0:53:5353/udp"];
+
+/// One container with published ports.
+fn shop(agent: &Agent) {
+    let path = agent.container("shop.1", 11, 8080);
+    serve_udp(&path, 5353, "shop.1");
+    agent.connect(&["default: 11"]);
+    agent.point(&agent.route("shop.1", 11, PORTS));
+}
+
+/// Whether this kernel keeps others from a table: Linux 6.9 and newer.
+fn knows_owners() -> bool {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release.split(['.', '-']).map_while(|part| part.parse::<u32>().ok());
+    (numbers.next().unwrap(), numbers.next().unwrap()) >= (6, 9)
+}
+
+#[test]
+fn nobody_else_can_change_an_owned_table() {
+    if !knows_owners() {
+        return;
+    }
+    let host = Host::new();
+    let agent = host.agent("gitopsd", 1);
+    shop(&agent);
+    let pressure = Pressure::begin(&host, 4);
+    pressure.runs();
+    // What a restart of Debian's nftables.service does, among others.
+    for _ in 0..20 {
+        run("nft flush ruleset");
+        pressure.runs();
+    }
+    for refused in
+        ["delete table inet gitopsd", "flush chain inet gitopsd svc-shop", "add chain inet gitopsd own"]
+    {
+        let output = std::process::Command::new("nft").args(refused.split(' ')).output().unwrap();
+        assert!(!output.status.success(), "{refused}");
+    }
+    let result = pressure.end();
+    assert_eq!((result.failed, result.broken), (0, 0), "{result:?}");
+    assert!(result.answered > 100, "{result:?}");
+    // Everybody can read it.
+    assert!(run("nft list table inet gitopsd").contains("generation 1"));
+    // A second agent of the same name is told why it cannot.
+    let second = host.agent("gitopsd", 1);
+    let error = second.traffic.point(&second.route("shop.1", 11, &["0.0.0.0:81:8080/tcp"])).unwrap_err();
+    assert_eq!(error.reason, Reason::Network);
+    assert!(error.to_refusal().message.contains("belongs to another process"), "{error:?}");
+    // Its owner ends: the table stays as it is, traffic flows, and the next one takes it over.
+    let mut client = inside(&host.outside, || Client::connect((HOST, 80))).unwrap();
+    drop(agent);
+    assert!(client.ask().unwrap().starts_with("shop.1 "));
+    assert!(ask_from(&host.outside, (HOST, 80)).is_ok());
+    second.point(&second.route("shop.1", 11, PORTS));
+    run("nft flush ruleset");
+    assert!(client.ask().unwrap().starts_with("shop.1 "));
+    assert!(ask_from(&host.outside, (HOST, 80)).is_ok());
+    drop(second);
+    // Without an owner it is anybody's again; whoever comes next makes it anew.
+    run("nft flush ruleset");
+    assert!(ask((HOST, 80)).is_err());
+    let third = host.agent("gitopsd", 1);
+    third.point(&third.route("shop.1", 11, PORTS));
+    assert!(ask((HOST, 80)).is_ok());
+    third.teardown();
+    assert!(!run("nft list tables").contains("gitopsd"));
+}
+
+#[test]
+fn what_is_taken_away_is_back_within_a_tenth_of_a_second() {
+    let host = Host::new();
+    let agent = Arc::new(Mutex::new(host.agent("gitopsd", 1).open()));
+    shop(&agent.lock().unwrap());
+    let restored = Arc::new(AtomicUsize::new(0));
+    let over = Arc::new(AtomicBool::new(false));
+    let (watched, count, end) = (agent.clone(), restored.clone(), over.clone());
+    // As the agent does, on the watch's own thread, which is in this namespace.
+    let told = move |heard| {
+        if heard == Heard::Taken && !end.load(Ordering::SeqCst) {
+            let amiss = watched.lock().unwrap().traffic.restore().unwrap();
+            count.fetch_add(usize::from(amiss), Ordering::SeqCst);
+        }
+        true
+    };
+    watch::begin("gitopsd", told).unwrap();
+    // A client of UDP that never stops asking from one port: to conntrack the same flow, before, meanwhile, after.
+    let client = inside(&host.outside, || std::net::UdpSocket::bind("0.0.0.0:0")).unwrap();
+    client.connect((HOST, 53)).unwrap();
+    client.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+    // The quickest of some: the machine may have other things to do, and the command's own time is in it.
+    let mut quickest = BTreeMap::new();
+    let damages = [
+        "flush ruleset",
+        "delete table inet gitopsd",
+        "flush chain inet gitopsd nat-pre",
+        "flush chain inet gitopsd svc-shop",
+        "delete element inet gitopsd anywhere { tcp . 80 }",
+        "flush set inet gitopsd net-default",
+    ];
+    for damage in damages.iter().copied().cycle().take(5 * damages.len()) {
+        let before = restored.load(Ordering::SeqCst);
+        let since = Instant::now();
+        run(&format!("nft {damage}"));
+        wait_for(damage, || restored.load(Ordering::SeqCst) > before);
+        let took = since.elapsed();
+        quickest.entry(damage).and_modify(|best: &mut Duration| *best = took.min(*best)).or_insert(took);
+        assert!(ask_from(&host.outside, (HOST, 80)).unwrap().starts_with("shop.1 "), "{damage}");
+        let seen = agent.lock().unwrap().traffic.observe().unwrap();
+        assert_eq!(seen.len(), 1, "{damage}");
+        let mut answer = [0; 64];
+        wait_for("an answer over UDP", || client.send(b"who").is_ok() && client.recv(&mut answer).is_ok());
+    }
+    assert!(quickest.values().all(|took| *took < Duration::from_millis(100)), "{quickest:?}");
+    // What it does itself, and what others do elsewhere, is nothing to put back.
+    let quiet = restored.load(Ordering::SeqCst);
+    agent.lock().unwrap().point(&agent.lock().unwrap().route("shop.1", 11, &PORTS[..1]));
+    agent.lock().unwrap().traffic.withdraw(&id("shop.1").service).unwrap();
+    run("nft add table inet somebodys");
+    run("nft delete table inet somebodys");
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(restored.load(Ordering::SeqCst), quiet);
+    assert!(agent.lock().unwrap().traffic.observe().unwrap().is_empty());
+    over.store(true, Ordering::SeqCst);
+    agent.lock().unwrap().teardown();
+}
