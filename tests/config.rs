@@ -112,7 +112,7 @@ pre = ["bin/migrate", "up"]
     assert_eq!(spec.strategy(), Strategy::BlueGreen);
     assert_eq!(spec.deploy.pre, ["bin/migrate", "up"]);
     let health = spec.healthcheck.as_ref().unwrap();
-    assert_eq!(health.probe, Probe::Http { path: "/healthz".to_owned(), port: 8080 });
+    assert_eq!(health.probe, Probe::http("/healthz", 8080));
     assert_eq!(health.start_period, Duration::from_secs(30));
     assert!(found.diagnostics.iter().all(|found| !found.is_error()), "{:?}", found.diagnostics);
     assert!(found.diagnostics.is_empty(), "{:?}", found.diagnostics);

@@ -51,7 +51,7 @@ use crate::state::clean::Before;
 use crate::state::journal::Journal;
 use crate::state::lock::InstanceLock;
 use crate::state::trust::HighWater;
-use crate::types::{Exit, Hosts, InstanceId, Refusal, ServiceName, Timestamp};
+use crate::types::{Digest, HealthCheck, Exit, Hosts, InstanceId, Refusal, ServiceName, Timestamp};
 use control::Accept;
 use effects::{Effects, Hands};
 use garbage::Garbage;
@@ -109,6 +109,8 @@ pub struct Agent {
     shims: Shims,
     /// Of each retiring container: looks in a row without a connection, and when the last one was.
     idle: BTreeMap<InstanceId, (u32, Timestamp)>,
+    /// The checks that images have of their own, where they have one.
+    image_checks: BTreeMap<Digest, Option<HealthCheck>>,
     /// What was seen last, and what was decided on it.
     seen: Observed,
     plan: Plan,
@@ -235,6 +237,7 @@ impl Agent {
             shims: Shims::new(handle.clone(), waker.clone()),
             probes: Probes::new(handle, hands.engine.clone(), waker.clone()),
             idle: BTreeMap::new(),
+            image_checks: BTreeMap::new(),
             seen: Observed::default(),
             plan: Plan { services: BTreeMap::new(), wake_at: None },
             blind: None,

@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::types::{
-    CommitId, Digest, InstanceId, Membership, PinnedImage, PortMapping, Reason, Refusal, ServiceName,
+    CommitId, Digest, HealthCheck, InstanceId, Membership, Notified, PinnedImage, PortMapping, Reason, Refusal, ServiceName,
     ServiceSpec,
 };
 pub use crate::types::{ContainerState, Exit, Hosts, ObservedContainer, Route};
@@ -48,6 +48,9 @@ pub struct ImageConfig {
     pub working_dir: String,
     /// Name or number; empty = SIGTERM.
     pub stop_signal: String,
+    /// Its own health check.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub healthcheck: Option<HealthCheck>,
 }
 
 /// All that is needed to start one generation of one service.
@@ -143,6 +146,9 @@ pub trait Engine: Send + Sync {
     /// Renews the names that a container, running or not, finds in its `/etc/hosts`. Nothing is written if none
     /// changed.
     fn write_hosts(&self, id: &InstanceId, hosts: &Hosts) -> Result<(), EngineError>;
+
+    /// What the container's program has said to its `NOTIFY_SOCKET`; `None`: it was given none.
+    fn notified(&self, id: &InstanceId) -> Option<Notified>;
 
     /// The last `lines` lines that the container wrote.
     fn log_tail(&self, id: &InstanceId, lines: usize) -> Vec<String>;

@@ -146,7 +146,7 @@ fn starting(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next 
     let start = || paused(view, rollout).unwrap_or(Next::Do(Step::Start(generation)));
     match view.container(generation) {
         Some(ContainerState::Running { .. }) => Next::Do(Step::Advance(Phase::Proving)),
-        state @ Some(ContainerState::Exited(_)) if completed(&rollout.to, state) => {
+        state @ Some(ContainerState::Exited(_)) if completed(&view.check(&rollout.to), &rollout.to, state) => {
             Next::Do(Step::Advance(Phase::Proving))
         }
         Some(ContainerState::Exited(exit)) => {
@@ -162,7 +162,7 @@ fn starting(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next 
 fn proving(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next {
     let generation = rollout.to.generation;
     // The kernel's word: the switch happened, though nobody was left to write it down.
-    let over = completed(&rollout.to, view.container(generation));
+    let over = completed(&view.check(&rollout.to), &rollout.to, view.container(generation));
     let runs = view.runs(generation) || over;
     if rollout.phase == Phase::Switching && routed(view, record, rollout) && runs {
         return Next::Do(Step::Advance(Phase::Baking));
@@ -201,9 +201,9 @@ fn proving(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next {
                 return Next::Do(Step::Fail(Refusal::new(Reason::DeployTimeout, message)));
             }
             // Without probes time alone decides, after the second that a process has to run.
-            let until = match (view.container(generation), rollout.to.spec.healthcheck.is_none()) {
+            let until = match (view.container(generation), view.check(&rollout.to).probes.is_empty()) {
                 (Some(ContainerState::Running { started_at, .. }), true) => {
-                    let steady = super::health::EffectiveCheck::of(&rollout.to.spec).steady;
+                    let steady = view.check(&rollout.to).steady;
                     Some(later(*started_at, steady)).filter(|at| *at > view.now).unwrap_or(deadline)
                 }
                 _ => deadline,
@@ -231,7 +231,7 @@ fn baking(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next {
             }
             _ => None,
         },
-        state @ Some(ContainerState::Exited(_)) if completed(&rollout.to, state) => None,
+        state @ Some(ContainerState::Exited(_)) if completed(&view.check(&rollout.to), &rollout.to, state) => None,
         Some(ContainerState::Exited(exit)) => {
             Some((Reason::Exited, format!("generation {generation} {exit}")))
         }

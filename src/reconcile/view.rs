@@ -55,14 +55,18 @@ impl<'a> View<'a> {
         self.observed.images.contains(&deployed.spec.image.digest)
     }
 
+    /// The check in force for a generation.
+    pub fn check(&self, deployed: &Deployed) -> EffectiveCheck {
+        self.observed.check(&deployed.spec)
+    }
+
     /// The verdict on a container that runs; one that does not run has none.
     pub fn verdict(&self, deployed: &Deployed) -> Option<Verdict> {
         let Some(ContainerState::Running { started_at, .. }) = self.container(deployed.generation) else {
             return None;
         };
         let id = InstanceId::new(self.name, deployed.generation);
-        let check = EffectiveCheck::of(&deployed.spec);
-        Some(judge(&check, self.observed.health.get(&id), *started_at, self.now))
+        Some(judge(&self.check(deployed), self.observed.health.get(&id), *started_at, self.now))
     }
 
     /// Whether the deadline may count against a running container: a probe of this start of it has failed, or there is
@@ -73,7 +77,7 @@ impl<'a> View<'a> {
         };
         let id = InstanceId::new(self.name, deployed.generation);
         let history = self.observed.health.get(&id).filter(|history| history.started_at == *started_at);
-        EffectiveCheck::of(&deployed.spec).probes.is_empty()
+        self.check(deployed).probes.is_empty()
             || history.is_some_and(|history| matches!(history.last, Some((_, Err(_)))))
     }
 

@@ -62,7 +62,7 @@ pub fn declared(text: &str) -> Declared {
         container_port: 8080,
         protocol: Protocol::Tcp,
     });
-    spec.healthcheck = Some(HealthCheck::new(Probe::Http { path: "/healthz".to_owned(), port: 8080 }));
+    spec.healthcheck = Some(HealthCheck::new(Probe::http("/healthz", 8080)));
     for word in words {
         let (key, value) = word.split_once('=').unwrap_or((word, ""));
         let time = || parse_duration(value).unwrap();

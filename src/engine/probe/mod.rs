@@ -1,52 +1,77 @@
-//! One attempt at finding out whether a container works: HTTP, TCP, or a command inside it.
+//! One attempt at finding out whether a container works: HTTP, gRPC, TCP, or a command inside it.
 //!
 //! What it says on failure is one short line for people. How often to ask and what to make of it is not decided here.
 
-use std::io;
+mod dial;
+mod grpc;
+mod http;
+
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::timeout_at;
 
+use self::dial::{Target, plain};
 use super::{EngineError, ExecOutput};
-use crate::types::{Probe, Protocol, ServiceSpec};
+use crate::types::{Notified, Probe};
 
-/// A status line that is longer is no HTTP: `HTTP/1.1 200 ` and a reason phrase fit many times over.
-const MAX_STATUS_LINE: usize = 1024;
 /// Shown of what a command wrote.
 const MAX_OUTPUT: usize = 200;
 
-/// Asks the container at `address` once. `exec` runs a [`Probe::Test`]'s command inside it, within the time given.
-pub async fn attempt<E, F>(probe: &Probe, address: Ipv4Addr, timeout: Duration, exec: E) -> Result<(), String>
-where
-    E: FnOnce(Vec<String>, Duration) -> F,
-    F: Future<Output = Result<ExecOutput, EngineError>>,
-{
+/// What can be found out without the container's network.
+pub trait Inside {
+    /// Runs a command in the container, within the time given.
+    fn exec(
+        &self,
+        command: Vec<String>,
+        timeout: Duration,
+    ) -> impl Future<Output = Result<ExecOutput, EngineError>> + Send;
+
+    /// What the container's program has said to its `NOTIFY_SOCKET`.
+    fn notified(&self) -> impl Future<Output = Option<Notified>> + Send;
+}
+
+/// Asks the container at `address`, which others reach by the name `service`, once.
+pub async fn attempt(
+    probe: &Probe,
+    service: &str,
+    address: Ipv4Addr,
+    timeout: Duration,
+    inside: &impl Inside,
+) -> Result<(), String> {
+    let at = |port| Target { address: SocketAddrV4::new(address, port), service };
     match probe {
-        Probe::Http { path, port } => {
-            let what = format!("GET {path} on port {port}");
-            within(timeout, &what, get(SocketAddrV4::new(address, *port), path)).await
+        Probe::Http(probe) => {
+            let target = at(probe.port);
+            within(timeout, &http::named(probe), http::ask(probe, &target)).await
+        }
+        Probe::Grpc(probe) => {
+            let target = at(probe.port);
+            within(timeout, &grpc::named(probe), grpc::ask(probe, &target)).await
         }
         Probe::Tcp { port } => {
             let what = format!("connecting to port {port}");
             let connect = async {
-                TcpStream::connect(SocketAddrV4::new(address, *port)).await.map(drop).map_err(plain)
+                TcpStream::connect(at(*port).address).await.map(drop).map_err(|error| plain(&error))
             };
             within(timeout, &what, connect).await
         }
-        Probe::Test { command } => test(command, timeout, exec(command.clone(), timeout)).await,
+        Probe::Test { command } => test(command, timeout, inside.exec(command.clone(), timeout)).await,
+        Probe::Notify => notified(inside.notified().await),
+        // The check in force never holds these: they stand for others.
+        Probe::Image(_) | Probe::Ports => Err("the check stands for another one".to_owned()),
     }
 }
 
-/// The ports of the container that a service without a health check has to accept connections on.
-pub fn default_probe_ports<I>(spec: &ServiceSpec<I>) -> Vec<u16> {
-    let tcp = spec.ports.iter().filter(|port| port.protocol == Protocol::Tcp);
-    let mut ports: Vec<u16> = tcp.map(|port| port.container_port).collect();
-    ports.sort_unstable();
-    ports.dedup();
-    ports
+fn notified(said: Option<Notified>) -> Result<(), String> {
+    let Some(said) = said else { return Err("it has no NOTIFY_SOCKET".to_owned()) };
+    let status = said.status.map(|status| format!(": {status}")).unwrap_or_default();
+    match (said.ready, said.stopping) {
+        (_, true) => Err(format!("it says that it stops{status}")),
+        (true, false) => Ok(()),
+        (false, false) => Err(format!("it has not said READY=1 yet{status}")),
+    }
 }
 
 /// Bounds a question in time, and names it in the answer.
@@ -59,43 +84,6 @@ async fn within(
         Ok(answer) => answer.map_err(|message| format!("{what}: {message}")),
         Err(_) => Err(format!("{what}: no answer within {}", crate::types::format_duration(timeout))),
     }
-}
-
-/// Sends a GET and looks at the status alone (RFC 9112 sections 3 and 4). Redirects are not followed: 3xx is an answer.
-async fn get(server: SocketAddrV4, path: &str) -> Result<(), String> {
-    // A path with a line break could smuggle in headers; the configuration refuses it, and so does this.
-    if !path.starts_with('/') || path.chars().any(|c| c.is_control() || c == ' ') {
-        return Err("the path is not one that HTTP can carry".to_owned());
-    }
-    let mut stream = TcpStream::connect(server).await.map_err(plain)?;
-    let request = format!(
-        "GET {path} HTTP/1.1\r\nHost: {server}\r\nUser-Agent: gitopsd/{}\r\nAccept: */*\r\nConnection: close\r\n\r\n",
-        env!("CARGO_PKG_VERSION")
-    );
-    stream.write_all(request.as_bytes()).await.map_err(plain)?;
-    let mut head = Vec::new();
-    let mut chunk = [0; MAX_STATUS_LINE];
-    while !head.contains(&b'\n') && head.len() < MAX_STATUS_LINE {
-        match stream.read(&mut chunk).await.map_err(plain)? {
-            0 => break,
-            length => head.extend_from_slice(chunk.get(..length).unwrap_or_default()),
-        }
-    }
-    match status(&head) {
-        Some(200..=399) => Ok(()),
-        Some(status) => Err(format!("status {status}")),
-        None if head.is_empty() => Err("connection closed without an answer".to_owned()),
-        None => Err("the answer is not HTTP/1".to_owned()),
-    }
-}
-
-/// The status code of an answer's first line.
-fn status(head: &[u8]) -> Option<u16> {
-    let line = head.split(|byte| *byte == b'\n').next()?;
-    let mut words = std::str::from_utf8(line).ok()?.split_ascii_whitespace();
-    let version = words.next()?;
-    let code = words.next().filter(|code| code.len() == 3)?;
-    version.starts_with("HTTP/1.").then(|| code.parse().ok())?
 }
 
 async fn test(
@@ -115,16 +103,6 @@ async fn test(
     }
 }
 
-/// The kernel's words without its number.
-fn plain(error: io::Error) -> String {
-    match error.kind() {
-        io::ErrorKind::ConnectionRefused => "connection refused".to_owned(),
-        io::ErrorKind::ConnectionReset => "connection reset".to_owned(),
-        io::ErrorKind::HostUnreachable => "no route to the container".to_owned(),
-        _ => error.to_string(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -134,8 +112,23 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    async fn no_exec(_: Vec<String>, _: Duration) -> Result<ExecOutput, EngineError> {
-        Err(EngineError::plain(Reason::Internal, "not asked for"))
+    /// A container that gives this answer to commands and has said that.
+    struct Answers(Option<ExecOutput>, Option<Notified>);
+
+    const NOBODY: Answers = Answers(None, None);
+
+    impl Inside for Answers {
+        async fn exec(&self, command: Vec<String>, _: Duration) -> Result<ExecOutput, EngineError> {
+            assert_eq!(command, ["bin/check", "-q"]);
+            self.0.clone().ok_or_else(|| EngineError::plain(Reason::Internal, "not asked for"))
+        }
+        async fn notified(&self) -> Option<Notified> {
+            self.1.clone()
+        }
+    }
+
+    async fn ask(probe: &Probe) -> Result<(), String> {
+        attempt(probe, "web", Ipv4Addr::LOCALHOST, SECOND, &NOBODY).await
     }
 
     /// A server that answers one connection with `answer`; gives its port and what it was asked.
@@ -153,8 +146,7 @@ mod tests {
     }
 
     async fn http(port: u16, path: &str) -> Result<(), String> {
-        let probe = Probe::Http { path: path.to_owned(), port };
-        attempt(&probe, Ipv4Addr::LOCALHOST, SECOND, no_exec).await
+        ask(&Probe::http(path, port)).await
     }
 
     #[tokio::test]
@@ -189,8 +181,8 @@ mod tests {
     async fn silence_ends() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
-        let probe = Probe::Http { path: "/".to_owned(), port };
-        let answer = attempt(&probe, Ipv4Addr::LOCALHOST, Duration::from_millis(100), no_exec).await;
+        let probe = Probe::http("/", port);
+        let answer = attempt(&probe, "web", Ipv4Addr::LOCALHOST, Duration::from_millis(100), &NOBODY).await;
         assert!(answer.as_ref().is_err_and(|line| line.contains("no answer within")), "{answer:?}");
     }
 
@@ -198,9 +190,9 @@ mod tests {
     async fn tcp_needs_a_listener() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
-        assert_eq!(attempt(&Probe::Tcp { port }, Ipv4Addr::LOCALHOST, SECOND, no_exec).await, Ok(()));
+        assert_eq!(ask(&Probe::Tcp { port }).await, Ok(()));
         drop(listener);
-        let answer = attempt(&Probe::Tcp { port }, Ipv4Addr::LOCALHOST, SECOND, no_exec).await;
+        let answer = ask(&Probe::Tcp { port }).await;
         assert_eq!(answer, Err(format!("connecting to port {port}: connection refused")));
     }
 
@@ -213,11 +205,8 @@ mod tests {
             (Some(1), "", Err("bin/check ended with 1".to_owned())),
             (None, "", Err("bin/check: not done within 1s".to_owned())),
         ] {
-            let exec = |command: Vec<String>, _: Duration| async move {
-                assert_eq!(command, ["bin/check", "-q"]);
-                Ok(ExecOutput { code, output: output.to_owned() })
-            };
-            assert_eq!(attempt(&probe, Ipv4Addr::LOCALHOST, SECOND, exec).await, says);
+            let inside = Answers(Some(ExecOutput { code, output: output.to_owned() }), None);
+            assert_eq!(attempt(&probe, "web", Ipv4Addr::LOCALHOST, SECOND, &inside).await, says);
         }
     }
 }
