@@ -9,7 +9,10 @@ use crate::reconcile::health::EffectiveCheck;
 use crate::reconcile::later;
 use crate::reconcile::next::{GRACE, IDLE_POLL};
 use crate::reconcile::world::{DesiredService, Observed};
-use crate::types::{ContainerState, Digest, HealthCheck, InstanceId, NetworkMode, PortMapping, Refusal, ServiceName, Timestamp};
+use crate::types::{
+    ContainerState, Digest, HealthCheck, InstanceId, NetworkMode, PortMapping, Refusal, ServiceName,
+    Timestamp,
+};
 
 impl Agent {
     /// The world, afresh.
@@ -47,6 +50,7 @@ impl Agent {
             routes,
             health: self.probes.histories(),
             image_checks,
+            oom_kills: self.oom_kills.clone(),
             pulling: self.effects.pulling(),
             busy: self.effects.busy(),
             pauses: self.effects.pauses(now),
@@ -57,6 +61,7 @@ impl Agent {
         self.look_for_images(&mut seen);
         self.look_for_ports(&mut seen);
         self.look_for_idle(&mut seen, now);
+        self.look_for_errors(&mut seen, now);
         Ok(seen)
     }
 

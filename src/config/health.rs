@@ -353,7 +353,8 @@ impl HealthLayer {
         let span = self.span.clone().unwrap_or(0..0);
         let Some(layer) = self.probe.clone() else {
             if let Some((key, _)) = self.extras.first() {
-                let message = format!("`{key}` says how to ask, and nothing says what: `http`, `https` or `grpc`");
+                let message =
+                    format!("`{key}` says how to ask, and nothing says what: `http`, `https` or `grpc`");
                 findings.error(span, message, None);
             }
             // Times alone are those of the image's own check.
@@ -439,7 +440,8 @@ impl HealthLayer {
         }
         let skip_verify = self.skip_verify.unwrap_or(false);
         if skip_verify && (self.ca_file.is_some() || self.server_name.is_some()) {
-            let message = "`tls_skip_verify` takes any certificate: `ca_file` and `tls_server_name` would say nothing";
+            let message =
+                "`tls_skip_verify` takes any certificate: `ca_file` and `tls_server_name` would say nothing";
             findings.error(span(), message, None);
             return Err(());
         }
@@ -453,7 +455,8 @@ impl HealthLayer {
 
 /// The text of a file of authorities, looked at as the probe will.
 fn authorities_of(findings: &Findings<'_>, sources: &Sources<'_>, file: &CaFile) -> Option<String> {
-    let wrong = |what: &str| findings.error_of(&file.place, &format!("`ca_file`: {} {what}", file.path), None);
+    let wrong =
+        |what: &str| findings.error_of(&file.place, &format!("`ca_file`: {} {what}", file.path), None);
     let bytes = sources.bytes(findings, "ca_file", &file.path, &file.place)?;
     let text = std::str::from_utf8(bytes).ok().filter(|text| text.len() <= MAX_CA);
     let Some(text) = text else {

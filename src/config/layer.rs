@@ -10,8 +10,8 @@ use super::network;
 use super::options::foreign_to_its_users;
 use super::section::Findings;
 use crate::types::{
-    ByteSize, Declared, Deploy, ImageRef, Options, PortMapping, RestartPolicy,
-    ServiceName, Strategy, Tmpfs, VolumeMount,
+    ByteSize, Declared, Deploy, ImageRef, Options, PortMapping, RestartPolicy, ServiceName, Strategy, Tmpfs,
+    VolumeMount,
 };
 
 /// One layer: what a file says of a service. `None` = nothing.
@@ -130,7 +130,8 @@ impl Layer {
             max_error_rate: self.deploy.max_error_rate,
         };
         if spec.deploy.min_healthy_time >= spec.deploy.timeout && !spec.deploy.min_healthy_time.is_zero() {
-            let message = "`min_healthy_time` has to be shorter than `timeout`, within which it is to be over";
+            let message =
+                "`min_healthy_time` has to be shorter than `timeout`, within which it is to be over";
             findings.error(self.deploy.span.clone().unwrap_or(0..0), message, None);
         }
         spec.fallback = self.fallback.unwrap_or_default();

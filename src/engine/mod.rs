@@ -5,6 +5,7 @@
 //! and name every kernel object by [`InstanceId`], so that a crash at any moment leaves only things that can be found
 //! and named again. They decide nothing: `reconcile` does.
 
+pub mod counters;
 pub mod native;
 pub mod probe;
 pub mod traffic;
@@ -15,8 +16,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::types::{
-    CommitId, Digest, HealthCheck, InstanceId, Membership, Notified, PinnedImage, PortMapping, Reason, Refusal, ServiceName,
-    ServiceSpec,
+    CommitId, Digest, HealthCheck, InstanceId, Membership, Notified, PinnedImage, PortMapping, Reason,
+    Refusal, ServiceName, ServiceSpec,
 };
 pub use crate::types::{ContainerState, Exit, Hosts, ObservedContainer, Route};
 

@@ -139,14 +139,23 @@ impl EffectiveCheck {
     pub fn of<I>(spec: &ServiceSpec<I>, image: Option<&HealthCheck>) -> Self {
         let steady = spec.deploy.min_healthy_time;
         let check = match (spec.healthcheck.as_ref().map(|check| (check, &check.probe)), image) {
-            (Some((_, Probe::Ports)) | None, None) | (Some((_, Probe::Ports)), Some(_)) => return Self::ports(spec),
+            (Some((_, Probe::Ports)) | None, None) | (Some((_, Probe::Ports)), Some(_)) => {
+                return Self::ports(spec);
+            }
             (Some((_, Probe::Image(_))), None) => return Self::ports(spec),
             (Some((_, Probe::Image(times))), Some(image)) => times.over(image.clone()),
             (Some((check, _)), _) => check.clone(),
             (None, Some(image)) => image.clone(),
         };
-        let HealthCheck { probe, interval, timeout, start_period, start_interval, retries, success_threshold } =
-            check;
+        let HealthCheck {
+            probe,
+            interval,
+            timeout,
+            start_period,
+            start_interval,
+            retries,
+            success_threshold,
+        } = check;
         Self {
             probes: vec![probe],
             interval,
@@ -226,9 +235,9 @@ pub fn judge(
     // Judged by what was probed, not by the clock: the last pass has to be that much later than the first.
     match &history.last {
         Some((at, Ok(()))) if *at >= later(since, check.steady) => Verdict::Healthy,
-        _ => Verdict::Undecided {
-            why: format!("it answers, and has to do so for {}", in_words(check.steady)),
-        },
+        _ => {
+            Verdict::Undecided { why: format!("it answers, and has to do so for {}", in_words(check.steady)) }
+        }
     }
 }
 

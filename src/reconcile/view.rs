@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::errors::ErrorHistory;
 use super::health::{EffectiveCheck, Verdict, judge};
 use super::record::{Deployed, Down, ServiceRecord};
 use super::world::{Busy, Desired, DesiredService, Observed};
@@ -79,6 +80,21 @@ impl<'a> View<'a> {
         let history = self.observed.health.get(&id).filter(|history| history.started_at == *started_at);
         self.check(deployed).probes.is_empty()
             || history.is_some_and(|history| matches!(history.last, Some((_, Err(_)))))
+    }
+
+    /// What the kernel has counted of a generation's connections since it has traffic; of this start of it.
+    pub fn errors(&self, deployed: &Deployed) -> Option<&'a ErrorHistory> {
+        let id = InstanceId::new(self.name, deployed.generation);
+        let Some(ContainerState::Running { started_at, .. }) = self.container(deployed.generation) else {
+            return None;
+        };
+        self.observed.errors.get(&id).filter(|history| history.started_at == *started_at)
+    }
+
+    /// How often the kernel killed a process of a generation for want of memory.
+    pub fn oom_kills(&self, deployed: &Deployed) -> u64 {
+        let id = InstanceId::new(self.name, deployed.generation);
+        self.observed.oom_kills.get(&id).copied().unwrap_or(0)
     }
 
     /// The route that `deployed` should have.

@@ -127,7 +127,10 @@ mod tests {
 
     #[test]
     fn numbers_that_make_no_sense_are_the_defaults() {
-        let odd = check(r#"{"Test":["CMD","x"],"Interval":-5,"Timeout":1,"Retries":-1,"StartPeriod":9223372036854775807}"#, &[]);
+        let odd = check(
+            r#"{"Test":["CMD","x"],"Interval":-5,"Timeout":1,"Retries":-1,"StartPeriod":9223372036854775807}"#,
+            &[],
+        );
         let odd = odd.unwrap();
         assert_eq!((odd.interval, odd.timeout, odd.retries), (INTERVAL, Duration::from_millis(10), 3));
         assert!(odd.start_period <= Duration::from_secs(86_400 * 366 * 74));

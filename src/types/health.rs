@@ -267,7 +267,11 @@ impl FromStr for StatusRange {
 
 impl fmt::Display for StatusRange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.first == self.last { write!(f, "{}", self.first) } else { write!(f, "{}-{}", self.first, self.last) }
+        if self.first == self.last {
+            write!(f, "{}", self.first)
+        } else {
+            write!(f, "{}-{}", self.first, self.last)
+        }
     }
 }
 
@@ -287,13 +291,39 @@ pub struct Notified {
     pub status: Option<String>,
 }
 
+/// What the kernel has counted of a container's TCP connections since its network was made.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Opened, both ways.
+    pub opened: u64,
+    /// Refused, reset or dropped by it.
+    pub failed: u64,
+}
+
+impl Counters {
+    /// What was counted since `earlier`. A counter that went back began anew.
+    pub fn since(self, earlier: Self) -> Self {
+        Self {
+            opened: self.opened.saturating_sub(earlier.opened),
+            failed: self.failed.saturating_sub(earlier.failed),
+        }
+    }
+
+    /// All that was tried.
+    pub fn tried(self) -> u64 {
+        self.opened.saturating_add(self.failed)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn status_ranges() {
-        for (text, shown) in [("200", "200"), ("200-299", "200-299"), ("2xx", "200-299"), ("404 - 404", "404")] {
+        for (text, shown) in
+            [("200", "200"), ("200-299", "200-299"), ("2xx", "200-299"), ("404 - 404", "404")]
+        {
             assert_eq!(text.parse::<StatusRange>().unwrap().to_string(), shown, "{text}");
         }
         for bad in ["", "20", "2000", "099", "600", "6xx", "xx", "300-200", "+20", "2x", "200-", "٢٠٠"] {

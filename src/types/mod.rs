@@ -24,7 +24,7 @@ pub use archive::fill_fallback;
 pub use capability::{CAPABILITIES, DEFAULT_CAPABILITIES};
 pub use commit::{CommitId, CommitInfo};
 pub use health::{
-    GrpcProbe, HealthCheck, HttpMethod, HttpProbe, Notified, Probe, ProbeTls, StatusRange, Times,
+    Counters, GrpcProbe, HealthCheck, HttpMethod, HttpProbe, Notified, Probe, ProbeTls, StatusRange, Times,
 };
 pub use image::{Digest, ImageRef, PinnedImage, RegistryRef};
 pub use mounts::{ConfigFile, VolumeMount, VolumeSource, check_target};

@@ -7,7 +7,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{ByteSize, ConfigFile, HealthCheck, ImageRef, NetworkMode, Options, RestartPolicy, ServiceName, VolumeMount};
+use super::{
+    ByteSize, ConfigFile, HealthCheck, ImageRef, NetworkMode, Options, Probe, RestartPolicy, ServiceName,
+    VolumeMount,
+};
 
 /// One service as the repo declares it for this host. `I` is [`ImageRef`] as declared and
 /// [`super::PinnedImage`] once its tag has been resolved.
@@ -135,6 +138,11 @@ impl<I> ServiceSpec<I> {
             NetworkMode::Service(name) => Some(name),
             _ => None,
         }
+    }
+
+    /// Whether its program is to say when it is ready: it sees a `NOTIFY_SOCKET`.
+    pub fn notifies(&self) -> bool {
+        self.healthcheck.as_ref().is_some_and(|check| check.probe == Probe::Notify)
     }
 
     /// The services that have to run before it starts.

@@ -69,7 +69,8 @@ fn request(probe: &HttpProbe, target: &Target<'_>) -> Result<Request<Empty<Bytes
     request.headers_mut().insert(HOST, host.map_err(|error| error.to_string())?);
     for (name, value) in &probe.headers {
         let header = HeaderName::from_bytes(name.as_bytes()).ok().zip(HeaderValue::from_str(value).ok());
-        let (name, value) = header.ok_or_else(|| format!("header `{name}` is not one that HTTP can carry"))?;
+        let (name, value) =
+            header.ok_or_else(|| format!("header `{name}` is not one that HTTP can carry"))?;
         request.headers_mut().insert(name, value);
     }
     Ok(request)
