@@ -12,6 +12,8 @@
 
 #[path = "config/files.rs"]
 mod files;
+#[path = "config/health.rs"]
+mod health;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -351,9 +353,19 @@ fn the_page_and_the_parser_know_the_same_keys() {
         .map(|cell| cell.trim().trim_matches('`'))
         .collect();
     let mut taken = Vec::new();
-    for file in
-        ["service", "options", "network", "repo", "load", "engine", "images", "registry", "configs", "volume"]
-    {
+    for file in [
+        "service",
+        "health_read",
+        "options",
+        "network",
+        "repo",
+        "load",
+        "engine",
+        "images",
+        "registry",
+        "configs",
+        "volume",
+    ] {
         let source = std::fs::read_to_string(root().join(format!("src/config/{file}.rs"))).unwrap();
         let source = source.split("#[cfg(test)]").next().unwrap().to_owned();
         let calls = [
@@ -382,7 +394,10 @@ fn the_page_and_the_parser_know_the_same_keys() {
             "command(section, \"",
             "globs(policy, \"",
             "positive(\"",
-            "port_of(\"",
+            "port_of(section, \"",
+            " path(\"",
+            "on(\"",
+            "count(\"",
             "list(section, \"",
             "each(section, \"",
             "one(section, \"",

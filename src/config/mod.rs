@@ -11,6 +11,7 @@ mod engine;
 mod env_file;
 mod grants;
 mod health;
+mod health_read;
 mod images;
 mod layer;
 mod load;

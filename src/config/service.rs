@@ -6,7 +6,7 @@ use std::ops::Range;
 use toml::de::DeValue;
 
 use super::configs;
-use super::health;
+use super::health_read;
 use super::layer::{DeployLayer, Layer};
 use super::options;
 use super::port;
@@ -90,7 +90,7 @@ pub(super) fn read(section: &Section<'_, '_>) -> Layer {
             .integer("pids_limit", 1..=4_194_304)
             .and_then(|number| u32::try_from(number).ok()),
         options: options::read(section),
-        healthcheck: section.table("healthcheck").map(|table| health::read(&table)).unwrap_or_default(),
+        healthcheck: section.table("healthcheck").map(|table| health_read::read(&table)).unwrap_or_default(),
         deploy: section.table("deploy").map(|table| deploy(&table)).unwrap_or_default(),
         names_image: section.has("image"),
         port_spans: Vec::new(),

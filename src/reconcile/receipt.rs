@@ -90,9 +90,19 @@ pub struct Transition {
     /// How the container ended, where that is what it is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit: Option<Exit>,
+    /// The last lines that a generation wrote which was given up. The agent adds them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub log: Vec<String>,
 }
 
 impl Transition {
+    /// Whether it is about a generation that did not do what it was to: what it wrote last may say why.
+    pub fn went_wrong(&self) -> bool {
+        let lost = matches!(self.result, ReceiptResult::Failed | ReceiptResult::RolledBack);
+        let meant = [Reason::Superseded, Reason::OperatorRollback, Reason::Held];
+        lost && self.reason.is_some_and(|reason| !meant.contains(&reason))
+    }
+
     /// A name that is the same when the transition is written down a second time, after a crash in between. The result
     /// is a part of it: a generation whose `deployed` was written, and its record was not, can fail after the reboot,
     /// and neither receipt may hide the other.
@@ -136,6 +146,7 @@ impl Transition {
                 .last_exit
                 .clone()
                 .filter(|_| trouble.is_some_and(|it| it.reason == Reason::Exited)),
+            log: Vec::new(),
         }
     }
 }

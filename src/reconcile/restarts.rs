@@ -83,5 +83,6 @@ pub(super) fn told(name: &ServiceName, incumbent: &mut Deployed, now: Timestamp)
         healthy_seconds: None,
         switched_at: None,
         exit: None,
+        log: Vec::new(),
     })
 }

@@ -349,5 +349,6 @@ fn removed(name: &ServiceName, record: &ServiceRecord, removing: &Removing, now:
         healthy_seconds: None,
         switched_at: None,
         exit: None,
+        log: Vec::new(),
     }
 }

@@ -20,6 +20,10 @@ pub enum Kind {
     Exits,
     /// Serves and is healthy for two seconds, then loses /healthz.
     Decays,
+    /// Serves, and has a HEALTHCHECK that passes.
+    Checked,
+    /// Serves, and has a HEALTHCHECK that does not.
+    CheckedSick,
 }
 
 /// Writes an OCI layout with one image, and gives its folder.
@@ -39,15 +43,26 @@ pub fn build_with(dir: &Path, version: &str, kind: Kind, more: usize) -> PathBuf
         Kind::Decays => {
             "(sleep 2; rm /www/healthz) & trap 'exit 0' TERM; httpd -f -p 8080 -h /www & wait".to_owned()
         }
-        Kind::Good | Kind::Sick => {
+        Kind::Good | Kind::Sick | Kind::Checked | Kind::CheckedSick => {
             "trap 'exit 0' TERM; echo serving; httpd -f -p 8080 -h /www & wait".to_owned()
         }
     };
-    let config = json!({
+    let mut config = json!({
         "architecture": "amd64", "os": "linux",
         "config": { "Env": ["PATH=/bin"], "Cmd": ["/bin/sh", "-c", serve], "WorkingDir": "/" },
         "rootfs": { "type": "layers", "diff_ids": [base.diff_id, page.diff_id] },
     });
+    let answer = match kind {
+        Kind::Checked => Some("exit 0"),
+        Kind::CheckedSick => Some("echo the image says no; exit 1"),
+        _ => None,
+    };
+    if let Some(answer) = answer {
+        // Nanoseconds.
+        let times =
+            json!({ "Test": ["CMD-SHELL", answer], "Interval": 200_000_000, "Timeout": 5_000_000_000_u64 });
+        config["config"]["Healthcheck"] = times;
+    }
     let config = blob(&blobs, config.to_string().as_bytes());
     let manifest = json!({
         "schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",

@@ -15,6 +15,7 @@
 mod deploy;
 mod faults;
 mod files;
+mod health;
 mod image;
 mod images;
 mod kill;

@@ -11,7 +11,7 @@ use super::dial::{Driver, Target, connect, told};
 use crate::types::HttpProbe;
 
 /// What is read of a body. Health pages are short; one that is not is looked at no further.
-const MAX_BODY: usize = 64 << 10;
+pub(super) const MAX_BODY: usize = 64 << 10;
 /// What is read of an answer's head.
 const MAX_HEAD: usize = 64 << 10;
 /// Sent by all requests that name none.

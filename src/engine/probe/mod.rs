@@ -105,8 +105,9 @@ async fn test(
 
 #[cfg(test)]
 mod tests {
+    use super::http::MAX_BODY;
     use super::*;
-    use crate::types::Reason;
+    use crate::types::{HttpProbe, Reason};
     use std::io::{Read as _, Write as _};
     use std::net::TcpListener;
 
@@ -169,6 +170,54 @@ mod tests {
         }
         let (port, _asked) = server("HTTP/1.1 302 Found\r\nLocation: /login\r\n\r\n");
         assert_eq!(http(port, "/").await, Ok(()));
+    }
+
+    #[tokio::test]
+    async fn bodies_are_looked_through_and_only_so_far() {
+        let asking = |port, contains: &str| {
+            let Probe::Http(probe) = Probe::http("/", port) else { unreachable!() };
+            Probe::Http(HttpProbe { contains: Some(contains.to_owned()), ..probe })
+        };
+        let long: &'static str = format!("HTTP/1.1 200 OK\r\n\r\n{}late", "x".repeat(MAX_BODY - 2)).leak();
+        for (answer, passes) in [
+            ("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nall is up", true),
+            // In two pieces, which belong together.
+            ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nis u\r\n1\r\np\r\n0\r\n\r\n", true),
+            ("HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\nis down.", false),
+            ("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", false),
+        ] {
+            let (port, _asked) = server(answer);
+            let expected = match passes {
+                true => Ok(()),
+                false => {
+                    Err(format!("GET / on port {port}: status 200, and the body does not contain `is up`"))
+                }
+            };
+            assert_eq!(ask(&asking(port, "is up")).await, expected, "{answer}");
+        }
+        let (port, _asked) = server(long);
+        assert!(ask(&asking(port, "late")).await.is_err(), "it is beyond what is read");
+        let (port, _asked) = server(long);
+        assert_eq!(ask(&asking(port, "xl")).await, Ok(()));
+    }
+
+    #[tokio::test]
+    async fn what_was_said_is_judged() {
+        for (said, says) in [
+            (None, Err("it has no NOTIFY_SOCKET".to_owned())),
+            (Some((false, false, None)), Err("it has not said READY=1 yet".to_owned())),
+            (Some((false, false, Some("half"))), Err("it has not said READY=1 yet: half".to_owned())),
+            (Some((true, false, Some("up"))), Ok(())),
+            (Some((true, true, None)), Err("it says that it stops".to_owned())),
+        ] {
+            let said = said.map(|(ready, stopping, status)| Notified {
+                ready,
+                stopping,
+                status: status.map(str::to_owned),
+            });
+            let inside = Answers(None, said);
+            assert_eq!(attempt(&Probe::Notify, "web", Ipv4Addr::LOCALHOST, SECOND, &inside).await, says);
+        }
     }
 
     #[tokio::test]
