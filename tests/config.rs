@@ -12,6 +12,8 @@
 
 #[path = "config/files.rs"]
 mod files;
+#[path = "config/health.rs"]
+mod health;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -112,7 +114,7 @@ pre = ["bin/migrate", "up"]
     assert_eq!(spec.strategy(), Strategy::BlueGreen);
     assert_eq!(spec.deploy.pre, ["bin/migrate", "up"]);
     let health = spec.healthcheck.as_ref().unwrap();
-    assert_eq!(health.probe, Probe::Http { path: "/healthz".to_owned(), port: 8080 });
+    assert_eq!(health.probe, Probe::http("/healthz", 8080));
     assert_eq!(health.start_period, Duration::from_secs(30));
     assert!(found.diagnostics.iter().all(|found| !found.is_error()), "{:?}", found.diagnostics);
     assert!(found.diagnostics.is_empty(), "{:?}", found.diagnostics);
@@ -385,7 +387,17 @@ fn the_page_and_the_parser_know_the_same_keys() {
         .collect();
     let mut taken = Vec::new();
     for file in [
-        "service", "options", "network", "repo", "load", "engine", "images", "registry", "configs", "volume",
+        "service",
+        "health_read",
+        "options",
+        "network",
+        "repo",
+        "load",
+        "engine",
+        "images",
+        "registry",
+        "configs",
+        "volume",
         "trust",
     ] {
         let source = std::fs::read_to_string(root().join(format!("src/config/{file}.rs"))).unwrap();
@@ -416,7 +428,10 @@ fn the_page_and_the_parser_know_the_same_keys() {
             "command(section, \"",
             "globs(policy, \"",
             "positive(\"",
-            "port_of(\"",
+            "port_of(section, \"",
+            " path(\"",
+            "on(\"",
+            "count(\"",
             "list(section, \"",
             "each(section, \"",
             "one(section, \"",

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{Agent, clock};
-use crate::reconcile::health::{EffectiveCheck, Verdict, judge};
+use crate::reconcile::health::{Verdict, judge};
 use crate::report::Message;
 use crate::report::message::Kind;
 use crate::types::{InstanceId, Reason, Refusal, ServiceName, Timestamp};
@@ -36,7 +36,7 @@ impl Agent {
             let Some(incumbent) = &record.incumbent else { continue };
             let Some(started_at) = self.running(service, incumbent) else { continue };
             let history = self.seen.health.get(&InstanceId::new(service, incumbent.generation));
-            let verdict = judge(&EffectiveCheck::of(&incumbent.spec), history, started_at, now);
+            let verdict = judge(&self.seen.check(&incumbent.spec), history, started_at, now);
             if let Verdict::Unhealthy(why) = verdict {
                 let text = format!("generation {} fails its health check: {why}", incumbent.generation);
                 ailing.insert(service.clone(), Refusal::new(Reason::Unhealthy, text));

@@ -2,13 +2,17 @@
 
 use super::execute::failpoint;
 use super::{Agent, clock, news};
+use crate::reconcile::receipt::Side;
 use crate::reconcile::record::ServiceRecord;
 use crate::reconcile::step::Step;
 use crate::reconcile::transition::{self, Outcome};
 use crate::report::message::Kind;
 use crate::state::StateError;
 use crate::state::receipts::Receipt;
-use crate::types::{Generation, Reason, Refusal, ServiceName};
+use crate::types::{Generation, InstanceId, Reason, Refusal, ServiceName};
+
+/// Characters of a log's line that go into a receipt.
+const MAX_LINE: usize = 200;
 
 impl Agent {
     /// Writes down what came of a step: the receipt first, so that no end of a rollout is without one.
@@ -35,6 +39,9 @@ impl Agent {
             let generation = receipt.to.as_ref().map_or(Generation(0), |to| to.generation);
             receipt.message = format!("generation {generation} {end} and was started again");
             receipt.exit = Some(end.clone());
+        }
+        if let Some(receipt) = applied.receipt.as_mut().filter(|receipt| receipt.went_wrong()) {
+            receipt.log = self.last_words(service, receipt.to.as_ref());
         }
         if let Err(error) = self.save(service, &record, &mut applied) {
             self.note_fault(Some(error.to_refusal()));
@@ -93,6 +100,14 @@ impl Agent {
                 self.tell(news::of(service, None, step, outcome, None));
             }
         }
+    }
+
+    /// The last lines that a generation wrote, as short as receipts are to be. Logs outlive their containers.
+    fn last_words(&self, service: &ServiceName, side: Option<&Side>) -> Vec<String> {
+        let (Some(side), count @ 1..) = (side, self.config.report.log_lines) else { return Vec::new() };
+        let lines = self.hands.engine.log_tail(&InstanceId::new(service, side.generation), count);
+        let plain = |line: String| line.chars().filter(|c| !c.is_control()).take(MAX_LINE).collect();
+        lines.into_iter().map(plain).collect()
     }
 
     /// The receipt first, then the record that counts on it. A receipt of a restart that could not be written stays due.

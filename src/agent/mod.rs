@@ -9,6 +9,7 @@ pub mod clock;
 mod conclude;
 pub mod control;
 mod effects;
+mod errors;
 mod execute;
 mod fault;
 mod garbage;
@@ -52,7 +53,9 @@ use crate::state::clean::Before;
 use crate::state::journal::Journal;
 use crate::state::lock::InstanceLock;
 use crate::state::trust::HighWater;
-use crate::types::{CommitId, Exit, Hosts, InstanceId, Refusal, ServiceName, Timestamp};
+use crate::types::{
+    CommitId, Digest, Exit, HealthCheck, Hosts, InstanceId, Refusal, ServiceName, Timestamp,
+};
 use control::Accept;
 use effects::{Effects, Hands};
 use garbage::Garbage;
@@ -112,6 +115,10 @@ pub struct Agent {
     shims: Shims,
     /// Of each retiring container: looks in a row without a connection, and when the last one was.
     idle: BTreeMap<InstanceId, (u32, Timestamp)>,
+    /// What was counted of the connections of candidates that have traffic.
+    errors: errors::Errors,
+    /// The checks that images have of their own, where they have one.
+    image_checks: BTreeMap<Digest, Option<HealthCheck>>,
     /// What was seen last, and what was decided on it.
     seen: Observed,
     plan: Plan,
@@ -239,6 +246,8 @@ impl Agent {
             shims: Shims::new(handle.clone(), waker.clone()),
             probes: Probes::new(handle, hands.engine.clone(), waker.clone()),
             idle: BTreeMap::new(),
+            errors: errors::Errors::new(),
+            image_checks: BTreeMap::new(),
             seen: Observed::default(),
             plan: Plan { services: BTreeMap::new(), wake_at: None },
             blind: None,

@@ -125,6 +125,7 @@ fn ended(service: &ServiceName, before: Option<&ServiceRecord>, receipt: &Transi
     let mut message = with(Message::of(kind, service, text), candidate).at(&receipt.commit);
     message.reason = receipt.reason;
     message.exit = receipt.exit.clone();
+    message.log.clone_from(&receipt.log);
     message
 }
 

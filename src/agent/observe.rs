@@ -1,6 +1,6 @@
 //! The host as it is now: what a round decides on.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use super::probes::Subject;
@@ -9,13 +9,17 @@ use crate::reconcile::health::EffectiveCheck;
 use crate::reconcile::later;
 use crate::reconcile::next::{GRACE, IDLE_POLL};
 use crate::reconcile::world::{DesiredService, Observed};
-use crate::types::{ContainerState, InstanceId, NetworkMode, PortMapping, Refusal, ServiceName, Timestamp};
+use crate::types::{
+    ContainerState, Digest, HealthCheck, InstanceId, NetworkMode, PortMapping, Refusal, ServiceName,
+    Timestamp,
+};
 
 impl Agent {
     /// The world, afresh.
     pub(super) fn observe(&mut self) -> Result<Observed, Refusal> {
         let now = clock::now();
         let containers = self.hands.engine.observe().map_err(|error| error.to_refusal())?;
+        let image_checks = self.look_for_image_checks();
         self.connect();
         let routes = self.hands.traffic.observe().map_err(|error| error.to_refusal())?;
         let mut subjects = Vec::new();
@@ -32,7 +36,7 @@ impl Agent {
                         NetworkMode::Host => Ipv4Addr::LOCALHOST,
                         _ => deployed.address,
                     },
-                    check: EffectiveCheck::of(&deployed.spec),
+                    check: EffectiveCheck::of(&deployed.spec, image_checks.get(&deployed.spec.image.digest)),
                 });
             }
         }
@@ -45,6 +49,8 @@ impl Agent {
             containers: containers.into_iter().map(|seen| (seen.id, seen.state)).collect(),
             routes,
             health: self.probes.histories(),
+            image_checks,
+            oom_kills: self.oom_kills.clone(),
             pulling: self.effects.pulling(),
             busy: self.effects.busy(),
             pauses: self.effects.pauses(now),
@@ -55,6 +61,7 @@ impl Agent {
         self.look_for_images(&mut seen);
         self.look_for_ports(&mut seen);
         self.look_for_idle(&mut seen, now);
+        self.look_for_errors(&mut seen, now);
         Ok(seen)
     }
 
@@ -72,6 +79,23 @@ impl Agent {
         }
         let here = digests.into_iter().filter(|digest| self.store.image(digest).is_some());
         seen.images = here.cloned().collect();
+    }
+
+    /// The checks that images of live generations have of their own. What a digest stands for never changes: each is
+    /// looked up once.
+    fn look_for_image_checks(&mut self) -> BTreeMap<Digest, HealthCheck> {
+        let live = self.journal.records.values().flat_map(|record| record.live_generations());
+        let digests: BTreeSet<&Digest> = live.map(|deployed| &deployed.spec.image.digest).collect();
+        self.image_checks.retain(|digest, _| digests.contains(digest));
+        for digest in digests {
+            if !self.image_checks.contains_key(digest)
+                && let Some(image) = self.store.image(digest)
+            {
+                self.image_checks.insert(digest.clone(), image.config.healthcheck);
+            }
+        }
+        let known = self.image_checks.iter();
+        known.filter_map(|(digest, check)| Some((digest.clone(), check.clone()?))).collect()
     }
 
     /// Counts the looks at which a retiring container had no connection.

@@ -15,9 +15,9 @@ use tokio::task::JoinHandle;
 
 use super::clock;
 use super::wake::{Wake, Waker};
-use crate::engine::{Engine, EngineError, probe};
+use crate::engine::{Engine, EngineError, ExecOutput, probe};
 use crate::reconcile::health::{EffectiveCheck, ProbeHistory, judge};
-use crate::types::{InstanceId, Reason, Timestamp};
+use crate::types::{InstanceId, Notified, Reason, Timestamp};
 
 type Histories = Arc<Mutex<BTreeMap<InstanceId, ProbeHistory>>>;
 
@@ -122,19 +122,33 @@ impl Probes {
 }
 
 async fn attempt(subject: &Subject, engine: &Arc<dyn Engine>) -> Result<(), String> {
+    let inside = Container { engine, id: &subject.id };
     for question in &subject.check.probes {
-        let exec = |command: Vec<String>, timeout| {
-            let (engine, id) = (engine.clone(), subject.id.clone());
-            let run = tokio::task::spawn_blocking(move || engine.exec(&id, &command, timeout));
-            async {
-                run.await.unwrap_or_else(|error| {
-                    Err(EngineError::new(Reason::Internal, "running the health check", error))
-                })
-            }
-        };
-        probe::attempt(question, subject.address, subject.check.timeout, exec).await?;
+        let (service, timeout) = (subject.id.service.as_str(), subject.check.timeout);
+        probe::attempt(question, service, subject.address, timeout, &inside).await?;
     }
     Ok(())
+}
+
+/// A container that is asked from within: what blocks does so off the async threads.
+struct Container<'a> {
+    engine: &'a Arc<dyn Engine>,
+    id: &'a InstanceId,
+}
+
+impl probe::Inside for Container<'_> {
+    async fn exec(&self, command: Vec<String>, timeout: Duration) -> Result<ExecOutput, EngineError> {
+        let (engine, id) = (self.engine.clone(), self.id.clone());
+        let run = tokio::task::spawn_blocking(move || engine.exec(&id, &command, timeout));
+        run.await.unwrap_or_else(|error| {
+            Err(EngineError::new(Reason::Internal, "running the health check", error))
+        })
+    }
+
+    async fn notified(&self) -> Option<Notified> {
+        let (engine, id) = (self.engine.clone(), self.id.clone());
+        tokio::task::spawn_blocking(move || engine.notified(&id)).await.ok().flatten()
+    }
 }
 
 /// Waits for the end of a process that need not be our child (pidfd_open(2): readable once it has ended).

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{Agent, clock};
 use crate::git::Signer;
-use crate::reconcile::health::{EffectiveCheck, Verdict, judge};
+use crate::reconcile::health::{Verdict, judge};
 use crate::reconcile::later;
 use crate::reconcile::record::{Deployed, Phase, Rollout, ServiceRecord};
 use crate::reconcile::step::{Next, Planned, Situation};
@@ -208,7 +208,7 @@ impl Agent {
     fn health(&self, name: &ServiceName, deployed: &Deployed, now: Timestamp) -> &'static str {
         let Some(started_at) = self.running(name, deployed) else { return "stopped" };
         let history = self.seen.health.get(&InstanceId::new(name, deployed.generation));
-        match judge(&EffectiveCheck::of(&deployed.spec), history, started_at, now) {
+        match judge(&self.seen.check(&deployed.spec), history, started_at, now) {
             Verdict::Healthy => "healthy",
             Verdict::Unhealthy(_) => "unhealthy",
             Verdict::Undecided { .. } if history.is_some_and(|history| history.ever_passed) => "healthy",

@@ -19,6 +19,9 @@ use crate::types::{Generation, ServiceName};
 /// From one look at a file that is followed to the next.
 pub(super) const FOLLOW: Duration = Duration::from_millis(200);
 
+/// Lines of a container's log that `why` shows.
+const LAST_LINES: usize = 20;
+
 /// This host's receipts, oldest first.
 pub(super) fn receipts(config: &Path, service: Option<&ServiceName>) -> Result<Vec<Receipt>, Failure> {
     let mut receipts = read_receipts(&run::config(config)?.state_dir)?;
@@ -36,9 +39,12 @@ pub(super) fn last_lines(
 ) -> Result<Vec<String>, Failure> {
     let failed =
         receipts.last().filter(|receipt| service.reason.is_some() && receipt.transition.reason.is_some());
-    let failed = failed.and_then(|receipt| receipt.transition.to.as_ref()).map(|side| side.generation);
-    let Some(generation) = failed.or(service.generation) else { return Ok(Vec::new()) };
-    Ok(logs::tail(&run::config(config)?.state_dir, &service.name, generation, 10))
+    let side = failed.and_then(|receipt| receipt.transition.to.as_ref()).map(|side| side.generation);
+    let Some(generation) = side.or(service.generation) else { return Ok(Vec::new()) };
+    let lines = logs::tail(&run::config(config)?.state_dir, &service.name, generation, LAST_LINES);
+    // The log of a generation that is away may be away as well; its receipt is kept.
+    let kept = failed.map(|receipt| receipt.transition.log.clone()).unwrap_or_default();
+    Ok(if lines.is_empty() { kept } else { lines })
 }
 
 /// Shows the receipts.

@@ -179,4 +179,6 @@ pub struct ReportConfig {
     pub push: bool,
     /// Where to, if not to `repo.url`.
     pub remote: Option<SafeUrl>,
+    /// How many of the last lines of a generation that is given up go into its receipt; 0: none.
+    pub log_lines: usize,
 }

@@ -318,7 +318,8 @@ impl<'a> Sources<'a> {
         }
     }
 
-    fn bytes(&self, findings: &Findings<'_>, key: &str, path: &str, place: &Place) -> Option<&'a [u8]> {
+    /// The bytes of a file that `key` names; without it a finding.
+    pub fn bytes(&self, findings: &Findings<'_>, key: &str, path: &str, place: &Place) -> Option<&'a [u8]> {
         if let Some(bytes) = self.files.get(path) {
             return Some(bytes);
         }

@@ -5,12 +5,13 @@ use std::ops::Range;
 use std::time::Duration;
 
 use super::configs::{self, Config, EnvFile, Sources};
+use super::health::HealthLayer;
 use super::network;
 use super::options::foreign_to_its_users;
 use super::section::Findings;
 use crate::types::{
-    ByteSize, Declared, Deploy, HealthCheck, ImageRef, Options, PortMapping, Probe, Protocol, RestartPolicy,
-    ServiceName, Strategy, Tmpfs, VolumeMount,
+    ByteSize, Declared, Deploy, ImageRef, Options, PortMapping, RestartPolicy, ServiceName, Strategy, Tmpfs,
+    VolumeMount,
 };
 
 /// One layer: what a file says of a service. `None` = nothing.
@@ -47,30 +48,15 @@ pub(super) struct Layer {
 }
 
 #[derive(Debug, Clone, Default)]
-pub(super) struct HealthLayer {
-    pub probe: Option<ProbeLayer>,
-    pub port: Option<u16>,
-    pub interval: Option<Duration>,
-    pub timeout: Option<Duration>,
-    pub start_period: Option<Duration>,
-    pub retries: Option<u32>,
-    pub span: Option<Range<usize>>,
-}
-
-#[derive(Debug, Clone)]
-pub(super) enum ProbeLayer {
-    Http(String),
-    Tcp(u16),
-    Test(Vec<String>),
-}
-
-#[derive(Debug, Clone, Default)]
 pub(super) struct DeployLayer {
     pub strategy: Option<Strategy>,
     pub drain: Option<Duration>,
     pub bake: Option<Duration>,
     pub timeout: Option<Duration>,
     pub pre: Option<Vec<String>>,
+    pub min_healthy_time: Option<Duration>,
+    pub max_error_rate: Option<u8>,
+    pub span: Option<Range<usize>>,
 }
 
 impl Layer {
@@ -78,7 +64,6 @@ impl Layer {
     pub fn under(&self, over: &Self) -> Self {
         let mut environment = self.environment.clone();
         environment.extend(over.environment.clone());
-        let (low, high) = (&self.healthcheck, &over.healthcheck);
         Self {
             hosts: over.hosts.clone().or_else(|| self.hosts.clone()),
             image: over.image.clone().or_else(|| self.image.clone()),
@@ -101,21 +86,16 @@ impl Layer {
             milli_cpus: over.milli_cpus.or(self.milli_cpus),
             pids_limit: over.pids_limit.or(self.pids_limit),
             options: network::under(&self.options, &over.options),
-            healthcheck: HealthLayer {
-                probe: high.probe.clone().or_else(|| low.probe.clone()),
-                port: high.port.or(low.port),
-                interval: high.interval.or(low.interval),
-                timeout: high.timeout.or(low.timeout),
-                start_period: high.start_period.or(low.start_period),
-                retries: high.retries.or(low.retries),
-                span: high.span.clone().or_else(|| low.span.clone()),
-            },
+            healthcheck: self.healthcheck.under(&over.healthcheck),
             deploy: DeployLayer {
                 strategy: over.deploy.strategy.or(self.deploy.strategy),
                 drain: over.deploy.drain.or(self.deploy.drain),
                 bake: over.deploy.bake.or(self.deploy.bake),
                 timeout: over.deploy.timeout.or(self.deploy.timeout),
                 pre: over.deploy.pre.clone().or_else(|| self.deploy.pre.clone()),
+                min_healthy_time: over.deploy.min_healthy_time.or(self.deploy.min_healthy_time),
+                max_error_rate: over.deploy.max_error_rate.or(self.deploy.max_error_rate),
+                span: over.deploy.span.clone().or_else(|| self.deploy.span.clone()),
             },
             names_image: over.names_image || self.names_image,
             network_span: over.network_span.clone().or_else(|| self.network_span.clone()),
@@ -124,7 +104,7 @@ impl Layer {
 
     /// The files of the repo that it names, by their paths.
     pub fn files(&self) -> impl Iterator<Item = &str> {
-        configs::files_of(&self.env_files, &self.configs)
+        configs::files_of(&self.env_files, &self.configs).chain(self.healthcheck.files())
     }
 
     /// The spec that all layers together make. What is missing is a finding of the service's own file.
@@ -138,27 +118,7 @@ impl Layer {
         };
         let ports = self.ports.unwrap_or_default();
         let mut spec = Declared::new(image);
-        let health = self.healthcheck;
-        spec.healthcheck = match health.probe {
-            None => {
-                if let Some(span) = health.span.filter(|_| health.port.is_some()) {
-                    findings.error(span, "`port` belongs to `http`, which is not there", None);
-                }
-                None
-            }
-            Some(layer) => {
-                let span = health.span.unwrap_or(0..0);
-                let probe = probe(findings, layer, health.port, &ports, span)?;
-                let default = HealthCheck::new(probe);
-                Some(HealthCheck {
-                    interval: health.interval.unwrap_or(default.interval),
-                    timeout: health.timeout.unwrap_or(default.timeout),
-                    start_period: health.start_period.unwrap_or(default.start_period),
-                    retries: health.retries.unwrap_or(default.retries),
-                    probe: default.probe,
-                })
-            }
-        };
+        spec.healthcheck = self.healthcheck.into_check(findings, sources, &ports).ok()?;
         let default = Deploy::default();
         spec.deploy = Deploy {
             strategy: self.deploy.strategy,
@@ -166,7 +126,14 @@ impl Layer {
             bake: self.deploy.bake.unwrap_or(default.bake),
             timeout: self.deploy.timeout.unwrap_or(default.timeout),
             pre: self.deploy.pre.unwrap_or_default(),
+            min_healthy_time: self.deploy.min_healthy_time.unwrap_or_default(),
+            max_error_rate: self.deploy.max_error_rate,
         };
+        if spec.deploy.min_healthy_time >= spec.deploy.timeout && !spec.deploy.min_healthy_time.is_zero() {
+            let message =
+                "`min_healthy_time` has to be shorter than `timeout`, within which it is to be over";
+            findings.error(self.deploy.span.clone().unwrap_or(0..0), message, None);
+        }
         spec.fallback = self.fallback.unwrap_or_default();
         spec.entrypoint = self.entrypoint;
         spec.command = self.command;
@@ -243,36 +210,5 @@ fn check_targets(findings: &Findings<'_>, spec: &Declared) {
     if let Some(target) = configs::doubled(volumes.chain(configs).chain(memory)) {
         let message = format!("two of `volumes`, `configs` and `tmpfs` go to {}", target.display());
         findings.error(0..0, message, None);
-    }
-}
-
-fn probe(
-    findings: &Findings<'_>,
-    layer: ProbeLayer,
-    port: Option<u16>,
-    ports: &[PortMapping],
-    span: Range<usize>,
-) -> Option<Probe> {
-    match (layer, port) {
-        (ProbeLayer::Http(path), Some(port)) => Some(Probe::Http { path, port }),
-        (ProbeLayer::Http(path), None) => {
-            let mut exposed: Vec<u16> = ports
-                .iter()
-                .filter(|port| port.protocol == Protocol::Tcp)
-                .map(|port| port.container_port)
-                .collect();
-            exposed.sort_unstable();
-            exposed.dedup();
-            match exposed.as_slice() {
-                [port] => Some(Probe::Http { path, port: *port }),
-                _ => {
-                    let message = format!("`http` needs a `port`: {} TCP ports are published", exposed.len());
-                    findings.error(span, message, Some("port = 8080".to_owned()));
-                    None
-                }
-            }
-        }
-        (ProbeLayer::Tcp(port), _) => Some(Probe::Tcp { port }),
-        (ProbeLayer::Test(command), _) => Some(Probe::Test { command }),
     }
 }

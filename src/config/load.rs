@@ -78,6 +78,7 @@ struct Part {
     devices: Option<Vec<String>>,
     images: ImagesPart,
     push: Option<bool>,
+    log_lines: Option<usize>,
     remote: Option<SafeUrl>,
 }
 
@@ -175,6 +176,7 @@ fn read(file: &Path, text: &str) -> (Part, Vec<Diagnostic>) {
     if let Some(report) = section.table("report") {
         part.push = report.boolean("push");
         part.remote = report.parsed("remote");
+        part.log_lines = report.integer("log_lines", 0..=100).and_then(|count| usize::try_from(count).ok());
         for key in ["key", "commit_status", "metrics"] {
             report.unsupported(key, "receipts are pushed as git notes, unsigned");
         }
@@ -337,6 +339,7 @@ impl Part {
             devices: over.devices.or(self.devices),
             images: self.images.under(over.images),
             push: over.push.or(self.push),
+            log_lines: over.log_lines.or(self.log_lines),
             remote: over.remote.or(self.remote),
         }
     }
@@ -399,7 +402,11 @@ impl Part {
                 devices: self.devices.unwrap_or_default(),
             },
             images: self.images.finish(),
-            report: ReportConfig { push: self.push.unwrap_or(true), remote: self.remote },
+            report: ReportConfig {
+                push: self.push.unwrap_or(true),
+                remote: self.remote,
+                log_lines: self.log_lines.unwrap_or(20),
+            },
         })
     }
 }

@@ -4,11 +4,14 @@
 //! built-in defaults, `[defaults]` of the repo, the service's file, the host's overrides.
 
 pub mod agent;
+pub mod authorities;
 mod configs;
 mod diagnostic;
 mod engine;
 mod env_file;
 mod grants;
+mod health;
+mod health_read;
 mod images;
 mod layer;
 mod load;

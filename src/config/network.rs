@@ -9,7 +9,7 @@ use super::diagnostic::did_you_mean;
 use super::layer::Layer;
 use super::options::host_name;
 use super::section::{Findings, Section, Value};
-use crate::types::{Declared, NetworkLink, NetworkMode, NetworkName, Options, Probe, Refusal, ServiceName};
+use crate::types::{Declared, NetworkLink, NetworkMode, NetworkName, Options, Refusal, ServiceName};
 
 /// What the repo says of a network.
 #[derive(Debug, Clone, Copy, Default)]
@@ -192,7 +192,7 @@ fn misfits(spec: &Declared, mode: &NetworkMode, layer: &Layer, findings: &Findin
         );
         findings.error(span.clone(), message, None);
     }
-    let asks = spec.healthcheck.as_ref().is_some_and(|check| !matches!(check.probe, Probe::Test { .. }));
+    let asks = spec.healthcheck.as_ref().is_some_and(|check| check.probe.needs_network());
     if *mode == NetworkMode::None && asks {
         let hint = Some("ask by a command inside: `test`".to_owned());
         findings.error(span.clone(), "`healthcheck`: nobody outside reaches network_mode = \"none\"", hint);

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::time::Duration;
 
 use toml::de::DeValue;
 
 use super::configs;
-use super::layer::{DeployLayer, HealthLayer, Layer, ProbeLayer};
+use super::health_read;
+use super::layer::{DeployLayer, Layer};
 use super::options;
 use super::port;
 use super::section::{Findings, Section, Value};
@@ -90,7 +90,7 @@ pub(super) fn read(section: &Section<'_, '_>) -> Layer {
             .integer("pids_limit", 1..=4_194_304)
             .and_then(|number| u32::try_from(number).ok()),
         options: options::read(section),
-        healthcheck: section.table("healthcheck").map(|table| health(&table)).unwrap_or_default(),
+        healthcheck: section.table("healthcheck").map(|table| health_read::read(&table)).unwrap_or_default(),
         deploy: section.table("deploy").map(|table| deploy(&table)).unwrap_or_default(),
         names_image: section.has("image"),
         port_spans: Vec::new(),
@@ -263,73 +263,6 @@ fn milli_cpus(section: &Section<'_, '_>) -> Option<u32> {
     Some((number * 1000.0).round() as u32)
 }
 
-fn health(section: &Section<'_, '_>) -> HealthLayer {
-    let findings = section.findings;
-    let given: Vec<&str> = ["http", "tcp", "test"].into_iter().filter(|key| section.has(key)).collect();
-    for key in ["http", "tcp", "test"] {
-        // Known, even where another one is used.
-        section.get(key);
-    }
-    if let [_, second, ..] = given.as_slice() {
-        findings.error(section.key_span(second), "a health check is one of `http`, `tcp` and `test`", None);
-    }
-    let port_of = |key| section.integer(key, 1..=65535).and_then(|port| u16::try_from(port).ok());
-    let http = section.string("http").filter(|path| {
-        let fine = path.starts_with('/') && !path.contains(|c: char| c.is_control() || c == ' ');
-        if !fine {
-            findings.error(section.key_span("http"), "`http` takes a path that begins with `/`", None);
-        }
-        fine
-    });
-    let probe = http
-        .map(ProbeLayer::Http)
-        .or_else(|| port_of("tcp").map(ProbeLayer::Tcp))
-        .or_else(|| test(section).map(ProbeLayer::Test));
-    let positive = |key: &'static str| {
-        section.duration(key).filter(|duration| {
-            let fine = *duration >= Duration::from_millis(10);
-            if !fine {
-                findings.error(section.key_span(key), format!("`{key}` is at least 10ms"), None);
-            }
-            fine
-        })
-    };
-    let layer = HealthLayer {
-        probe,
-        port: port_of("port"),
-        interval: positive("interval"),
-        timeout: positive("timeout"),
-        start_period: section.duration("start_period"),
-        retries: section.integer("retries", 1..=1000).and_then(|number| u32::try_from(number).ok()),
-        span: Some(section.span.clone()),
-    };
-    section.unsupported("grpc", "use `tcp`, or `test` with a client inside the image");
-    section.unsupported("start_interval", "the first probes come quickly by themselves");
-    section.unsupported("disable", "leave [healthcheck] out");
-    section.finish(|_| None);
-    layer
-}
-
-/// An array with or without Compose's CMD and CMD-SHELL; a string is for the shell.
-fn test(section: &Section<'_, '_>) -> Option<Vec<String>> {
-    let value = section.get("test")?;
-    let shell = |text: &str| vec!["/bin/sh".to_owned(), "-c".to_owned(), text.to_owned()];
-    if let Some(text) = value.get_ref().as_str() {
-        return Some(shell(text));
-    }
-    let words: Vec<String> = section.strings("test")?.into_iter().map(|(text, _)| text).collect();
-    let words = match words.split_first() {
-        Some((first, rest)) if first == "CMD" => rest.to_vec(),
-        Some((first, rest)) if first == "CMD-SHELL" => shell(&rest.join(" ")),
-        _ => words,
-    };
-    if words.is_empty() {
-        section.findings.error(value.span(), "`test` names no command", None);
-        return None;
-    }
-    Some(words)
-}
-
 fn deploy(section: &Section<'_, '_>) -> DeployLayer {
     let strategy = section.get("strategy").and_then(|value| match value.get_ref().as_str() {
         Some("blue-green") => Some(Strategy::BlueGreen),
@@ -345,10 +278,26 @@ fn deploy(section: &Section<'_, '_>) -> DeployLayer {
         bake: section.duration("bake"),
         timeout: section.duration("timeout"),
         pre: command(section, "pre"),
+        min_healthy_time: section.duration("min_healthy_time"),
+        max_error_rate: max_error_rate(section),
+        span: Some(section.span.clone()),
     };
-    for key in ["post", "window", "canary", "canary_time", "reversible", "drain_signal", "min_healthy_time"] {
+    for key in ["post", "window", "canary", "canary_time", "reversible", "drain_signal"] {
         section.unsupported(key, "see CHANGELOG.md for what is planned");
     }
     section.finish(|_| None);
     layer
+}
+
+/// A share in per cent.
+fn max_error_rate(section: &Section<'_, '_>) -> Option<u8> {
+    let value = section.get("max_error_rate")?;
+    let text = section.string("max_error_rate")?;
+    let number = text.strip_suffix('%').and_then(|number| number.trim().parse::<u8>().ok());
+    let number = number.filter(|number| (1..=100).contains(number));
+    if number.is_none() {
+        let hint = Some("max_error_rate = \"5%\"".to_owned());
+        section.findings.error(value.span(), "`max_error_rate` takes a share from 1% to 100%", hint);
+    }
+    number
 }

@@ -5,6 +5,7 @@
 //! and name every kernel object by [`InstanceId`], so that a crash at any moment leaves only things that can be found
 //! and named again. They decide nothing: `reconcile` does.
 
+pub mod counters;
 pub mod native;
 pub mod probe;
 pub mod traffic;
@@ -15,8 +16,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::types::{
-    CommitId, Digest, InstanceId, Membership, PinnedImage, PortMapping, Reason, Refusal, ServiceName,
-    ServiceSpec,
+    CommitId, Digest, HealthCheck, InstanceId, Membership, Notified, PinnedImage, PortMapping, Reason,
+    Refusal, ServiceName, ServiceSpec,
 };
 pub use crate::types::{ContainerState, Exit, Hosts, ObservedContainer, Route};
 
@@ -48,6 +49,9 @@ pub struct ImageConfig {
     pub working_dir: String,
     /// Name or number; empty = SIGTERM.
     pub stop_signal: String,
+    /// Its own health check.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub healthcheck: Option<HealthCheck>,
 }
 
 /// All that is needed to start one generation of one service.
@@ -143,6 +147,9 @@ pub trait Engine: Send + Sync {
     /// Renews the names that a container, running or not, finds in its `/etc/hosts`. Nothing is written if none
     /// changed.
     fn write_hosts(&self, id: &InstanceId, hosts: &Hosts) -> Result<(), EngineError>;
+
+    /// What the container's program has said to its `NOTIFY_SOCKET`; `None`: it was given none.
+    fn notified(&self, id: &InstanceId) -> Option<Notified>;
 
     /// The last `lines` lines that the container wrote.
     fn log_tail(&self, id: &InstanceId, lines: usize) -> Vec<String>;

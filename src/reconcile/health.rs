@@ -3,13 +3,16 @@
 use std::time::Duration;
 
 use super::later;
-use crate::types::{HealthCheck, Probe, Timestamp};
+use crate::types::{HealthCheck, Probe, ServiceSpec, Timestamp, format_duration};
 
 /// Without a health check a service has to accept connections for this long before it counts as healthy.
 const STEADY: Duration = Duration::from_secs(1);
 
 /// First pause between two probes of a container that has never passed one.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
+
+/// From one probe to the next where a verdict hangs on it.
+const SOON: Duration = Duration::from_millis(250);
 
 /// What the probes have seen of one container since it was started.
 #[derive(Debug, Clone, PartialEq)]
@@ -20,8 +23,12 @@ pub struct ProbeHistory {
     pub passing_since: Option<Timestamp>,
     /// Whether any probe has ever passed: it ends the start period.
     pub ever_passed: bool,
+    /// Passes in a row.
+    pub passes: u32,
     /// Failures in a row that count.
     pub failures: u32,
+    /// The failure that made it unhealthy, until as many passes in a row as the check asks for.
+    pub sick: Option<String>,
     /// When the last failure that counts was seen.
     pub counted_at: Option<Timestamp>,
     /// When the last probe ended, and how.
@@ -35,7 +42,9 @@ impl ProbeHistory {
             started_at,
             passing_since: None,
             ever_passed: false,
+            passes: 0,
             failures: 0,
+            sick: None,
             counted_at: None,
             last: None,
         }
@@ -47,12 +56,17 @@ impl ProbeHistory {
         match &result {
             Ok(()) => {
                 self.ever_passed = true;
+                self.passes = self.passes.saturating_add(1);
                 self.failures = 0;
                 self.counted_at = None;
                 self.passing_since.get_or_insert(at);
+                if self.passes >= check.success_threshold {
+                    self.sick = None;
+                }
             }
-            Err(_) => {
+            Err(why) => {
                 self.passing_since = None;
+                self.passes = 0;
                 let started = self.ever_passed || at >= later(self.started_at, check.start_period);
                 // A tenth of slack: timers of probes are never exact.
                 let spaced =
@@ -60,6 +74,9 @@ impl ProbeHistory {
                 if started && spaced {
                     self.failures = self.failures.saturating_add(1);
                     self.counted_at = Some(at);
+                }
+                if self.failures >= check.retries {
+                    self.sick = Some(why.clone());
                 }
             }
         }
@@ -69,16 +86,29 @@ impl ProbeHistory {
     /// When the next probe is due: often at first, so that a quick starter is noticed at once, then every interval.
     pub fn next_probe_at(&self, check: &EffectiveCheck) -> Timestamp {
         let Some((last, result)) = &self.last else { return self.started_at };
-        let pause = if self.ever_passed && result.is_ok() && !check.needs_steadiness(self, *last) {
-            check.interval
-        } else if self.ever_passed {
-            check.interval.min(Duration::from_millis(250))
-        } else {
-            let age = Duration::try_from(last.duration_since(self.started_at)).unwrap_or_default();
-            // Not `clamp`: an interval below the first pause would make it panic.
-            (age / 8).min(check.interval).max(FIRST_PAUSE)
+        let pause = match (self.ever_passed, result.is_ok()) {
+            (true, true) if self.passes < check.success_threshold => check.interval.min(SOON),
+            (true, true) => self.steadying(check, *last),
+            (true, false) => check.interval.min(SOON),
+            (false, _) => check.start_interval.map_or_else(
+                || {
+                    let age = Duration::try_from(last.duration_since(self.started_at)).unwrap_or_default();
+                    // Not `clamp`: an interval below the first pause would make it panic.
+                    (age / 8).min(check.interval).max(FIRST_PAUSE)
+                },
+                |pause| pause.max(FIRST_PAUSE),
+            ),
         };
         later(*last, pause)
+    }
+
+    /// The pause after a pass: an interval, or what is left of the time that it has to pass in a row.
+    fn steadying(&self, check: &EffectiveCheck, last: Timestamp) -> Duration {
+        let over = self.passing_since.map(|since| later(since, check.steady)).filter(|over| *over > last);
+        let Some(over) = over else { return check.interval };
+        let left = Duration::try_from(over.duration_since(last)).unwrap_or_default();
+        let often = if check.steady <= STEADY { SOON } else { check.interval };
+        left.min(check.interval).min(often).max(FIRST_PAUSE)
     }
 }
 
@@ -95,46 +125,65 @@ pub struct EffectiveCheck {
     pub start_period: Duration,
     /// See [`HealthCheck`].
     pub retries: u32,
+    /// See [`HealthCheck`].
+    pub start_interval: Option<Duration>,
+    /// See [`HealthCheck`].
+    pub success_threshold: u32,
     /// How long it has to pass in a row before it counts as healthy.
     pub steady: Duration,
 }
 
 impl EffectiveCheck {
-    /// The check of a spec. Without a declared one: a connection to each published TCP port, for a second.
-    pub fn of<I>(spec: &crate::types::ServiceSpec<I>) -> Self {
-        match &spec.healthcheck {
-            Some(HealthCheck { probe, interval, timeout, start_period, retries }) => Self {
-                probes: vec![probe.clone()],
-                interval: *interval,
-                timeout: *timeout,
-                start_period: *start_period,
-                retries: *retries,
-                steady: Duration::ZERO,
-            },
-            None => {
-                let mut ports: Vec<u16> = spec
-                    .ports
-                    .iter()
-                    .filter(|mapping| mapping.protocol == crate::types::Protocol::Tcp)
-                    .map(|mapping| mapping.container_port)
-                    .collect();
-                ports.sort_unstable();
-                ports.dedup();
-                Self {
-                    probes: ports.into_iter().map(|port| Probe::Tcp { port }).collect(),
-                    interval: Duration::from_secs(5),
-                    timeout: Duration::from_secs(2),
-                    // Nobody said how long it may take to start listening: deploy.timeout is the limit.
-                    start_period: spec.deploy.timeout,
-                    retries: 3,
-                    steady: STEADY,
-                }
+    /// The check of a spec. `image`: the check that its image has. Without any: a connection to each published TCP
+    /// port, for a second.
+    pub fn of<I>(spec: &ServiceSpec<I>, image: Option<&HealthCheck>) -> Self {
+        let steady = spec.deploy.min_healthy_time;
+        let check = match (spec.healthcheck.as_ref().map(|check| (check, &check.probe)), image) {
+            (Some((_, Probe::Ports)) | None, None) | (Some((_, Probe::Ports)), Some(_)) => {
+                return Self::ports(spec);
             }
+            (Some((_, Probe::Image(_))), None) => return Self::ports(spec),
+            (Some((_, Probe::Image(times))), Some(image)) => times.over(image.clone()),
+            (Some((check, _)), _) => check.clone(),
+            (None, Some(image)) => image.clone(),
+        };
+        let HealthCheck {
+            probe,
+            interval,
+            timeout,
+            start_period,
+            start_interval,
+            retries,
+            success_threshold,
+        } = check;
+        Self {
+            probes: vec![probe],
+            interval,
+            timeout,
+            start_period,
+            start_interval,
+            retries: retries.max(1),
+            success_threshold: success_threshold.max(1),
+            steady,
         }
     }
 
-    fn needs_steadiness(&self, history: &ProbeHistory, now: Timestamp) -> bool {
-        history.passing_since.is_some_and(|since| now < later(since, self.steady))
+    fn ports<I>(spec: &ServiceSpec<I>) -> Self {
+        let tcp = spec.ports.iter().filter(|mapping| mapping.protocol == crate::types::Protocol::Tcp);
+        let mut ports: Vec<u16> = tcp.map(|mapping| mapping.container_port).collect();
+        ports.sort_unstable();
+        ports.dedup();
+        Self {
+            probes: ports.into_iter().map(|port| Probe::Tcp { port }).collect(),
+            interval: Duration::from_secs(5),
+            timeout: Duration::from_secs(2),
+            // Nobody said how long it may take to start listening: deploy.timeout is the limit.
+            start_period: spec.deploy.timeout,
+            start_interval: None,
+            retries: 3,
+            success_threshold: 1,
+            steady: STEADY.max(spec.deploy.min_healthy_time),
+        }
     }
 }
 
@@ -163,7 +212,7 @@ pub fn judge(
         return if now >= later(started_at, check.steady) {
             Verdict::Healthy
         } else {
-            Verdict::Undecided { why: "it runs, and has to do so for a second".to_owned() }
+            Verdict::Undecided { why: format!("it runs, and has to do so for {}", in_words(check.steady)) }
         };
     }
     // A history of an earlier start of the same generation says nothing about this one.
@@ -174,16 +223,24 @@ pub fn judge(
         Some((_, Err(why))) => why.clone(),
         _ => "not probed yet".to_owned(),
     };
-    if history.failures >= check.retries {
-        return Verdict::Unhealthy(last);
+    // Told by what made it so: what failed since, before it has recovered, may be something else.
+    if let Some(why) = &history.sick {
+        return Verdict::Unhealthy(why.clone());
     }
-    match history.passing_since {
-        // Judged by what was probed, not by the clock: the last pass has to be that much later than the first.
-        Some(since) => match &history.last {
-            Some((at, Ok(()))) if *at >= later(since, check.steady) => Verdict::Healthy,
-            _ => Verdict::Undecided { why: "it answers, and has to do so for a second".to_owned() },
-        },
+    let Some(since) = history.passing_since else { return Verdict::Undecided { why: last } };
+    if history.passes < check.success_threshold {
+        let why = format!("it has passed {} of {} times in a row", history.passes, check.success_threshold);
+        return Verdict::Undecided { why };
+    }
+    // Judged by what was probed, not by the clock: the last pass has to be that much later than the first.
+    match &history.last {
+        Some((at, Ok(()))) if *at >= later(since, check.steady) => Verdict::Healthy,
+        _ => {
+            Verdict::Undecided { why: format!("it answers, and has to do so for {}", in_words(check.steady)) }
+        }
+    }
+}
 
-        None => Verdict::Undecided { why: last },
-    }
+fn in_words(time: Duration) -> String {
+    if time == STEADY { "a second".to_owned() } else { format_duration(time) }
 }

@@ -93,6 +93,9 @@ pub struct Transition {
     /// The generation that has traffic now that it is over. Receipts of before this field hold none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub serves: Option<Generation>,
+    /// The last lines that a generation wrote which was given up. The agent adds them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub log: Vec<String>,
 }
 
 impl Transition {
@@ -105,6 +108,13 @@ impl Transition {
             (None, ReceiptResult::RolledBack | ReceiptResult::Failed) => self.from.as_ref(),
             (None, ReceiptResult::Removed) => None,
         }
+    }
+
+    /// Whether it is about a generation that did not do what it was to: what it wrote last may say why.
+    pub fn went_wrong(&self) -> bool {
+        let lost = matches!(self.result, ReceiptResult::Failed | ReceiptResult::RolledBack);
+        let meant = [Reason::Superseded, Reason::OperatorRollback, Reason::Held];
+        lost && self.reason.is_some_and(|reason| !meant.contains(&reason))
     }
 
     /// A name that is the same when the transition is written down a second time, after a crash in between. The result
@@ -154,6 +164,7 @@ impl Transition {
                 ReceiptResult::Deployed => Some(rollout.to.generation),
                 _ => from.map(|from| from.generation),
             },
+            log: Vec::new(),
         }
     }
 }

@@ -29,7 +29,7 @@ pub fn replacement_reason<I: PartialEq>(
         milli_cpus,
         pids_limit,
         options,
-        healthcheck: _, // read by the probes
+        healthcheck: _, // read by the probes; `notify` alone is seen by the program
         deploy: _,      // read by the next rollout
     } = before;
     let changed = [
@@ -44,6 +44,7 @@ pub fn replacement_reason<I: PartialEq>(
         ("configs", *configs != after.configs),
         ("mem_limit", *mem_limit != after.mem_limit),
         ("cpus", *milli_cpus != after.milli_cpus),
+        ("healthcheck", before.notifies() != after.notifies()),
         ("pids_limit", *pids_limit != after.pids_limit),
     ];
     let key = changed.iter().find(|(_, differs)| *differs).map(|(key, _)| *key);

@@ -45,9 +45,9 @@ pub(super) fn stays<'a>(
 
 /// Whether a container has done what it is for: its restart policy lets it end, it ended with code 0, and there is
 /// nothing to probe.
-pub(super) fn completed(deployed: &Deployed, state: Option<&ContainerState>) -> bool {
+pub(super) fn completed(check: &EffectiveCheck, deployed: &Deployed, state: Option<&ContainerState>) -> bool {
     let well = matches!(state, Some(ContainerState::Exited(exit)) if exit.code == Some(0));
-    well && deployed.spec.restart.may_end() && EffectiveCheck::of(&deployed.spec).probes.is_empty()
+    well && deployed.spec.restart.may_end() && check.probes.is_empty()
 }
 
 /// Takes in that the incumbent is about to be started; `end`: how it ended, if it did in this boot.
@@ -84,5 +84,6 @@ pub(super) fn told(name: &ServiceName, incumbent: &mut Deployed, now: Timestamp)
         switched_at: None,
         exit: None,
         serves: Some(incumbent.generation),
+        log: Vec::new(),
     })
 }

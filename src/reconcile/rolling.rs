@@ -1,5 +1,6 @@
 //! The decision for a service with a candidate under way.
 
+use super::errors::ErrorHistory;
 use super::health::Verdict;
 use super::next::{held, wait};
 use super::record::{Cause, Phase, Rollout, ServiceRecord};
@@ -146,7 +147,9 @@ fn starting(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next 
     let start = || paused(view, rollout).unwrap_or(Next::Do(Step::Start(generation)));
     match view.container(generation) {
         Some(ContainerState::Running { .. }) => Next::Do(Step::Advance(Phase::Proving)),
-        state @ Some(ContainerState::Exited(_)) if completed(&rollout.to, state) => {
+        state @ Some(ContainerState::Exited(_))
+            if completed(&view.check(&rollout.to), &rollout.to, state) =>
+        {
             Next::Do(Step::Advance(Phase::Proving))
         }
         Some(ContainerState::Exited(exit)) => {
@@ -162,7 +165,7 @@ fn starting(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next 
 fn proving(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next {
     let generation = rollout.to.generation;
     // The kernel's word: the switch happened, though nobody was left to write it down.
-    let over = completed(&rollout.to, view.container(generation));
+    let over = completed(&view.check(&rollout.to), &rollout.to, view.container(generation));
     let runs = view.runs(generation) || over;
     if rollout.phase == Phase::Switching && routed(view, record, rollout) && runs {
         return Next::Do(Step::Advance(Phase::Baking));
@@ -201,9 +204,9 @@ fn proving(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next {
                 return Next::Do(Step::Fail(Refusal::new(Reason::DeployTimeout, message)));
             }
             // Without probes time alone decides, after the second that a process has to run.
-            let until = match (view.container(generation), rollout.to.spec.healthcheck.is_none()) {
+            let until = match (view.container(generation), view.check(&rollout.to).probes.is_empty()) {
                 (Some(ContainerState::Running { started_at, .. }), true) => {
-                    let steady = super::health::EffectiveCheck::of(&rollout.to.spec).steady;
+                    let steady = view.check(&rollout.to).steady;
                     Some(later(*started_at, steady)).filter(|at| *at > view.now).unwrap_or(deadline)
                 }
                 _ => deadline,
@@ -225,13 +228,12 @@ fn keeps_port(view: &View<'_>, rollout: &Rollout) -> Option<Refusal> {
 fn baking(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next {
     let generation = rollout.to.generation;
     let sick = match view.container(generation) {
-        Some(ContainerState::Running { .. }) => match view.verdict(&rollout.to) {
-            Some(Verdict::Unhealthy(why)) => {
-                Some((Reason::Unhealthy, format!("generation {generation} failed its health check: {why}")))
-            }
-            _ => None,
-        },
-        state @ Some(ContainerState::Exited(_)) if completed(&rollout.to, state) => None,
+        Some(ContainerState::Running { .. }) => ails(view, record, rollout),
+        state @ Some(ContainerState::Exited(_))
+            if completed(&view.check(&rollout.to), &rollout.to, state) =>
+        {
+            None
+        }
         Some(ContainerState::Exited(exit)) => {
             Some((Reason::Exited, format!("generation {generation} {exit}")))
         }
@@ -255,7 +257,28 @@ fn baking(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next {
     if !routed(view, record, rollout) {
         return Next::Do(Step::Route(generation));
     }
-    Next::Wait { until: Some(bake_over), why: format!("generation {generation} has traffic and is watched") }
+    let errors = view.errors(&rollout.to).map(|errors| errors.next_look_at(&rollout.to.spec.deploy));
+    let look = errors.filter(|at| *at > view.now).map_or(bake_over, |at| at.min(bake_over));
+    Next::Wait { until: Some(look), why: format!("generation {generation} has traffic and is watched") }
+}
+
+/// What is wrong with a candidate that has traffic and runs.
+fn ails(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Option<(Reason, String)> {
+    let candidate = &rollout.to;
+    let generation = candidate.generation;
+    if let Some(Verdict::Unhealthy(why)) = view.verdict(candidate) {
+        return Some((Reason::Unhealthy, format!("generation {generation} failed its health check: {why}")));
+    }
+    // Some programs live with a child that is killed now and then: those did so before.
+    let (kills, former) = (view.oom_kills(candidate), record.incumbent.as_ref());
+    if kills > 0 && former.is_some_and(|former| view.oom_kills(former) == 0) {
+        let times = if kills == 1 { "once".to_owned() } else { format!("{kills} times") };
+        let message =
+            format!("in generation {generation} memory ran out {times}: the kernel killed a process");
+        return Some((Reason::OutOfMemory, message));
+    }
+    let errors = view.errors(candidate).and_then(ErrorHistory::verdict)?;
+    Some((Reason::ErrorRate, format!("of generation {generation} {errors}")))
 }
 
 fn abandoning(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next {

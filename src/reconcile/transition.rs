@@ -351,5 +351,6 @@ fn removed(name: &ServiceName, record: &ServiceRecord, removing: &Removing, now:
         switched_at: None,
         exit: None,
         serves: None,
+        log: Vec::new(),
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::errors::ErrorHistory;
 use super::health::{EffectiveCheck, Verdict, judge};
 use super::record::{Deployed, Down, ServiceRecord};
 use super::world::{Busy, Desired, DesiredService, Observed};
@@ -55,14 +56,18 @@ impl<'a> View<'a> {
         self.observed.images.contains(&deployed.spec.image.digest)
     }
 
+    /// The check in force for a generation.
+    pub fn check(&self, deployed: &Deployed) -> EffectiveCheck {
+        self.observed.check(&deployed.spec)
+    }
+
     /// The verdict on a container that runs; one that does not run has none.
     pub fn verdict(&self, deployed: &Deployed) -> Option<Verdict> {
         let Some(ContainerState::Running { started_at, .. }) = self.container(deployed.generation) else {
             return None;
         };
         let id = InstanceId::new(self.name, deployed.generation);
-        let check = EffectiveCheck::of(&deployed.spec);
-        Some(judge(&check, self.observed.health.get(&id), *started_at, self.now))
+        Some(judge(&self.check(deployed), self.observed.health.get(&id), *started_at, self.now))
     }
 
     /// Whether the deadline may count against a running container: a probe of this start of it has failed, or there is
@@ -73,8 +78,23 @@ impl<'a> View<'a> {
         };
         let id = InstanceId::new(self.name, deployed.generation);
         let history = self.observed.health.get(&id).filter(|history| history.started_at == *started_at);
-        EffectiveCheck::of(&deployed.spec).probes.is_empty()
+        self.check(deployed).probes.is_empty()
             || history.is_some_and(|history| matches!(history.last, Some((_, Err(_)))))
+    }
+
+    /// What the kernel has counted of a generation's connections since it has traffic; of this start of it.
+    pub fn errors(&self, deployed: &Deployed) -> Option<&'a ErrorHistory> {
+        let id = InstanceId::new(self.name, deployed.generation);
+        let Some(ContainerState::Running { started_at, .. }) = self.container(deployed.generation) else {
+            return None;
+        };
+        self.observed.errors.get(&id).filter(|history| history.started_at == *started_at)
+    }
+
+    /// How often the kernel killed a process of a generation for want of memory.
+    pub fn oom_kills(&self, deployed: &Deployed) -> u64 {
+        let id = InstanceId::new(self.name, deployed.generation);
+        self.observed.oom_kills.get(&id).copied().unwrap_or(0)
     }
 
     /// The route that `deployed` should have.

@@ -2,10 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::health::ProbeHistory;
+use super::errors::ErrorHistory;
+use super::health::{EffectiveCheck, ProbeHistory};
 use super::record::Spec;
 use crate::types::{
-    CommitInfo, ContainerState, Digest, Generation, InstanceId, Refusal, Route, ServiceName, Timestamp,
+    CommitInfo, ContainerState, Digest, Generation, HealthCheck, InstanceId, Refusal, Route, ServiceName,
+    Timestamp,
 };
 
 /// What the repo wants of this host at one commit.
@@ -46,6 +48,12 @@ pub struct Observed {
     pub images: BTreeSet<Digest>,
     /// What the probes have seen of each running container.
     pub health: BTreeMap<InstanceId, ProbeHistory>,
+    /// Of each candidate that has traffic: what the kernel has counted of its connections, where that says something.
+    pub errors: BTreeMap<InstanceId, ErrorHistory>,
+    /// How often the kernel killed a process in each running container for want of memory, where it did.
+    pub oom_kills: BTreeMap<InstanceId, u64>,
+    /// The health checks that images have of their own.
+    pub image_checks: BTreeMap<Digest, HealthCheck>,
     /// Images on their way: beside everything else, so that a slow pull keeps nothing else of its service waiting.
     pub pulling: BTreeMap<ServiceName, Busy>,
     /// Other long effects under way beside the loop.
@@ -61,6 +69,11 @@ pub struct Observed {
 }
 
 impl Observed {
+    /// The check in force for what a spec runs.
+    pub fn check(&self, spec: &Spec) -> EffectiveCheck {
+        EffectiveCheck::of(spec, self.image_checks.get(&spec.image.digest))
+    }
+
     /// The containers of one service.
     pub fn containers_of<'a>(
         &'a self,

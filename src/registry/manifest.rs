@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use super::healthcheck;
 use super::platform::{Machine, Platform};
 use super::{PullError, artifact};
 use crate::engine::ImageConfig;
@@ -256,6 +257,9 @@ struct ConfigSection {
     user: Option<String>,
     working_dir: Option<String>,
     stop_signal: Option<String>,
+    /// Docker's; builders write it into OCI images too.
+    healthcheck: serde_json::Value,
+    shell: serde_json::Value,
 }
 
 /// Reads an image's configuration: what running it needs, and the digest of each unpacked layer.
@@ -292,6 +296,7 @@ pub(super) fn parse_config(
         user: section.user.unwrap_or_default(),
         working_dir: section.working_dir.unwrap_or_default(),
         stop_signal: section.stop_signal.unwrap_or_default(),
+        healthcheck: healthcheck::read(section.healthcheck, section.shell),
     };
     Ok((config, diff_ids))
 }

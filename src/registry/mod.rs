@@ -17,6 +17,7 @@ mod download;
 mod error;
 #[cfg(feature = "fuzz")]
 pub mod fuzz;
+mod healthcheck;
 mod http;
 mod layer;
 mod manifest;

@@ -34,6 +34,7 @@ pub fn init() {
 
 /// Sends one message. Field names are the journal's: `GITOPSD_SERVICE` and so on.
 pub fn send(message: &Message) {
+    let log: String = message.log.iter().map(|line| format!("\n  {line}")).collect();
     macro_rules! emit {
         ($level:ident) => {
             tracing::$level!(
@@ -48,7 +49,7 @@ pub fn send(message: &Message) {
                 gitopsd_exit_code = message.exit.as_ref().and_then(|exit| exit.code),
                 gitopsd_exit_signal = message.exit.as_ref().and_then(|exit| exit.signal),
                 gitopsd_oom_killed = message.exit.as_ref().map(|exit| exit.oom_killed),
-                "{}",
+                "{}{log}",
                 message.text
             )
         };

@@ -108,6 +108,8 @@ pub struct Message {
     pub reason: Option<Reason>,
     /// How a container ended.
     pub exit: Option<Exit>,
+    /// The last lines of a generation that is given up.
+    pub log: Vec<String>,
 }
 
 impl Message {
@@ -123,6 +125,7 @@ impl Message {
             phase: None,
             reason: None,
             exit: None,
+            log: Vec::new(),
         }
     }
 

@@ -6,6 +6,7 @@
 mod archive;
 mod capability;
 mod commit;
+mod health;
 mod image;
 mod mounts;
 mod names;
@@ -22,6 +23,9 @@ mod url;
 pub use archive::fill_fallback;
 pub use capability::{CAPABILITIES, DEFAULT_CAPABILITIES};
 pub use commit::{CommitId, CommitInfo};
+pub use health::{
+    Counters, GrpcProbe, HealthCheck, HttpMethod, HttpProbe, Notified, Probe, ProbeTls, StatusRange, Times,
+};
 pub use image::{Digest, ImageRef, PinnedImage, RegistryRef};
 pub use mounts::{ConfigFile, VolumeMount, VolumeSource, check_target};
 pub use names::{Color, Generation, HostName, InstanceId, ServiceName};
@@ -32,7 +36,7 @@ pub use quantity::{ByteSize, format_duration, parse_duration, plural};
 pub use reason::{Reason, Refusal};
 pub use restart::RestartPolicy;
 pub use runtime::{ContainerState, Exit, ObservedContainer, Route};
-pub use service::{Declared, Deploy, HealthCheck, PortMapping, Probe, Protocol, ServiceSpec, Strategy};
+pub use service::{Declared, Deploy, PortMapping, Protocol, ServiceSpec, Strategy};
 pub use url::SafeUrl;
 
 /// A point in time. Always a parameter: only `agent::clock` may ask what time it is.

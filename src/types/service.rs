@@ -7,7 +7,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{ByteSize, ConfigFile, ImageRef, NetworkMode, Options, RestartPolicy, ServiceName, VolumeMount};
+use super::{
+    ByteSize, ConfigFile, HealthCheck, ImageRef, NetworkMode, Options, Probe, RestartPolicy, ServiceName,
+    VolumeMount,
+};
 
 /// One service as the repo declares it for this host. `I` is [`ImageRef`] as declared and
 /// [`super::PinnedImage`] once its tag has been resolved.
@@ -53,7 +56,8 @@ pub struct ServiceSpec<I> {
     /// What else sets its container apart from the default one.
     #[serde(default, skip_serializing_if = "Options::is_default")]
     pub options: Options,
-    /// How to tell that it works. `None`: it runs and accepts a connection on each published TCP port for a second.
+    /// How to tell that it works. `None`: the image's own check; without one it runs and accepts a connection on each
+    /// published TCP port for a second.
     pub healthcheck: Option<HealthCheck>,
     /// How to change it.
     pub deploy: Deploy,
@@ -136,6 +140,11 @@ impl<I> ServiceSpec<I> {
         }
     }
 
+    /// Whether its program is to say when it is ready: it sees a `NOTIFY_SOCKET`.
+    pub fn notifies(&self) -> bool {
+        self.healthcheck.as_ref().is_some_and(|check| check.probe == Probe::Notify)
+    }
+
     /// The services that have to run before it starts.
     pub fn needs(&self) -> impl Iterator<Item = &ServiceName> {
         self.joins().into_iter().chain(&self.depends_on)
@@ -206,58 +215,6 @@ impl fmt::Display for PortMapping {
     }
 }
 
-/// How to tell that a container works.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct HealthCheck {
-    /// The question asked.
-    pub probe: Probe,
-    /// From one attempt to the next.
-    pub interval: Duration,
-    /// How long an attempt may take.
-    pub timeout: Duration,
-    /// How long after the start failures do not count.
-    pub start_period: Duration,
-    /// This many failures in a row mean unhealthy; at least 1.
-    pub retries: u32,
-}
-
-impl HealthCheck {
-    /// A check with the default times that `docs/config.md` states.
-    pub fn new(probe: Probe) -> Self {
-        Self {
-            probe,
-            interval: Duration::from_secs(2),
-            timeout: Duration::from_secs(2),
-            start_period: Duration::from_secs(10),
-            retries: 3,
-        }
-    }
-}
-
-/// One way of asking a container whether it works.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase", deny_unknown_fields)]
-pub enum Probe {
-    /// GET `path` on `port` of the container gives a status from 200 to 399.
-    Http {
-        /// Path and query, beginning with `/`.
-        path: String,
-        /// Port in the container.
-        port: u16,
-    },
-    /// A TCP connection to `port` of the container is accepted.
-    Tcp {
-        /// Port in the container.
-        port: u16,
-    },
-    /// The command, run inside the container, ends with 0.
-    Test {
-        /// Program and arguments.
-        command: Vec<String>,
-    },
-}
-
 /// How a service is changed from one generation to the next.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -272,6 +229,13 @@ pub struct Deploy {
     pub timeout: Duration,
     /// One-shot in the new image before it starts; empty = none.
     pub pre: Vec<String>,
+    /// How long the new generation has to be healthy in a row before the switch.
+    #[serde(default, skip_serializing_if = "Duration::is_zero")]
+    pub min_healthy_time: Duration,
+    /// After the switch: how many more per cent of its connections may fail than of the old generation's. `None`: see
+    /// `reconcile::errors`; 100: they are not looked at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_error_rate: Option<u8>,
 }
 
 impl Default for Deploy {
@@ -282,6 +246,8 @@ impl Default for Deploy {
             bake: Duration::from_secs(60),
             timeout: Duration::from_secs(300),
             pre: Vec::new(),
+            min_healthy_time: Duration::ZERO,
+            max_error_rate: None,
         }
     }
 }

@@ -20,6 +20,10 @@ pub enum Kind {
     Exits,
     /// Serves and is healthy for two seconds, then loses /healthz.
     Decays,
+    /// Serves, and has a HEALTHCHECK that passes.
+    Checked,
+    /// Serves, and has a HEALTHCHECK that does not.
+    CheckedSick,
 }
 
 /// Writes an OCI layout with one image, and gives its folder.
@@ -39,11 +43,18 @@ pub fn build_with(dir: &Path, version: &str, kind: Kind, more: usize) -> PathBuf
         Kind::Decays => {
             "(sleep 2; rm /www/healthz) & trap 'exit 0' TERM; httpd -f -p 8080 -h /www & wait".to_owned()
         }
-        Kind::Good | Kind::Sick => {
+        Kind::Good | Kind::Sick | Kind::Checked | Kind::CheckedSick => {
             "trap 'exit 0' TERM; echo serving; httpd -f -p 8080 -h /www & wait".to_owned()
         }
     };
-    finish(&layout, &[base, page], &["/bin/sh", "-c", &serve]);
+    let answer = match kind {
+        Kind::Checked => Some("exit 0"),
+        Kind::CheckedSick => Some("echo the image says no; exit 1"),
+        _ => None,
+    };
+    // Nanoseconds.
+    let check = answer.map(|answer| json!({ "Test": ["CMD-SHELL", answer], "Interval": 200_000_000, "Timeout": 5_000_000_000_u64 }));
+    finish(&layout, &[base, page], &["/bin/sh", "-c", &serve], check);
     layout
 }
 
@@ -58,20 +69,23 @@ pub fn build_program(dir: &Path, version: &str, program: &Path, command: &[&str]
     let mut tar = tar::Builder::new(Vec::new());
     entry(&mut tar, "version", tar::EntryType::Regular, 0o644, version.as_bytes());
     let page = layer(&blobs, &tar.into_inner().unwrap());
-    finish(&layout, &[base, page], command);
+    finish(&layout, &[base, page], command, None);
     layout
 }
 
 /// Writes what makes layers an image.
-fn finish(layout: &Path, layers: &[Layer], command: &[&str]) {
+fn finish(layout: &Path, layers: &[Layer], command: &[&str], check: Option<Value>) {
     let blobs = layout.join("blobs/sha256");
     let diff_ids: Vec<&str> = layers.iter().map(|layer| layer.diff_id.as_str()).collect();
     let descriptors: Vec<&Value> = layers.iter().map(|layer| &layer.descriptor).collect();
-    let config = json!({
+    let mut config = json!({
         "architecture": "amd64", "os": "linux",
         "config": { "Env": ["PATH=/bin"], "Cmd": command, "WorkingDir": "/" },
         "rootfs": { "type": "layers", "diff_ids": diff_ids },
     });
+    if let Some(check) = check {
+        config["config"]["Healthcheck"] = check;
+    }
     let config = blob(&blobs, config.to_string().as_bytes());
     let manifest = json!({
         "schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",

@@ -16,6 +16,7 @@ mod chaos;
 mod deploy;
 mod faults;
 mod files;
+mod health;
 mod image;
 mod images;
 mod kill;

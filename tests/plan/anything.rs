@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
+use gitopsd::reconcile::errors::ErrorHistory;
 use gitopsd::reconcile::health::{EffectiveCheck, ProbeHistory, judge};
 use gitopsd::reconcile::operator;
 use gitopsd::reconcile::plan;
@@ -15,8 +16,8 @@ use gitopsd::reconcile::step::Step;
 use gitopsd::reconcile::transition::{self, Addresses, Outcome};
 use gitopsd::reconcile::world::{Busy, Desired, DesiredService, Observed};
 use gitopsd::types::{
-    CommitInfo, ContainerState, Exit, Generation, InstanceId, PinnedImage, Policy, Reason, Refusal, Route,
-    ServiceName, Timestamp,
+    CommitInfo, ContainerState, Counters, Exit, Generation, HealthCheck, InstanceId, PinnedImage, Policy,
+    Probe, Reason, Refusal, Route, ServiceName, Timestamp,
 };
 use proptest::collection::btree_map;
 use proptest::option;
@@ -70,8 +71,10 @@ fn spec() -> BoxedStrategy<Spec> {
         .prop_map(|(image, settings, a, b, c, retries)| {
             let mut spec = declared(&format!("img:{image}{settings}"));
             (spec.deploy.bake, spec.deploy.drain, spec.deploy.timeout) = (a, b, c);
+            spec.deploy.min_healthy_time = b;
             if let Some(check) = &mut spec.healthcheck {
                 (check.interval, check.start_period, check.retries) = (b, c, retries);
+                (check.success_threshold, check.start_interval) = (retries, (retries > 1).then_some(a));
             }
             let reference = spec.image.clone();
             let digest = Behaviour::default().digest(&reference.to_string());
@@ -204,14 +207,28 @@ fn state() -> BoxedStrategy<ContainerState> {
 
 fn history() -> BoxedStrategy<ProbeHistory> {
     let last = option::of((time(), prop_oneof![Just(Ok(())), Just(Err("no".to_owned()))]));
-    (time(), option::of(time()), any::<bool>(), any::<u32>(), option::of(time()), last)
-        .prop_map(|(started_at, passing_since, ever_passed, failures, counted_at, last)| ProbeHistory {
+    let counts = (any::<u32>(), any::<u32>(), option::of(Just("no".to_owned())));
+    (time(), option::of(time()), any::<bool>(), counts, option::of(time()), last)
+        .prop_map(|(started_at, passing_since, ever_passed, counts, counted_at, last)| ProbeHistory {
             started_at,
             passing_since,
             ever_passed,
-            failures,
+            passes: counts.0,
+            failures: counts.1,
+            sick: counts.2,
             counted_at,
             last,
+        })
+        .boxed()
+}
+
+fn errors() -> BoxedStrategy<ErrorHistory> {
+    let counters = || (any::<u64>(), any::<u64>()).prop_map(|(opened, failed)| Counters { opened, failed });
+    (time(), time(), counters(), counters(), 0..5u32)
+        .prop_map(|(started_at, now, old, new, bad)| ErrorHistory {
+            bad,
+            worst: new,
+            ..ErrorHistory::new(started_at, old, new, now)
         })
         .boxed()
 }
@@ -244,21 +261,27 @@ fn observed() -> BoxedStrategy<Observed> {
         (btree_map(name(), busy.clone(), 0..2), btree_map(name(), busy, 0..2)),
         (btree_map(name(), refusal(), 0..2), btree_map(name(), refusal(), 0..2)),
         btree_map(instance(), any::<u32>(), 0..3),
+        (btree_map(instance(), errors(), 0..6), btree_map(instance(), any::<u64>(), 0..6)),
     )
-        .prop_map(|(containers, routes, images, health, (busy, pauses), (frozen, taken), idle_polls)| {
-            Observed {
-                containers,
-                routes,
-                images: images.into_iter().collect::<BTreeSet<_>>(),
-                health,
-                busy,
-                pauses,
-                ports_taken: taken,
-                pulling: BTreeMap::new(),
-                frozen,
-                idle_polls,
-            }
-        })
+        .prop_map(
+            |(containers, routes, images, health, (busy, pauses), (frozen, taken), idle_polls, bake)| {
+                Observed {
+                    containers,
+                    routes,
+                    images: images.into_iter().collect::<BTreeSet<_>>(),
+                    health,
+                    busy,
+                    pauses,
+                    ports_taken: taken,
+                    pulling: BTreeMap::new(),
+                    frozen,
+                    idle_polls,
+                    errors: bake.0,
+                    oom_kills: bake.1,
+                    image_checks: BTreeMap::new(),
+                }
+            },
+        )
         .boxed()
 }
 
@@ -335,7 +358,8 @@ proptest! {
         now in time(),
         passes in any::<bool>(),
     ) {
-        let check = EffectiveCheck::of(&spec);
+        let own = passes.then(|| HealthCheck::new(Probe::Test { command: Vec::new() }));
+        let check = EffectiveCheck::of(&spec, own.as_ref());
         let _ = judge(&check, Some(&history), other, now);
         let _ = history.next_probe_at(&check);
         history.record(&check, now, if passes { Ok(()) } else { Err("no".to_owned()) });

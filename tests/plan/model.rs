@@ -13,6 +13,7 @@ pub mod repo;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use gitopsd::reconcile::errors::ErrorHistory;
 use gitopsd::reconcile::health::{EffectiveCheck, ProbeHistory};
 use gitopsd::reconcile::receipt::Transition;
 use gitopsd::reconcile::record::{Deployed, Phase, ServiceRecord, Spec};
@@ -20,7 +21,8 @@ use gitopsd::reconcile::step::{Plan, Step};
 use gitopsd::reconcile::world::{Busy, Desired, Observed};
 use gitopsd::reconcile::{later, plan};
 use gitopsd::types::{
-    ContainerState, Digest, Exit, InstanceId, Policy, Reason, Refusal, Route, ServiceName, Timestamp,
+    ContainerState, Counters, Digest, Exit, HealthCheck, InstanceId, Policy, Reason, Refusal, Route,
+    ServiceName, Timestamp,
 };
 use images::Behaviour;
 
@@ -74,6 +76,7 @@ pub struct Host {
     pub health: BTreeMap<InstanceId, ProbeHistory>,
     pub busy: BTreeMap<ServiceName, Effect>,
     pub idle_polls: BTreeMap<InstanceId, u32>,
+    pub errors: BTreeMap<InstanceId, ErrorHistory>,
     polled_at: Option<Timestamp>,
     agent_since: Timestamp,
     pub agent_up: bool,
@@ -111,6 +114,7 @@ impl Host {
             health: BTreeMap::new(),
             busy: BTreeMap::new(),
             idle_polls: BTreeMap::new(),
+            errors: BTreeMap::new(),
             polled_at: None,
             agent_since: began,
             agent_up: true,
@@ -165,6 +169,9 @@ impl Host {
             pulling: BTreeMap::new(),
             frozen: self.frozen.iter().map(broken).collect(),
             idle_polls: self.idle_polls.clone(),
+            errors: self.errors.clone(),
+            oom_kills: self.oom_kills(),
+            image_checks: self.image_checks(),
         }
     }
 
@@ -252,7 +259,7 @@ impl Host {
                 continue;
             }
             let id = InstanceId::new(name, rollout.to.generation);
-            let check = EffectiveCheck::of(&rollout.to.spec);
+            let check = self.check(&rollout.to.spec);
             if let Some(started_at) = self.started_at(&id)
                 && !check.probes.is_empty()
             {
@@ -319,12 +326,59 @@ impl Host {
                 history.record(&check, self.now, result);
             }
         }
+        self.look_for_errors();
         if self.polled_at.is_none_or(|at| self.now >= later(at, Duration::from_millis(250))) {
             self.polled_at = Some(self.now);
             self.poll_sockets();
         }
         if self.retry_resolving_at().is_some_and(|at| at <= self.now) {
             self.resolve();
+        }
+    }
+
+    /// The check in force for a spec.
+    pub fn check(&self, spec: &Spec) -> EffectiveCheck {
+        EffectiveCheck::of(spec, self.behaviour_of_spec(spec).own_check().as_ref())
+    }
+
+    fn image_checks(&self) -> BTreeMap<Digest, HealthCheck> {
+        let live = self.records.values().flat_map(|record| record.live_generations());
+        let check = |deployed: &Deployed| {
+            Some((deployed.spec.image.digest.clone(), self.behaviour_of_spec(&deployed.spec).own_check()?))
+        };
+        live.filter_map(check).collect()
+    }
+
+    fn oom_kills(&self) -> BTreeMap<InstanceId, u64> {
+        let kills = self.containers.iter().filter_map(|(id, container)| {
+            let started_at = self.started_at(id)?;
+            Some((id.clone(), self.behaviour_of(&container.tag).oom_kills(started_at, self.now)))
+        });
+        kills.filter(|(_, count)| *count > 0).collect()
+    }
+
+    fn counters(&self, id: &InstanceId) -> Option<(Timestamp, Counters)> {
+        let started_at = self.started_at(id)?;
+        Some((started_at, self.behaviour_of(&self.containers[id].tag).counters(started_at, self.now)))
+    }
+
+    /// What the agent looks at while a candidate bakes.
+    fn look_for_errors(&mut self) {
+        let mut former = std::mem::take(&mut self.errors);
+        for (name, record) in &self.records {
+            let baking = record.rollout.as_ref().filter(|rollout| rollout.phase == Phase::Baking);
+            let Some((rollout, incumbent)) = baking.zip(record.incumbent.as_ref()) else { continue };
+            let id = InstanceId::new(name, rollout.to.generation);
+            let old = self.counters(&InstanceId::new(name, incumbent.generation));
+            let Some((started_at, new)) = self.counters(&id) else { continue };
+            let known = former.remove(&id).filter(|history| history.started_at == started_at);
+            let Some(mut history) =
+                known.or_else(|| old.map(|(_, old)| ErrorHistory::new(started_at, old, new, self.now)))
+            else {
+                continue;
+            };
+            history.record(&rollout.to.spec.deploy, self.now, new);
+            self.errors.insert(id, history);
         }
     }
 
@@ -348,6 +402,7 @@ impl Host {
         self.health.clear();
         self.busy.clear();
         self.idle_polls.clear();
+        self.errors.clear();
         self.shown.clear();
         self.agent_since = self.now;
         if crash == Crash::Reboot {

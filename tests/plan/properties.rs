@@ -93,6 +93,9 @@ fn settings() -> impl Strategy<Value = &'static str> {
         ",restart=on-failure:2,volume=data",
         ",restart=no,check=none,ports=none",
         ",env=1",
+        ",steady=3s",
+        ",steady=8s,passes=3,timeout=60s",
+        ",passes=4,bake=20s",
     ])
 }
 
@@ -123,6 +126,10 @@ fn event() -> impl Strategy<Value = Event> {
         "ends=2s",
         "ends=40s",
         "lingers=15s",
+        "refuses=0s",
+        "refuses=30s",
+        "oom=10s",
+        "checks-itself",
         "well",
         "well",
     ]);

@@ -62,7 +62,7 @@ pub fn declared(text: &str) -> Declared {
         container_port: 8080,
         protocol: Protocol::Tcp,
     });
-    spec.healthcheck = Some(HealthCheck::new(Probe::Http { path: "/healthz".to_owned(), port: 8080 }));
+    spec.healthcheck = Some(HealthCheck::new(Probe::http("/healthz", 8080)));
     for word in words {
         let (key, value) = word.split_once('=').unwrap_or((word, ""));
         let time = || parse_duration(value).unwrap();
@@ -79,6 +79,10 @@ pub fn declared(text: &str) -> Declared {
             "joins" => {
                 spec.options.network_mode = Some(NetworkMode::Service(value.parse().unwrap()));
                 spec.ports.clear();
+            }
+            "steady" => spec.deploy.min_healthy_time = time(),
+            "passes" => {
+                spec.healthcheck.as_mut().unwrap().success_threshold = value.parse().unwrap();
             }
             "pre" => spec.deploy.pre = vec!["migrate".to_owned()],
             "env" => {
@@ -148,7 +152,13 @@ pub fn image(host: &mut Host, tag: &str, words: &[&str]) {
             "exits" => (behaviour.exits_after, behaviour.exits_well) = (Some(time()), false),
             "ends" => (behaviour.exits_after, behaviour.exits_well) = (Some(time()), true),
             "lingers" => behaviour.lingers = time(),
-            "well" => (behaviour.sick_after, behaviour.exits_after) = (None, None),
+            "refuses" => behaviour.refuses_after = Some(time()),
+            "oom" => behaviour.oom_after = Some(time()),
+            "checks-itself" => behaviour.checks_itself = true,
+            "well" => {
+                (behaviour.sick_after, behaviour.exits_after) = (None, None);
+                (behaviour.refuses_after, behaviour.oom_after) = (None, None);
+            }
             _ => panic!("no such behaviour: {word}"),
         }
     }

@@ -63,6 +63,9 @@ pub(super) struct Launch {
     /// The host's number of its root, where it has a user namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub first_id: Option<u32>,
+    /// Whether its program is given a `NOTIFY_SOCKET`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub notify: bool,
     /// For the journal: image reference.
     pub image: String,
     /// For the journal: the image's digest; older versions did not write it.
@@ -131,6 +134,11 @@ impl Launch {
         if !env.iter().any(|entry| entry.starts_with("PATH=")) {
             env.push(DEFAULT_PATH.into());
         }
+        let notify = request.one_shot.is_none() && spec.notifies();
+        if notify {
+            env.retain(|entry| !entry.starts_with("NOTIFY_SOCKET="));
+            env.push(super::shim::NOTIFY_VARIABLE.to_owned());
+        }
         let cwd = spec.working_dir.as_deref().unwrap_or(&config.working_dir);
         // Docker takes a relative WORKDIR as relative to the root.
         let cwd = Path::new("/").join(cwd);
@@ -163,6 +171,7 @@ impl Launch {
             options: spec.options.clone(),
             runtime: None,
             first_id: None,
+            notify,
             image: spec.image.reference.to_string(),
             digest: request.image.digest.to_string(),
             commit: request.commit.to_string(),

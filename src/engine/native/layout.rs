@@ -131,6 +131,16 @@ impl RunFiles {
         self.dir.join("configs")
     }
 
+    /// The directory of the container's `NOTIFY_SOCKET`, which it sees.
+    pub fn notify(&self) -> PathBuf {
+        self.dir.join("notify")
+    }
+
+    /// What was said to it, as its shim has heard it.
+    pub fn notified(&self) -> PathBuf {
+        self.dir.join("notified.json")
+    }
+
     /// The pipe behind the container's stdout or stderr.
     pub fn fifo(&self, stream: &str) -> PathBuf {
         self.dir.join(stream)

@@ -53,7 +53,7 @@ use self::cgroup::Cgroups;
 use self::layout::Layout;
 use self::supervisor::Supervisor;
 use super::{ContainerRequest, Engine, EngineError, ExecOutput, Hosts, ObservedContainer};
-use crate::types::{Generation, InstanceId, Reason, ServiceName};
+use crate::types::{Generation, InstanceId, Notified, Reason, ServiceName};
 
 /// Where a native engine keeps its things and what it runs them with.
 #[derive(Debug, Clone)]
@@ -181,6 +181,10 @@ impl Engine for NativeEngine {
             let reason = storage_reason(&error, Reason::StorageIo);
             EngineError::new(reason, format!("{id}: its /etc/hosts cannot be written"), error)
         })
+    }
+
+    fn notified(&self, id: &InstanceId) -> Option<Notified> {
+        record::read(&self.layout.run(id).notified())
     }
 
     fn log_tail(&self, id: &InstanceId, lines: usize) -> Vec<String> {

@@ -258,6 +258,7 @@ mod tests {
             options: Options::default(),
             runtime: None,
             first_id: None,
+            notify: false,
             image: "r.io/shop:1".into(),
             digest: String::new(),
             commit: "c".repeat(40),

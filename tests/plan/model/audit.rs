@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use gitopsd::reconcile::health::EffectiveCheck;
 use gitopsd::reconcile::later;
 use gitopsd::reconcile::receipt::{ReceiptResult, Transition};
 use gitopsd::reconcile::record::{Cause, Down, ServiceRecord, Spec};
@@ -94,7 +93,7 @@ impl Host {
     pub(super) fn audit_switch(&mut self, name: &ServiceName, generation: Generation) {
         let id = InstanceId::new(name, generation);
         let deployed = self.records[name].live(generation).unwrap();
-        let check = EffectiveCheck::of(&deployed.spec);
+        let check = self.check(&deployed.spec);
         if check.probes.is_empty()
             && let Some(started_at) = self.started_at(&id)
             && self.now >= later(started_at, check.steady)

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use gitopsd::types::{Digest, Timestamp};
+use gitopsd::reconcile::later;
+use gitopsd::types::{Counters, Digest, HealthCheck, Probe, Timestamp};
 use sha2::Digest as _;
 
 /// How containers of one image behave.
@@ -22,6 +23,12 @@ pub struct Behaviour {
     pub healthy_after: Option<Duration>,
     /// From the start to the end of health.
     pub sick_after: Option<Duration>,
+    /// From the start on its clients are refused, or dropped, though its health check passes.
+    pub refuses_after: Option<Duration>,
+    /// From the start to the first process that is killed for want of memory.
+    pub oom_after: Option<Duration>,
+    /// Whether it has a health check of its own.
+    pub checks_itself: bool,
     /// From the start to the end of the process.
     pub exits_after: Option<Duration>,
     /// With code 0.
@@ -42,6 +49,9 @@ impl Default for Behaviour {
             pre_succeeds: true,
             healthy_after: Some(Duration::from_secs(1)),
             sick_after: None,
+            refuses_after: None,
+            oom_after: None,
+            checks_itself: false,
             exits_after: None,
             exits_well: false,
             lingers: Duration::ZERO,
@@ -64,6 +74,29 @@ impl Behaviour {
             (Some(healthy), _) if age >= healthy => Ok(()),
             _ => Err("connection refused".to_owned()),
         }
+    }
+
+    /// What the kernel has counted of a container's connections: some hundred a second once it runs.
+    pub fn counters(&self, started_at: Timestamp, now: Timestamp) -> Counters {
+        let age = Duration::try_from(now.duration_since(started_at)).unwrap_or_default();
+        let bad = self.refuses_after.map_or(Duration::ZERO, |after| age.saturating_sub(after));
+        let count = |time: Duration| time.as_millis() as u64 / 8;
+        Counters { opened: count(age - bad), failed: count(bad) }
+    }
+
+    /// Whether a process of it was killed for want of memory.
+    pub fn oom_kills(&self, started_at: Timestamp, now: Timestamp) -> u64 {
+        u64::from(self.oom_after.is_some_and(|after| now >= later(started_at, after)))
+    }
+
+    /// The health check that it brings.
+    pub fn own_check(&self) -> Option<HealthCheck> {
+        let probe = Probe::Test { command: vec!["check".to_owned()] };
+        self.checks_itself.then(|| HealthCheck {
+            interval: Duration::from_secs(5),
+            start_period: Duration::ZERO,
+            ..HealthCheck::new(probe)
+        })
     }
 
     /// Whether a container of it goes on serving once it does.

@@ -23,6 +23,7 @@ use super::super::user;
 use super::super::{in_root, rights, runtime, spec};
 use super::last_look::Look;
 use super::mapped::{self, Mapped};
+use super::notify::Notify;
 use super::program::Program;
 use super::supervise::Supervised;
 use super::{configs, devices, open_reader, rootfs, volumes};
@@ -58,6 +59,9 @@ pub(super) fn create(run: &RunFiles, launch: Launch) -> Result<Supervised, Engin
     let mut binds = volumes::prepare(&launch, root_dir.as_fd())?;
     binds.extend(configs::prepare(&launch, run, &identity)?);
     drop(root_dir);
+    let notify = if launch.notify { Some(Notify::open(run)) } else { None };
+    let notify = notify.transpose().map_err(|e| failed("its NOTIFY_SOCKET", e))?;
+    binds.extend(notify.as_ref().map(|_| Notify::mount(run)));
 
     let devices = devices::prepare(&launch)?;
     let file_limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
@@ -98,7 +102,7 @@ pub(super) fn create(run: &RunFiles, launch: Launch) -> Result<Supervised, Engin
             runtime::forget(run, &launch);
             undo();
         })?;
-        return Supervised::child(launch, &record, readers).map_err(|e| failed("pidfd", e));
+        return Supervised::child(launch, &record, readers, notify).map_err(|e| failed("pidfd", e));
     }
     let made = match &mapped {
         None => build(run, &launch, outputs),
@@ -117,7 +121,7 @@ pub(super) fn create(run: &RunFiles, launch: Launch) -> Result<Supervised, Engin
         }
     };
     match settled.and_then(|()| run_program(run, &launch, container, pid, &mut failure)) {
-        Ok(record) => Supervised::child(launch, &record, readers).map_err(|e| failed("pidfd", e)),
+        Ok(record) => Supervised::child(launch, &record, readers, notify).map_err(|e| failed("pidfd", e)),
         Err(error) => {
             cgroups.kill(&id);
             let _ = waitpid(Pid::from_raw(pid), None);

@@ -15,6 +15,7 @@ mod idmap;
 mod init;
 mod last_look;
 mod mapped;
+mod notify;
 mod program;
 mod rootfs;
 mod subpath;
@@ -43,6 +44,7 @@ use crate::types::Reason;
 pub(super) use devices::prepare as prepare_devices;
 pub(super) use enter::{Enter, namespace_of};
 pub(super) use last_look::Look;
+pub(super) use notify::VARIABLE as NOTIFY_VARIABLE;
 pub use program::NOT_FOUND;
 pub(super) use program::{Program, reset_signals};
 #[cfg(feature = "failpoints")]

@@ -14,6 +14,7 @@ use super::super::launch::Launch;
 use super::super::layout::RunFiles;
 use super::super::log::{Labels, Sink, Stream};
 use super::super::record::{self, ExitRecord, PidFd, ProcessId, RunRecord, boot_id};
+use super::notify::Notify;
 use super::{open_reader, rootfs};
 use crate::engine::Exit;
 
@@ -35,6 +36,8 @@ pub(super) struct Supervised {
     outputs: [Output; 2],
     buffer: Vec<u8>,
     sink: Sink,
+    /// Where its program tells that it is ready, if it is to.
+    notify: Option<Notify>,
 }
 
 struct Output {
@@ -45,16 +48,23 @@ struct Output {
 
 impl Supervised {
     /// A container that this process has just made.
-    pub fn child(launch: Launch, record: &RunRecord, readers: [File; 2]) -> io::Result<Self> {
+    pub fn child(
+        launch: Launch,
+        record: &RunRecord,
+        readers: [File; 2],
+        notify: Option<Notify>,
+    ) -> io::Result<Self> {
         let init = PidFd::of_child(record.init.pid)?;
-        Ok(Self::new(launch, record.init.clone(), init, true, readers))
+        Ok(Self { notify, ..Self::new(launch, record.init.clone(), init, true, readers) })
     }
 
     /// A container whose shim has died.
     pub fn adopt(run: &RunFiles, launch: Launch, process: ProcessId, init: PidFd) -> io::Result<Self> {
         let reader = |stream: Stream| open_reader(&run.fifo(&stream.to_string()));
         let readers = [reader(Stream::Stdout)?, reader(Stream::Stderr)?];
-        Ok(Self::new(launch, process, init, false, readers))
+        // Without it the container goes on all the same.
+        let notify = if launch.notify { Notify::open(run).ok() } else { None };
+        Ok(Self { notify, ..Self::new(launch, process, init, false, readers) })
     }
 
     fn new(launch: Launch, process: ProcessId, init: PidFd, child: bool, readers: [File; 2]) -> Self {
@@ -76,6 +86,7 @@ impl Supervised {
             outputs: [output(Stream::Stdout, out), output(Stream::Stderr, err)],
             buffer: vec![0; CHUNK],
             sink,
+            notify: None,
             launch,
         }
     }
@@ -92,7 +103,12 @@ impl Supervised {
         for output in self.outputs.iter().filter(|output| output.open && rest.is_none()) {
             waiting.push(PollFd::new(output.pipe.as_fd(), PollFlags::POLLIN));
         }
-        let timeout = rest.map_or(PollTimeout::NONE, |rest| {
+        let notify = self.notify.as_ref().map(Notify::waits);
+        if let Some(Ok(socket)) = notify {
+            waiting.push(PollFd::new(socket, PollFlags::POLLIN));
+        }
+        let pauses = rest.into_iter().chain(notify.and_then(Result::err));
+        let timeout = pauses.min().map_or(PollTimeout::NONE, |rest| {
             PollTimeout::try_from(rest.as_millis() + 1).unwrap_or(PollTimeout::MAX)
         });
         // An interrupted call reports nothing, and the loop comes back.
@@ -145,6 +161,9 @@ pub(super) fn supervise(run: &RunFiles, mut container: Supervised) -> ExitCode {
     let _ = std::fs::write("/proc/self/oom_score_adj", "-999");
     while !container.wait() {
         container.pump();
+        if let Some(notify) = &mut container.notify {
+            notify.hear();
+        }
     }
     let (code, signal) = container.status();
     container.finish_log();
