@@ -54,6 +54,7 @@ impl Agent {
         self.renew_names(&seen);
         self.look_for_images(&mut seen);
         self.look_for_ports(&mut seen);
+        self.look_for_room(&mut seen);
         self.look_for_idle(&mut seen, now);
         Ok(seen)
     }
