@@ -36,7 +36,7 @@ impl Agent {
             })
             .map(|(name, spec)| (name.clone(), spec.clone()))
             .collect();
-        let to_start = |phase| phase <= Phase::Starting;
+        let to_start = |phase| phase <= Phase::Switching;
         let rollouts = self.journal.records.values().filter_map(|record| record.rollout.as_ref());
         if begins.is_empty() && !rollouts.into_iter().any(|rollout| to_start(rollout.phase)) {
             return;

@@ -29,7 +29,9 @@ pub(super) fn in_place(
     if let Some(held) = preflight::ports(view, spec) {
         return Some(held);
     }
-    let touches = incumbent.amending.is_some() || differences.iter().any(changes::Difference::touches);
+    // What does not run is started with all of it, and gets its rules then.
+    let touches = view.runs(incumbent.generation)
+        && (incumbent.amending.is_some() || differences.iter().any(changes::Difference::touches));
     let (generation, spec, commit) = (incumbent.generation, spec.clone(), commit.clone());
     let amendment = Amendment { generation, spec, commit, differences, touches };
     Some(Next::Do(Step::Amend(Box::new(amendment))))

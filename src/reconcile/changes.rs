@@ -298,7 +298,7 @@ fn are_proved<I>(before: &ServiceSpec<I>, after: &ServiceSpec<I>) -> bool {
             |old: &PortMapping| old.container_port == port.container_port && old.protocol == port.protocol;
         port.protocol != Protocol::Tcp || before.ports.iter().any(same)
     };
-    after.healthcheck.is_some() || after.ports.iter().all(asked)
+    (before.healthcheck.is_some() && after.healthcheck.is_some()) || after.ports.iter().all(asked)
 }
 
 fn shown(ports: &[PortMapping]) -> String {

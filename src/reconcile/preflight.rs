@@ -66,10 +66,13 @@ fn memory(
     let available = view.observed.room.memory?;
     let need = expected(view, incumbent, spec)?;
     let others = view.records.iter().filter(|(name, _)| *name != view.name).filter_map(|(name, record)| {
-        let rollout = record.rollout.as_ref().filter(|it| it.phase <= Phase::Starting)?;
-        let other = view.of(name);
-        let starts = other.container(rollout.to.generation).is_none() && counts(name, rollout.phase);
-        starts.then(|| expected(&other, record.incumbent.as_ref(), &rollout.to.spec))?
+        let rollout = record.rollout.as_ref().filter(|it| it.phase <= Phase::Switching)?;
+        let (other, generation) = (view.of(name), rollout.to.generation);
+        // One that has just started has not taken yet what it will.
+        let comes = other.container(generation).is_some() || counts(name, rollout.phase);
+        let has = view.observed.room.used.get(&InstanceId::new(name, generation)).copied().unwrap_or(0);
+        let need = expected(&other, record.incumbent.as_ref(), &rollout.to.spec)?;
+        comes.then_some(need.saturating_sub(has))
     });
     let claimed = others.fold(0, u64::saturating_add);
     (need > available.saturating_sub(claimed)).then(|| {

@@ -43,8 +43,8 @@ pub(super) fn next(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -
             .unwrap_or(Next::Do(Step::Prepare(generation))),
         Phase::Yielding => match &record.incumbent {
             // Asked while the incumbent still runs: it is not stopped for a successor that has to wait.
-            Some(incumbent) if view.runs(incumbent.generation) => dependency(view, rollout)
-                .or_else(|| sharing::turn(view, record, rollout))
+            Some(incumbent) if view.runs(incumbent.generation) => sharing::turn(view, record, rollout)
+                .or_else(|| dependency(view, rollout))
                 .unwrap_or(Next::Do(Step::Stop(incumbent.generation))),
             _ => Next::Do(Step::Advance(Phase::Starting)),
         },
@@ -157,8 +157,8 @@ fn starting(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next 
         Some(ContainerState::Remains) => start(),
         // The incumbent has yielded: nothing serves, and waiting would not help.
         None if strategy(rollout) == Strategy::Recreate && record.incumbent.is_some() => start(),
-        None => dependency(view, rollout)
-            .or_else(|| sharing::turn(view, record, rollout))
+        None => sharing::turn(view, record, rollout)
+            .or_else(|| dependency(view, rollout))
             .or_else(|| preflight::before_start(view, record, rollout))
             .unwrap_or_else(start),
     }
