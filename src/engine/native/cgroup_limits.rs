@@ -28,10 +28,11 @@ const USUAL_WEIGHT: u16 = 500;
 /// `ResourceBusy`: it uses more memory than it may have, and nothing more of that can be taken back.
 pub(super) fn apply(cgroups: &Cgroups, before: &Launch, after: &Launch) -> io::Result<()> {
     let groups = Groups { cgroups, id: &after.id };
+    // The one that can be refused comes first, so that nothing has changed then.
+    groups.memory(after)?;
     groups.pids(after.pids)?;
     groups.processors(after)?;
-    groups.disks(before.options.blkio.as_ref(), after.options.blkio.as_ref())?;
-    groups.memory(after)
+    groups.disks(before.options.blkio.as_ref(), after.options.blkio.as_ref())
 }
 
 struct Groups<'a> {
@@ -135,19 +136,18 @@ impl Groups<'_> {
         if let Some(file) = self.file("memory.limit_in_bytes") {
             let number =
                 |limit: Option<u64>| limit.map_or_else(|| "-1".to_owned(), |limit| limit.to_string());
-            write(&file.with_file_name("memory.soft_limit_in_bytes"), &number(reserved))?;
-            return memory_v1(&file, limit, both);
+            memory_v1(&file, limit, both)?;
+            return write(&file.with_file_name("memory.soft_limit_in_bytes"), &number(reserved));
         }
-        let low = reserved.unwrap_or(0).to_string();
-        self.put(reserved.is_some(), &[("memory.low", low)])?;
         // Both together are what Compose limits, and v2 limits swap alone.
         let swap = both.and_then(|both| u64::try_from(both).ok()).zip(limit);
         let swap = swap.map(|(both, limit)| both.saturating_sub(limit));
-        self.put(false, &[("memory.swap.max", or_none(swap))])?;
         match self.file("memory.max") {
-            Some(file) => memory_v2(&file, limit),
-            None => self.put(limit.is_some(), &[("memory.max", String::new())]),
+            Some(file) => memory_v2(&file, limit)?,
+            None => self.put(limit.is_some(), &[("memory.max", String::new())])?,
         }
+        self.put(false, &[("memory.swap.max", or_none(swap))])?;
+        self.put(reserved.is_some(), &[("memory.low", reserved.unwrap_or(0).to_string())])
     }
 }
 
@@ -159,14 +159,21 @@ fn memory_v1(file: &Path, limit: Option<u64>, both: Option<i64>) -> io::Result<(
         return busy(write(file, &text), file, limit);
     }
     let both = both.filter(|_| limit.is_some()).unwrap_or(-1);
-    let now: u64 = fs::read_to_string(file)?.trim().parse().unwrap_or(0);
-    let wider = u64::try_from(both).map_or(true, |both| both > now);
-    if wider {
-        write(&swap, &both.to_string())?;
-        return busy(write(file, &text), file, limit);
+    let former = fs::read_to_string(file)?;
+    let former_both = fs::read_to_string(&swap)?;
+    let now: u64 = former.trim().parse().unwrap_or(0);
+    let alone = || write(file, &text);
+    let together = || write(&swap, &both.to_string());
+    let set = match u64::try_from(both) {
+        Ok(both) if both <= now => alone().and_then(|()| together()),
+        _ => together().and_then(|()| alone()),
+    };
+    if set.is_err() {
+        // As it was: half of it would leave the container to its swap. Wider again, so that neither can be refused.
+        let _ = write(&swap, "-1").and_then(|()| write(file, former.trim()));
+        let _ = write(&swap, former_both.trim());
     }
-    busy(write(file, &text), file, limit)?;
-    busy(write(&swap, &both.to_string()), file, limit)
+    busy(set, file, limit)
 }
 
 /// The kernel refuses a limit that it cannot bring the group under.
