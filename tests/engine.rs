@@ -37,6 +37,8 @@ mod runtimes;
 mod terminals;
 #[path = "engine/top.rs"]
 mod top;
+#[path = "engine/update.rs"]
+mod update;
 #[path = "engine/users.rs"]
 mod users;
 #[path = "engine/world.rs"]

@@ -8,11 +8,11 @@ use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use super::effects::Effect;
+use super::effects::{Change, Effect};
 use super::{Agent, clock};
 use crate::engine::{ContainerRequest, EngineError};
 use crate::reconcile::record::{Deployed, ServiceRecord, Spec};
-use crate::reconcile::step::Step;
+use crate::reconcile::step::{Amendment, Step};
 use crate::reconcile::transition::{self, Addresses, Outcome};
 use crate::reconcile::view::route_for;
 use crate::report::Message;
@@ -135,10 +135,11 @@ impl Agent {
             | Step::Promote(_)
             | Step::Fail(_)
             | Step::Conclude
-            | Step::Amend(_)
             | Step::Report(_)
             | Step::Note(..)
             | Step::Release => return Ok(Way::AtOnce(Outcome::Done)),
+            Step::Amend(amendment) if !amendment.touches => return Ok(Way::AtOnce(Outcome::Done)),
+            Step::Amend(amendment) => self.amend(service, amendment)?,
             Step::Switch(generation) | Step::Route(generation) => {
                 let (record, deployed) = self.live(service, *generation)?;
                 return at_once(traffic.point(&route_for(service, record, deployed)));
@@ -195,6 +196,20 @@ impl Agent {
         }))
     }
 
+    /// A change in place, with the ports that have to be free on the host first.
+    fn amend(&self, service: &ServiceName, amendment: &Amendment) -> Result<Effect, Refusal> {
+        let (record, deployed) = self.live(service, amendment.generation)?;
+        let (held, spec) = (&deployed.spec.ports, &amendment.spec);
+        let new = spec.ports.iter().filter(|port| !held.contains(port)).cloned().collect();
+        let route = route_for(service, record, &Deployed { spec: spec.clone(), ..deployed.clone() });
+        Ok(Effect::Amend(Box::new(Change {
+            id: InstanceId::new(service, amendment.generation),
+            spec: spec.clone(),
+            route,
+            new,
+        })))
+    }
+
     fn live(
         &self,
         service: &ServiceName,
@@ -239,7 +254,8 @@ impl Agent {
         })
     }
 
-    pub(super) fn addresses(&mut self, service: &ServiceName, spec: &Spec) -> Option<Addresses> {
+    /// The addresses that somebody has.
+    pub(super) fn used_addresses(&self) -> BTreeSet<Ipv4Addr> {
         let records = self.journal.records.values();
         let mut used: BTreeSet<Ipv4Addr> = records
             .flat_map(|record| {
@@ -248,6 +264,11 @@ impl Agent {
             })
             .collect();
         used.extend(self.seen.routes.values().flat_map(|route| [route.address, route.service_address]));
+        used
+    }
+
+    pub(super) fn addresses(&mut self, service: &ServiceName, spec: &Spec) -> Option<Addresses> {
+        let used = self.used_addresses();
         let known = self.journal.records.get(service).map(|record| record.service_address);
         let service = known.or_else(|| self.pool.service(&used))?;
         let (generation, joined) = match spec.network_mode() {

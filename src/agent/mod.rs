@@ -21,6 +21,7 @@ mod news;
 mod observe;
 mod operator;
 mod outbox;
+mod preflight;
 mod probes;
 mod round;
 mod shims;

@@ -78,8 +78,15 @@ pub fn of(
             say(Kind::Retired, format!("{service}: generation {generation} is away")),
             named(before, step),
         ),
-        (Step::Amend(_), _) => {
-            say(Kind::Amended, format!("{service}: new settings were taken over without a new container"))
+        (Step::Amend(amendment), _) => {
+            let what = match receipt {
+                Some(receipt) => receipt.message.clone(),
+                None => "a change in place was taken back".to_owned(),
+            };
+            let generation = amendment.generation;
+            let about = before.and_then(|record| record.live(generation));
+            let text = format!("{service}: generation {generation}: {what}");
+            with(say(Kind::Amended, text), about).at(&amendment.commit.id)
         }
         (Step::Route(generation), _) => {
             let text = format!("{service}: the route to generation {generation} was put right");

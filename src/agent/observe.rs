@@ -60,6 +60,7 @@ impl Agent {
         self.renew_names(&seen);
         self.look_for_images(&mut seen);
         self.look_for_ports(&mut seen);
+        self.look_for_room(&mut seen);
         self.look_for_idle(&mut seen, now);
         self.look_for_errors(&mut seen, now);
         Ok(seen)

@@ -9,11 +9,14 @@ use crate::config::agent::{AgentConfig, HostIdentity};
 use crate::config::repo::{self, RepoFiles};
 use crate::config::{load, without_agent};
 use crate::engine::Traffic as _;
+use crate::engine::native::usages;
 use crate::engine::traffic::NftTraffic;
 use crate::git;
+use crate::reconcile::amend::too_small;
+use crate::reconcile::changes::{listed, summary};
 use crate::reconcile::preview::{Change, preview};
 use crate::state::journal::{Journal, read_journal};
-use crate::types::{Declared, HostName, Policy, Reason, Refusal, ServiceName, plural};
+use crate::types::{Declared, HostName, InstanceId, Policy, Reason, Refusal, ServiceName, plural};
 
 /// Shows the changes. Exit 0 nothing, 2 changes, 1 where something of it would be refused.
 pub fn plan(
@@ -45,6 +48,7 @@ pub fn plan(
     };
     let mut changes = preview(&view.services, &journal.records);
     if let Some(agent) = agent.as_ref().filter(|_| here) {
+        see_what_is_used(agent, &view.services, &journal, &mut changes);
         refuse_taken_ports(agent, &view.services, &journal, &mut changes)?;
     }
     // What runs of these is not known, and the agent does not touch them.
@@ -77,6 +81,29 @@ pub fn plan(
     } else {
         0
     })
+}
+
+/// A smaller limit of memory than what is used: the agent would begin a new generation.
+fn see_what_is_used(
+    agent: &AgentConfig,
+    declared: &BTreeMap<ServiceName, Result<Declared, Refusal>>,
+    journal: &Journal,
+    changes: &mut BTreeMap<ServiceName, Change>,
+) {
+    // Where it cannot be told, the agent tells it.
+    let used = usages(&agent.instance).unwrap_or_default();
+    for (name, change) in changes.iter_mut() {
+        let Change::Amend { image, differences } = change else { continue };
+        let incumbent = journal.records.get(name).and_then(|record| record.incumbent.as_ref());
+        let (Some(incumbent), Some(Ok(spec))) = (incumbent, declared.get(name)) else { continue };
+        let used = used.get(&InstanceId::new(name, incumbent.generation)).and_then(|usage| usage.memory);
+        if let Some(why) = too_small(&incumbent.spec, spec, used) {
+            let because = format!("new generation: {}, as {why}", listed(&*differences));
+            let (from, to) = (image.clone(), image.clone());
+            let (strategy, differences) = (spec.strategy(), std::mem::take(differences));
+            *change = Change::Replace { from, to, because, strategy, differences };
+        }
+    }
 }
 
 /// A port that something else on this host has: the agent would not begin.
@@ -157,12 +184,24 @@ fn as_json(service: &str, change: &Change) -> serde_json::Value {
     let (action, from, to, why) = match change {
         Change::Keep { image } => ("keep", Some(image), Some(image), None),
         Change::Create { image } => ("create", None, Some(image), None),
-        Change::Replace { from, to, because, .. } => {
-            ("replace", Some(from), Some(to), Some((*because).to_owned()))
+        Change::Replace { from, to, because, .. } => ("replace", Some(from), Some(to), Some(because.clone())),
+        Change::Amend { image, differences } => {
+            ("amend", Some(image), Some(image), Some(summary(differences)))
         }
-        Change::Amend { image } => ("amend", Some(image), Some(image), None),
         Change::Remove { image } => ("remove", image.as_ref(), None, None),
         Change::Refuse(refusal) => ("refuse", None, None, Some(refusal.to_string())),
     };
-    serde_json::json!({ "service": service, "action": action, "from": from, "to": to, "why": why })
+    let differences = match change {
+        Change::Replace { differences, .. } | Change::Amend { differences, .. } => &differences[..],
+        _ => &[],
+    };
+    let keys = differences.iter().map(|difference| {
+        let (from, to) = difference.values.clone().unzip();
+        let how = difference.how;
+        serde_json::json!({
+            "key": difference.key, "how": how.word(), "why": how.why(), "from": from, "to": to,
+        })
+    });
+    let keys: Vec<_> = keys.collect();
+    serde_json::json!({ "service": service, "action": action, "from": from, "to": to, "why": why, "keys": keys })
 }

@@ -70,6 +70,7 @@ struct Part {
     host_mounts: Option<Vec<String>>,
     max_removals: Option<u32>,
     require_digest: Option<bool>,
+    memory_overcommit: Option<bool>,
     privileged: Option<bool>,
     host_namespaces: Option<bool>,
     host_network: Option<bool>,
@@ -228,6 +229,7 @@ fn read_policy(policy: &Section<'_, '_>, part: &mut Part) {
     part.max_removals =
         policy.integer("max_removals", 0..=1_000_000).and_then(|number| u32::try_from(number).ok());
     part.require_digest = policy.boolean("require_digest");
+    part.memory_overcommit = policy.boolean("memory_overcommit");
     part.privileged = policy.boolean("privileged");
     part.host_namespaces = policy.boolean("host_namespaces");
     part.unconfined = policy.boolean("unconfined");
@@ -331,6 +333,7 @@ impl Part {
             host_mounts: over.host_mounts.or(self.host_mounts),
             max_removals: over.max_removals.or(self.max_removals),
             require_digest: over.require_digest.or(self.require_digest),
+            memory_overcommit: over.memory_overcommit.or(self.memory_overcommit),
             privileged: over.privileged.or(self.privileged),
             host_namespaces: over.host_namespaces.or(self.host_namespaces),
             host_network: over.host_network.or(self.host_network),
@@ -394,6 +397,7 @@ impl Part {
                 host_mounts: self.host_mounts.unwrap_or_default(),
                 max_removals: self.max_removals,
                 require_digest: self.require_digest.unwrap_or(false),
+                memory_overcommit: self.memory_overcommit.unwrap_or(false),
                 privileged: self.privileged.unwrap_or(false),
                 host_namespaces: self.host_namespaces.unwrap_or(false),
                 host_network: self.host_network.unwrap_or(false),

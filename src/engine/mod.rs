@@ -133,6 +133,14 @@ pub trait Engine: Send + Sync {
     /// Starts a container; returns once its first process runs. One that runs already is left alone.
     fn start(&self, request: &ContainerRequest) -> Result<(), EngineError>;
 
+    /// Gives a running container the limits of its control group, and the time to end, that `spec` has. Nothing of it is
+    /// killed for that: a limit that it exceeds already is refused. One that does not run is left alone.
+    fn update(&self, id: &InstanceId, spec: &ServiceSpec<PinnedImage>) -> Result<(), EngineError>;
+
+    /// Bytes of memory that a running container uses, without what the kernel can take back at once; `None` = it does not
+    /// run, or nobody counts.
+    fn memory(&self, id: &InstanceId) -> Option<u64>;
+
     /// Ends a container: its stop signal, then SIGKILL after `grace`. Keeps what it wrote.
     fn stop(&self, id: &InstanceId, grace: Duration) -> Result<(), EngineError>;
 

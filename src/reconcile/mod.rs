@@ -7,6 +7,8 @@
 //! Reading order: [`record`] (what is remembered), [`world`] (what is told), [`step`] (what is answered), [`next`] (the
 //! decision), [`rolling`] (the same for a candidate under way), [`transition`] (what a step does to the memory).
 
+pub mod amend;
+pub mod changes;
 pub mod errors;
 pub mod health;
 pub mod joined;
@@ -15,6 +17,7 @@ pub mod networks;
 pub mod next;
 pub mod operator;
 pub mod ports;
+pub mod preflight;
 pub mod preview;
 pub mod receipt;
 pub mod record;
@@ -22,6 +25,7 @@ pub mod repair;
 pub mod replace;
 mod restarts;
 pub mod rolling;
+pub mod sharing;
 pub mod step;
 pub mod transition;
 pub mod uses;

@@ -1,11 +1,10 @@
 //! The decision for one service.
 
 use super::record::{Cause, ServiceRecord, Spec};
-use super::replace::needs_new_generation;
 use super::step::{Next, Planned, Situation, Step};
 use super::view::View;
 use super::world::DesiredService;
-use super::{joined, later, ports, repair, rolling};
+use super::{amend, joined, later, preflight, repair, rolling};
 use crate::types::{CommitInfo, Reason, Refusal};
 use std::time::Duration;
 
@@ -18,9 +17,6 @@ pub const IDLE_POLL: Duration = Duration::from_millis(250);
 
 /// This many looks in a row without a connection, and it is idle.
 pub const IDLE_POLLS: u32 = 2;
-
-/// After this a port that something outside of this instance has is looked at again.
-const PORT_RETRY: Duration = Duration::from_secs(10);
 
 /// Decides for one service.
 pub(super) fn decide(view: &View<'_>) -> Planned {
@@ -163,10 +159,10 @@ fn want(view: &View<'_>, record: Option<&ServiceRecord>, wanted: &DesiredService
     let Some(commit) = view.desired.map(|desired| &desired.commit) else { return Next::Settled };
     let Some(record) = record else { return begin(view, None, spec, commit) };
     if let Some(incumbent) = &record.incumbent
-        && needs_new_generation(&incumbent.spec, spec).is_none()
         && joined::left_behind(view, incumbent).is_none()
+        && let Some(next) = amend::in_place(view, incumbent, spec, commit)
     {
-        return if incumbent.spec == **spec { Next::Settled } else { Next::Do(Step::Amend(spec.clone())) };
+        return next;
     }
     match &record.failure {
         // One attempt a commit: the same one would fail the same way.
@@ -175,16 +171,10 @@ fn want(view: &View<'_>, record: Option<&ServiceRecord>, wanted: &DesiredService
     }
 }
 
-/// A new candidate, unless its ports cannot be had: that is known before anything is pulled or started for it.
+/// A new candidate, unless what it needs of the host cannot be had.
 fn begin(view: &View<'_>, record: Option<&ServiceRecord>, spec: &Spec, commit: &CommitInfo) -> Next {
-    if let Some(refusal) = ports::contested(view, &spec.ports) {
-        return held(refusal);
-    }
-    if let Some(refusal) = spec.joins().and_then(|host| joined::missing(view, host)) {
-        return held(refusal);
-    }
-    if let Some(refusal) = view.observed.ports_taken.get(view.name) {
-        return Next::Held { refusal: refusal.clone(), until: Some(later(view.now, PORT_RETRY)) };
+    if let Some(held) = preflight::before_begin(view, record, spec) {
+        return held;
     }
     let generation = record.map_or(crate::types::Generation(0), |record| record.last_generation).next();
     Next::Do(Step::Begin {

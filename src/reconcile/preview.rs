@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use super::changes::{self, Difference, summary};
 use super::ports::{self, Claim, Claims};
 use super::record::ServiceRecord;
-use super::replace::replacement_reason;
 use crate::types::{Declared, ImageRef, Refusal, ServiceName, Strategy};
 
 /// What a revision would do to one service.
@@ -27,15 +27,19 @@ pub enum Change {
         from: ImageRef,
         /// What will run.
         to: ImageRef,
-        /// The key whose change makes it necessary.
-        because: &'static str,
+        /// Why, in a line.
+        because: String,
         /// How.
         strategy: Strategy,
+        /// All that differs.
+        differences: Vec<Difference>,
     },
     /// New settings, the same container.
     Amend {
         /// What runs.
         image: ImageRef,
+        /// All that differs.
+        differences: Vec<Difference>,
     },
     /// It goes.
     Remove {
@@ -58,13 +62,12 @@ impl fmt::Display for Change {
         match self {
             Self::Keep { image } => write!(f, "keep     {image}"),
             Self::Create { image } => write!(f, "create   {image}"),
-            Self::Replace { from, to, because, strategy } if from == to => {
-                write!(f, "replace  {to}, for a change of {because} ({strategy})")
+            Self::Replace { to, because, strategy, .. } => {
+                write!(f, "replace  {to} ({strategy}): {because}")
             }
-            Self::Replace { from, to, because, strategy } => {
-                write!(f, "replace  {from} by {to}, for a change of {because} ({strategy})")
+            Self::Amend { image, differences } => {
+                write!(f, "amend    {image} (the same container): {}", summary(differences))
             }
-            Self::Amend { image } => write!(f, "amend    {image}: new settings, the same container"),
             Self::Remove { image: Some(image) } => write!(f, "remove   {image}"),
             Self::Remove { image: None } => f.write_str("remove"),
             Self::Refuse(refusal) => write!(f, "refuse   {refusal}"),
@@ -102,15 +105,17 @@ pub fn preview(
                 let running = incumbent.spec.clone();
                 let image = running.image.reference.clone();
                 let running = running.with_image(image.clone());
-                match replacement_reason(&running, spec) {
-                    Some(because) => Change::Replace {
+                let differences = changes::between_declared(&running, spec);
+                match changes::need_new_generation(&differences) {
+                    true => Change::Replace {
                         from: image,
                         to: spec.image.clone(),
-                        because,
+                        because: summary(&differences),
                         strategy: spec.strategy(),
+                        differences,
                     },
-                    None if running == *spec => Change::Keep { image },
-                    None => Change::Amend { image },
+                    false if running == *spec => Change::Keep { image },
+                    false => Change::Amend { image, differences },
                 }
             }
         };
@@ -138,11 +143,12 @@ fn follow(
             continue;
         }
         if let Some(change) = changes.get_mut(name)
-            && let Change::Keep { image } | Change::Amend { image } = change
+            && let Change::Keep { image } | Change::Amend { image, .. } = change
         {
             let (from, to) = (image.clone(), image.clone());
-            let because = "the network that it shares";
-            *change = Change::Replace { from, to, because, strategy: spec.strategy() };
+            let because = "new generation: the network that it shares is another one".to_owned();
+            let differences = Vec::new();
+            *change = Change::Replace { from, to, because, strategy: spec.strategy(), differences };
         }
     }
 }

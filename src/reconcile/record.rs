@@ -112,6 +112,20 @@ pub struct Deployed {
     /// Why its container does not run, where that is as it should be.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub down: Option<Down>,
+    /// A change in place that has begun: its container and its rules may have some of it, and `spec` has none. Crash: it
+    /// is made again, whole, from what is wanted then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub amending: Option<Amending>,
+}
+
+/// A change in place that has begun.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Amending {
+    /// When. It names the receipt.
+    pub since: Timestamp,
+    /// The commit that asks for it.
+    pub commit: CommitId,
 }
 
 fn is_zero(number: &u32) -> bool {

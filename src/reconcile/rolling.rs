@@ -10,7 +10,7 @@ use super::step::{Next, Step};
 use super::transition::LONGEST_RETRY;
 use super::view::View;
 use super::world::DesiredService;
-use super::{joined, later, pending, repair};
+use super::{joined, later, pending, preflight, repair, sharing};
 use crate::types::{ContainerState, Reason, Refusal, Strategy};
 
 /// What a rollout does next.
@@ -39,12 +39,14 @@ pub(super) fn next(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -
     }
     match rollout.phase {
         Phase::Pulling => pulling(view, record, rollout),
-        Phase::Preparing => paused(view, rollout).unwrap_or(Next::Do(Step::Prepare(generation))),
+        Phase::Preparing => sharing::turn(view, record, rollout)
+            .or_else(|| paused(view, rollout))
+            .unwrap_or(Next::Do(Step::Prepare(generation))),
         Phase::Yielding => match &record.incumbent {
             // Asked while the incumbent still runs: it is not stopped for a successor that has to wait.
-            Some(incumbent) if view.runs(incumbent.generation) => {
-                dependency(view, rollout).unwrap_or(Next::Do(Step::Stop(incumbent.generation)))
-            }
+            Some(incumbent) if view.runs(incumbent.generation) => sharing::turn(view, record, rollout)
+                .or_else(|| dependency(view, rollout))
+                .unwrap_or(Next::Do(Step::Stop(incumbent.generation))),
             _ => Next::Do(Step::Advance(Phase::Starting)),
         },
         Phase::Starting => starting(view, record, rollout),
@@ -158,7 +160,10 @@ fn starting(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next 
         Some(ContainerState::Remains) => start(),
         // The incumbent has yielded: nothing serves, and waiting would not help.
         None if strategy(rollout) == Strategy::Recreate && record.incumbent.is_some() => start(),
-        None => dependency(view, rollout).unwrap_or_else(start),
+        None => sharing::turn(view, record, rollout)
+            .or_else(|| dependency(view, rollout))
+            .or_else(|| preflight::before_start(view, record, rollout))
+            .unwrap_or_else(start),
     }
 }
 

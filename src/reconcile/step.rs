@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use super::changes::{Difference, listed};
 use super::record::{Cause, Phase, Spec};
 use crate::types::{CommitInfo, Exit, Generation, Refusal, ServiceName, Timestamp};
 
@@ -50,7 +51,7 @@ pub enum Step {
     /// Stop and take away the former incumbent.
     Retire(Generation),
     /// Take a new spec over that needs no new container.
-    Amend(Box<Spec>),
+    Amend(Box<Amendment>),
     /// Put the route of a generation right.
     Route(Generation),
     /// Write the receipt of a restart that a crash, or a disk that could not be written to, left without one.
@@ -65,6 +66,21 @@ pub enum Step {
     Remove(Box<CommitInfo>),
     /// End a hold whose time is up.
     Release,
+}
+
+/// A change of the incumbent in place.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Amendment {
+    /// The incumbent.
+    pub generation: Generation,
+    /// What it is to be.
+    pub spec: Spec,
+    /// The commit that asks for it.
+    pub commit: CommitInfo,
+    /// What is another than it was; nothing where a change is taken back that a crash cut short.
+    pub differences: Vec<Difference>,
+    /// Whether the limits of its container and the rules that lead to it are to be made as `spec` has them.
+    pub touches: bool,
 }
 
 impl Step {
@@ -124,9 +140,10 @@ impl fmt::Display for Step {
             Self::Fail(refusal) => write!(f, "{word}: {refusal}"),
             Self::Return { to: Some(to), from } => write!(f, "{word} {from} -> {to}"),
             Self::Return { to: None, from } => write!(f, "{word} {from} -> nothing"),
-            Self::Conclude | Self::Withdraw | Self::Amend(_) | Self::Remove(_) | Self::Release => {
-                f.write_str(word)
+            Self::Amend(amendment) => {
+                write!(f, "{word} {}: {}", amendment.generation, listed(&amendment.differences))
             }
+            Self::Conclude | Self::Withdraw | Self::Remove(_) | Self::Release => f.write_str(word),
         }
     }
 }

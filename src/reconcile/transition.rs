@@ -4,14 +4,15 @@
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
+use super::changes::listed;
 use super::later;
 use super::receipt::{ReceiptResult, Side, Transition};
 use super::record::{
-    Cause, Deployed, Down, Failure, Phase, PullCost, Removing, Retiring, Rollout, ServiceRecord,
+    Amending, Cause, Deployed, Down, Failure, Phase, PullCost, Removing, Retiring, Rollout, ServiceRecord,
 };
 use super::restarts::{count, ended, told, yielded};
 use super::rolling::{after_prepare, after_pull};
-use super::step::Step;
+use super::step::{Amendment, Step};
 use crate::types::{Exit, Generation, Reason, Refusal, ServiceName, Timestamp};
 
 /// First pause before an effect that may be tried again; doubled for each further one.
@@ -90,6 +91,13 @@ pub fn intend(record: &ServiceRecord, step: &Step, end: Option<&Exit>, now: Time
                 rollout.to.last_exit = end.cloned().or_else(|| rollout.to.last_exit.take());
             }
         }
+        Step::Amend(amendment) => {
+            if let Some(incumbent) = record.incumbent.as_mut() {
+                let since = incumbent.amending.take().filter(|it| it.commit == amendment.commit.id);
+                let since = since.map_or(now, |begun| begun.since);
+                incumbent.amending = Some(Amending { since, commit: amendment.commit.id.clone() });
+            }
+        }
         Step::Remove(commit) => {
             record.removing.get_or_insert(Removing { commit: (**commit).clone(), since: now });
         }
@@ -123,6 +131,7 @@ pub fn begin(
             last_exit: None,
             ends: 0,
             down: None,
+            amending: None,
         },
         cause: *cause,
         phase: Phase::Pulling,
@@ -187,11 +196,7 @@ pub fn conclude(
         }
         Step::Conclude => receipt = give_up(name, &mut record, now),
         Step::Retire(_) => record.retiring = None,
-        Step::Amend(spec) => {
-            if let Some(incumbent) = &mut record.incumbent {
-                incumbent.spec = (**spec).clone();
-            }
-        }
+        Step::Amend(amendment) => receipt = amended(name, &mut record, amendment, now),
         Step::Release => record.hold = None,
         Step::Remove(_) => {
             receipt = record.removing.as_ref().map(|removing| removed(name, &record, removing, now));
@@ -332,6 +337,40 @@ fn give_up(name: &ServiceName, record: &mut ServiceRecord, now: Timestamp) -> Op
             Some(Failure { commit: rollout.to.commit, generation: rollout.to.generation, refusal, at: now });
     }
     Some(receipt)
+}
+
+/// The incumbent is what a new spec says, in the same container.
+fn amended(
+    name: &ServiceName,
+    record: &mut ServiceRecord,
+    amendment: &Amendment,
+    now: Timestamp,
+) -> Option<Transition> {
+    let incumbent = record.incumbent.as_mut().filter(|it| it.generation == amendment.generation)?;
+    let from = Side::of(incumbent);
+    incumbent.spec = amendment.spec.clone();
+    let begun = incumbent.amending.take();
+    // What a crash cut short and a later commit took back: nothing has come of it.
+    if amendment.differences.is_empty() {
+        return None;
+    }
+    let changed = listed(&amendment.differences);
+    Some(Transition {
+        service: name.clone(),
+        commit: amendment.commit.id.clone(),
+        from: Some(from),
+        to: Some(Side::of(incumbent)),
+        result: ReceiptResult::Deployed,
+        reason: None,
+        message: format!("{changed}: changed in place, without a new generation"),
+        started_at: begun.map_or(now, |begun| begun.since),
+        finished_at: now,
+        pulled_bytes: 0,
+        pull_seconds: 0.0,
+        healthy_seconds: None,
+        switched_at: None,
+        exit: None,
+    })
 }
 
 fn removed(name: &ServiceName, record: &ServiceRecord, removing: &Removing, now: Timestamp) -> Transition {

@@ -9,6 +9,7 @@ use super::world::{Busy, Desired, DesiredService, Observed};
 use crate::types::{ContainerState, Generation, InstanceId, Refusal, Route, ServiceName, Timestamp};
 
 /// What there is to know of one service, and the little that it needs of the others.
+#[derive(Clone, Copy)]
 pub(super) struct View<'a> {
     pub name: &'a ServiceName,
     pub desired: Option<&'a Desired>,
@@ -21,6 +22,11 @@ pub(super) struct View<'a> {
 }
 
 impl<'a> View<'a> {
+    /// Another service, seen as this one is.
+    pub fn of(self, name: &'a ServiceName) -> Self {
+        Self { name, record: self.records.get(name), ..self }
+    }
+
     /// What the repo wants of it; `None` = it is not wanted, or nothing is known yet.
     pub fn wanted(&self) -> Option<&'a DesiredService> {
         self.desired.and_then(|desired| desired.services.get(self.name))

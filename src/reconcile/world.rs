@@ -62,10 +62,23 @@ pub struct Observed {
     pub pauses: BTreeMap<ServiceName, Busy>,
     /// Services that want a port which something outside of this instance has.
     pub ports_taken: BTreeMap<ServiceName, Refusal>,
+    /// What is left of the host for another container.
+    pub room: Room,
     /// Services whose record cannot be read: nothing of theirs is touched.
     pub frozen: BTreeMap<ServiceName, Refusal>,
     /// Of each retiring container: how often in a row it was seen without a connection.
     pub idle_polls: BTreeMap<InstanceId, u32>,
+}
+
+/// What is left of the host for another container. Looked at only where a candidate may be on its way.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Room {
+    /// Bytes of memory that programs can have without swapping; `None` = memory is not to be asked for.
+    pub memory: Option<u64>,
+    /// Bytes that containers use, without what the kernel can take back at once.
+    pub used: BTreeMap<InstanceId, u64>,
+    /// Services for which the instance's subnet has no address left.
+    pub no_address: BTreeMap<ServiceName, Refusal>,
 }
 
 impl Observed {

@@ -53,6 +53,11 @@ impl Pool {
         Some(found)
     }
 
+    /// Whether there is an address left for a container.
+    pub fn has_container(&self, used: &BTreeSet<Ipv4Addr>) -> bool {
+        self.containers.clone().map(Ipv4Addr::from).any(|address| !used.contains(&address))
+    }
+
     /// An address for a service; `None` when there is none left.
     pub fn service(&self, used: &BTreeSet<Ipv4Addr>) -> Option<Ipv4Addr> {
         self.services.clone().map(Ipv4Addr::from).find(|address| !used.contains(address))

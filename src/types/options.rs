@@ -11,7 +11,7 @@ use super::{ByteSize, NetworkLink, NetworkMode, NetworkName, Protocol};
 /// What a service file says of its container. `None` = nothing: the engine's default. The same type serves as one
 /// layer of configuration and as what all layers together make.
 ///
-/// A new field has to be thought about in [`Options::first_difference`], which takes it apart without `..`.
+/// A new field has to be thought about in `reconcile::changes`, which takes it apart without `..`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Options {
@@ -192,78 +192,5 @@ impl Options {
             networks, user_namespace, expose;
             sysctls, ulimits, labels
         )
-    }
-
-    /// The first key in which two differ so that a running container cannot take it over.
-    pub fn first_difference(&self, after: &Self) -> Option<&'static str> {
-        let Self {
-            group_add,
-            hostname,
-            domainname,
-            extra_hosts,
-            dns,
-            dns_search,
-            dns_opt,
-            cap_add,
-            cap_drop,
-            unconfined,
-            privileged,
-            devices,
-            sysctls,
-            ulimits,
-            shm_size,
-            tmpfs,
-            read_only,
-            init,
-            stop_signal,
-            memswap_limit,
-            mem_reservation,
-            cpuset,
-            cpu_shares,
-            oom_score_adj,
-            blkio,
-            labels: _, // nothing inside sees them
-            logging,
-            host_pid,
-            host_ipc,
-            network_mode,
-            networks,
-            user_namespace,
-            expose: _, // only for people
-        } = self;
-        let changed = [
-            ("group_add", *group_add != after.group_add),
-            ("hostname", *hostname != after.hostname),
-            ("domainname", *domainname != after.domainname),
-            ("extra_hosts", *extra_hosts != after.extra_hosts),
-            ("dns", *dns != after.dns),
-            ("dns_search", *dns_search != after.dns_search),
-            ("dns_opt", *dns_opt != after.dns_opt),
-            ("cap_add", *cap_add != after.cap_add),
-            ("cap_drop", *cap_drop != after.cap_drop),
-            ("security_opt", *unconfined != after.unconfined),
-            ("privileged", *privileged != after.privileged),
-            ("devices", *devices != after.devices),
-            ("sysctls", *sysctls != after.sysctls),
-            ("ulimits", *ulimits != after.ulimits),
-            ("shm_size", *shm_size != after.shm_size),
-            ("tmpfs", *tmpfs != after.tmpfs),
-            ("read_only", *read_only != after.read_only),
-            ("init", *init != after.init),
-            ("stop_signal", *stop_signal != after.stop_signal),
-            ("memswap_limit", *memswap_limit != after.memswap_limit),
-            ("mem_reservation", *mem_reservation != after.mem_reservation),
-            ("cpuset", *cpuset != after.cpuset),
-            ("cpu_shares", *cpu_shares != after.cpu_shares),
-            ("oom_score_adj", *oom_score_adj != after.oom_score_adj),
-            ("blkio_config", *blkio != after.blkio),
-            ("logging", *logging != after.logging),
-            ("pid", *host_pid != after.host_pid),
-            ("ipc", *host_ipc != after.host_ipc),
-            ("network_mode", *network_mode != after.network_mode),
-            ("networks", *networks != after.networks),
-            ("userns_mode", *user_namespace != after.user_namespace),
-        ];
-        changed.iter().find(|(_, differs)| *differs).map(|(key, _)| *key)
     }
 }

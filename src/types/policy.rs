@@ -12,6 +12,8 @@ pub struct Policy {
     pub max_removals: Option<u32>,
     /// Whether an image has to be named with its digest.
     pub require_digest: bool,
+    /// Whether a candidate may be started beside its incumbent where memory for both may not suffice.
+    pub memory_overcommit: bool,
     /// Whether a service may be privileged.
     pub privileged: bool,
     /// Whether a service may share the host's processes or IPC.

@@ -15,7 +15,7 @@ use super::{
 /// One service as the repo declares it for this host. `I` is [`ImageRef`] as declared and
 /// [`super::PinnedImage`] once its tag has been resolved.
 ///
-/// A new field has to be thought about in `reconcile::replace`, which takes it apart without `..`.
+/// A new field has to be thought about in `reconcile::changes`, which takes it apart without `..`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ServiceSpec<I> {

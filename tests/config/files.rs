@@ -1,5 +1,6 @@
 //! What services take out of files of the config repo: `env_file`, `configs`; and `volumes` in its long syntax.
 
+use gitopsd::reconcile::changes::{self, How};
 use std::path::Path;
 
 use gitopsd::config::Diagnostic;
@@ -193,12 +194,12 @@ fn configs_in_every_form() {
 
     // Another content, and nothing else, is another spec.
     let changed = with(lines, &[files[0], ("nginx/nginx.conf", "events { }\n"), files[2], files[3]]);
-    let why = gitopsd::reconcile::replace::replacement_reason(spec(&view), spec(&changed));
-    assert_eq!(why, Some("configs"));
+    let found = changes::between_declared(spec(&view), spec(&changed));
     assert_eq!(
-        gitopsd::reconcile::replace::replacement_reason(spec(&view), spec(&with(lines, &files))),
-        None
+        found.iter().map(|it| (it.key, it.how)).collect::<Vec<_>>(),
+        [("configs", How::NewGeneration)]
     );
+    assert_eq!(changes::between_declared(spec(&view), spec(&with(lines, &files))), []);
 }
 
 #[test]

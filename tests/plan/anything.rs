@@ -10,11 +10,12 @@ use gitopsd::reconcile::operator;
 use gitopsd::reconcile::plan;
 use gitopsd::reconcile::preview::preview;
 use gitopsd::reconcile::record::{
-    Cause, Deployed, Down, Failure, Hold, Phase, PullCost, Removing, Retiring, Rollout, ServiceRecord, Spec,
+    Amending, Cause, Deployed, Down, Failure, Hold, Phase, PullCost, Removing, Retiring, Rollout,
+    ServiceRecord, Spec,
 };
 use gitopsd::reconcile::step::Step;
 use gitopsd::reconcile::transition::{self, Addresses, Outcome};
-use gitopsd::reconcile::world::{Busy, Desired, DesiredService, Observed};
+use gitopsd::reconcile::world::{Busy, Desired, DesiredService, Observed, Room};
 use gitopsd::types::{
     CommitInfo, ContainerState, Counters, Exit, Generation, HealthCheck, InstanceId, PinnedImage, Policy,
     Probe, Reason, Refusal, Route, ServiceName, Timestamp,
@@ -61,6 +62,8 @@ fn spec() -> BoxedStrategy<Spec> {
         Just(""),
         Just(",volume=data"),
         Just(",after=b"),
+        Just(",bind=/srv"),
+        Just(",mem=64m"),
         Just(",pre"),
         Just(",check=none"),
         Just(",check=none,ports=none"),
@@ -115,9 +118,14 @@ fn deployed() -> BoxedStrategy<Deployed> {
                 last_exit,
                 ends: restarts / 2,
                 down,
+                amending: untold_commit(restarts, since),
             }
         })
         .boxed()
+}
+
+fn untold_commit(odd: u32, since: Timestamp) -> Option<Amending> {
+    (odd % 5 == 1).then(|| Amending { since, commit: format!("{:040}", odd % 4).parse().unwrap() })
 }
 
 fn refusal() -> BoxedStrategy<Refusal> {
@@ -262,9 +270,14 @@ fn observed() -> BoxedStrategy<Observed> {
         (btree_map(name(), refusal(), 0..2), btree_map(name(), refusal(), 0..2)),
         btree_map(instance(), any::<u32>(), 0..3),
         (btree_map(instance(), errors(), 0..6), btree_map(instance(), any::<u64>(), 0..6)),
+        (
+            option::of(any::<u64>()),
+            btree_map(instance(), any::<u64>(), 0..4),
+            btree_map(name(), refusal(), 0..2),
+        ),
     )
         .prop_map(
-            |(containers, routes, images, health, (busy, pauses), (frozen, taken), idle_polls, bake)| {
+            |(containers, routes, images, health, (busy, pauses), (frozen, taken), idle_polls, bake, room)| {
                 Observed {
                     containers,
                     routes,
@@ -279,6 +292,7 @@ fn observed() -> BoxedStrategy<Observed> {
                     errors: bake.0,
                     oom_kills: bake.1,
                     image_checks: BTreeMap::new(),
+                    room: Room { memory: room.0, used: room.1, no_address: room.2 },
                 }
             },
         )

@@ -6,6 +6,7 @@
 
 pub mod act;
 pub mod audit;
+pub mod audit_changes;
 pub mod images;
 pub mod operator;
 pub mod repo;
@@ -18,10 +19,10 @@ use gitopsd::reconcile::health::{EffectiveCheck, ProbeHistory};
 use gitopsd::reconcile::receipt::Transition;
 use gitopsd::reconcile::record::{Deployed, Phase, ServiceRecord, Spec};
 use gitopsd::reconcile::step::{Plan, Step};
-use gitopsd::reconcile::world::{Busy, Desired, Observed};
+use gitopsd::reconcile::world::{Busy, Desired, Observed, Room};
 use gitopsd::reconcile::{later, plan};
 use gitopsd::types::{
-    ContainerState, Counters, Digest, Exit, HealthCheck, InstanceId, Policy, Reason, Refusal, Route,
+    ByteSize, ContainerState, Counters, Digest, Exit, HealthCheck, InstanceId, Policy, Reason, Refusal, Route,
     ServiceName, Timestamp,
 };
 use images::Behaviour;
@@ -42,6 +43,8 @@ pub struct Container {
     pub state: ContainerState,
     /// Its image as the service file names it; empty for debris.
     pub tag: String,
+    /// The memory that its control group lets it have.
+    pub limit: Option<ByteSize>,
 }
 
 /// A long effect under way.
@@ -85,6 +88,8 @@ pub struct Host {
     pub traffic_works: bool,
     /// Whether somebody else has every port.
     pub ports_taken: bool,
+    /// Bytes of memory that can be had; `None` = nobody asks.
+    pub memory: Option<u64>,
     pub behaviours: BTreeMap<String, Behaviour>,
     /// Crash after passing this many points.
     pub crash_in: Option<(u32, Crash)>,
@@ -121,6 +126,7 @@ impl Host {
             registry_up: true,
             traffic_works: true,
             ports_taken: false,
+            memory: None,
             behaviours: BTreeMap::new(),
             crash_in: None,
             audit: audit::Audit::default(),
@@ -172,7 +178,24 @@ impl Host {
             errors: self.errors.clone(),
             oom_kills: self.oom_kills(),
             image_checks: self.image_checks(),
+            room: Room { memory: self.memory_left(), used: self.used(), no_address: BTreeMap::new() },
         }
+    }
+
+    /// What is left of memory beside the candidates that run.
+    pub fn memory_left(&self) -> Option<u64> {
+        let used = self.used();
+        let candidates = self.records.iter().filter_map(|(name, record)| {
+            used.get(&InstanceId::new(name, record.rollout.as_ref()?.to.generation)).copied()
+        });
+        Some(self.memory?.saturating_sub(candidates.sum()))
+    }
+
+    /// What each running container uses.
+    pub fn used(&self) -> BTreeMap<InstanceId, u64> {
+        let running =
+            self.containers.iter().filter(|(_, c)| matches!(c.state, ContainerState::Running { .. }));
+        running.filter_map(|(id, c)| Some((id.clone(), self.behaviour_of(&c.tag).uses?))).collect()
     }
 
     /// The records that can be read.

@@ -14,6 +14,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, FileFailurePersistence, RngSeed};
 
+use super::model::audit_changes::share;
 use super::model::{Crash, Host};
 use super::scenario::{declared_for, image};
 
@@ -45,6 +46,8 @@ enum Event {
     Image(String, &'static str),
     Registry(bool),
     Traffic(bool),
+    /// What the host has left of memory, in MiB.
+    Memory(Option<u64>),
     /// The agent is killed now, or after so many points of its work; the host loses its power.
     Crash(Crash),
     CrashAfter(u32, Crash),
@@ -96,6 +99,15 @@ fn settings() -> impl Strategy<Value = &'static str> {
         ",steady=3s",
         ",steady=8s,passes=3,timeout=60s",
         ",passes=4,bake=20s",
+        ",mem=64m",
+        ",mem=128m",
+        ",mem=128m,label=x",
+        ",port=7",
+        ",bind=/srv",
+        ",bind=/srv,bake=5s",
+        ",bind=/srv/a,green,bake=5s,drain=1s",
+        ",bind=/srv,pre,bake=5s",
+        ",bind=/srv,after=db,bake=5s",
     ])
 }
 
@@ -130,13 +142,15 @@ fn event() -> impl Strategy<Value = Event> {
         "refuses=30s",
         "oom=10s",
         "checks-itself",
+        "uses=30m",
+        "uses=100m",
         "well",
         "well",
     ]);
     prop_oneof![
         8 => (service(), tag(), settings()).prop_map(|(service, tag, settings)| {
             // Nothing depends on itself: the config refuses that.
-            let own = service == "db" && (settings == ",after=db" || settings.starts_with(",joins=db"));
+            let own = service == "db" && (settings.contains(",after=db") || settings.contains(",joins=db"));
             let settings = if own { "" } else { settings };
             Event::Run(service, format!("{tag}{settings}"))
         }),
@@ -146,6 +160,7 @@ fn event() -> impl Strategy<Value = Event> {
         4 => (tag(), behaviour).prop_map(|(tag, word)| Event::Image(tag, word)),
         2 => any::<bool>().prop_map(Event::Registry),
         1 => any::<bool>().prop_map(Event::Traffic),
+        1 => prop::option::of(10..200u64).prop_map(Event::Memory),
         1 => crash().prop_map(Event::Crash),
         5 => (0..25u32, crash()).prop_map(|(points, crash)| Event::CrashAfter(points, crash)),
         1 => (1..400u64).prop_map(Event::Away),
@@ -188,6 +203,7 @@ fn happen(host: &mut Host, event: &Event) {
         Event::Image(tag, word) => image(host, tag, &[word]),
         Event::Registry(up) => host.registry_up = *up,
         Event::Traffic(works) => host.traffic_works = *works,
+        Event::Memory(left) => host.memory = left.map(|left| left << 20),
         Event::Crash(crash) => host.crash(*crash),
         Event::CrashAfter(points, crash) => host.crash_in = Some((*points, *crash)),
         Event::Away(seconds) => {
@@ -222,6 +238,7 @@ fn calm(host: &mut Host) {
     host.crash_in = None;
     host.registry_up = true;
     host.traffic_works = true;
+    host.memory = None;
     for behaviour in host.behaviours.values_mut() {
         behaviour.exists = true;
         behaviour.intact = true;
@@ -249,8 +266,10 @@ proptest! {
             let crash_loops = host
                 .incumbent(name)
                 .is_some_and(|incumbent| !host.behaviour_of_spec(&incumbent.spec).keeps_serving());
-            // Held for the want of another service is the only rest with a candidate under way.
-            let blocked = matches!(&planned.next, Next::Held { refusal, .. } if refusal.reason == Reason::Dependency);
+            // Held for the want of another service, or of what that one is to leave, is the only rest with a candidate
+            // under way.
+            let blocked = matches!(&planned.next, Next::Held { refusal, .. }
+                if matches!(refusal.reason, Reason::Dependency | Reason::VolumeInUse));
             let rests = matches!(planned.next, Next::Settled | Next::Held { .. }) || crash_loops;
             prop_assert!(rests, "{name} does not rest: {}\n{}", planned.next, host.tail());
             // The network that it shares went with its container, and the only try at this commit has failed.
@@ -355,13 +374,25 @@ proptest! {
     /// Promise 7: at any instant of any story, a service that goes bad leaves the others' plans as they are.
     #[test]
     fn one_bad_service_stops_that_service_only(events in history(), bad in service(), how in 0..3u8) {
-        let host = lived(&events);
+        let mut host = lived(&events);
+        host.memory = None;
         prop_assume!(host.desired.is_some());
         let bad = name(bad);
+        // Who writes to a directory of its comes after it, or before it.
+        let shares = |other: &ServiceName| {
+            let of = |name: &ServiceName| host.records.get(name).into_iter().flat_map(|it| it.live_generations());
+            let wanted = |name: &ServiceName| match host.desired.as_ref()?.services.get(name)? {
+                DesiredService::Run(spec) => Some(&**spec),
+                _ => None,
+            };
+            let all = |name| of(name).map(|live| &live.spec).chain(wanted(name));
+            all(other).any(|ours| all(&bad).any(|theirs| share(ours, theirs)))
+        };
         let depends = |other: &ServiceName| {
             let record = host.records.get(other);
             let live = record.into_iter().flat_map(|record| record.live_generations());
             live.into_iter().any(|deployed| deployed.spec.needs().any(|needed| *needed == bad))
+                || shares(other)
         };
         let mut desired = host.desired.clone().unwrap();
         let mut observed = host.observe();

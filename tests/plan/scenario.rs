@@ -5,13 +5,15 @@
 //! ```text
 //! commit WORDS…        a new commit. Each word changes what the repo declares, the rest stays:
 //!                        web=img:1      service `web` runs img:1; settings follow after commas, as
-//!                                       web=img:1,bake=5s,drain=2s,timeout=30s,volume=data,after=db,joins=db,pre,check=none,ports=none,env=X,grace=3s,port=81,restart=no
+//!                                       web=img:1,bake=5s,drain=2s,timeout=30s,volume=data,after=db,joins=db,pre,check=none,ports=none,env=X,grace=3s,port=81,restart=no,
+//!                                       bind=/srv (written to),green (side by side all the same),mem=64m,label=X
 //!                        web=broken     its file cannot be read
 //!                        -web           its file is gone
 //!                        empty          all files are gone
 //!                        (nothing)      an unrelated change
 //! image TAG WORDS…     how an image behaves: missing, exists, corrupt, intact, nostart, pre-fails, pre-works, retag,
-//!                        pull=3s, healthy=1s, healthy=never, sick=20s, exits=2s, ends=2s (with code 0), lingers=8s, well
+//!                        pull=3s, healthy=1s, healthy=never, sick=20s, exits=2s, ends=2s (with code 0), lingers=8s, uses=100m, well
+//! memory 300m|unknown  what the host has left
 //! registry up|down     traffic works|fails     ports free|taken     agent down|up
 //! run 10s              goes on for so long
 //! run until settled    goes on until nothing is under way, at most an hour
@@ -38,8 +40,8 @@ use std::time::Duration;
 use gitopsd::reconcile::later;
 use gitopsd::reconcile::step::Next;
 use gitopsd::types::{
-    ContainerState, Declared, HealthCheck, InstanceId, NetworkMode, PortMapping, Probe, Protocol,
-    ServiceName, VolumeMount, VolumeSource, parse_duration,
+    ByteSize, ContainerState, Declared, HealthCheck, InstanceId, NetworkMode, PortMapping, Probe, Protocol,
+    ServiceName, Strategy, VolumeMount, VolumeSource, parse_duration,
 };
 
 use super::model::{Crash, Host};
@@ -74,6 +76,15 @@ pub fn declared(text: &str) -> Declared {
             "volume" => {
                 let source = VolumeSource::Named(value.to_owned());
                 spec.volumes.push(VolumeMount::new(source, "/data", false));
+            }
+            "bind" => {
+                let source = VolumeSource::Bind(value.into());
+                spec.volumes.push(VolumeMount::new(source, "/shared", false));
+            }
+            "green" => spec.deploy.strategy = Some(Strategy::BlueGreen),
+            "mem" => spec.mem_limit = Some(value.parse().unwrap()),
+            "label" => {
+                spec.options.labels = Some([("l".to_owned(), value.to_owned())].into_iter().collect());
             }
             "after" => spec.depends_on.push(value.parse().unwrap()),
             "joins" => {
@@ -151,6 +162,7 @@ pub fn image(host: &mut Host, tag: &str, words: &[&str]) {
             "sick" => behaviour.sick_after = Some(time()),
             "exits" => (behaviour.exits_after, behaviour.exits_well) = (Some(time()), false),
             "ends" => (behaviour.exits_after, behaviour.exits_well) = (Some(time()), true),
+            "uses" => behaviour.uses = Some(value.parse::<ByteSize>().unwrap().0),
             "lingers" => behaviour.lingers = time(),
             "refuses" => behaviour.refuses_after = Some(time()),
             "oom" => behaviour.oom_after = Some(time()),
@@ -204,6 +216,7 @@ fn obey(host: &mut Host, line: &str) -> Result<(), String> {
         ["commit", rest @ ..] => commit(host, rest),
         ["image", tag, rest @ ..] => image(host, tag, rest),
         ["registry", word] => host.registry_up = *word == "up",
+        ["memory", word] => host.memory = word.parse::<ByteSize>().ok().map(|size| size.0),
         ["traffic", word] => host.traffic_works = *word == "works",
         ["ports", word] => host.ports_taken = *word == "taken",
         ["agent", "down"] => {

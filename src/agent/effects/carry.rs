@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-use super::{Effect, Hands};
+use super::{Change, Effect, Hands};
 use crate::engine::{ContainerRequest, EngineError};
 use crate::reconcile::step::Step;
 use crate::reconcile::transition::Outcome;
@@ -33,6 +33,7 @@ pub(super) fn carry_out(
             Ok(outcome) => return outcome,
             Err(error) => Err(error),
         },
+        Effect::Amend(change) => return amend(hands, step, &change),
         Effect::Stop(id, grace) => hands.engine.stop(&id, grace),
         Effect::Remove(instances) => remove_all(hands, &instances),
         Effect::RemoveService(service, instances) => {
@@ -67,6 +68,22 @@ fn pull(
             seconds: begun.elapsed().as_secs_f64(),
         }),
         Err(error) if error.may_pass() => Outcome::Retry(error.to_refusal()),
+        Err(error) => Outcome::Failed(error.to_refusal()),
+    }
+}
+
+/// Changes a container and the rules that lead to it in place.
+fn amend(hands: &Hands, step: &Step, change: &Change) -> Outcome {
+    if let Some(refusal) = hands.port_conflict(&change.new) {
+        return Outcome::Failed(refusal);
+    }
+    crate::agent::execute::failpoint(step, "effect");
+    let limits = hands.engine.update(&change.id, &change.spec);
+    crate::agent::execute::failpoint(step, "limited");
+    match limits.and_then(|()| hands.traffic.point(&change.route)) {
+        Ok(()) => Outcome::Done,
+        // Another service still publishes a port: its own change of this commit may be under way.
+        Err(error) if error.reason == Reason::PortInUse => Outcome::Retry(error.to_refusal()),
         Err(error) => Outcome::Failed(error.to_refusal()),
     }
 }

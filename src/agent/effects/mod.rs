@@ -13,12 +13,12 @@ use tokio::sync::watch;
 use super::wake::{Wake, Waker};
 use crate::engine::{ContainerRequest, Engine, Traffic};
 use crate::reconcile::later;
-use crate::reconcile::record::{Phase, ServiceRecord};
+use crate::reconcile::record::{Phase, ServiceRecord, Spec};
 use crate::reconcile::step::Step;
 use crate::reconcile::world::Busy;
 use crate::registry::{Progress, Registry};
 use crate::types::{
-    InstanceId, PinnedImage, PortMapping, Reason, Refusal, ServiceName, Timestamp, format_duration,
+    InstanceId, PinnedImage, PortMapping, Reason, Refusal, Route, ServiceName, Timestamp, format_duration,
 };
 use pace::Pace;
 
@@ -57,6 +57,8 @@ pub enum Effect {
     Pull(PinnedImage, Vec<String>),
     /// Start a container; the ports are those that must be free on the host first.
     Start(Box<ContainerRequest>, Vec<PortMapping>),
+    /// Change a container, and the rules that lead to it, in place.
+    Amend(Box<Change>),
     /// Run a one-shot to its end.
     Prepare(Box<ContainerRequest>, Duration),
     /// Stop a container.
@@ -65,6 +67,19 @@ pub enum Effect {
     Remove(Vec<(InstanceId, Duration)>),
     /// Take the route away, then stop containers and take them away.
     RemoveService(ServiceName, Vec<(InstanceId, Duration)>),
+}
+
+/// A change in place.
+#[derive(Debug)]
+pub struct Change {
+    /// The container.
+    pub id: InstanceId,
+    /// What it is to be.
+    pub spec: Spec,
+    /// The rules that lead to it.
+    pub route: Route,
+    /// Ports that have to be free on the host first.
+    pub new: Vec<PortMapping>,
 }
 
 /// An effect under way.
@@ -226,6 +241,7 @@ fn describe(step: &Step, effect: &Effect) -> String {
             request.id.generation,
             format_duration(*limit)
         ),
+        Effect::Amend(change) => format!("changing generation {} in place", change.id.generation),
         Effect::Stop(id, _) => format!("stopping generation {}", id.generation),
         Effect::Remove(_) => format!("taking containers away ({})", step.word()),
         Effect::RemoveService(..) => "taking it off this host".to_owned(),

@@ -154,6 +154,11 @@ impl Cgroups {
         files.filter_map(|file| fs::read_to_string(file).ok()).next()
     }
 
+    /// The container's group that has a file of this name.
+    pub fn with_file(&self, id: &InstanceId, name: &str) -> Option<PathBuf> {
+        self.groups(id).into_iter().find(|group| group.join(name).exists())
+    }
+
     /// How often the kernel killed something in the container for memory.
     pub fn oom_kills(&self, id: &InstanceId) -> u64 {
         let counts = self.hierarchies.iter().filter_map(|hierarchy| {

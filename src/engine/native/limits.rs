@@ -16,7 +16,7 @@ use crate::types::Options;
 const MAX_FILES: u64 = 1 << 20;
 
 /// Microseconds over which a share of the processors is counted. Source: cgroup-v2.rst, `cpu.max`.
-const CPU_PERIOD: u64 = 100_000;
+pub(super) const CPU_PERIOD: u64 = 100_000;
 /// The kernel takes no smaller quota.
 const MIN_CPU_QUOTA: u64 = 1_000;
 
@@ -76,11 +76,16 @@ pub(super) fn rlimits(options: &Options, files: u64) -> Vec<Value> {
 
 /// Memory and swap together where only the former is limited, as Docker has it: as much swap as memory. Without, what
 /// runs wild would fill the host's swap before it is ended. `None` where the kernel does not count swap.
-fn usual_swap(memory: u64) -> Option<i64> {
+pub(super) fn usual_swap(memory: u64) -> Option<i64> {
     let v1 = Path::new("/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes").exists();
     let v2 = Path::new("/sys/fs/cgroup/cgroup.controllers").exists() && Path::new("/proc/swaps").exists();
     let limit = memory.checked_mul(2)?;
     (v1 || v2).then(|| i64::try_from(limit).ok()).flatten()
+}
+
+/// Microseconds of processors in each [`CPU_PERIOD`].
+pub(super) fn quota(milli_cpus: u32) -> u64 {
+    (u64::from(milli_cpus) * CPU_PERIOD / 1000).max(MIN_CPU_QUOTA)
 }
 
 /// `linux.resources`. `devices` are those of the service, `disks` those of its `blkio_config`.
@@ -105,7 +110,7 @@ pub(super) fn resources(launch: &Launch, devices: &[Device]) -> io::Result<Value
         set("memory", "reservation", size.into());
     }
     if let Some(milli) = launch.milli_cpus {
-        let quota = (u64::from(milli) * CPU_PERIOD / 1000).max(MIN_CPU_QUOTA);
+        let quota = quota(milli);
         set("cpu", "quota", quota.into());
         set("cpu", "period", CPU_PERIOD.into());
     }

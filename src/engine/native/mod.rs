@@ -5,6 +5,7 @@
 //! helper, which are single-threaded processes of their own ([`shim::main`], [`exec::main`]).
 
 mod cgroup;
+mod cgroup_limits;
 mod clock;
 mod etc_files;
 pub mod exec;
@@ -33,6 +34,7 @@ mod spec;
 mod start;
 mod stop;
 mod supervisor;
+mod update;
 mod usage;
 mod user;
 mod userns;
@@ -53,7 +55,7 @@ use self::cgroup::Cgroups;
 use self::layout::Layout;
 use self::supervisor::Supervisor;
 use super::{ContainerRequest, Engine, EngineError, ExecOutput, Hosts, ObservedContainer};
-use crate::types::{Generation, InstanceId, Notified, Reason, ServiceName};
+use crate::types::{Generation, InstanceId, Notified, PinnedImage, Reason, ServiceName, ServiceSpec};
 
 /// Where a native engine keeps its things and what it runs them with.
 #[derive(Debug, Clone)]
@@ -154,6 +156,14 @@ impl Engine for NativeEngine {
 
     fn start(&self, request: &ContainerRequest) -> Result<(), EngineError> {
         start::start(self, request)
+    }
+
+    fn update(&self, id: &InstanceId, spec: &ServiceSpec<PinnedImage>) -> Result<(), EngineError> {
+        update::update(self, id, spec)
+    }
+
+    fn memory(&self, id: &InstanceId) -> Option<u64> {
+        usage::memory(&self.cgroups, id)
     }
 
     fn stop(&self, id: &InstanceId, grace: Duration) -> Result<(), EngineError> {

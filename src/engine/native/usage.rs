@@ -42,18 +42,21 @@ pub fn usages(instance: &str) -> io::Result<BTreeMap<InstanceId, Usage>> {
     Ok(ids.map(|id| (id.clone(), of(&cgroups, &id))).filter(|(_, usage)| usage.pids != Some(0)).collect())
 }
 
+/// Bytes of memory of one container, without the cache that the kernel can take back at once.
+pub(super) fn memory(cgroups: &Cgroups, id: &InstanceId) -> Option<u64> {
+    let all: u64 = cgroups.read(id, &["memory.current", "memory.usage_in_bytes"])?.trim().parse().ok()?;
+    let stat = cgroups.read(id, &["memory.stat"]).unwrap_or_default();
+    // v1 has both: the group's own, and with those below it, as v2 has it.
+    let cache = field(&stat, "total_inactive_file").or_else(|| field(&stat, "inactive_file"));
+    Some(all.saturating_sub(cache.unwrap_or(0)))
+}
+
 fn of(cgroups: &Cgroups, id: &InstanceId) -> Usage {
     let text = |names: &[&str]| cgroups.read(id, names);
     let number = |names: &[&str]| text(names)?.trim().parse::<u64>().ok();
     // "max" is no number, and no limit either.
     let limit = |names: &[&str]| number(names).filter(|limit| *limit < NO_LIMIT);
 
-    let memory = number(&["memory.current", "memory.usage_in_bytes"]).map(|all| {
-        let stat = text(&["memory.stat"]).unwrap_or_default();
-        // v1 has both: the group's own, and with those below it, as v2 has it.
-        let cache = field(&stat, "total_inactive_file").or_else(|| field(&stat, "inactive_file"));
-        all.saturating_sub(cache.unwrap_or(0))
-    });
     let (read, written) = match text(&["io.stat"]) {
         Some(stat) => (Some(sum_v2(&stat, "rbytes=")), Some(sum_v2(&stat, "wbytes="))),
         None => {
@@ -65,7 +68,7 @@ fn of(cgroups: &Cgroups, id: &InstanceId) -> Usage {
     };
     Usage {
         cpu: cpu(text(&["cpu.stat"]).as_deref(), number(&["cpuacct.usage"])),
-        memory,
+        memory: memory(cgroups, id),
         memory_limit: limit(&["memory.max", "memory.limit_in_bytes"]),
         pids: number(&["pids.current"]),
         pids_limit: limit(&["pids.max"]),

@@ -6,7 +6,7 @@ use std::time::Duration;
 use gitopsd::reconcile::later;
 use gitopsd::reconcile::receipt::Transition;
 use gitopsd::reconcile::record::{Deployed, PullCost, ServiceRecord, Spec};
-use gitopsd::reconcile::step::Step;
+use gitopsd::reconcile::step::{Amendment, Step};
 use gitopsd::reconcile::transition::{self, Addresses, Outcome};
 use gitopsd::types::{ContainerState, Exit, Generation, InstanceId, Reason, Refusal, Route, ServiceName};
 
@@ -113,13 +113,27 @@ impl Host {
     /// The effect itself, and what is remembered of it.
     pub(super) fn finish(&mut self, name: &ServiceName, step: &Step) -> Result<(), Crashed> {
         self.point()?;
+        if let Step::Amend(amendment) = step {
+            self.audit_amend(name, amendment);
+            let container = self.containers.get_mut(&InstanceId::new(name, amendment.generation));
+            if let Some(container) = container.filter(|_| amendment.touches) {
+                container.limit = amendment.spec.mem_limit;
+                // Killed between the two parts of it.
+                self.point()?;
+            }
+        }
         let outcome = self.effect(name, step);
         self.point()?;
         let Some(record) = self.records.get(name).cloned() else { return Ok(()) };
         // The record paces what concerns a candidate and a start of the incumbent. Anything else is for the agent to
         // pace, or it would try a rule that cannot be set thousands of times a second.
         let failed = matches!(outcome, Outcome::Retry(_) | Outcome::Failed(_));
-        if failed && matches!(step, Step::Route(_) | Step::Return { .. } | Step::Withdraw | Step::Remove(_)) {
+        if failed
+            && matches!(
+                step,
+                Step::Amend(_) | Step::Route(_) | Step::Return { .. } | Step::Withdraw | Step::Remove(_)
+            )
+        {
             let ends_at = later(self.now, PAUSE);
             self.busy.insert(name.clone(), Effect { step: None, since: self.now, ends_at });
         }
@@ -176,7 +190,11 @@ impl Host {
                     return Outcome::Failed(Refusal::new(Reason::PreFailed, "deploy.pre exited with code 1"));
                 }
             }
-            Step::Start(generation) => return self.start(name, *generation),
+            Step::Start(generation) => {
+                self.audit_start(name, *generation);
+                return self.start(name, *generation);
+            }
+            Step::Amend(amendment) => return self.amend(name, amendment),
             Step::Stop(generation) => {
                 self.audit_end(name, step, *generation);
                 let exit = Exit { code: None, signal: Some(15), oom_killed: false, at: self.now };
@@ -202,12 +220,18 @@ impl Host {
             | Step::Promote(_)
             | Step::Fail(_)
             | Step::Conclude
-            | Step::Amend(_)
             | Step::Report(_)
             | Step::Note(..)
             | Step::Release => {}
         }
         Outcome::Done
+    }
+
+    fn amend(&mut self, name: &ServiceName, amendment: &Amendment) -> Outcome {
+        match amendment.touches {
+            true => self.point_traffic_of(name, Some(amendment.generation), Some(&amendment.spec)),
+            false => Outcome::Done,
+        }
     }
 
     /// What only served a candidate that is given up ends with it.
@@ -258,12 +282,22 @@ impl Host {
             .is_some_and(|container| matches!(container.state, ContainerState::Running { .. }));
         if !runs {
             let state = ContainerState::Running { pid: 4711, started_at: self.now };
-            self.containers.insert(id, Container { state, tag });
+            self.containers.insert(id, Container { state, tag, limit: deployed.spec.mem_limit });
         }
         Outcome::Done
     }
 
     fn point_traffic(&mut self, name: &ServiceName, to: Option<Generation>) -> Outcome {
+        self.point_traffic_of(name, to, None)
+    }
+
+    /// `spec`: instead of the one that is recorded.
+    fn point_traffic_of(
+        &mut self,
+        name: &ServiceName,
+        to: Option<Generation>,
+        spec: Option<&Spec>,
+    ) -> Outcome {
         if !self.traffic_works {
             return Outcome::Retry(Refusal::new(Reason::Network, "nft: Operation not permitted"));
         }
@@ -283,7 +317,7 @@ impl Host {
                     service_address: record.service_address,
                     generation,
                     address: deployed.address,
-                    ports: deployed.spec.ports.clone(),
+                    ports: spec.unwrap_or(&deployed.spec).ports.clone(),
                 };
                 self.audit_switch(name, generation);
                 self.routes.insert(name.clone(), route);

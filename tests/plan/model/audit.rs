@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use gitopsd::reconcile::later;
-use gitopsd::reconcile::receipt::{ReceiptResult, Transition};
+use gitopsd::reconcile::receipt::{ReceiptResult, Side, Transition};
 use gitopsd::reconcile::record::{Cause, Down, ServiceRecord, Spec};
 use gitopsd::reconcile::step::{Next, Plan, Step};
 use gitopsd::types::{CommitId, ContainerState, Generation, InstanceId, ServiceName, Strategy, VolumeMount};
@@ -42,7 +42,7 @@ fn shares_a_volume(a: &Spec, b: &Spec) -> bool {
 }
 
 impl Host {
-    fn demand(&self, holds: bool, sentence: &str, name: &ServiceName) {
+    pub(super) fn demand(&self, holds: bool, sentence: &str, name: &ServiceName) {
         assert!(holds, "{sentence}: broken for {name} at {}\n{}", self.now, self.tail());
     }
 
@@ -153,7 +153,11 @@ impl Host {
                 && first.commit == receipt.commit;
             self.demand(same, "a receipt written twice is the same, and another one has another id", name);
         }
-        let rollout_over = !matches!(receipt.result, ReceiptResult::Restarted | ReceiptResult::Removed);
+        let number = |side: &Option<Side>| side.as_ref().map(|side| side.generation);
+        let in_place =
+            receipt.result == ReceiptResult::Deployed && number(&receipt.from) == number(&receipt.to);
+        let rollout_over =
+            !in_place && !matches!(receipt.result, ReceiptResult::Restarted | ReceiptResult::Removed);
         if let (true, Some(to)) = (rollout_over, &receipt.to) {
             let id = InstanceId::new(name, to.generation);
             let now = (receipt.id(), self.audit.crashes);
@@ -242,6 +246,7 @@ impl Host {
         for id in self.containers.keys().filter(|id| id.service == *name) {
             self.demand(incumbent == Some(id.generation), &format!("nothing is left over ({id})"), name);
         }
+        self.audit_changed(name);
         let routed = self.routes.get(name).map(|route| route.generation);
         // There is nobody behind the route of one that ended for good, and none after a boot.
         let over = self.incumbent(name).is_some_and(|incumbent| incumbent.down == Some(Down::Ended));

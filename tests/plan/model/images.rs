@@ -35,6 +35,8 @@ pub struct Behaviour {
     pub exits_well: bool,
     /// How long its connections last after it lost its traffic.
     pub lingers: Duration,
+    /// Bytes of memory that it uses; `None` = nobody counts.
+    pub uses: Option<u64>,
     /// How often the tag has been moved to other bytes.
     pub version: u32,
 }
@@ -55,6 +57,7 @@ impl Default for Behaviour {
             exits_after: None,
             exits_well: false,
             lingers: Duration::ZERO,
+            uses: None,
             version: 0,
         }
     }

@@ -89,7 +89,8 @@ impl Host {
     pub fn debris(&mut self, name: &ServiceName, generation: u64) {
         let id = InstanceId::new(name, Generation(generation));
         self.audit.debris.insert(id.clone());
-        self.containers.insert(id, Container { state: ContainerState::Remains, tag: String::new() });
+        self.containers
+            .insert(id, Container { state: ContainerState::Remains, tag: String::new(), limit: None });
     }
 
     /// A file-system check throws an image away.

@@ -231,6 +231,12 @@ mod tests {
             assert_eq!(name, "org.freedesktop.DBus.Error.ServiceUnknown", "{message}");
             assert!(message.contains(SYSTEMD), "{message}");
         }
+        let mut body = Writer::default();
+        body.text("x.service");
+        body.boolean(true);
+        body.array(8, &[("MemoryMax", Value::Number(1))], |w, (name, value)| w.property(name, value));
+        let answer = bus.ask_systemd("SetUnitProperties", "sba(sv)", body, &[]);
+        assert!(matches!(answer, Err(CallError::Refused { .. })), "{answer:?}");
         daemon.kill().unwrap();
         daemon.wait().unwrap();
         let mut body = Writer::default();

@@ -15,7 +15,7 @@ use std::path::Path;
 
 use self::bus::Bus;
 pub(super) use self::names::{CONTAINER, SHIM, Tree};
-pub(super) use self::unit::Unit;
+pub(super) use self::unit::{Turn, Unit};
 use super::launch::Launch;
 use super::layout::RunFiles;
 use super::shim;
@@ -56,6 +56,13 @@ impl Supervisor {
             }
         }
     }
+}
+
+/// Changes the limits of a running container's unit from what `before` says to what `after` says, as far as `turn` goes.
+/// Without a unit there is nothing around the container's own limits.
+pub(super) fn limit(before: &Launch, after: &Launch, turn: Turn) -> io::Result<()> {
+    let Some(unit) = &before.unit else { return Ok(()) };
+    unit::limit(&mut Bus::connect()?, unit, before, after, turn)
 }
 
 /// A shim that is to be started.

@@ -89,6 +89,52 @@ fn agent_unit() -> Option<String> {
     service_of(&std::fs::read_to_string("/proc/self/cgroup").ok()?)
 }
 
+/// The unit's own limits, around those of its container: no limit is the largest number.
+fn limits(launch: &Launch) -> [(&'static str, u64); 3] {
+    [
+        ("TasksMax", launch.pids.map_or(u64::MAX, |pids| u64::from(pids) + SHIM_TASKS)),
+        ("MemoryMax", launch.memory.map_or(u64::MAX, |limit| limit.saturating_add(SHIM_MEMORY))),
+        // Microseconds of processor a second.
+        ("CPUQuotaPerSecUSec", launch.milli_cpus.map_or(u64::MAX, |milli| u64::from(milli) * 1000)),
+    ]
+}
+
+/// Which way limits of a unit are changed: around a container's own, wider ones come before those, and narrower ones after.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in super::super) enum Turn {
+    /// Those that become wider.
+    Wider,
+    /// Those that become narrower.
+    Narrower,
+}
+
+/// Changes the limits of the unit of a running container. They hold until the unit is gone, over a reload and a
+/// re-execution of systemd.
+pub(super) fn limit(
+    bus: &mut Bus,
+    unit: &Unit,
+    before: &Launch,
+    after: &Launch,
+    turn: Turn,
+) -> io::Result<()> {
+    let pairs = limits(before).into_iter().zip(limits(after));
+    let changed = pairs.filter(|((_, from), (_, to))| match turn {
+        Turn::Wider => to > from,
+        Turn::Narrower => to < from,
+    });
+    let changed: Vec<_> = changed.map(|(_, (name, limit))| (name, Value::Number(limit))).collect();
+    if changed.is_empty() {
+        return Ok(());
+    }
+    let mut body = Writer::default();
+    body.text(&unit.name);
+    // At runtime only: the unit is transient.
+    body.boolean(true);
+    body.array(8, &changed, |w, (name, value)| w.property(name, value));
+    let failed = |cause| io::Error::other(UnitError { unit: unit.name.clone(), cause });
+    bus.ask_systemd("SetUnitProperties", "sba(sv)", body, &[]).map_err(failed)
+}
+
 fn properties(plan: &Plan<'_>, agent: Option<&str>) -> Vec<(&'static str, Value)> {
     let Order { program, run, mode, launch, .. } = plan.order;
     let text = |text: &str| Value::Text(text.to_owned());
@@ -117,18 +163,12 @@ fn properties(plan: &Plan<'_>, agent: Option<&str>) -> Vec<(&'static str, Value)
         ("OOMPolicy", text("continue")),
         ("CollectMode", text("inactive-or-failed")),
         ("Delegate", Value::Bool(true)),
-        ("TasksMax", Value::Number(launch.pids.map_or(u64::MAX, |pids| u64::from(pids) + SHIM_TASKS))),
         ("LimitNOFILE", Value::Number(FILES)),
         ("SyslogIdentifier", text(launch.id.service.as_str())),
         ("LogExtraFields", Value::Blobs(log_fields(launch))),
     ];
-    if let Some(limit) = launch.memory {
-        properties.push(("MemoryMax", Value::Number(limit.saturating_add(SHIM_MEMORY))));
-    }
-    if let Some(milli) = launch.milli_cpus {
-        // Microseconds of processor a second.
-        properties.push(("CPUQuotaPerSecUSec", Value::Number(u64::from(milli) * 1000)));
-    }
+    let limits = limits(launch).map(|(name, limit)| (name, Value::Number(limit)));
+    properties.extend(limits);
     if let Some(devices) = plan.devices {
         properties.push(("DevicePolicy", text("closed")));
         properties.push(("DeviceAllow", Value::Pairs(devices.iter().map(device).collect())));

@@ -77,6 +77,11 @@ impl Writer {
         self.0.push(0);
     }
 
+    /// A truth value.
+    pub fn boolean(&mut self, value: bool) {
+        self.number(u32::from(value));
+    }
+
     fn signature(&mut self, text: &str) {
         self.0.push(u8::try_from(text.len()).unwrap_or(u8::MAX));
         self.0.extend(text.bytes());

@@ -1,0 +1,49 @@
+//! Changes in place: what a running container takes over without a new generation.
+
+use super::changes;
+use super::preflight;
+use super::record::{Deployed, Spec};
+use super::step::{Amendment, Next, Step};
+use super::view::View;
+use crate::types::{ByteSize, CommitInfo, InstanceId, ServiceSpec};
+
+/// What makes the incumbent what `spec` says, if it can stay: nothing, a change in place, or the wait for one. `None`: it
+/// takes a new generation.
+pub(super) fn in_place(
+    view: &View<'_>,
+    incumbent: &Deployed,
+    spec: &Spec,
+    commit: &CommitInfo,
+) -> Option<Next> {
+    let differences = changes::between(&incumbent.spec, spec);
+    if changes::need_new_generation(&differences) {
+        return None;
+    }
+    if differences.is_empty() && incumbent.spec == *spec && incumbent.amending.is_none() {
+        return Some(Next::Settled);
+    }
+    let id = InstanceId::new(view.name, incumbent.generation);
+    if too_small(&incumbent.spec, spec, view.observed.room.used.get(&id).copied()).is_some() {
+        return None;
+    }
+    if let Some(held) = preflight::ports(view, spec) {
+        return Some(held);
+    }
+    // What does not run is started with all of it, and gets its rules then.
+    let touches = view.runs(incumbent.generation)
+        && (incumbent.amending.is_some() || differences.iter().any(changes::Difference::touches));
+    let (generation, spec, commit) = (incumbent.generation, spec.clone(), commit.clone());
+    let amendment = Amendment { generation, spec, commit, differences, touches };
+    Some(Next::Do(Step::Amend(Box::new(amendment))))
+}
+
+/// Why a smaller limit of memory would kill what runs: it uses more already. A new generation begins small, is proved
+/// with the new limit, and leaves what runs alone until then.
+pub fn too_small<I, J>(before: &ServiceSpec<I>, after: &ServiceSpec<J>, used: Option<u64>) -> Option<String> {
+    let (limit, used) = (after.mem_limit?, used?);
+    let lowered = before.mem_limit.is_none_or(|before| limit < before);
+    (lowered && used > limit.0).then(|| {
+        let [used, limit] = [used, limit.0].map(|bytes| ByteSize(bytes).human());
+        format!("it uses {used} now, and may have {limit}")
+    })
+}

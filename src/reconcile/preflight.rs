@@ -1,0 +1,105 @@
+//! What a candidate needs of the host, asked before anything that runs is touched: ports, addresses, memory.
+//!
+//! The rest is asked elsewhere before that too: the policy and the image's platform when a commit is read and its tag is
+//! looked up (a service that fails there is never begun), and room on the disk before the first byte of a pull.
+
+use std::time::Duration;
+
+use super::next::held;
+use super::record::{Deployed, Phase, Rollout, ServiceRecord, Spec};
+use super::step::Next;
+use super::view::View;
+use super::{joined, later, ports as claims};
+use crate::types::{ByteSize, InstanceId, Reason, Refusal, Strategy};
+
+/// After this, what the host lacks is looked at again.
+const RETRY: Duration = Duration::from_secs(10);
+
+/// A second copy is expected to use what the first one does, and one part in so many on top.
+const MARGIN_PART: u64 = 8;
+/// At the least: 16 MiB.
+const LEAST_MARGIN: u64 = 16 << 20;
+
+/// Why no candidate can be begun now; `None` = one can.
+pub(super) fn before_begin(view: &View<'_>, record: Option<&ServiceRecord>, spec: &Spec) -> Option<Next> {
+    if let Some(held) = ports(view, spec) {
+        return Some(held);
+    }
+    if let Some(refusal) = spec.joins().and_then(|host| joined::missing(view, host)) {
+        return Some(held(refusal));
+    }
+    if let Some(refusal) = view.observed.room.no_address.get(view.name) {
+        return Some(held_for_now(view, refusal.clone()));
+    }
+    let incumbent = record.and_then(|record| record.incumbent.as_ref());
+    memory(view, incumbent, spec, |_, _| true).map(|refusal| held_for_now(view, refusal))
+}
+
+/// Why `spec`'s ports cannot be published by this service now.
+pub(super) fn ports(view: &View<'_>, spec: &Spec) -> Option<Next> {
+    if let Some(refusal) = claims::contested(view, &spec.ports) {
+        return Some(held(refusal));
+    }
+    view.observed.ports_taken.get(view.name).map(|refusal| held_for_now(view, refusal.clone()))
+}
+
+/// Why the candidate's container cannot be started now, beside the incumbent's: since it was begun others may have taken
+/// what memory there was.
+pub(super) fn before_start(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Option<Next> {
+    let starts_first = |name: &crate::types::ServiceName, phase| phase == Phase::Starting && name < view.name;
+    memory(view, record.incumbent.as_ref(), &rollout.to.spec, starts_first)
+        .map(|refusal| held_for_now(view, refusal))
+}
+
+fn held_for_now(view: &View<'_>, refusal: Refusal) -> Next {
+    Next::Held { refusal, until: Some(later(view.now, RETRY)) }
+}
+
+/// Whether there is memory for a second copy beside the incumbent. `counts`: which other candidates that do not run yet
+/// have a claim that comes before this one's.
+fn memory(
+    view: &View<'_>,
+    incumbent: Option<&Deployed>,
+    spec: &Spec,
+    counts: impl Fn(&crate::types::ServiceName, Phase) -> bool,
+) -> Option<Refusal> {
+    let available = view.observed.room.memory?;
+    let need = expected(view, incumbent, spec)?;
+    let others = view.records.iter().filter(|(name, _)| *name != view.name).filter_map(|(name, record)| {
+        let rollout = record.rollout.as_ref().filter(|it| it.phase <= Phase::Switching)?;
+        let (other, generation) = (view.of(name), rollout.to.generation);
+        // One that has just started has not taken yet what it will.
+        let comes = other.container(generation).is_some() || counts(name, rollout.phase);
+        let has = view.observed.room.used.get(&InstanceId::new(name, generation)).copied().unwrap_or(0);
+        let need = expected(&other, record.incumbent.as_ref(), &rollout.to.spec)?;
+        comes.then_some(need.saturating_sub(has))
+    });
+    let claimed = others.fold(0, u64::saturating_add);
+    (need > available.saturating_sub(claimed)).then(|| {
+        let size = |bytes| ByteSize(bytes).human();
+        let for_others = match claimed {
+            0 => String::new(),
+            claimed => format!(", of which {} are for others that start", size(claimed)),
+        };
+        let message = format!(
+            "a second copy is expected to use {}, and {} of memory are available{for_others}",
+            size(need),
+            size(available)
+        );
+        Refusal::new(Reason::Memory, message)
+    })
+}
+
+/// Bytes that a candidate is expected to use beside its incumbent: what that one uses and a little more, or what is
+/// reserved for it, within its limit. `None`: it does not run beside it, or nothing is known.
+fn expected(view: &View<'_>, incumbent: Option<&Deployed>, spec: &Spec) -> Option<u64> {
+    if spec.strategy() == Strategy::Recreate {
+        return None;
+    }
+    let id = InstanceId::new(view.name, incumbent?.generation);
+    let used = *view.observed.room.used.get(&id)?;
+    let margin = (used / MARGIN_PART).max(LEAST_MARGIN);
+    let reserved = spec.options.mem_reservation.map_or(0, |size| size.0);
+    let need = used.saturating_add(margin).max(reserved);
+    Some(spec.mem_limit.map_or(need, |limit| need.min(limit.0)))
+}

@@ -1,0 +1,109 @@
+//! What is promised of changes in place, of memory for two copies, and of directories that services share.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use gitopsd::reconcile::record::{Phase, Spec};
+use gitopsd::reconcile::step::Amendment;
+use gitopsd::reconcile::world::DesiredService;
+use gitopsd::types::{ContainerState, Generation, InstanceId, ServiceName, Strategy, VolumeSource};
+
+use super::Host;
+
+fn written(spec: &Spec) -> BTreeSet<&Path> {
+    let writes = spec.volumes.iter().filter(|volume| !volume.read_only);
+    let bound = writes.filter_map(|volume| match &volume.source {
+        VolumeSource::Bind(path) => Some(path.as_path()),
+        VolumeSource::Named(_) => None,
+    });
+    bound.collect()
+}
+
+/// Whether two write to one directory.
+pub fn share(a: &Spec, b: &Spec) -> bool {
+    !written(a).is_disjoint(&written(b))
+}
+
+impl Host {
+    fn is_running(&self, id: &InstanceId) -> bool {
+        let container = self.containers.get(id);
+        container.is_some_and(|container| matches!(container.state, ContainerState::Running { .. }))
+    }
+
+    /// A change in place is about to be made.
+    pub(super) fn audit_amend(&self, name: &ServiceName, amendment: &Amendment) {
+        let id = InstanceId::new(name, amendment.generation);
+        let incumbent = self.incumbent(name).map(|incumbent| incumbent.generation);
+        self.demand(incumbent == Some(amendment.generation), "only the incumbent is changed in place", name);
+        let limit = amendment.spec.mem_limit.map_or(u64::MAX, |limit| limit.0);
+        let smaller = self.containers.get(&id).is_some_and(|it| it.limit.is_none_or(|now| limit < now.0));
+        let fits = self.used().get(&id).is_none_or(|used| *used <= limit);
+        self.demand(!smaller || fits, "no limit is made smaller than what runs uses", name);
+    }
+
+    /// A container is about to be started.
+    pub(super) fn audit_start(&self, name: &ServiceName, generation: Generation) {
+        let Some(record) = self.records.get(name) else { return };
+        let Some(rollout) = record.rollout.as_ref().filter(|it| it.to.generation == generation) else {
+            return;
+        };
+        let spec = &rollout.to.spec;
+        let fresh = !self.containers.contains_key(&InstanceId::new(name, generation));
+        if let (true, Some(memory), Some(incumbent)) = (fresh, self.memory_left(), &record.incumbent)
+            && spec.strategy() == Strategy::BlueGreen
+            && let Some(used) = self.used().get(&InstanceId::new(name, incumbent.generation))
+        {
+            let need = spec.mem_limit.map_or(*used, |limit| limit.0.min(*used));
+            self.demand(need <= memory, "no second copy is started without memory for it", name);
+        }
+        let yielded = record
+            .incumbent
+            .as_ref()
+            .is_some_and(|it| !self.is_running(&InstanceId::new(name, it.generation)));
+        if !fresh || yielded || !spec.deploy.pre.is_empty() {
+            return;
+        }
+        for (other, theirs) in self.records.iter().filter(|(other, _)| *other != name) {
+            if let Some(change) = &theirs.rollout
+                && share(spec, &change.to.spec)
+                && change.to.spec.needs().next().is_none()
+                && spec.needs().next().is_none()
+                && !theirs.live_generations().any(|live| live.spec.needs().next().is_some())
+            {
+                let inside = self.is_running(&InstanceId::new(other, change.to.generation))
+                    && matches!(change.phase, Phase::Proving | Phase::Switching | Phase::Baking);
+                let sentence = "what writes to one directory is changed one after the other";
+                self.demand(!inside, &format!("{sentence} ({other})"), name);
+            }
+            let wanted = self.desired.as_ref().map(|desired| desired.services.get(other));
+            let leaving = |spec_of: &Spec| match wanted {
+                Some(Some(DesiredService::Run(wanted))) => !share(spec_of, wanted),
+                Some(None) => true,
+                _ => false,
+            };
+            let newcomer = record.incumbent.as_ref().is_none_or(|incumbent| !share(&incumbent.spec, spec));
+            for live in theirs.live_generations().filter(|live| share(&live.spec, spec) && newcomer) {
+                let gone = !leaving(&live.spec) || !self.is_running(&InstanceId::new(other, live.generation));
+                let sentence = "who is to leave a directory leaves it before another one takes it";
+                self.demand(gone, &format!("{sentence} ({other})"), name);
+            }
+        }
+    }
+
+    /// At rest the kernel has what the record says.
+    pub(super) fn audit_changed(&self, name: &ServiceName) {
+        let Some(incumbent) = self.incumbent(name) else { return };
+        let id = InstanceId::new(name, incumbent.generation);
+        if let Some(container) = self.containers.get(&id).filter(|_| self.is_running(&id)) {
+            let right = container.limit == incumbent.spec.mem_limit;
+            self.demand(right, "a container has the limits that its record says", name);
+        }
+        if let Some(route) = self.routes.get(name).filter(|route| route.generation == id.generation) {
+            self.demand(
+                route.ports == incumbent.spec.ports,
+                "the ports are those that the record says",
+                name,
+            );
+        }
+    }
+}
