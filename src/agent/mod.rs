@@ -13,6 +13,7 @@ mod execute;
 mod fault;
 mod garbage;
 pub mod images;
+mod jobs;
 mod memory;
 mod names;
 pub mod native;
@@ -34,6 +35,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
+use crate::config::ZoneCache;
 use crate::config::agent::AgentConfig;
 use crate::engine::native::Network as _;
 use crate::git::Repository;
@@ -136,6 +138,7 @@ pub struct Agent {
     outbox_changed: bool,
     outbox: outbox::Outbox,
     waiters: Vec<Waiter>,
+    zones: ZoneCache,
     garbage: Garbage,
     events: EventLog,
     notifier: Notifier,
@@ -250,6 +253,7 @@ impl Agent {
             outbox_changed: true,
             outbox: outbox::Outbox::default(),
             waiters: Vec::new(),
+            zones: ZoneCache::default(),
             garbage: Garbage::at_start(),
             events: EventLog::open(&config.state_dir),
             notifier: Notifier::default(),

@@ -9,7 +9,9 @@ use crate::reconcile::health::EffectiveCheck;
 use crate::reconcile::later;
 use crate::reconcile::next::{GRACE, IDLE_POLL};
 use crate::reconcile::world::{DesiredService, Observed};
-use crate::types::{ContainerState, InstanceId, NetworkMode, PortMapping, Refusal, ServiceName, Timestamp};
+use crate::types::{
+    ContainerState, InstanceId, NetworkMode, PortMapping, Refusal, ServiceName, Timestamp, Window, Zones,
+};
 
 impl Agent {
     /// The world, afresh.
@@ -21,7 +23,8 @@ impl Agent {
         let mut subjects = Vec::new();
         for seen in &containers {
             let record = self.journal.records.get(&seen.id.service);
-            let live = record.and_then(|record| record.live(seen.id.generation));
+            let live = record.filter(|_| seen.id.job.is_none());
+            let live = live.and_then(|record| record.live(seen.id.generation));
             if let (Some(deployed), ContainerState::Running { pid, started_at }) = (live, &seen.state) {
                 subjects.push(Subject {
                     id: seen.id.clone(),
@@ -49,6 +52,7 @@ impl Agent {
             busy: self.effects.busy(),
             pauses: self.effects.pauses(now),
             frozen,
+            zones: self.zones_in_use(),
             ..Observed::default()
         };
         self.renew_names(&seen);
@@ -56,6 +60,24 @@ impl Agent {
         self.look_for_ports(&mut seen);
         self.look_for_idle(&mut seen, now);
         Ok(seen)
+    }
+
+    /// The time zones that schedules and windows name.
+    fn zones_in_use(&mut self) -> Zones {
+        let desired = self.desired.iter().flat_map(|desired| desired.services.values());
+        let desired = desired.filter_map(|service| match service {
+            DesiredService::Run(spec) => Some(&**spec),
+            _ => None,
+        });
+        let live = self.journal.records.values().flat_map(|record| record.live_generations());
+        let names: BTreeSet<&str> = desired
+            .chain(live.map(|deployed| &deployed.spec))
+            .flat_map(|spec| {
+                let schedule = spec.schedule.iter().map(|schedule| schedule.calendar.zone());
+                schedule.chain(spec.deploy.window.iter().map(Window::zone)).map(Option::unwrap_or_default)
+            })
+            .collect();
+        self.zones.get(names)
     }
 
     /// Only images that a decision can hang on are looked for: of candidates, and of incumbents that are down.

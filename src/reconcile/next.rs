@@ -5,7 +5,7 @@ use super::replace::needs_new_generation;
 use super::step::{Next, Planned, Situation, Step};
 use super::view::View;
 use super::world::DesiredService;
-use super::{joined, later, ports, repair, rolling};
+use super::{jobs, joined, later, order, ports, repair, rolling, window};
 use crate::types::{CommitInfo, Reason, Refusal};
 use std::time::Duration;
 
@@ -76,6 +76,9 @@ fn choose(view: &View<'_>) -> Planned {
             next: Next::Do(Step::Remove(removing.commit.clone().into())),
         };
     }
+    if let Some(step) = jobs::beside(view, record) {
+        return Planned { situation: situation(record), next: Next::Do(step) };
+    }
     if let Some(rollout) = &record.rollout {
         let next = rolling::next(view, record, rollout);
         return Planned { situation: situation(record), next };
@@ -90,6 +93,9 @@ fn choose(view: &View<'_>) -> Planned {
             Some(refusal) => repair::next(view, record)
                 .or_else(|| retire(view, record))
                 .unwrap_or_else(|| held(refusal.clone())),
+            None if order::dependant(view).is_some() => repair::next(view, record)
+                .or_else(|| retire(view, record))
+                .unwrap_or_else(|| after_dependant(view)),
             None => Next::Do(Step::Remove(desired.commit.clone().into())),
         };
         return Planned { situation: Situation::Orphaned, next };
@@ -121,6 +127,10 @@ fn choose(view: &View<'_>) -> Planned {
         Some(wanted) => want(view, Some(record), wanted),
         None => Next::Settled,
     };
+    let next = match next {
+        Next::Settled => jobs::after_deploy(view, record).unwrap_or(Next::Settled),
+        next => next,
+    };
     if let (Some(next), false) = (waiting, matches!(next, Next::Do(_))) {
         return Planned { situation: Situation::Drifted, next };
     }
@@ -139,6 +149,13 @@ fn situation(record: &ServiceRecord) -> Situation {
         (None, None, Some(_)) => Situation::Retiring,
         (None, None, None) => Situation::Current,
     }
+}
+
+/// It is no longer wanted, and what depends on it goes first.
+fn after_dependant(view: &View<'_>) -> Next {
+    let other = order::dependant(view).map_or_else(String::new, ToString::to_string);
+    let message = format!("it goes once {other}, which depends on it, is away or at another generation");
+    held(Refusal::new(Reason::Dependency, message))
 }
 
 /// A container that no record names is debris of a crash or of somebody's hand.
@@ -186,6 +203,9 @@ fn begin(view: &View<'_>, record: Option<&ServiceRecord>, spec: &Spec, commit: &
     if let Some(refusal) = view.observed.ports_taken.get(view.name) {
         return Next::Held { refusal: refusal.clone(), until: Some(later(view.now, PORT_RETRY)) };
     }
+    if let Some(next) = window::closed(view, record, spec) {
+        return next;
+    }
     let generation = record.map_or(crate::types::Generation(0), |record| record.last_generation).next();
     Next::Do(Step::Begin {
         generation,
@@ -205,6 +225,10 @@ fn retire(view: &View<'_>, record: &ServiceRecord) -> Option<Next> {
     let grace = later(retiring.since, GRACE.min(drain));
     let id = crate::types::InstanceId::new(view.name, generation);
     let idle = view.observed.idle_polls.get(&id).copied().unwrap_or(0) >= IDLE_POLLS;
+    // A run of a scheduled service is not cut short for the next version.
+    if let Some((job, _)) = jobs::busy(record, generation) {
+        return Some(wait(format!("generation {generation} goes once {job} has ended")));
+    }
     // Its network goes with it.
     let kept = later(over, joined::KEPT);
     if let Some(guest) = joined::guest(view, generation).filter(|_| view.now < kept) {

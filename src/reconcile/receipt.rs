@@ -90,6 +90,9 @@ pub struct Transition {
     /// How the container ended, where that is what it is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit: Option<Exit>,
+    /// Seconds for which nothing served, where the one was stopped before the other was started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gap_seconds: Option<f64>,
 }
 
 impl Transition {
@@ -100,6 +103,33 @@ impl Transition {
         let generation = self.to.as_ref().or(self.from.as_ref()).map_or(0, |side| side.generation.0);
         let began = self.started_at.as_microsecond();
         format!("{}.{generation}-{began:x}-{}", self.service, self.result.word())
+    }
+
+    /// One about nothing but itself. `times`: when it began, and when it was over.
+    pub fn plain(
+        service: &ServiceName,
+        commit: &CommitId,
+        result: ReceiptResult,
+        message: String,
+        times: (Timestamp, Timestamp),
+    ) -> Self {
+        Self {
+            service: service.clone(),
+            commit: commit.clone(),
+            from: None,
+            to: None,
+            result,
+            reason: None,
+            message,
+            started_at: times.0,
+            finished_at: times.1,
+            pulled_bytes: 0,
+            pull_seconds: 0.0,
+            healthy_seconds: None,
+            switched_at: None,
+            exit: None,
+            gap_seconds: None,
+        }
     }
 
     /// The end of a rollout.
@@ -113,10 +143,15 @@ impl Transition {
         let trouble = rollout.trouble.as_ref().filter(|_| result != ReceiptResult::Deployed);
         let took = Duration::try_from(now.duration_since(rollout.started_at)).unwrap_or_default();
         let image = &rollout.to.spec.image.reference;
-        let message = match trouble {
-            Some(trouble) => trouble.message.clone(),
-            None => format!("{image} serves, {:.1} s after it was begun", took.as_secs_f64()),
+        let gap = rollout.gap(now);
+        let mut message = match (trouble, &rollout.to.spec.schedule) {
+            (Some(trouble), _) => trouble.message.clone(),
+            (None, Some(schedule)) => format!("{image} runs from its next time on ({})", schedule.calendar),
+            (None, None) => format!("{image} serves, {:.1} s after it was begun", took.as_secs_f64()),
         };
+        if let Some(gap) = gap {
+            message.push_str(&format!("; nothing served for {gap:.1} s"));
+        }
         Self {
             service: service.clone(),
             commit: rollout.to.commit.id.clone(),
@@ -136,6 +171,7 @@ impl Transition {
                 .last_exit
                 .clone()
                 .filter(|_| trouble.is_some_and(|it| it.reason == Reason::Exited)),
+            gap_seconds: gap,
         }
     }
 }

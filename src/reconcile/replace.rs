@@ -24,6 +24,7 @@ pub fn replacement_reason<I: PartialEq>(
         configs,
         depends_on: _,        // only the order of starts
         restart: _,           // read when it has ended
+        schedule,             // one that has none runs all the time
         stop_grace_period: _, // read when it is stopped
         mem_limit,
         milli_cpus,
@@ -45,6 +46,7 @@ pub fn replacement_reason<I: PartialEq>(
         ("mem_limit", *mem_limit != after.mem_limit),
         ("cpus", *milli_cpus != after.milli_cpus),
         ("pids_limit", *pids_limit != after.pids_limit),
+        ("schedule", schedule.is_some() != after.schedule.is_some()),
     ];
     let key = changed.iter().find(|(_, differs)| *differs).map(|(key, _)| *key);
     key.or_else(|| options.first_difference(&after.options))

@@ -12,14 +12,11 @@ use tokio::sync::watch;
 
 use super::wake::{Wake, Waker};
 use crate::engine::{ContainerRequest, Engine, Traffic};
-use crate::reconcile::later;
 use crate::reconcile::record::{Phase, ServiceRecord};
 use crate::reconcile::step::Step;
 use crate::reconcile::world::Busy;
 use crate::registry::{Progress, Registry};
-use crate::types::{
-    InstanceId, PinnedImage, PortMapping, Reason, Refusal, ServiceName, Timestamp, format_duration,
-};
+use crate::types::{InstanceId, PinnedImage, PortMapping, Reason, Refusal, ServiceName, Timestamp};
 use pace::Pace;
 
 /// What carries effects out.
@@ -57,8 +54,8 @@ pub enum Effect {
     Pull(PinnedImage, Vec<String>),
     /// Start a container; the ports are those that must be free on the host first.
     Start(Box<ContainerRequest>, Vec<PortMapping>),
-    /// Run a one-shot to its end.
-    Prepare(Box<ContainerRequest>, Duration),
+    /// Start a one-shot.
+    Job(Box<ContainerRequest>),
     /// Stop a container.
     Stop(InstanceId, Duration),
     /// Stop containers and take them away.
@@ -71,9 +68,7 @@ pub enum Effect {
 struct Running {
     busy: Busy,
     step: Step,
-    /// When its own time is over.
-    until: Option<Timestamp>,
-    /// Ends it where that is possible: a pull, a one-shot.
+    /// Ends it where that is possible: a pull.
     cut: watch::Sender<bool>,
     /// How far a pull is.
     progress: Arc<Mutex<Progress>>,
@@ -121,11 +116,6 @@ impl Effects {
         Some(*pull.progress.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// When the time of what is under way for a service is over.
-    pub fn deadline(&self, service: &ServiceName) -> Option<Timestamp> {
-        self.running.get(service)?.until
-    }
-
     /// When the next pause ends.
     pub fn next_end(&self, now: Timestamp) -> Option<Timestamp> {
         self.pace.next_end(now)
@@ -165,14 +155,14 @@ impl Effects {
     pub fn begin(&mut self, service: &ServiceName, step: Step, effect: Effect, now: Timestamp) {
         let (cut, cutting) = watch::channel(false);
         let progress = Arc::<Mutex<Progress>>::default();
-        let limit = match &effect {
-            Effect::Prepare(_, limit) => Some(*limit),
-            _ => None,
-        };
         let running = Running {
-            busy: Busy { what: describe(&step, &effect), since: now, yields: limit.is_some() },
+            // That it was begun is written down, and its container is found again.
+            busy: Busy {
+                what: describe(&step, &effect),
+                since: now,
+                yields: matches!(step, Step::Prepare(_)),
+            },
             step: step.clone(),
-            until: limit.map(|limit| later(now, limit)),
             cut,
             progress: progress.clone(),
         };
@@ -193,8 +183,7 @@ impl Effects {
         slot.remove(service);
     }
 
-    /// Cuts short what nothing in the service's record hangs on any more: the pull of a candidate that is given up, its
-    /// one-shot.
+    /// Cuts short what nothing in the service's record hangs on any more: the pull of a candidate that is given up.
     pub fn cut_short(&self, service: &ServiceName, record: Option<&ServiceRecord>) {
         let rollout = record.and_then(|record| record.rollout.as_ref());
         let candidate = |generation, phase| {
@@ -206,7 +195,6 @@ impl Effects {
                 Step::Pull(generation) => {
                     incumbent == Some(generation) || candidate(generation, Phase::Pulling)
                 }
-                Step::Prepare(generation) => candidate(generation, Phase::Preparing),
                 _ => true,
             };
             if !needed {
@@ -220,12 +208,10 @@ fn describe(step: &Step, effect: &Effect) -> String {
     match effect {
         Effect::Pull(image, _) => format!("pulling {}", image.reference),
         Effect::Start(request, _) => format!("starting generation {}", request.id.generation),
-        Effect::Prepare(request, limit) => format!(
-            "running deploy.pre `{}` of generation {}, for {} at the most",
-            request.one_shot.as_deref().unwrap_or_default().join(" "),
-            request.id.generation,
-            format_duration(*limit)
-        ),
+        Effect::Job(request) => {
+            let job = request.id.job.map_or_else(String::new, |job| job.to_string());
+            format!("starting {job} of generation {}", request.id.generation)
+        }
         Effect::Stop(id, _) => format!("stopping generation {}", id.generation),
         Effect::Remove(_) => format!("taking containers away ({})", step.word()),
         Effect::RemoveService(..) => "taking it off this host".to_owned(),
