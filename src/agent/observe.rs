@@ -10,7 +10,7 @@ use crate::reconcile::later;
 use crate::reconcile::next::{GRACE, IDLE_POLL};
 use crate::reconcile::world::{DesiredService, Observed};
 use crate::types::{
-    ContainerState, InstanceId, NetworkMode, PortMapping, Refusal, ServiceName, Timestamp, Window, Zones,
+    ContainerState, InstanceId, Job, NetworkMode, PortMapping, Refusal, ServiceName, Timestamp, Window, Zones,
 };
 
 impl Agent {
@@ -90,7 +90,11 @@ impl Agent {
         for (service, record) in &self.journal.records {
             let incumbent = record.incumbent.iter().filter(|deployed| !running(service, deployed.generation));
             let candidate = record.rollout.iter().map(|rollout| &rollout.to);
-            digests.extend(incumbent.chain(candidate).map(|deployed| &deployed.spec.image.digest));
+            // A one-shot that is to run starts from an image too.
+            let jobs = Job::ALL.into_iter().filter_map(|job| record.jobs.get(job));
+            let jobs = jobs.filter(|run| run.ended.is_none()).filter_map(|run| record.live(run.generation));
+            digests
+                .extend(incumbent.chain(candidate).chain(jobs).map(|deployed| &deployed.spec.image.digest));
         }
         let here = digests.into_iter().filter(|digest| self.store.image(digest).is_some());
         seen.images = here.cloned().collect();

@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use gitopsd::reconcile::health::{EffectiveCheck, ProbeHistory, judge};
+use gitopsd::reconcile::jobs::{JobRun, Jobs};
 use gitopsd::reconcile::operator;
 use gitopsd::reconcile::plan;
 use gitopsd::reconcile::preview::preview;
@@ -15,8 +16,8 @@ use gitopsd::reconcile::step::Step;
 use gitopsd::reconcile::transition::{self, Addresses, Outcome};
 use gitopsd::reconcile::world::{Busy, Desired, DesiredService, Observed};
 use gitopsd::types::{
-    CommitInfo, ContainerState, Exit, Generation, InstanceId, PinnedImage, Policy, Reason, Refusal, Route,
-    ServiceName, Timestamp,
+    CommitInfo, ContainerState, Exit, Generation, InstanceId, Job, PinnedImage, Policy, Reason, Refusal,
+    Route, ServiceName, Timestamp, Zones,
 };
 use proptest::collection::btree_map;
 use proptest::option;
@@ -65,6 +66,10 @@ fn spec() -> BoxedStrategy<Spec> {
         Just(",check=none,ports=none"),
         Just(",check=none,ports=none,restart=no"),
         Just(",restart=on-failure:2"),
+        Just(",healthy=b,post,irreversible"),
+        Just(",volume=data,pre,irreversible"),
+        Just(",window=01:00-02:00"),
+        Just(",schedule=minutely"),
     ];
     (0..3u8, settings, length(), length(), length(), 0..4u32)
         .prop_map(|(image, settings, a, b, c, retries)| {
@@ -92,7 +97,7 @@ fn commit() -> BoxedStrategy<CommitInfo> {
 }
 
 fn deployed() -> BoxedStrategy<Deployed> {
-    let down = option::of(prop_oneof![Just(Down::Ended), Just(Down::Wanted)]);
+    let down = option::of(prop_oneof![Just(Down::Ended), Just(Down::Wanted), Just(Down::Barred)]);
     let life = (any::<u32>(), option::of(time()), option::of(exit()), down);
     (generation(), address(), spec(), commit(), time(), life)
         .prop_map(|(generation, address, spec, commit, since, life)| {
@@ -151,6 +156,7 @@ fn rollout() -> BoxedStrategy<Rollout> {
             attempts: rest.1,
             retry_at: times.4,
             trouble: rest.0,
+            yielded_at: times.3,
         })
         .boxed()
 }
@@ -170,7 +176,7 @@ fn record() -> BoxedStrategy<ServiceRecord> {
     (
         (address(), generation(), option::of(deployed()), option::of(deployed())),
         (option::of(rollout()), option::of(retiring), option::of(failure)),
-        (option::weighted(0.2, hold), option::weighted(0.1, removing)),
+        (option::weighted(0.2, hold), option::weighted(0.1, removing), jobs()),
     )
         .prop_map(|((service_address, last_generation, incumbent, previous), a, b)| ServiceRecord {
             service_address,
@@ -182,6 +188,7 @@ fn record() -> BoxedStrategy<ServiceRecord> {
             failure: a.2,
             hold: b.0,
             removing: b.1,
+            jobs: b.2,
         })
         .boxed()
 }
@@ -217,7 +224,20 @@ fn history() -> BoxedStrategy<ProbeHistory> {
 }
 
 fn instance() -> impl Strategy<Value = InstanceId> {
-    (name(), generation()).prop_map(|(name, generation)| InstanceId::new(&name, generation))
+    let job = option::weighted(0.4, prop::sample::select(Job::ALL.to_vec()));
+    (name(), generation(), job)
+        .prop_map(|(name, generation, job)| InstanceId { job, ..InstanceId::new(&name, generation) })
+}
+
+fn jobs() -> BoxedStrategy<Jobs> {
+    let run = || {
+        (generation(), time(), option::of(time()), option::of(exit()), option::of(refusal())).prop_map(
+            |(generation, due, begun, ended, trouble)| JobRun { generation, due, begun, ended, trouble },
+        )
+    };
+    (option::of(run()), option::of(run()), option::of(run()), option::of(time()), 0..3u32)
+        .prop_map(|(pre, post, run, served, failures)| Jobs { pre, post, run, served, failures })
+        .boxed()
 }
 
 fn observed() -> BoxedStrategy<Observed> {
@@ -257,6 +277,7 @@ fn observed() -> BoxedStrategy<Observed> {
                 pulling: BTreeMap::new(),
                 frozen,
                 idle_polls,
+                zones: Zones::default(),
             }
         })
         .boxed()
@@ -270,7 +291,12 @@ fn desired() -> BoxedStrategy<Desired> {
             .prop_map(|(refusal, retry_at)| DesiredService::Refused { refusal, retry_at }),
     ];
     (commit(), 0..5usize, btree_map(name(), service, 0..4))
-        .prop_map(|(commit, declared_in_repo, services)| Desired { commit, declared_in_repo, services })
+        .prop_map(|(commit, declared_in_repo, services)| Desired {
+            commit,
+            declared_in_repo,
+            services,
+            window_waived: false,
+        })
         .boxed()
 }
 
@@ -349,6 +375,7 @@ proptest! {
         let desired = Desired {
             commit,
             declared_in_repo: 1,
+            window_waived: false,
             services: BTreeMap::from([(name.clone(), DesiredService::Run(Box::new(spec)))]),
         };
         let live: BTreeSet<_> = record.live_generations().map(|deployed| deployed.generation).collect();

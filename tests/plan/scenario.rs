@@ -5,12 +5,15 @@
 //! ```text
 //! commit WORDS…        a new commit. Each word changes what the repo declares, the rest stays:
 //!                        web=img:1      service `web` runs img:1; settings follow after commas, as
-//!                                       web=img:1,bake=5s,drain=2s,timeout=30s,volume=data,after=db,joins=db,pre,check=none,ports=none,env=X,grace=3s,port=81,restart=no
+//!                                       web=img:1,bake=5s,drain=2s,timeout=30s,volume=data,after=db,joins=db,pre,check=none,ports=none,env=X,grace=3s,port=81,restart=no,
+//!                                       healthy=db,completed=db,optional=db (as after=db, with a condition), post,
+//!                                       irreversible, window=09:00-17:00, schedule=*:0/5, limit=30s, forgets
 //!                        web=broken     its file cannot be read
 //!                        -web           its file is gone
 //!                        empty          all files are gone
+//!                        now            its message says that windows do not count
 //!                        (nothing)      an unrelated change
-//! image TAG WORDS…     how an image behaves: missing, exists, corrupt, intact, nostart, pre-fails, pre-works, retag,
+//! image TAG WORDS…     how an image behaves: missing, exists, corrupt, intact, nostart, pre-fails, pre-works, job=3s, retag,
 //!                        pull=3s, healthy=1s, healthy=never, sick=20s, exits=2s, ends=2s (with code 0), lingers=8s, well
 //! registry up|down     traffic works|fails     ports free|taken     agent down|up
 //! run 10s              goes on for so long
@@ -38,8 +41,8 @@ use std::time::Duration;
 use gitopsd::reconcile::later;
 use gitopsd::reconcile::step::Next;
 use gitopsd::types::{
-    ContainerState, Declared, HealthCheck, InstanceId, NetworkMode, PortMapping, Probe, Protocol,
-    ServiceName, VolumeMount, VolumeSource, parse_duration,
+    Condition, ContainerState, Declared, Dependency, HealthCheck, InstanceId, NetworkMode, PortMapping,
+    Probe, Protocol, Schedule, ServiceName, VolumeMount, VolumeSource, parse_duration,
 };
 
 use super::model::{Crash, Host};
@@ -75,12 +78,32 @@ pub fn declared(text: &str) -> Declared {
                 let source = VolumeSource::Named(value.to_owned());
                 spec.volumes.push(VolumeMount::new(source, "/data", false));
             }
-            "after" => spec.depends_on.push(value.parse().unwrap()),
+            "after" => spec.depends_on.push(Dependency::started(value.parse().unwrap())),
+            "healthy" | "completed" | "optional" => {
+                let condition = match key {
+                    "healthy" => Condition::ServiceHealthy,
+                    "completed" => Condition::ServiceCompletedSuccessfully,
+                    _ => Condition::ServiceStarted,
+                };
+                let (service, required) = (value.parse().unwrap(), key != "optional");
+                spec.depends_on.push(Dependency { service, condition, required });
+            }
+            "schedule" => {
+                let (calendar, persistent) = (value.parse().unwrap(), true);
+                spec.schedule = Some(Schedule { calendar, persistent, timeout: None });
+                spec.ports.clear();
+                spec.healthcheck = None;
+            }
+            "limit" => spec.schedule.as_mut().unwrap().timeout = Some(time()),
+            "forgets" => spec.schedule.as_mut().unwrap().persistent = false,
+            "window" => spec.deploy.window.push(value.parse().unwrap()),
             "joins" => {
                 spec.options.network_mode = Some(NetworkMode::Service(value.parse().unwrap()));
                 spec.ports.clear();
             }
             "pre" => spec.deploy.pre = vec!["migrate".to_owned()],
+            "post" => spec.deploy.post = vec!["warm-up".to_owned()],
+            "irreversible" => spec.deploy.reversible = false,
             "env" => {
                 spec.environment.insert("X".to_owned(), value.to_owned());
             }
@@ -109,9 +132,12 @@ fn name(text: &str) -> ServiceName {
 }
 
 fn commit(host: &mut Host, words: &[&str]) {
+    host.repo.now = false;
     for word in words {
         if *word == "empty" {
             host.repo.declared.clear();
+        } else if *word == "now" {
+            host.repo.now = true;
         } else if let Some(gone) = word.strip_prefix('-') {
             host.repo.declared.remove(&name(gone));
         } else {
@@ -140,6 +166,7 @@ pub fn image(host: &mut Host, tag: &str, words: &[&str]) {
             "nostart" => behaviour.starts = false,
             "pre-fails" => behaviour.pre_succeeds = false,
             "pre-works" => behaviour.pre_succeeds = true,
+            "job" => behaviour.job = time(),
             "retag" => behaviour.version += 1,
             "pull" => behaviour.pull = time(),
             "healthy" if value == "never" => behaviour.healthy_after = None,
