@@ -18,7 +18,7 @@ use crate::reconcile::view::route_for;
 use crate::report::Message;
 use crate::report::message::Kind;
 use crate::state::StateError;
-use crate::types::{ContainerState, Generation, InstanceId, NetworkMode, Reason, Refusal, ServiceName};
+use crate::types::{ContainerState, Generation, InstanceId, Job, NetworkMode, Reason, Refusal, ServiceName};
 
 /// How an effect is carried out.
 enum Way {
@@ -162,12 +162,16 @@ impl Agent {
                 let spec = &self.live(service, *generation)?.1.spec;
                 Effect::Pull(spec.image.clone(), spec.fallback.clone())
             }
-            Step::Prepare(generation) => {
-                let mut request = self.request(service, *generation)?;
-                request.one_shot = Some(request.spec.deploy.pre.clone());
-                let timeout = request.spec.deploy.timeout;
-                Effect::Prepare(Box::new(request), timeout)
+            Step::Prepare(generation) => self.job(service, *generation, Job::Pre)?,
+            Step::Finish(generation) => self.job(service, *generation, Job::Post)?,
+            Step::Run(generation) => self.job(service, *generation, Job::Run)?,
+            Step::Ended { job, generation, exit, late } => {
+                return Ok(Way::AtOnce(self.judge_job(service, (*job, *generation), exit, *late)));
             }
+            Step::Clear(generation, job) => Effect::Remove(vec![(
+                InstanceId::of_job(service, *generation, *job),
+                self.grace(service, *generation),
+            )]),
             Step::Start(generation) => {
                 let request = self.request(service, *generation)?;
                 let record = self.live(service, *generation)?.0;
@@ -185,11 +189,14 @@ impl Agent {
             Step::Remove(_) => {
                 let record = self.journal.records.get(service);
                 let named = record.into_iter().flat_map(|record| record.live_generations());
-                let mut generations: BTreeSet<Generation> =
-                    named.map(|deployed| deployed.generation).collect();
-                generations.extend(self.seen.containers_of(service).map(|(generation, _)| generation));
-                let instances = generations.into_iter().map(|generation| {
-                    (InstanceId::new(service, generation), self.grace(service, generation))
+                let mut all: BTreeSet<InstanceId> =
+                    named.map(|deployed| InstanceId::new(service, deployed.generation)).collect();
+                let own = self.seen.containers_of(service);
+                all.extend(own.map(|(generation, _)| InstanceId::new(service, generation)));
+                all.extend(self.seen.jobs_of(service).map(|(id, _)| id.clone()));
+                let instances = all.into_iter().map(|id| {
+                    let grace = self.grace(service, id.generation);
+                    (id, grace)
                 });
                 Effect::RemoveService(service.clone(), instances.collect())
             }
@@ -210,7 +217,7 @@ impl Agent {
         })))
     }
 
-    fn live(
+    pub(super) fn live(
         &self,
         service: &ServiceName,
         generation: Generation,
@@ -230,7 +237,11 @@ impl Agent {
         self.live(service, generation).map_or(Duration::ZERO, |(_, deployed)| deployed.spec.stop_grace_period)
     }
 
-    fn request(&self, service: &ServiceName, generation: Generation) -> Result<ContainerRequest, Refusal> {
+    pub(super) fn request(
+        &self,
+        service: &ServiceName,
+        generation: Generation,
+    ) -> Result<ContainerRequest, Refusal> {
         let (_, deployed) = self.live(service, generation)?;
         let image = self.store.image(&deployed.spec.image.digest).ok_or_else(|| {
             Refusal::new(

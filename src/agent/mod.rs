@@ -14,6 +14,7 @@ mod execute;
 mod fault;
 mod garbage;
 pub mod images;
+mod jobs;
 mod memory;
 mod names;
 pub mod native;
@@ -36,6 +37,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
+use crate::config::ZoneCache;
 use crate::config::agent::AgentConfig;
 use crate::engine::Traffic;
 use crate::engine::native::Network as _;
@@ -54,9 +56,7 @@ use crate::state::clean::Before;
 use crate::state::journal::Journal;
 use crate::state::lock::InstanceLock;
 use crate::state::trust::HighWater;
-use crate::types::{
-    CommitId, Digest, Exit, HealthCheck, Hosts, InstanceId, Refusal, ServiceName, Timestamp,
-};
+use crate::types::{CommitId, Digest, Exit, HealthCheck, Hosts, InstanceId, Refusal, ServiceName, Timestamp};
 use control::Accept;
 use effects::{Effects, Hands};
 use garbage::Garbage;
@@ -147,6 +147,7 @@ pub struct Agent {
     outbox_changed: bool,
     outbox: outbox::Outbox,
     waiters: Vec<Waiter>,
+    zones: ZoneCache,
     garbage: Garbage,
     events: EventLog,
     notifier: Notifier,
@@ -264,6 +265,7 @@ impl Agent {
             outbox_changed: true,
             outbox: outbox::Outbox::default(),
             waiters: Vec::new(),
+            zones: ZoneCache::default(),
             garbage: Garbage::at_start(),
             events: EventLog::open(&config.state_dir),
             notifier: Notifier::default(),

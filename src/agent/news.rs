@@ -6,7 +6,7 @@ use crate::reconcile::step::Step;
 use crate::reconcile::transition::Outcome;
 use crate::report::Message;
 use crate::report::message::Kind;
-use crate::types::{ByteSize, ServiceName};
+use crate::types::{ByteSize, Exit, Job, ServiceName};
 
 /// What is said about a step, given the record before it and the receipt it earned; `None` = nothing new.
 pub fn of(
@@ -20,6 +20,34 @@ pub fn of(
     let candidate = rollout.map(|rollout| &rollout.to);
     let say = |kind, text: String| Message::of(kind, service, text);
     let message = match (step, outcome) {
+        // The end of `deploy.pre` is that of its rollout.
+        (Step::Ended { job, generation, exit, .. }, Outcome::Failed(refusal)) if *job != Job::Pre => {
+            let text = format!("{service}: {}", refusal.message);
+            let mut message = say(Kind::JobFailed, text).because(refusal);
+            message.exit = Some((**exit).clone());
+            with(message, before.and_then(|record| record.live(*generation)))
+        }
+        (Step::Ended { job, generation, exit, .. }, Outcome::Done) => {
+            let text =
+                format!("{service}: {job} of generation {generation} has ended{}", took(before, *job, exit));
+            let mut message = say(Kind::JobEnded, text);
+            message.exit = Some((**exit).clone());
+            with(message, before.and_then(|record| record.live(*generation)))
+        }
+        (Step::Ended { .. }, Outcome::Pulled(_) | Outcome::Dropped) => return None,
+        (Step::Finish(generation), Outcome::Done) => {
+            let text = format!("{service}: deploy.post of generation {generation} runs");
+            with(say(Kind::JobBegun, text), named(before, step))
+        }
+        (Step::Run(generation), Outcome::Done) => {
+            let text = format!("{service}: a run of generation {generation} has begun");
+            with(say(Kind::JobBegun, text), named(before, step))
+        }
+        (Step::Prepare(generation), Outcome::Done) => {
+            let text = format!("{service}: deploy.pre of generation {generation} runs");
+            with(say(Kind::JobBegun, text), candidate)
+        }
+        (Step::Finish(_) | Step::Run(_), Outcome::Pulled(_) | Outcome::Dropped) => return None,
         (step, Outcome::Failed(refusal) | Outcome::Retry(refusal)) => {
             let about = named(before, step);
             let will_end = matches!(outcome, Outcome::Failed(_)) && about.is_some() && about == candidate;
@@ -106,6 +134,7 @@ pub fn of(
         (
             Step::Pull(_)
             | Step::Prepare(_)
+            | Step::Clear(..)
             | Step::Stop(_)
             | Step::Advance(_)
             | Step::Return { .. }
@@ -114,6 +143,13 @@ pub fn of(
         ) => return None,
     };
     Some(message)
+}
+
+/// How long a one-shot ran.
+fn took(before: Option<&ServiceRecord>, job: Job, exit: &Exit) -> String {
+    let begun = before.and_then(|record| record.jobs.get(job)?.begun);
+    let took = begun.map(|begun| exit.at.duration_since(begun).as_secs_f64().max(0.0));
+    took.map_or_else(String::new, |took| format!(", {took:.1} s after it was begun"))
 }
 
 fn ended(service: &ServiceName, before: Option<&ServiceRecord>, receipt: &Transition) -> Message {
@@ -139,9 +175,13 @@ fn ended(service: &ServiceName, before: Option<&ServiceRecord>, receipt: &Transi
 /// The generation that a step is about.
 fn named<'a>(record: Option<&'a ServiceRecord>, step: &Step) -> Option<&'a Deployed> {
     match step {
-        Step::Pull(g) | Step::Prepare(g) | Step::Stop(g) | Step::Start(g) | Step::Switch(g) => {
-            record?.live(*g)
-        }
+        Step::Pull(g)
+        | Step::Prepare(g)
+        | Step::Finish(g)
+        | Step::Run(g)
+        | Step::Stop(g)
+        | Step::Start(g)
+        | Step::Switch(g) => record?.live(*g),
         Step::Promote(g) | Step::Discard(g) | Step::Retire(g) | Step::Route(g) | Step::Note(g, _) => {
             record?.live(*g)
         }

@@ -10,8 +10,8 @@ use crate::reconcile::later;
 use crate::reconcile::next::{GRACE, IDLE_POLL};
 use crate::reconcile::world::{DesiredService, Observed};
 use crate::types::{
-    ContainerState, Digest, HealthCheck, InstanceId, NetworkMode, PortMapping, Refusal, ServiceName,
-    Timestamp,
+    ContainerState, Digest, HealthCheck, InstanceId, Job, NetworkMode, PortMapping, Refusal, ServiceName,
+    Timestamp, Window, Zones,
 };
 
 impl Agent {
@@ -25,7 +25,8 @@ impl Agent {
         let mut subjects = Vec::new();
         for seen in &containers {
             let record = self.journal.records.get(&seen.id.service);
-            let live = record.and_then(|record| record.live(seen.id.generation));
+            let live = record.filter(|_| seen.id.job.is_none());
+            let live = live.and_then(|record| record.live(seen.id.generation));
             if let (Some(deployed), ContainerState::Running { pid, started_at }) = (live, &seen.state) {
                 subjects.push(Subject {
                     id: seen.id.clone(),
@@ -55,6 +56,7 @@ impl Agent {
             busy: self.effects.busy(),
             pauses: self.effects.pauses(now),
             frozen,
+            zones: self.zones_in_use(),
             ..Observed::default()
         };
         self.renew_names(&seen);
@@ -64,6 +66,24 @@ impl Agent {
         self.look_for_idle(&mut seen, now);
         self.look_for_errors(&mut seen, now);
         Ok(seen)
+    }
+
+    /// The time zones that schedules and windows name.
+    fn zones_in_use(&mut self) -> Zones {
+        let desired = self.desired.iter().flat_map(|desired| desired.services.values());
+        let desired = desired.filter_map(|service| match service {
+            DesiredService::Run(spec) => Some(&**spec),
+            _ => None,
+        });
+        let live = self.journal.records.values().flat_map(|record| record.live_generations());
+        let names: BTreeSet<&str> = desired
+            .chain(live.map(|deployed| &deployed.spec))
+            .flat_map(|spec| {
+                let schedule = spec.schedule.iter().map(|schedule| schedule.calendar.zone());
+                schedule.chain(spec.deploy.window.iter().map(Window::zone)).map(Option::unwrap_or_default)
+            })
+            .collect();
+        self.zones.get(names)
     }
 
     /// Only images that a decision can hang on are looked for: of candidates, and of incumbents that are down.
@@ -76,7 +96,11 @@ impl Agent {
         for (service, record) in &self.journal.records {
             let incumbent = record.incumbent.iter().filter(|deployed| !running(service, deployed.generation));
             let candidate = record.rollout.iter().map(|rollout| &rollout.to);
-            digests.extend(incumbent.chain(candidate).map(|deployed| &deployed.spec.image.digest));
+            // A one-shot that is to run starts from an image too.
+            let jobs = Job::ALL.into_iter().filter_map(|job| record.jobs.get(job));
+            let jobs = jobs.filter(|run| run.ended.is_none()).filter_map(|run| record.live(run.generation));
+            digests
+                .extend(incumbent.chain(candidate).chain(jobs).map(|deployed| &deployed.spec.image.digest));
         }
         let here = digests.into_iter().filter(|digest| self.store.image(digest).is_some());
         seen.images = here.cloned().collect();

@@ -33,6 +33,8 @@ pub struct Revision {
     pub view: RepoView,
     /// Who signed it, where that is checked.
     pub signer: Option<Signer>,
+    /// Its message says that windows do not count for it.
+    pub waives_window: bool,
 }
 
 /// What is known of the repo, and what is being found out.
@@ -157,7 +159,12 @@ impl Source {
             };
             services.insert(name, service);
         }
-        Desired { commit: revision.commit, declared_in_repo: revision.view.declared_in_repo, services }
+        Desired {
+            commit: revision.commit,
+            declared_in_repo: revision.view.declared_in_repo,
+            services,
+            window_waived: revision.waives_window,
+        }
     }
 
     /// The contents of config files that declared services name, their tags looked up or not.
@@ -282,6 +289,7 @@ fn read_head(
     let trusted = repository.admit(&head, mark).map_err(|error| error.to_refusal())?;
     let signer = trusted.signer().cloned();
     let commit = repository.info(&trusted).map_err(|error| error.to_refusal())?;
+    let waives_window = repository.waives_window(&trusted).map_err(|error| error.to_refusal())?;
     let files = repository.files(&trusted).map_err(|error| error.to_refusal())?;
     let view = repo::read(&files, host, policy);
     if let Some(refusal) = &view.fatal {
@@ -293,6 +301,6 @@ fn read_head(
             let message = format!("the repo calls itself `{found}`, and repo.repo_id expects `{expected}`");
             Err(Refusal::new(Reason::RepoIdMismatch, message))
         }
-        _ => Ok(Revision { commit, view, signer }),
+        _ => Ok(Revision { commit, view, signer, waives_window }),
     }
 }

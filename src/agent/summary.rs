@@ -12,7 +12,7 @@ use crate::report::status::{
     AgentState, AgentStatus, PullStatus, RepoStatus, RevisionStatus, RolloutStatus, ServiceState,
     ServiceStatus, Status,
 };
-use crate::types::{CommitInfo, ContainerState, Exit, InstanceId, Reason, ServiceName, Timestamp};
+use crate::types::{CommitInfo, ContainerState, Exit, InstanceId, Job, Reason, ServiceName, Timestamp};
 
 /// The repo counts as lost for too long after this many polls, and at least [`STALE_AT_LEAST`].
 const STALE_POLLS: u32 = 10;
@@ -199,8 +199,18 @@ impl Agent {
     fn times_out_at(&self, name: &ServiceName, rollout: &Rollout) -> Option<Timestamp> {
         let limit = rollout.to.spec.deploy.timeout;
         match rollout.phase {
-            Phase::Preparing => self.effects.deadline(name),
+            Phase::Preparing => self.job_deadline(name, rollout),
             Phase::Proving => rollout.candidate_started_at.map(|at| later(at, limit)),
+            _ => None,
+        }
+    }
+
+    fn job_deadline(&self, name: &ServiceName, rollout: &Rollout) -> Option<Timestamp> {
+        let id = InstanceId::of_job(name, rollout.to.generation, Job::Pre);
+        match self.seen.containers.get(&id) {
+            Some(ContainerState::Running { started_at, .. }) => {
+                Some(later(*started_at, rollout.to.spec.deploy.timeout))
+            }
             _ => None,
         }
     }

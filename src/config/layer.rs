@@ -10,8 +10,8 @@ use super::network;
 use super::options::foreign_to_its_users;
 use super::section::Findings;
 use crate::types::{
-    ByteSize, Declared, Deploy, ImageRef, Options, PortMapping, RestartPolicy, ServiceName, Strategy, Tmpfs,
-    VolumeMount,
+    ByteSize, Declared, Dependency, Deploy, ImageRef, Options, PortMapping, RestartPolicy, Schedule,
+    Strategy, Tmpfs, VolumeMount, Window,
 };
 
 /// One layer: what a file says of a service. `None` = nothing.
@@ -31,8 +31,9 @@ pub(super) struct Layer {
     pub memory: Option<Vec<Tmpfs>>,
     pub env_files: Option<Vec<EnvFile>>,
     pub configs: Option<Vec<Config>>,
-    pub depends_on: Option<Vec<(ServiceName, Range<usize>)>>,
+    pub depends_on: Option<Vec<(Dependency, Range<usize>)>>,
     pub restart: Option<RestartPolicy>,
+    pub schedule: Option<Schedule>,
     pub stop_grace_period: Option<Duration>,
     pub mem_limit: Option<ByteSize>,
     pub milli_cpus: Option<u32>,
@@ -57,6 +58,9 @@ pub(super) struct DeployLayer {
     pub min_healthy_time: Option<Duration>,
     pub max_error_rate: Option<u8>,
     pub span: Option<Range<usize>>,
+    pub post: Option<Vec<String>>,
+    pub reversible: Option<bool>,
+    pub window: Option<Vec<Window>>,
 }
 
 impl Layer {
@@ -81,6 +85,7 @@ impl Layer {
             configs: over.configs.clone().or_else(|| self.configs.clone()),
             depends_on: over.depends_on.clone().or_else(|| self.depends_on.clone()),
             restart: over.restart.or(self.restart),
+            schedule: over.schedule.clone().or_else(|| self.schedule.clone()),
             stop_grace_period: over.stop_grace_period.or(self.stop_grace_period),
             mem_limit: over.mem_limit.or(self.mem_limit),
             milli_cpus: over.milli_cpus.or(self.milli_cpus),
@@ -96,6 +101,9 @@ impl Layer {
                 min_healthy_time: over.deploy.min_healthy_time.or(self.deploy.min_healthy_time),
                 max_error_rate: over.deploy.max_error_rate.or(self.deploy.max_error_rate),
                 span: over.deploy.span.clone().or_else(|| self.deploy.span.clone()),
+                post: over.deploy.post.clone().or_else(|| self.deploy.post.clone()),
+                reversible: over.deploy.reversible.or(self.deploy.reversible),
+                window: over.deploy.window.clone().or_else(|| self.deploy.window.clone()),
             },
             names_image: over.names_image || self.names_image,
             network_span: over.network_span.clone().or_else(|| self.network_span.clone()),
@@ -128,6 +136,9 @@ impl Layer {
             pre: self.deploy.pre.unwrap_or_default(),
             min_healthy_time: self.deploy.min_healthy_time.unwrap_or_default(),
             max_error_rate: self.deploy.max_error_rate,
+            post: self.deploy.post.unwrap_or_default(),
+            reversible: self.deploy.reversible.unwrap_or(default.reversible),
+            window: self.deploy.window.unwrap_or_default(),
         };
         if spec.deploy.min_healthy_time >= spec.deploy.timeout && !spec.deploy.min_healthy_time.is_zero() {
             let message =
@@ -147,6 +158,8 @@ impl Layer {
         spec.volumes = self.volumes.unwrap_or_default();
         spec.depends_on = self.depends_on.unwrap_or_default().into_iter().map(|(name, _)| name).collect();
         spec.restart = self.restart.unwrap_or_default();
+        spec.schedule = self.schedule;
+        check_schedule(findings, &spec, self.restart);
         spec.stop_grace_period = self.stop_grace_period.unwrap_or(spec.stop_grace_period);
         spec.mem_limit = self.mem_limit;
         spec.milli_cpus = self.milli_cpus;
@@ -188,6 +201,24 @@ fn check_environment(findings: &Findings<'_>, environment: &BTreeMap<String, Str
     if total > MAX_ENVIRONMENT {
         let message = format!("`environment`, with `env_file`, has {total} bytes; up to 256 KiB are taken");
         findings.error(0..0, message, None);
+    }
+}
+
+/// What comes and goes serves nobody, and ends by itself.
+fn check_schedule(findings: &Findings<'_>, spec: &Declared, restart: Option<RestartPolicy>) {
+    if spec.schedule.is_none() {
+        return;
+    }
+    let restarts = restart.is_some_and(|restart| restart != RestartPolicy::No);
+    for (key, wrong) in [
+        ("ports", !spec.ports.is_empty()),
+        ("healthcheck", spec.healthcheck.is_some()),
+        ("restart", restarts),
+    ] {
+        if wrong {
+            let hint = Some(format!("leave `{key}` out: a run that fails is told, and the next one comes"));
+            findings.error(0..0, format!("`{key}` does not go with `schedule`"), hint);
+        }
     }
 }
 

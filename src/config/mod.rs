@@ -6,6 +6,8 @@
 pub mod agent;
 pub mod authorities;
 mod configs;
+mod cycles;
+mod depends;
 mod diagnostic;
 mod engine;
 mod env_file;
@@ -24,11 +26,14 @@ pub mod repo;
 mod repo_files;
 mod section;
 mod service;
+mod times;
 mod trust;
 mod volume;
 pub(crate) mod words;
+mod zones;
 
 pub(crate) use diagnostic::did_you_mean;
 pub use diagnostic::{Diagnostic, Severity};
 pub use load::{ConfigErrors, load, without_agent};
 pub use service::keys as service_keys;
+pub use zones::ZoneCache;

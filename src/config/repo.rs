@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::agent::HostIdentity;
 use super::configs::{self, Content, Sources};
+use super::cycles;
 use super::diagnostic::{Diagnostic, first_error};
 use super::grants::{self, violation};
 use super::layer::Layer;
@@ -305,12 +306,16 @@ fn across(
         let Some((layer, file, text)) = layers.get(name) else { continue };
         let findings = Findings::new(file, text);
         for (dependency, span) in layer.depends_on.iter().flatten() {
-            if dependency == name || reaches(&specs, dependency, name) {
-                findings.error(
-                    span.clone(),
-                    format!("`depends_on`: {dependency} depends on {name} in turn"),
-                    None,
-                );
+            let dependency = &dependency.service;
+            if let Some(way) = cycles::path(&specs, dependency, name) {
+                let message = match dependency == name {
+                    true => format!("`depends_on`: {name} depends on itself"),
+                    false => format!(
+                        "`depends_on`: {dependency} depends on {name} in turn ({})",
+                        cycles::shown(name, &way)
+                    ),
+                };
+                findings.error(span.clone(), message, None);
             } else if !known.contains(dependency.as_str()) {
                 let names: Vec<&str> = known.iter().copied().collect();
                 let hint = super::diagnostic::did_you_mean(dependency.as_str(), &names);
@@ -323,8 +328,11 @@ fn across(
         }
         if let Some((message, hint)) = network::joins(name, spec, &specs, services, known) {
             findings.error(layer.network_span.clone().unwrap_or(0..0), message, hint);
-        } else if let Some(host) = spec.joins().filter(|host| reaches(&specs, host, name)) {
-            let message = format!("`network_mode`: {host} depends on {name} in turn");
+        } else if let Some((host, way)) =
+            spec.joins().and_then(|host| Some((host, cycles::path(&specs, host, name)?)))
+        {
+            let way = cycles::shown(name, &way);
+            let message = format!("`network_mode`: {host} depends on {name} in turn ({way})");
             findings.error(layer.network_span.clone().unwrap_or(0..0), message, None);
         }
         let found = findings.into_sorted();
@@ -347,20 +355,6 @@ fn across(
         }
         diagnostics.extend(findings.into_sorted());
     }
-}
-
-fn reaches(specs: &BTreeMap<ServiceName, Declared>, from: &ServiceName, to: &ServiceName) -> bool {
-    let mut seen = BTreeSet::new();
-    let mut next = vec![from];
-    while let Some(name) = next.pop() {
-        if name == to {
-            return true;
-        }
-        if seen.insert(name) {
-            next.extend(specs.get(name).into_iter().flat_map(|spec| spec.needs()));
-        }
-    }
-    false
 }
 
 /// Checks a whole repo: once without a host, and once for each host that it has a file of. A policy is checked too

@@ -6,11 +6,13 @@ use std::ops::Range;
 use toml::de::DeValue;
 
 use super::configs;
+use super::depends;
 use super::health_read;
 use super::layer::{DeployLayer, Layer};
 use super::options;
 use super::port;
 use super::section::{Findings, Section, Value};
+use super::times;
 use super::volume;
 use super::words;
 use crate::types::{ByteSize, Digest, PortMapping, Strategy, fill_fallback};
@@ -72,17 +74,9 @@ pub(super) fn read(section: &Section<'_, '_>) -> Layer {
         memory: None,
         env_files: configs::env_files(section),
         configs: configs::configs(section),
-        depends_on: section.strings("depends_on").map(|names| {
-            let parse = |(text, span): (String, Range<usize>)| match text.parse() {
-                Ok(name) => Some((name, span)),
-                Err(error) => {
-                    findings.error(span, format!("`depends_on`: {error}"), None);
-                    None
-                }
-            };
-            names.into_iter().filter_map(parse).collect()
-        }),
+        depends_on: depends::depends_on(section),
         restart: section.parsed("restart"),
+        schedule: times::schedule(section),
         stop_grace_period: section.duration("stop_grace_period"),
         mem_limit: mem_limit(section),
         milli_cpus: milli_cpus(section),
@@ -278,11 +272,14 @@ fn deploy(section: &Section<'_, '_>) -> DeployLayer {
         bake: section.duration("bake"),
         timeout: section.duration("timeout"),
         pre: command(section, "pre"),
+        post: command(section, "post"),
+        reversible: section.boolean("reversible"),
+        window: times::windows(section),
         min_healthy_time: section.duration("min_healthy_time"),
         max_error_rate: max_error_rate(section),
         span: Some(section.span.clone()),
     };
-    for key in ["post", "window", "canary", "canary_time", "reversible", "drain_signal"] {
+    for key in ["canary", "canary_time", "drain_signal"] {
         section.unsupported(key, "see CHANGELOG.md for what is planned");
     }
     section.finish(|_| None);

@@ -39,6 +39,19 @@ impl Repository {
         info(&commit)
     }
 
+    /// Whether the message of a commit has the trailer `Gitopsd-Window: now`: it is not held up by windows.
+    ///
+    /// Source: git-interpret-trailers(1).
+    ///
+    /// # Errors
+    /// `storage-io`: the cache is damaged.
+    pub fn waives_window(&self, commit: &TrustedCommit) -> Result<bool, GitError> {
+        let cache = self.cache.repository()?;
+        let commit = self.reading(cache.find_commit(commit.oid()))?;
+        Ok(trailer(&String::from_utf8_lossy(commit.message_bytes()), "gitopsd-window").as_deref()
+            == Some("now"))
+    }
+
     /// `gitopsd.toml`, `services/*.toml` and `hosts/*.toml` below `repo.path`, and the files that these name, by their
     /// paths relative to it. What is not among these is not looked at. A named file that cannot be used (a symlink, too
     /// large) is noted as refused; one that is not there is left out.
@@ -342,6 +355,17 @@ fn info(commit: &git2::Commit<'_>) -> Result<CommitInfo, GitError> {
         // A clock from another millennium is no reason to refuse a commit.
         committed_at: Timestamp::from_second(commit.time().seconds()).unwrap_or(Timestamp::UNIX_EPOCH),
     })
+}
+
+/// The last value of a trailer, whose name is given in lower case: a line `Name: value` of the last paragraph.
+fn trailer(message: &str, name: &str) -> Option<String> {
+    let message = message.trim_end();
+    let (_, last) = message.rsplit_once("\n\n")?;
+    let values = last.lines().filter_map(|line| {
+        let (key, value) = line.split_once(':')?;
+        key.trim().eq_ignore_ascii_case(name).then(|| value.trim().to_ascii_lowercase())
+    });
+    values.last()
 }
 
 /// Written by strangers, shown on terminals.

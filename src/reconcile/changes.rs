@@ -164,6 +164,7 @@ fn rest<I>(before: &ServiceSpec<I>, after: &ServiceSpec<I>) -> Vec<Difference> {
         configs,
         depends_on,
         restart,
+        schedule,
         stop_grace_period,
         mem_limit,
         milli_cpus,
@@ -194,6 +195,9 @@ fn rest<I>(before: &ServiceSpec<I>, after: &ServiceSpec<I>) -> Vec<Difference> {
     t.add("depends_on", How::Settings, depends_on, &after.depends_on);
     // Read when it has ended.
     t.tell("restart", How::Settings, (&Some(*restart), &Some(after.restart)), "", ToString::to_string);
+    // One that has none runs all the time; another time counts from now on.
+    let how = if schedule.is_some() == after.schedule.is_some() { How::Settings } else { How::NewGeneration };
+    t.add("schedule", how, schedule, &after.schedule);
     let times = (&Some(*stop_grace_period), &Some(after.stop_grace_period));
     t.tell("stop_grace_period", How::Supervisor, times, "", |time| crate::types::format_duration(*time));
     t.tell("mem_limit", How::Limits, (mem_limit, &after.mem_limit), "none", ToString::to_string);

@@ -11,11 +11,14 @@ pub mod amend;
 pub mod changes;
 pub mod errors;
 pub mod health;
+mod irreversible;
+pub mod jobs;
 pub mod joined;
 pub mod limits;
 pub mod networks;
 pub mod next;
 pub mod operator;
+mod order;
 pub mod ports;
 pub mod preflight;
 pub mod preview;
@@ -25,11 +28,13 @@ pub mod repair;
 pub mod replace;
 mod restarts;
 pub mod rolling;
+pub mod schedule;
 pub mod sharing;
 pub mod step;
 pub mod transition;
 pub mod uses;
 pub(crate) mod view;
+mod window;
 pub mod world;
 
 use std::collections::BTreeMap;
@@ -58,6 +63,7 @@ pub fn plan(
     let strays = strays.chain(observed.frozen.keys());
     let names = records.keys().chain(desired.iter().flat_map(|d| d.services.keys())).chain(strays);
     let mut services = BTreeMap::new();
+    let mut times = Vec::new();
     for name in names {
         if services.contains_key(name) {
             continue;
@@ -72,6 +78,8 @@ pub fn plan(
             now,
         };
         services.insert(name.clone(), next::decide(&view));
+        // What goes on beside whatever else there is.
+        times.extend([jobs::wake_at(&view), schedule::wake_at(&view)].into_iter().flatten());
     }
     let wake_at = services
         .values()
@@ -79,6 +87,7 @@ pub fn plan(
             Next::Wait { until, .. } | Next::Held { until, .. } => *until,
             Next::Do(_) | Next::Settled => None,
         })
+        .chain(times)
         .min();
     Plan { services, wake_at }
 }

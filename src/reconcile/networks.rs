@@ -140,6 +140,7 @@ mod tests {
             ends: 0,
             down: None,
             untold: None,
+            amending: None,
         });
         record
     }

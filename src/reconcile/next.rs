@@ -4,7 +4,7 @@ use super::record::{Cause, ServiceRecord, Spec};
 use super::step::{Next, Planned, Situation, Step};
 use super::view::View;
 use super::world::DesiredService;
-use super::{amend, joined, later, preflight, repair, rolling};
+use super::{amend, jobs, joined, later, order, preflight, repair, rolling, window};
 use crate::types::{CommitInfo, Reason, Refusal};
 use std::time::Duration;
 
@@ -72,6 +72,9 @@ fn choose(view: &View<'_>) -> Planned {
             next: Next::Do(Step::Remove(removing.commit.clone().into())),
         };
     }
+    if let Some(step) = jobs::beside(view, record) {
+        return Planned { situation: situation(record), next: Next::Do(step) };
+    }
     if let Some(rollout) = &record.rollout {
         let next = rolling::next(view, record, rollout);
         return Planned { situation: situation(record), next };
@@ -86,6 +89,9 @@ fn choose(view: &View<'_>) -> Planned {
             Some(refusal) => repair::next(view, record)
                 .or_else(|| retire(view, record))
                 .unwrap_or_else(|| held(refusal.clone())),
+            None if order::dependant(view).is_some() => repair::next(view, record)
+                .or_else(|| retire(view, record))
+                .unwrap_or_else(|| after_dependant(view)),
             None => Next::Do(Step::Remove(desired.commit.clone().into())),
         };
         return Planned { situation: Situation::Orphaned, next };
@@ -117,6 +123,10 @@ fn choose(view: &View<'_>) -> Planned {
         Some(wanted) => want(view, Some(record), wanted),
         None => Next::Settled,
     };
+    let next = match next {
+        Next::Settled => jobs::after_deploy(view, record).unwrap_or(Next::Settled),
+        next => next,
+    };
     if let (Some(next), false) = (waiting, matches!(next, Next::Do(_))) {
         return Planned { situation: Situation::Drifted, next };
     }
@@ -135,6 +145,13 @@ fn situation(record: &ServiceRecord) -> Situation {
         (None, None, Some(_)) => Situation::Retiring,
         (None, None, None) => Situation::Current,
     }
+}
+
+/// It is no longer wanted, and what depends on it goes first.
+fn after_dependant(view: &View<'_>) -> Next {
+    let other = order::dependant(view).map_or_else(String::new, ToString::to_string);
+    let message = format!("it goes once {other}, which depends on it, is away or at another generation");
+    held(Refusal::new(Reason::Dependency, message))
 }
 
 /// A container that no record names is debris of a crash or of somebody's hand.
@@ -176,6 +193,9 @@ fn begin(view: &View<'_>, record: Option<&ServiceRecord>, spec: &Spec, commit: &
     if let Some(held) = preflight::before_begin(view, record, spec) {
         return held;
     }
+    if let Some(next) = window::closed(view, record, spec) {
+        return next;
+    }
     let generation = record.map_or(crate::types::Generation(0), |record| record.last_generation).next();
     Next::Do(Step::Begin {
         generation,
@@ -195,6 +215,10 @@ fn retire(view: &View<'_>, record: &ServiceRecord) -> Option<Next> {
     let grace = later(retiring.since, GRACE.min(drain));
     let id = crate::types::InstanceId::new(view.name, generation);
     let idle = view.observed.idle_polls.get(&id).copied().unwrap_or(0) >= IDLE_POLLS;
+    // A run of a scheduled service is not cut short for the next version.
+    if let Some((job, _)) = jobs::busy(record, generation) {
+        return Some(wait(format!("generation {generation} goes once {job} has ended")));
+    }
     // Its network goes with it.
     let kept = later(over, joined::KEPT);
     if let Some(guest) = joined::guest(view, generation).filter(|_| view.now < kept) {

@@ -96,6 +96,9 @@ pub struct Transition {
     /// The last lines that a generation wrote which was given up. The agent adds them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub log: Vec<String>,
+    /// Seconds for which nothing served, where the one was stopped before the other was started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gap_seconds: Option<f64>,
 }
 
 impl Transition {
@@ -126,6 +129,35 @@ impl Transition {
         format!("{}.{generation}-{began:x}-{}", self.service, self.result.word())
     }
 
+    /// One about nothing but itself. `times`: when it began, and when it was over.
+    pub fn plain(
+        service: &ServiceName,
+        commit: &CommitId,
+        result: ReceiptResult,
+        message: String,
+        times: (Timestamp, Timestamp),
+    ) -> Self {
+        Self {
+            service: service.clone(),
+            commit: commit.clone(),
+            from: None,
+            to: None,
+            result,
+            reason: None,
+            message,
+            started_at: times.0,
+            finished_at: times.1,
+            pulled_bytes: 0,
+            pull_seconds: 0.0,
+            healthy_seconds: None,
+            switched_at: None,
+            exit: None,
+            gap_seconds: None,
+            serves: None,
+            log: Vec::new(),
+        }
+    }
+
     /// The end of a rollout.
     pub fn of_rollout(
         service: &ServiceName,
@@ -137,10 +169,15 @@ impl Transition {
         let trouble = rollout.trouble.as_ref().filter(|_| result != ReceiptResult::Deployed);
         let took = Duration::try_from(now.duration_since(rollout.started_at)).unwrap_or_default();
         let image = &rollout.to.spec.image.reference;
-        let message = match trouble {
-            Some(trouble) => trouble.message.clone(),
-            None => format!("{image} serves, {:.1} s after it was begun", took.as_secs_f64()),
+        let gap = rollout.gap(now);
+        let mut message = match (trouble, &rollout.to.spec.schedule) {
+            (Some(trouble), _) => trouble.message.clone(),
+            (None, Some(schedule)) => format!("{image} runs from its next time on ({})", schedule.calendar),
+            (None, None) => format!("{image} serves, {:.1} s after it was begun", took.as_secs_f64()),
         };
+        if let Some(gap) = gap {
+            message.push_str(&format!("; nothing served for {gap:.1} s"));
+        }
         Self {
             service: service.clone(),
             commit: rollout.to.commit.id.clone(),
@@ -165,6 +202,7 @@ impl Transition {
                 _ => from.map(|from| from.generation),
             },
             log: Vec::new(),
+            gap_seconds: gap,
         }
     }
 }

@@ -4,6 +4,7 @@ use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 
+use super::jobs::Jobs;
 use crate::types::{CommitId, CommitInfo, Exit, Generation, PinnedImage, Refusal, ServiceSpec, Timestamp};
 
 /// A spec as it runs on hosts: its image is pinned.
@@ -31,6 +32,9 @@ pub struct ServiceRecord {
     pub hold: Option<Hold>,
     /// The repo no longer wants it, and its removal has begun.
     pub removing: Option<Removing>,
+    /// Its one-shots.
+    #[serde(default, skip_serializing_if = "Jobs::is_empty")]
+    pub jobs: Jobs,
 }
 
 impl ServiceRecord {
@@ -46,6 +50,7 @@ impl ServiceRecord {
             failure: None,
             hold: None,
             removing: None,
+            jobs: Jobs::default(),
         }
     }
 
@@ -140,6 +145,9 @@ pub enum Down {
     Ended,
     /// It was stopped for a candidate, or somebody wants it back: it is started whatever its policy says.
     Wanted,
+    /// It was stopped for a candidate that did not make it, and may not come back by itself: see
+    /// [`super::irreversible`].
+    Barred,
 }
 
 /// A candidate under way. At most one a service.
@@ -170,6 +178,18 @@ pub struct Rollout {
     pub retry_at: Option<Timestamp>,
     /// While trying again: why it did not work. In [`Phase::Abandoning`]: why it is given up.
     pub trouble: Option<Refusal>,
+    /// Under `recreate`: when the incumbent was stopped for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub yielded_at: Option<Timestamp>,
+}
+
+impl Rollout {
+    /// Seconds for which nothing served, or has served by `now`.
+    pub fn gap(&self, now: Timestamp) -> Option<f64> {
+        let until = self.switched_at.unwrap_or(now);
+        let gap = std::time::Duration::try_from(until.duration_since(self.yielded_at?)).unwrap_or_default();
+        Some(gap.as_secs_f64())
+    }
 }
 
 /// What a pull has cost.
@@ -198,7 +218,7 @@ pub enum Cause {
 pub enum Phase {
     /// Its image is being made local. Crash: pulled again, from the layers that are there.
     Pulling,
-    /// `deploy.pre` runs. Crash: it runs again.
+    /// `deploy.pre` runs. Crash: it goes on, or has ended: it is not run again.
     Preparing,
     /// `recreate` only: the incumbent is being stopped. Crash: stopped again.
     Yielding,

@@ -3,13 +3,12 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use super::next::wait;
 use super::record::{Deployed, Down, Phase, ServiceRecord};
 use super::restarts::stays;
 use super::rolling::incumbent_serves;
 use super::step::{Next, Step};
 use super::view::View;
-use super::{joined, later, pending};
+use super::{irreversible, joined, later, order, pending, schedule};
 use crate::types::{ContainerState, InstanceId, Reason, Refusal, ServiceName, Timestamp};
 
 /// First pause before a container that ended is started again; doubled for each further start in a row.
@@ -18,6 +17,9 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// Longest pause between two starts.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
+/// From one look whether a service that comes first is well to the next.
+const PROVING: Duration = Duration::from_millis(500);
+
 /// A container that ran this long has recovered: its next end begins a new row.
 pub const RECOVERED_AFTER: Duration = Duration::from_secs(600);
 
@@ -25,6 +27,9 @@ pub const RECOVERED_AFTER: Duration = Duration::from_secs(600);
 pub(super) fn next(view: &View<'_>, record: &ServiceRecord) -> Option<Next> {
     let incumbent = record.incumbent.as_ref()?;
     let generation = incumbent.generation;
+    if incumbent.spec.schedule.is_some() {
+        return schedule::next(view, record);
+    }
     if view.runs(generation) {
         let traffic_elsewhere =
             record.rollout.as_ref().is_some_and(|rollout| rollout.phase >= Phase::Switching);
@@ -33,6 +38,9 @@ pub(super) fn next(view: &View<'_>, record: &ServiceRecord) -> Option<Next> {
             return Some(Next::Do(Step::Route(generation)));
         }
         return incumbent.untold.map(|_| Next::Do(Step::Report(generation)));
+    }
+    if let Some(held) = irreversible::barred(incumbent) {
+        return Some(held);
     }
     // The network that it shared is gone: what is left is a new generation.
     if !joined::is_there(view, incumbent) {
@@ -72,7 +80,10 @@ pub(super) fn next(view: &View<'_>, record: &ServiceRecord) -> Option<Next> {
 /// The incumbent is about to be started, once another service is that it needs.
 pub(super) fn comes_after(view: &View<'_>, incumbent: &Deployed) -> Option<Next> {
     let other = first(view, incumbent)?;
-    Some(wait(format!("generation {} is started once {other} runs", incumbent.generation)))
+    let why = format!("generation {} is started once {other} runs", incumbent.generation);
+    // One that runs has to answer within its time.
+    let until = Some(later(view.now, PROVING)).filter(|_| !view.observed.busy.contains_key(other));
+    Some(Next::Wait { until, why })
 }
 
 /// The start of an incumbent that should serve and does not run, if it is due now.
@@ -91,17 +102,20 @@ fn first<'a>(view: &View<'a>, incumbent: &'a Deployed) -> Option<&'a ServiceName
         // Beside a candidate that has not come far its incumbent is started as well.
         let serves = |record: &&ServiceRecord| record.rollout.as_ref().is_none_or(incumbent_serves);
         let Some(record) = view.records.get(*name).filter(serves) else { return false };
-        let Some(other) = &record.incumbent else { return false };
+        let Some(other) = record.incumbent.as_ref().filter(|it| it.spec.schedule.is_none()) else {
+            return false;
+        };
         let id = InstanceId::new(name, other.generation);
         let state = view.observed.containers.get(&id);
         let runs = matches!(state, Some(ContainerState::Running { .. }));
-        let stays = stays(record, other, state).is_some();
+        let stays = stays(record, other, state).is_some() || other.down == Some(Down::Barred);
         let due = !pending(view.now, restart_at(other), LONGEST_PAUSE)
             && view.observed.images.contains(&other.spec.image.digest)
             && !view.observed.pauses.contains_key(*name)
             && !view.observed.frozen.contains_key(*name);
         let coming = due || view.observed.busy.contains_key(*name);
-        !runs && !stays && coming && !depends(view, name, view.name)
+        let first = (!runs && !stays && coming) || order::is_proving(view, incumbent, name, other);
+        first && !depends(view, name, view.name)
     })
 }
 
@@ -123,7 +137,7 @@ fn depends(view: &View<'_>, from: &ServiceName, on: &ServiceName) -> bool {
 }
 
 /// When an incumbent that is not running may be started, or its lost image pulled: both count as tries.
-fn restart_at(incumbent: &Deployed) -> Timestamp {
+pub(super) fn restart_at(incumbent: &Deployed) -> Timestamp {
     let Some(last) = incumbent.restarted_at else { return Timestamp::MIN };
     let doublings = incumbent.restarts.saturating_sub(1).min(16);
     later(last, FIRST_PAUSE.saturating_mul(1 << doublings).min(LONGEST_PAUSE))

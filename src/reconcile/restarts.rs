@@ -26,7 +26,7 @@ pub(super) fn stays<'a>(
     state: Option<&'a ContainerState>,
 ) -> Option<&'a Exit> {
     let exit = match (incumbent.down, state) {
-        (Some(Down::Wanted), _) | (_, Some(ContainerState::Running { .. })) => return None,
+        (Some(Down::Wanted | Down::Barred), _) | (_, Some(ContainerState::Running { .. })) => return None,
         (Some(Down::Ended), _) => incumbent.last_exit.as_ref()?,
         // It is down for a candidate.
         (None, _)
@@ -68,22 +68,12 @@ pub(super) fn yielded(record: &ServiceRecord) -> bool {
 /// every minute must not fill the audit trail.
 pub(super) fn told(name: &ServiceName, incumbent: &mut Deployed, now: Timestamp) -> Option<Transition> {
     let began = incumbent.untold.take()?;
+    let message = format!("generation {} was not running and was started again", incumbent.generation);
     Some(Transition {
-        service: name.clone(),
-        commit: incumbent.commit.id.clone(),
         from: Some(Side::of(incumbent)),
         to: Some(Side::of(incumbent)),
-        result: ReceiptResult::Restarted,
         reason: Some(Reason::Exited),
-        message: format!("generation {} was not running and was started again", incumbent.generation),
-        started_at: began,
-        finished_at: now,
-        pulled_bytes: 0,
-        pull_seconds: 0.0,
-        healthy_seconds: None,
-        switched_at: None,
-        exit: None,
         serves: Some(incumbent.generation),
-        log: Vec::new(),
+        ..Transition::plain(name, &incumbent.commit.id, ReceiptResult::Restarted, message, (began, now))
     })
 }

@@ -10,8 +10,8 @@ use super::step::{Next, Step};
 use super::transition::LONGEST_RETRY;
 use super::view::View;
 use super::world::DesiredService;
-use super::{joined, later, pending, preflight, repair, sharing};
-use crate::types::{ContainerState, Reason, Refusal, Strategy};
+use super::{irreversible, jobs, joined, later, order, pending, preflight, repair, sharing, window};
+use crate::types::{ContainerState, Job, Reason, Refusal, Strategy};
 
 /// What a rollout does next.
 pub(super) fn next(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next {
@@ -37,11 +37,9 @@ pub(super) fn next(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -
         // Thrown away meanwhile, by a check of the disk or a hand.
         return Next::Do(Step::Advance(Phase::Pulling));
     }
-    match rollout.phase {
+    let next = match rollout.phase {
         Phase::Pulling => pulling(view, record, rollout),
-        Phase::Preparing => sharing::turn(view, record, rollout)
-            .or_else(|| paused(view, rollout))
-            .unwrap_or(Next::Do(Step::Prepare(generation))),
+        Phase::Preparing => preparing(view, record, rollout),
         Phase::Yielding => match &record.incumbent {
             // Asked while the incumbent still runs: it is not stopped for a successor that has to wait.
             Some(incumbent) if view.runs(incumbent.generation) => sharing::turn(view, record, rollout)
@@ -49,10 +47,22 @@ pub(super) fn next(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -
                 .unwrap_or(Next::Do(Step::Stop(incumbent.generation))),
             _ => Next::Do(Step::Advance(Phase::Starting)),
         },
+        // There is nothing to start and to prove: it runs when it is due.
+        Phase::Starting | Phase::Proving | Phase::Switching | Phase::Baking
+            if rollout.to.spec.schedule.is_some() =>
+        {
+            promote(record, rollout)
+        }
         Phase::Starting => starting(view, record, rollout),
         Phase::Proving | Phase::Switching => proving(view, record, rollout),
         Phase::Baking => baking(view, record, rollout),
         Phase::Abandoning => abandoning(view, record, rollout),
+    };
+    match next {
+        Next::Do(Step::Fail(refusal)) if irreversible::holds(record, rollout) => {
+            irreversible::instead(view, record, rollout, &refusal)
+        }
+        next => next,
     }
 }
 
@@ -89,7 +99,8 @@ pub(super) fn superseded(view: &View<'_>, rollout: &Rollout) -> Option<Refusal> 
     }
     let head = view.desired.map(|desired| &desired.commit.id);
     let hold = view.record.and_then(|record| record.hold.as_ref());
-    if let Some(hold) = hold.filter(|hold| !hold.is_over(head, view.now)) {
+    let forward = view.record.is_some_and(|record| irreversible::holds(record, rollout));
+    if let Some(hold) = hold.filter(|hold| !hold.is_over(head, view.now) && !forward) {
         return Some(Refusal::new(Reason::Held, format!("held by {}: {}", hold.by, hold.reason)));
     }
     let desired = view.desired.filter(|desired| desired.commit.id != rollout.to.commit.id)?;
@@ -113,7 +124,12 @@ pub(super) fn superseded(view: &View<'_>, rollout: &Rollout) -> Option<Refusal> 
 
 fn pulling(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next {
     if view.has_image(&rollout.to) {
-        return Next::Do(Step::Advance(after_pull(record, rollout)));
+        // From here on it is felt, and goes on to its end.
+        let closed = match rollout.cause {
+            Cause::Commit => window::closed(view, Some(record), &rollout.to.spec),
+            Cause::Rollback => None,
+        };
+        return closed.unwrap_or(Next::Do(Step::Advance(after_pull(record, rollout))));
     }
     paused(view, rollout).unwrap_or(Next::Do(Step::Pull(rollout.to.generation)))
 }
@@ -138,10 +154,46 @@ pub(super) fn after_prepare(record: &ServiceRecord, rollout: &Rollout) -> Phase 
     }
 }
 
+/// `deploy.pre`, once.
+fn preparing(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next {
+    let generation = rollout.to.generation;
+    let run = record.jobs.pre.as_ref().filter(|run| run.generation == generation);
+    let Some(run) = run else {
+        // What it changes is for a service that can start.
+        return sharing::turn(view, record, rollout)
+            .or_else(|| dependency(view, rollout))
+            .or_else(|| paused(view, rollout))
+            .unwrap_or(Next::Do(Step::Prepare(generation)));
+    };
+    match jobs::progress(view, &rollout.to, Job::Pre, run) {
+        jobs::Progress::Do(step) => Next::Do(step),
+        jobs::Progress::Runs(until) => {
+            let command = rollout.to.spec.deploy.pre.join(" ");
+            let limit = crate::types::format_duration(rollout.to.spec.deploy.timeout);
+            let why =
+                format!("running deploy.pre `{command}` of generation {generation}, for {limit} at the most");
+            Next::Wait { until, why }
+        }
+        jobs::Progress::Over => match &run.trouble {
+            None => Next::Do(Step::Advance(after_prepare(record, rollout))),
+            Some(refusal) => Next::Do(Step::Fail(refusal.clone())),
+        },
+    }
+}
+
+/// The candidate takes the incumbent's place, whose own last one-shot is not cut short for it.
+fn promote(record: &ServiceRecord, rollout: &Rollout) -> Next {
+    let incumbent = record.incumbent.as_ref();
+    match incumbent.and_then(|incumbent| jobs::busy(record, incumbent.generation)) {
+        Some((Job::Post, _)) => wait("deploy.post of the former generation has not ended".to_owned()),
+        _ => Next::Do(Step::Promote(rollout.to.generation)),
+    }
+}
+
 /// Why it may not start yet.
 fn dependency(view: &View<'_>, rollout: &Rollout) -> Option<Next> {
-    let name = view.missing_dependency(&rollout.to)?;
-    Some(held(Refusal::new(Reason::Dependency, format!("{name}, which it depends on, is not running"))))
+    let missing = || order::missing(view, &rollout.to).map(held);
+    order::before_start(view, rollout).or_else(missing)
 }
 
 fn starting(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next {
@@ -178,7 +230,7 @@ fn proving(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next {
     match view.container(generation) {
         Some(ContainerState::Running { .. }) => {}
         Some(ContainerState::Exited(_)) if over => {
-            return paused(view, rollout).unwrap_or(Next::Do(Step::Switch(generation)));
+            return switch(view, rollout);
         }
         Some(ContainerState::Exited(exit)) => {
             let message = format!("generation {generation} {exit} before it was healthy");
@@ -190,7 +242,7 @@ fn proving(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next {
     match view.verdict(&rollout.to) {
         Some(Verdict::Healthy) => match keeps_port(view, rollout) {
             Some(refusal) => Next::Do(Step::Fail(refusal)),
-            None => paused(view, rollout).unwrap_or(Next::Do(Step::Switch(generation))),
+            None => switch(view, rollout),
         },
         Some(Verdict::Unhealthy(why)) => {
             let message = format!("generation {generation} failed its health check: {why}");
@@ -222,6 +274,14 @@ fn proving(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next {
     }
 }
 
+/// It may have the traffic, unless what it needs comes first.
+fn switch(view: &View<'_>, rollout: &Rollout) -> Next {
+    // What was meant already is done.
+    let order = order::before_switch(view, rollout).filter(|_| rollout.phase < Phase::Switching);
+    let wait = order.or_else(|| paused(view, rollout));
+    wait.unwrap_or(Next::Do(Step::Switch(rollout.to.generation)))
+}
+
 /// Another service may still have the port because its own change of this commit is under way; one that has it for
 /// longer than a deploy may take keeps it, as two that want each other's ports do.
 fn keeps_port(view: &View<'_>, rollout: &Rollout) -> Option<Refusal> {
@@ -242,6 +302,10 @@ fn baking(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next {
         Some(ContainerState::Exited(exit)) => {
             Some((Reason::Exited, format!("generation {generation} {exit}")))
         }
+        // Gone with a reboot. It was judged healthy, and the incumbent may not serve again.
+        Some(ContainerState::Remains) | None if irreversible::holds(record, rollout) => {
+            return promote(record, rollout);
+        }
         // Gone with a reboot: the candidate is started and proved anew while the incumbent serves.
         Some(ContainerState::Remains) | None => return Next::Do(Step::Advance(Phase::Starting)),
     };
@@ -257,7 +321,7 @@ fn baking(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next {
     let bake_over = later(rollout.switched_at.unwrap_or(rollout.phase_since), rollout.to.spec.deploy.bake);
     // With nothing to go back to there is nothing to keep ready.
     if record.incumbent.is_none() || view.now >= bake_over {
-        return Next::Do(Step::Promote(generation));
+        return promote(record, rollout);
     }
     if !routed(view, record, rollout) {
         return Next::Do(Step::Route(generation));
@@ -289,6 +353,12 @@ fn ails(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Option<(R
 fn abandoning(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next {
     let generation = rollout.to.generation;
     match &record.incumbent {
+        // It stays down; a newer commit goes on from there.
+        Some(_) if irreversible::leaves_down(record, rollout) => {
+            if view.route().is_some() {
+                return Next::Do(Step::Return { to: None, from: generation });
+            }
+        }
         Some(incumbent) => {
             let right = view.route() == Some(&view.route_for(record, incumbent));
             if view.runs(incumbent.generation) {
@@ -318,6 +388,10 @@ fn abandoning(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Nex
         }
         None if view.route().is_some() => return Next::Do(Step::Return { to: None, from: generation }),
         None => {}
+    }
+    let pre = crate::types::InstanceId::of_job(view.name, generation, Job::Pre);
+    if view.observed.containers.contains_key(&pre) {
+        return Next::Do(Step::Clear(generation, Job::Pre));
     }
     if view.container(generation).is_some() {
         return Next::Do(Step::Discard(generation));

@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use super::next::{held, wait};
+use super::order;
 use super::record::{Down, Phase, Rollout, ServiceRecord, Spec};
 use super::step::Next;
 use super::view::View;
@@ -119,7 +120,9 @@ fn comes_first(
     if depends(view, there.name, view.name) {
         return false;
     }
-    let blocked = theirs.phase <= Phase::Starting && there.missing_dependency(&theirs.to).is_some();
+    let waits_for_others =
+        || order::missing(there, &theirs.to).is_some() || order::before_start(there, theirs).is_some();
+    let blocked = theirs.phase <= Phase::Starting && waits_for_others();
     if blocked || taken(there, record, theirs).is_some() && !has_begun(there, record, theirs) {
         return false;
     }

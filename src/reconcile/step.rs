@@ -5,7 +5,7 @@ use std::fmt;
 
 use super::changes::{Difference, listed};
 use super::record::{Cause, Phase, Spec};
-use crate::types::{CommitInfo, Exit, Generation, Refusal, ServiceName, Timestamp};
+use crate::types::{CommitInfo, Exit, Generation, Job, Refusal, ServiceName, Timestamp};
 
 /// One effect. Each names the generation it is about; none leaves a choice to whoever carries it out.
 #[derive(Debug, Clone, PartialEq)]
@@ -23,8 +23,25 @@ pub enum Step {
     },
     /// Make the image of a generation local.
     Pull(Generation),
-    /// Run the candidate's `deploy.pre` to its end.
+    /// Start the candidate's `deploy.pre`.
     Prepare(Generation),
+    /// Start the incumbent's `deploy.post`.
+    Finish(Generation),
+    /// Start a run of a scheduled service.
+    Run(Generation),
+    /// Write down how a one-shot ended.
+    Ended {
+        /// Which.
+        job: Job,
+        /// Of this generation.
+        generation: Generation,
+        /// How.
+        exit: Box<Exit>,
+        /// Its time is over, and it has not ended.
+        late: bool,
+    },
+    /// Stop and take away the container of a one-shot.
+    Clear(Generation, Job),
     /// Stop a container, keeping what it wrote: the incumbent that yields under `recreate`.
     Stop(Generation),
     /// Start the container of a generation: the candidate, or an incumbent that is not running.
@@ -90,6 +107,10 @@ impl Step {
             Self::Begin { .. } => "begin",
             Self::Pull(_) => "pull",
             Self::Prepare(_) => "prepare",
+            Self::Finish(_) => "finish",
+            Self::Run(_) => "run",
+            Self::Ended { .. } => "ended",
+            Self::Clear(..) => "clear",
             Self::Stop(_) => "stop",
             Self::Start(_) => "start",
             Self::Advance(_) => "advance",
@@ -115,7 +136,7 @@ impl Step {
     pub const WORDS: &[&str] = &[
         "begin", "pull", "prepare", "stop", "start", "advance", "switch", "promote", "fail", "return",
         "discard", "conclude", "retire", "amend", "route", "report", "note", "sweep", "withdraw", "remove",
-        "release",
+        "release", "finish", "run", "ended", "clear",
     ];
 }
 
@@ -126,6 +147,8 @@ impl fmt::Display for Step {
             Self::Begin { generation, spec, .. } => write!(f, "{word} {generation} {}", spec.image.reference),
             Self::Pull(g)
             | Self::Prepare(g)
+            | Self::Finish(g)
+            | Self::Run(g)
             | Self::Stop(g)
             | Self::Start(g)
             | Self::Switch(g)
@@ -136,6 +159,13 @@ impl fmt::Display for Step {
             | Self::Report(g)
             | Self::Sweep(g) => write!(f, "{word} {g}"),
             Self::Note(g, exit) => write!(f, "{word} {g}: {exit}"),
+            Self::Ended { job, generation, late: true, .. } => {
+                write!(f, "{word} {generation} {}: late", job.word())
+            }
+            Self::Ended { job, generation, exit, .. } => {
+                write!(f, "{word} {generation} {}: {exit}", job.word())
+            }
+            Self::Clear(g, job) => write!(f, "{word} {g} {}", job.word()),
             Self::Advance(phase) => write!(f, "{word} to {}", phase.word()),
             Self::Fail(refusal) => write!(f, "{word}: {refusal}"),
             Self::Return { to: Some(to), from } => write!(f, "{word} {from} -> {to}"),

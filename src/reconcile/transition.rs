@@ -5,15 +5,15 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use super::changes::listed;
-use super::later;
 use super::receipt::{ReceiptResult, Side, Transition};
 use super::record::{
     Amending, Cause, Deployed, Down, Failure, Phase, PullCost, Removing, Retiring, Rollout, ServiceRecord,
 };
 use super::restarts::{count, ended, told, yielded};
-use super::rolling::{after_prepare, after_pull};
+use super::rolling::after_pull;
 use super::step::{Amendment, Step};
-use crate::types::{Exit, Generation, Reason, Refusal, ServiceName, Timestamp};
+use super::{irreversible, jobs, later};
+use crate::types::{Exit, Generation, Job, Reason, Refusal, ServiceName, Timestamp};
 
 /// First pause before an effect that may be tried again; doubled for each further one.
 const FIRST_RETRY: Duration = Duration::from_secs(2);
@@ -61,6 +61,7 @@ pub struct Addresses {
 /// `end`: how the container that the step is about has ended, where it has.
 pub fn intend(record: &ServiceRecord, step: &Step, end: Option<&Exit>, now: Timestamp) -> ServiceRecord {
     let mut record = record.clone();
+    jobs::intend(&mut record, step, now);
     match step {
         Step::Switch(_) => enter(&mut record, Phase::Switching, now),
         Step::Start(generation) | Step::Pull(generation) => {
@@ -81,6 +82,9 @@ pub fn intend(record: &ServiceRecord, step: &Step, end: Option<&Exit>, now: Time
             }
         }
         Step::Stop(generation) => {
+            if let Some(rollout) = &mut record.rollout {
+                rollout.yielded_at.get_or_insert(now);
+            }
             if let Some(incumbent) = record.incumbent.as_mut().filter(|it| it.generation == *generation) {
                 // Whatever its restart policy says: should the candidate fail, it is to run again.
                 incumbent.down = incumbent.down.or(Some(Down::Wanted));
@@ -117,6 +121,7 @@ pub fn begin(
     let mut record = record.cloned().unwrap_or_else(|| ServiceRecord::new(addresses.service));
     record.last_generation = record.last_generation.max(*generation);
     record.failure = None;
+    record.jobs.pre = None;
     record.rollout = Some(Rollout {
         to: Deployed {
             generation: *generation,
@@ -144,6 +149,7 @@ pub fn begin(
         attempts: 0,
         retry_at: None,
         trouble: None,
+        yielded_at: None,
     });
     Some(record)
 }
@@ -158,6 +164,9 @@ pub fn conclude(
 ) -> Applied {
     let mut record = record.clone();
     let mut receipt = None;
+    if let Some(receipt) = job_ended(name, &mut record, step, outcome, now) {
+        return Applied { record: Some(record), receipt };
+    }
     if let Outcome::Failed(refusal) | Outcome::Retry(refusal) = outcome {
         let retry = matches!(outcome, Outcome::Retry(_));
         trouble(&mut record, step, refusal, retry, now);
@@ -168,12 +177,7 @@ pub fn conclude(
     }
     match step {
         Step::Pull(generation) => pulled(&mut record, *generation, outcome, now),
-        Step::Prepare(_) => {
-            let next = record.rollout.as_ref().map(|rollout| after_prepare(&record, rollout));
-            if let Some(next) = next {
-                enter(&mut record, next, now);
-            }
-        }
+        Step::Clear(generation, job) => jobs::cleared(&mut record, *generation, *job),
         Step::Start(generation) => {
             if record.rollout.as_ref().is_some_and(|rollout| rollout.to.generation == *generation) {
                 enter(&mut record, Phase::Proving, now);
@@ -215,6 +219,10 @@ pub fn conclude(
             }
         }
         Step::Begin { .. }
+        | Step::Prepare(_)
+        | Step::Finish(_)
+        | Step::Run(_)
+        | Step::Ended { .. }
         | Step::Return { .. }
         | Step::Discard(_)
         | Step::Route(_)
@@ -222,6 +230,34 @@ pub fn conclude(
         | Step::Withdraw => {}
     }
     Applied { record: Some(record), receipt }
+}
+
+/// A one-shot has ended, or could not be started, which is the end of it too. The inner `None`: that earns no receipt.
+fn job_ended(
+    name: &ServiceName,
+    record: &mut ServiceRecord,
+    step: &Step,
+    outcome: &Outcome,
+    now: Timestamp,
+) -> Option<Option<Transition>> {
+    let refusal = match outcome {
+        Outcome::Failed(refusal) | Outcome::Retry(refusal) => Some(refusal),
+        Outcome::Done | Outcome::Pulled(_) => None,
+        Outcome::Dropped => return None,
+    };
+    let unseen = Exit { code: None, signal: None, oom_killed: false, at: now };
+    let (job, generation, exit) = match (step, refusal) {
+        (Step::Ended { job, generation, exit, .. }, _) => (*job, *generation, (**exit).clone()),
+        (Step::Prepare(generation), Some(_)) => (Job::Pre, *generation, unseen),
+        (Step::Finish(generation), Some(_)) => (Job::Post, *generation, unseen),
+        (Step::Run(generation), Some(_)) => (Job::Run, *generation, unseen),
+        _ => return None,
+    };
+    let receipt = jobs::ended(name, record, (job, generation), &exit, refusal, now);
+    if let (Job::Pre, Some(refusal)) = (job, refusal) {
+        trouble(record, &Step::Prepare(generation), refusal, false, now);
+    }
+    Some(receipt)
 }
 
 fn enter(record: &mut ServiceRecord, phase: Phase, now: Timestamp) {
@@ -270,6 +306,7 @@ fn pulled(record: &mut ServiceRecord, generation: Generation, outcome: &Outcome,
 
 /// An effect did not work: a candidate is given up, or tried again later; what already serves is only tried again.
 fn trouble(record: &mut ServiceRecord, step: &Step, refusal: &Refusal, retry: bool, now: Timestamp) {
+    let no_way_back = record.rollout.as_ref().is_some_and(|rollout| irreversible::holds(record, rollout));
     let Some(rollout) = &mut record.rollout else { return };
     let about_candidate = match step {
         Step::Pull(g) | Step::Start(g) | Step::Prepare(g) | Step::Switch(g) => *g == rollout.to.generation,
@@ -280,7 +317,7 @@ fn trouble(record: &mut ServiceRecord, step: &Step, refusal: &Refusal, retry: bo
         return;
     }
     rollout.trouble = Some(refusal.clone());
-    if retry {
+    if retry || no_way_back {
         let pause = FIRST_RETRY.saturating_mul(1 << rollout.attempts.min(16)).min(LONGEST_RETRY);
         rollout.attempts = rollout.attempts.saturating_add(1);
         rollout.retry_at = Some(later(now, pause));
@@ -315,6 +352,12 @@ fn promote(name: &ServiceName, record: &mut ServiceRecord, now: Timestamp) -> Op
         receipt.serves = Some(rollout.to.generation);
     }
     let since = rollout.switched_at.unwrap_or(now);
+    if old.as_ref().is_none_or(|old| old.spec.schedule != rollout.to.spec.schedule) {
+        record.jobs.served = rollout.to.spec.schedule.as_ref().map(|_| now);
+    }
+    record.jobs.pre = None;
+    let generation = rollout.to.generation;
+    record.jobs.post = (!rollout.to.spec.deploy.post.is_empty()).then(|| jobs::JobRun::due(generation, now));
     record.incumbent = Some(Deployed { since, ..rollout.to });
     record.retiring = old.clone().map(|old| Retiring { old, since });
     record.previous = old;
@@ -324,11 +367,20 @@ fn promote(name: &ServiceName, record: &mut ServiceRecord, now: Timestamp) -> Op
 
 fn give_up(name: &ServiceName, record: &mut ServiceRecord, now: Timestamp) -> Option<Transition> {
     let rollout = record.rollout.take()?;
+    let pre = record.jobs.pre.take().filter(|run| run.ended.is_some() && run.trouble.is_none());
+    if irreversible::leaves_down(record, &rollout)
+        && let Some(incumbent) = &mut record.incumbent
+    {
+        incumbent.down = Some(Down::Barred);
+    }
     let result = match rollout.switched_at {
         Some(_) => ReceiptResult::RolledBack,
         None => ReceiptResult::Failed,
     };
-    let receipt = Transition::of_rollout(name, record.incumbent.as_ref(), &rollout, result, now);
+    let mut receipt = Transition::of_rollout(name, record.incumbent.as_ref(), &rollout, result, now);
+    if pre.is_some() && !rollout.to.spec.deploy.reversible {
+        receipt.message.push_str("; deploy.pre had run, and what it changed stays");
+    }
     let refusal = rollout
         .trouble
         .unwrap_or_else(|| Refusal::new(Reason::Internal, "a rollout was given up without a reason"));
@@ -348,6 +400,10 @@ fn amended(
 ) -> Option<Transition> {
     let incumbent = record.incumbent.as_mut().filter(|it| it.generation == amendment.generation)?;
     let from = Side::of(incumbent);
+    // Times that another schedule names are due from now on.
+    if incumbent.spec.schedule != amendment.spec.schedule {
+        record.jobs.served = Some(now);
+    }
     incumbent.spec = amendment.spec.clone();
     let begun = incumbent.amending.take();
     // What a crash cut short and a later commit took back: nothing has come of it.
@@ -355,41 +411,21 @@ fn amended(
         return None;
     }
     let changed = listed(&amendment.differences);
+    let message = format!("{changed}: changed in place, without a new generation");
+    let times = (begun.map_or(now, |begun| begun.since), now);
     Some(Transition {
-        service: name.clone(),
-        commit: amendment.commit.id.clone(),
         from: Some(from),
         to: Some(Side::of(incumbent)),
-        result: ReceiptResult::Deployed,
-        reason: None,
-        message: format!("{changed}: changed in place, without a new generation"),
-        started_at: begun.map_or(now, |begun| begun.since),
-        finished_at: now,
-        pulled_bytes: 0,
-        pull_seconds: 0.0,
-        healthy_seconds: None,
-        switched_at: None,
-        exit: None,
+        serves: Some(incumbent.generation),
+        ..Transition::plain(name, &amendment.commit.id, ReceiptResult::Deployed, message, times)
     })
 }
 
 fn removed(name: &ServiceName, record: &ServiceRecord, removing: &Removing, now: Timestamp) -> Transition {
+    let message = format!("the repo no longer declares {name} for this host");
+    let times = (removing.since, now);
     Transition {
-        service: name.clone(),
-        commit: removing.commit.id.clone(),
         from: record.incumbent.as_ref().map(Side::of),
-        to: None,
-        result: ReceiptResult::Removed,
-        reason: None,
-        message: format!("the repo no longer declares {name} for this host"),
-        started_at: removing.since,
-        finished_at: now,
-        pulled_bytes: 0,
-        pull_seconds: 0.0,
-        healthy_seconds: None,
-        switched_at: None,
-        exit: None,
-        serves: None,
-        log: Vec::new(),
+        ..Transition::plain(name, &removing.commit.id, ReceiptResult::Removed, message, times)
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::errors::ErrorHistory;
 use super::health::{EffectiveCheck, Verdict, judge};
-use super::record::{Deployed, Down, ServiceRecord};
+use super::record::{Deployed, ServiceRecord};
 use super::world::{Busy, Desired, DesiredService, Observed};
 use crate::types::{ContainerState, Generation, InstanceId, Refusal, Route, ServiceName, Timestamp};
 
@@ -106,21 +106,6 @@ impl<'a> View<'a> {
     /// The route that `deployed` should have.
     pub fn route_for(&self, record: &ServiceRecord, deployed: &Deployed) -> Route {
         route_for(self.name, record, deployed)
-    }
-
-    /// The first service it needs of which the generation that has traffic neither runs nor has done what it is for.
-    pub fn missing_dependency(&self, deployed: &'a Deployed) -> Option<&'a ServiceName> {
-        deployed.spec.needs().find(|name| {
-            // While a candidate bakes it is what serves: under `recreate` its incumbent is down.
-            let serving = self.records.get(*name).and_then(|record| record.serving());
-            !serving.is_some_and(|serving| {
-                let id = InstanceId::new(name, serving.generation);
-                let state = self.observed.containers.get(&id);
-                let over = serving.down == Some(Down::Ended)
-                    && serving.last_exit.as_ref().is_some_and(|exit| exit.code == Some(0));
-                over || matches!(state, Some(ContainerState::Running { .. }))
-            })
-        })
     }
 }
 

@@ -7,7 +7,7 @@ use super::health::{EffectiveCheck, ProbeHistory};
 use super::record::Spec;
 use crate::types::{
     CommitInfo, ContainerState, Digest, Generation, HealthCheck, InstanceId, Refusal, Route, ServiceName,
-    Timestamp,
+    Timestamp, Zones,
 };
 
 /// What the repo wants of this host at one commit.
@@ -19,6 +19,8 @@ pub struct Desired {
     pub declared_in_repo: usize,
     /// What it says of each service of this host. A service that is not here is not wanted here.
     pub services: BTreeMap<ServiceName, DesiredService>,
+    /// Windows do not count for it: by its message, or an operator's word.
+    pub window_waived: bool,
 }
 
 /// What the repo wants of one service.
@@ -40,7 +42,7 @@ pub enum DesiredService {
 /// What is the case on the host, seen afresh each round.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Observed {
-    /// Every container of this instance.
+    /// Every container of this instance, those of one-shots too.
     pub containers: BTreeMap<InstanceId, ContainerState>,
     /// Where the kernel sends new connections.
     pub routes: BTreeMap<ServiceName, Route>,
@@ -68,6 +70,8 @@ pub struct Observed {
     pub frozen: BTreeMap<ServiceName, Refusal>,
     /// Of each retiring container: how often in a row it was seen without a connection.
     pub idle_polls: BTreeMap<InstanceId, u32>,
+    /// The time zones that schedules and windows name.
+    pub zones: Zones,
 }
 
 /// What is left of the host for another container. Looked at only where a candidate may be on its way.
@@ -87,14 +91,29 @@ impl Observed {
         EffectiveCheck::of(spec, self.image_checks.get(&spec.image.digest))
     }
 
-    /// The containers of one service.
+    /// The containers of one service, without its one-shots.
     pub fn containers_of<'a>(
         &'a self,
         service: &'a ServiceName,
     ) -> impl Iterator<Item = (Generation, &'a ContainerState)> {
+        let own = self.named(service).filter(|(id, _)| id.job.is_none());
+        own.map(|(id, state)| (id.generation, state))
+    }
+
+    /// The containers of one-shots of one service.
+    pub fn jobs_of<'a>(
+        &'a self,
+        service: &'a ServiceName,
+    ) -> impl Iterator<Item = (&'a InstanceId, &'a ContainerState)> {
+        self.named(service).filter(|(id, _)| id.job.is_some())
+    }
+
+    fn named<'a>(
+        &'a self,
+        service: &'a ServiceName,
+    ) -> impl Iterator<Item = (&'a InstanceId, &'a ContainerState)> {
         let first = InstanceId::new(service, Generation(0));
-        let last = InstanceId::new(service, Generation(u64::MAX));
-        self.containers.range(first..=last).map(|(id, state)| (id.generation, state))
+        self.containers.range(first..).take_while(move |(id, _)| id.service == *service)
     }
 }
 

@@ -15,6 +15,12 @@ struct File {
     commit: CommitInfo,
     declared_in_repo: usize,
     services: BTreeMap<ServiceName, Entry>,
+    #[serde(default, skip_serializing_if = "is_no")]
+    window_waived: bool,
+}
+
+fn is_no(flag: &bool) -> bool {
+    !*flag
 }
 
 #[derive(Serialize, Deserialize)]
@@ -45,6 +51,7 @@ impl StateDir {
             commit: desired.commit.clone(),
             declared_in_repo: desired.declared_in_repo,
             services: services.collect(),
+            window_waived: desired.window_waived,
         };
         atomic::write(&self.root().join("desired.json"), &file)
     }
@@ -57,6 +64,7 @@ pub fn read_desired(state_dir: &std::path::Path) -> Result<Option<Desired>, Stat
     Ok(file.map(|file| Desired {
         commit: file.commit,
         declared_in_repo: file.declared_in_repo,
+        window_waived: file.window_waived,
         services: file
             .services
             .into_iter()

@@ -4,10 +4,13 @@
 //! passed its validator: there is one per type, and both [`std::str::FromStr`] and serde go through it.
 
 mod archive;
+mod calendar;
 mod capability;
 mod commit;
+mod dependency;
 mod health;
 mod image;
+mod job;
 mod mounts;
 mod names;
 mod network;
@@ -19,14 +22,18 @@ mod restart;
 mod runtime;
 mod service;
 mod url;
+mod window;
 
 pub use archive::fill_fallback;
+pub use calendar::{Calendar, Zones};
 pub use capability::{CAPABILITIES, DEFAULT_CAPABILITIES};
 pub use commit::{CommitId, CommitInfo};
+pub use dependency::{Condition, Dependency};
 pub use health::{
     Counters, GrpcProbe, HealthCheck, HttpMethod, HttpProbe, Notified, Probe, ProbeTls, StatusRange, Times,
 };
 pub use image::{Digest, ImageRef, PinnedImage, RegistryRef};
+pub use job::{Job, Schedule};
 pub use mounts::{ConfigFile, VolumeMount, VolumeSource, check_target};
 pub use names::{Color, Generation, HostName, InstanceId, ServiceName};
 pub use network::{Hosts, Membership, NetworkLink, NetworkMode, NetworkName};
@@ -38,6 +45,7 @@ pub use restart::RestartPolicy;
 pub use runtime::{ContainerState, Exit, ObservedContainer, Route};
 pub use service::{Declared, Deploy, PortMapping, Protocol, ServiceSpec, Strategy};
 pub use url::SafeUrl;
+pub use window::{Opening, Window};
 
 /// A point in time. Always a parameter: only `agent::clock` may ask what time it is.
 pub use jiff::Timestamp;

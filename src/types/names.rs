@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::{Invalid, serde_through_str};
+use super::{Invalid, Job, serde_through_str};
 
 /// Longest name: it has to fit a file name, a cgroup and a DNS label (RFC 1035 section 2.3.4).
 const MAX_NAME: usize = 63;
@@ -125,25 +125,37 @@ impl fmt::Display for Color {
     }
 }
 
-/// One generation of one service: the name of every kernel object and directory made for it, as `shop.7`.
+/// One generation of one service, or a one-shot of it: the name of every kernel object and directory made for it, as
+/// `shop.7` or `shop.7-pre`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct InstanceId {
     /// The service.
     pub service: ServiceName,
     /// Which of its generations.
     pub generation: Generation,
+    /// The one-shot; `None` = the service itself.
+    pub job: Option<Job>,
 }
 
 impl InstanceId {
     /// Names generation `generation` of `service`.
     pub fn new(service: &ServiceName, generation: Generation) -> Self {
-        Self { service: service.clone(), generation }
+        Self { service: service.clone(), generation, job: None }
+    }
+
+    /// Names a one-shot of generation `generation` of `service`.
+    pub fn of_job(service: &ServiceName, generation: Generation, job: Job) -> Self {
+        Self { job: Some(job), ..Self::new(service, generation) }
     }
 }
 
 impl fmt::Display for InstanceId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}", self.service, self.generation)
+        write!(f, "{}.{}", self.service, self.generation)?;
+        match self.job {
+            Some(job) => write!(f, "-{}", job.word()),
+            None => Ok(()),
+        }
     }
 }
 
@@ -151,10 +163,14 @@ impl FromStr for InstanceId {
     type Err = Invalid;
     fn from_str(text: &str) -> Result<Self, Invalid> {
         let parse = || {
-            let (service, number) = text.rsplit_once('.')?;
+            let (service, rest) = text.rsplit_once('.')?;
+            let (number, job) = match rest.split_once('-') {
+                Some((number, word)) => (number, Some(Job::ALL.into_iter().find(|job| job.word() == word)?)),
+                None => (rest, None),
+            };
             // One spelling a number: `shop.07` must not name the same thing as `shop.7`.
             let generation = number.parse::<u64>().ok().filter(|n| n.to_string() == number)?;
-            Some(Self { service: service.parse().ok()?, generation: Generation(generation) })
+            Some(Self { service: service.parse().ok()?, generation: Generation(generation), job })
         };
         parse()
             .ok_or_else(|| Invalid::new(format!("`{text}` is not an instance: expected SERVICE.GENERATION")))
@@ -180,7 +196,21 @@ mod tests {
     fn instances_have_one_spelling() {
         let id: InstanceId = "shop.7".parse().unwrap();
         assert_eq!(id.to_string(), "shop.7");
-        for bad in ["shop", "shop.07", "shop.", ".7", "shop.-1", "shop.7.8x"] {
+        for job in Job::ALL {
+            let id = InstanceId::of_job(&id.service, id.generation, job);
+            assert_eq!(id.to_string().parse::<InstanceId>().unwrap(), id);
+        }
+        for bad in [
+            "shop.7-",
+            "shop.7-x",
+            "shop.7-pre-pre",
+            "shop",
+            "shop.07",
+            "shop.",
+            ".7",
+            "shop.-1",
+            "shop.7.8x",
+        ] {
             assert!(bad.parse::<InstanceId>().is_err(), "{bad}");
         }
     }

@@ -8,8 +8,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    ByteSize, ConfigFile, HealthCheck, ImageRef, NetworkMode, Options, Probe, RestartPolicy, ServiceName,
-    VolumeMount,
+    ByteSize, ConfigFile, Dependency, HealthCheck, ImageRef, NetworkMode, Options, Probe, RestartPolicy,
+    Schedule, ServiceName, VolumeMount, Window,
 };
 
 /// One service as the repo declares it for this host. `I` is [`ImageRef`] as declared and
@@ -40,11 +40,14 @@ pub struct ServiceSpec<I> {
     /// Files of the config repo.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub configs: Vec<ConfigFile>,
-    /// Services that have to run before this one starts.
-    pub depends_on: Vec<ServiceName>,
+    /// Services that have to be so far before this one starts.
+    pub depends_on: Vec<Dependency>,
     /// Whether it is started again when it ended.
     #[serde(default, skip_serializing_if = "RestartPolicy::is_default")]
     pub restart: RestartPolicy,
+    /// When it runs; `None` = all the time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schedule: Option<Schedule>,
     /// From SIGTERM to SIGKILL.
     pub stop_grace_period: Duration,
     /// Bytes of memory; `None` = no limit.
@@ -79,6 +82,7 @@ impl<I> ServiceSpec<I> {
             configs: Vec::new(),
             depends_on: Vec::new(),
             restart: RestartPolicy::default(),
+            schedule: None,
             stop_grace_period: Duration::from_secs(10),
             mem_limit: None,
             milli_cpus: None,
@@ -104,6 +108,7 @@ impl<I> ServiceSpec<I> {
             configs: self.configs,
             depends_on: self.depends_on,
             restart: self.restart,
+            schedule: self.schedule,
             stop_grace_period: self.stop_grace_period,
             mem_limit: self.mem_limit,
             milli_cpus: self.milli_cpus,
@@ -145,9 +150,15 @@ impl<I> ServiceSpec<I> {
         self.healthcheck.as_ref().is_some_and(|check| check.probe == Probe::Notify)
     }
 
-    /// The services that have to run before it starts.
+    /// The services that have to be so far before it starts.
     pub fn needs(&self) -> impl Iterator<Item = &ServiceName> {
-        self.joins().into_iter().chain(&self.depends_on)
+        self.joins().into_iter().chain(self.depends_on.iter().map(|dependency| &dependency.service))
+    }
+
+    /// What it needs of each of them. One whose network it shares has to run.
+    pub fn dependencies(&self) -> impl Iterator<Item = Dependency> {
+        let host = self.joins().cloned().map(Dependency::started);
+        host.into_iter().chain(self.depends_on.iter().cloned())
     }
 }
 
@@ -236,6 +247,23 @@ pub struct Deploy {
     /// `reconcile::errors`; 100: they are not looked at.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_error_rate: Option<u8>,
+    /// One-shot in the new image once it is the incumbent; empty = none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub post: Vec<String>,
+    /// Whether the old generation may come back by itself once the new one has changed what both use.
+    #[serde(default = "yes", skip_serializing_if = "is_yes")]
+    pub reversible: bool,
+    /// When it may be changed; empty = at any time.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub window: Vec<Window>,
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn is_yes(flag: &bool) -> bool {
+    *flag
 }
 
 impl Default for Deploy {
@@ -248,6 +276,9 @@ impl Default for Deploy {
             pre: Vec::new(),
             min_healthy_time: Duration::ZERO,
             max_error_rate: None,
+            post: Vec::new(),
+            reversible: true,
+            window: Vec::new(),
         }
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use gitopsd::reconcile::errors::ErrorHistory;
 use gitopsd::reconcile::health::{EffectiveCheck, ProbeHistory, judge};
+use gitopsd::reconcile::jobs::{JobRun, Jobs};
 use gitopsd::reconcile::operator;
 use gitopsd::reconcile::plan;
 use gitopsd::reconcile::preview::preview;
@@ -17,8 +18,8 @@ use gitopsd::reconcile::step::Step;
 use gitopsd::reconcile::transition::{self, Addresses, Outcome};
 use gitopsd::reconcile::world::{Busy, Desired, DesiredService, Observed, Room};
 use gitopsd::types::{
-    CommitInfo, ContainerState, Counters, Exit, Generation, HealthCheck, InstanceId, PinnedImage, Policy,
-    Probe, Reason, Refusal, Route, ServiceName, Timestamp,
+    CommitInfo, ContainerState, Counters, Exit, Generation, HealthCheck, InstanceId, Job, PinnedImage,
+    Policy, Probe, Reason, Refusal, Route, ServiceName, Timestamp, Zones,
 };
 use proptest::collection::btree_map;
 use proptest::option;
@@ -69,6 +70,10 @@ fn spec() -> BoxedStrategy<Spec> {
         Just(",check=none,ports=none"),
         Just(",check=none,ports=none,restart=no"),
         Just(",restart=on-failure:2"),
+        Just(",healthy=b,post,irreversible"),
+        Just(",volume=data,pre,irreversible"),
+        Just(",window=01:00-02:00"),
+        Just(",schedule=minutely"),
     ];
     (0..3u8, settings, length(), length(), length(), 0..4u32)
         .prop_map(|(image, settings, a, b, c, retries)| {
@@ -98,7 +103,7 @@ fn commit() -> BoxedStrategy<CommitInfo> {
 }
 
 fn deployed() -> BoxedStrategy<Deployed> {
-    let down = option::of(prop_oneof![Just(Down::Ended), Just(Down::Wanted)]);
+    let down = option::of(prop_oneof![Just(Down::Ended), Just(Down::Wanted), Just(Down::Barred)]);
     let life = (any::<u32>(), option::of(time()), option::of(exit()), down);
     (generation(), address(), spec(), commit(), time(), life)
         .prop_map(|(generation, address, spec, commit, since, life)| {
@@ -162,6 +167,7 @@ fn rollout() -> BoxedStrategy<Rollout> {
             attempts: rest.1,
             retry_at: times.4,
             trouble: rest.0,
+            yielded_at: times.3,
         })
         .boxed()
 }
@@ -181,7 +187,7 @@ fn record() -> BoxedStrategy<ServiceRecord> {
     (
         (address(), generation(), option::of(deployed()), option::of(deployed())),
         (option::of(rollout()), option::of(retiring), option::of(failure)),
-        (option::weighted(0.2, hold), option::weighted(0.1, removing)),
+        (option::weighted(0.2, hold), option::weighted(0.1, removing), jobs()),
     )
         .prop_map(|((service_address, last_generation, incumbent, previous), a, b)| ServiceRecord {
             service_address,
@@ -193,6 +199,7 @@ fn record() -> BoxedStrategy<ServiceRecord> {
             failure: a.2,
             hold: b.0,
             removing: b.1,
+            jobs: b.2,
         })
         .boxed()
 }
@@ -242,7 +249,20 @@ fn errors() -> BoxedStrategy<ErrorHistory> {
 }
 
 fn instance() -> impl Strategy<Value = InstanceId> {
-    (name(), generation()).prop_map(|(name, generation)| InstanceId::new(&name, generation))
+    let job = option::weighted(0.4, prop::sample::select(Job::ALL.to_vec()));
+    (name(), generation(), job)
+        .prop_map(|(name, generation, job)| InstanceId { job, ..InstanceId::new(&name, generation) })
+}
+
+fn jobs() -> BoxedStrategy<Jobs> {
+    let run = || {
+        (generation(), time(), option::of(time()), option::of(exit()), option::of(refusal())).prop_map(
+            |(generation, due, begun, ended, trouble)| JobRun { generation, due, begun, ended, trouble },
+        )
+    };
+    (option::of(run()), option::of(run()), option::of(run()), option::of(time()), 0..3u32)
+        .prop_map(|(pre, post, run, served, failures)| Jobs { pre, post, run, served, failures })
+        .boxed()
 }
 
 fn observed() -> BoxedStrategy<Observed> {
@@ -277,7 +297,17 @@ fn observed() -> BoxedStrategy<Observed> {
         ),
     )
         .prop_map(
-            |(containers, routes, images, health, (busy, pauses), (frozen, taken), idle_polls, bake, room)| {
+            |(
+                containers,
+                routes,
+                images,
+                health,
+                (busy, pauses),
+                (frozen, taken),
+                idle_polls,
+                bake,
+                room,
+            )| {
                 Observed {
                     containers,
                     routes,
@@ -292,6 +322,7 @@ fn observed() -> BoxedStrategy<Observed> {
                     errors: bake.0,
                     oom_kills: bake.1,
                     image_checks: BTreeMap::new(),
+                    zones: Zones::default(),
                     room: Room { memory: room.0, used: room.1, no_address: room.2 },
                 }
             },
@@ -307,7 +338,12 @@ fn desired() -> BoxedStrategy<Desired> {
             .prop_map(|(refusal, retry_at)| DesiredService::Refused { refusal, retry_at }),
     ];
     (commit(), 0..5usize, btree_map(name(), service, 0..4))
-        .prop_map(|(commit, declared_in_repo, services)| Desired { commit, declared_in_repo, services })
+        .prop_map(|(commit, declared_in_repo, services)| Desired {
+            commit,
+            declared_in_repo,
+            services,
+            window_waived: false,
+        })
         .boxed()
 }
 
@@ -387,6 +423,7 @@ proptest! {
         let desired = Desired {
             commit,
             declared_in_repo: 1,
+            window_waived: false,
             services: BTreeMap::from([(name.clone(), DesiredService::Run(Box::new(spec)))]),
         };
         let live: BTreeSet<_> = record.live_generations().map(|deployed| deployed.generation).collect();

@@ -22,8 +22,8 @@ use gitopsd::reconcile::step::{Plan, Step};
 use gitopsd::reconcile::world::{Busy, Desired, Observed, Room};
 use gitopsd::reconcile::{later, plan};
 use gitopsd::types::{
-    ByteSize, ContainerState, Counters, Digest, Exit, HealthCheck, InstanceId, Policy, Reason, Refusal, Route,
-    ServiceName, Timestamp,
+    ByteSize, ContainerState, Counters, Digest, Exit, HealthCheck, InstanceId, Policy, Reason, Refusal,
+    Route, ServiceName, Timestamp, Zones,
 };
 use images::Behaviour;
 
@@ -154,8 +154,8 @@ impl Host {
     pub fn observe(&self) -> Observed {
         let busy = self.busy.iter().filter_map(|(name, effect)| {
             let step = effect.step.as_ref()?;
-            let yields = matches!(step, Step::Prepare(_));
-            Some((name.clone(), Busy { what: format!("{step} under way"), since: effect.since, yields }))
+            let what = format!("{step} under way");
+            Some((name.clone(), Busy { what, since: effect.since, yields: false }))
         });
         let pauses = self.busy.iter().filter(|(_, effect)| effect.step.is_none()).map(|(name, effect)| {
             let what = "pausing after an effect that did not work".to_owned();
@@ -179,6 +179,7 @@ impl Host {
             oom_kills: self.oom_kills(),
             image_checks: self.image_checks(),
             room: Room { memory: self.memory_left(), used: self.used(), no_address: BTreeMap::new() },
+            zones: Zones::default(),
         }
     }
 
@@ -257,8 +258,8 @@ impl Host {
     /// The next time at which the world changes by itself.
     fn next_event(&self) -> Option<Timestamp> {
         let mut times: Vec<Timestamp> = Vec::new();
-        for container in self.containers.values() {
-            times.extend(self.exit_at(container));
+        for (id, container) in &self.containers {
+            times.extend(self.exit_at(id, container));
         }
         if self.agent_up {
             times.extend(self.busy.values().map(|effect| effect.ends_at));
@@ -268,8 +269,11 @@ impl Host {
         times.into_iter().filter(|at| *at > self.now).min()
     }
 
-    fn exit_at(&self, container: &Container) -> Option<Timestamp> {
+    fn exit_at(&self, id: &InstanceId, container: &Container) -> Option<Timestamp> {
         let ContainerState::Running { started_at, .. } = container.state else { return None };
+        if id.job.is_some() {
+            return Some(later(started_at, self.behaviour_of(&container.tag).job));
+        }
         self.behaviour_of(&container.tag).exits_after.map(|after| later(started_at, after))
     }
 
@@ -309,12 +313,14 @@ impl Host {
         let exits: Vec<_> = self
             .containers
             .iter()
-            .filter(|(_, container)| self.exit_at(container).is_some_and(|at| at <= self.now))
+            .filter(|(id, container)| self.exit_at(id, container).is_some_and(|at| at <= self.now))
             .map(|(id, _)| id.clone())
             .collect();
         for id in exits {
-            self.say(&id.service, &format!("container {} exits", id.generation));
-            let well = self.behaviour_of(&self.containers[&id].tag).exits_well;
+            let job = id.job.map_or(String::new(), |job| format!(" {}", job.word()));
+            self.say(&id.service, &format!("container {}{job} exits", id.generation));
+            let behaviour = self.behaviour_of(&self.containers[&id].tag);
+            let well = if id.job.is_some() { behaviour.pre_succeeds } else { behaviour.exits_well };
             let exit = Exit { code: Some(i32::from(!well)), signal: None, oom_killed: false, at: self.now };
             self.containers.get_mut(&id).unwrap().state = ContainerState::Exited(exit);
         }
@@ -430,8 +436,18 @@ impl Host {
         self.agent_since = self.now;
         if crash == Crash::Reboot {
             self.routes.clear();
-            for container in self.containers.values_mut() {
-                container.state = ContainerState::Remains;
+            for (id, container) in &mut self.containers {
+                // What was begun is known by a mark, and how it ended by a durable record.
+                container.state = match (&container.state, id.job) {
+                    (ContainerState::Running { .. }, Some(_)) => ContainerState::Exited(Exit {
+                        code: None,
+                        signal: None,
+                        oom_killed: false,
+                        at: self.now,
+                    }),
+                    (ContainerState::Exited(exit), Some(_)) => ContainerState::Exited(exit.clone()),
+                    _ => ContainerState::Remains,
+                };
             }
         }
     }

@@ -7,11 +7,14 @@
 //!                        web=img:1      service `web` runs img:1; settings follow after commas, as
 //!                                       web=img:1,bake=5s,drain=2s,timeout=30s,volume=data,after=db,joins=db,pre,check=none,ports=none,env=X,grace=3s,port=81,restart=no,
 //!                                       bind=/srv (written to),green (side by side all the same),mem=64m,label=X
+//!                                       healthy=db,completed=db,optional=db (as after=db, with a condition), post,
+//!                                       irreversible, window=09:00-17:00, schedule=*:0/5, limit=30s, forgets
 //!                        web=broken     its file cannot be read
 //!                        -web           its file is gone
 //!                        empty          all files are gone
+//!                        now            its message says that windows do not count
 //!                        (nothing)      an unrelated change
-//! image TAG WORDS…     how an image behaves: missing, exists, corrupt, intact, nostart, pre-fails, pre-works, retag,
+//! image TAG WORDS…     how an image behaves: missing, exists, corrupt, intact, nostart, pre-fails, pre-works, job=3s, retag,
 //!                        pull=3s, healthy=1s, healthy=never, sick=20s, exits=2s, ends=2s (with code 0), lingers=8s, uses=100m, well
 //! memory 300m|unknown  what the host has left
 //! registry up|down     traffic works|fails     ports free|taken     agent down|up
@@ -40,8 +43,8 @@ use std::time::Duration;
 use gitopsd::reconcile::later;
 use gitopsd::reconcile::step::Next;
 use gitopsd::types::{
-    ByteSize, ContainerState, Declared, HealthCheck, InstanceId, NetworkMode, PortMapping, Probe, Protocol,
-    ServiceName, Strategy, VolumeMount, VolumeSource, parse_duration,
+    ByteSize, Condition, ContainerState, Declared, Dependency, HealthCheck, InstanceId, NetworkMode,
+    PortMapping, Probe, Protocol, Schedule, ServiceName, Strategy, VolumeMount, VolumeSource, parse_duration,
 };
 
 use super::model::{Crash, Host};
@@ -86,7 +89,25 @@ pub fn declared(text: &str) -> Declared {
             "label" => {
                 spec.options.labels = Some([("l".to_owned(), value.to_owned())].into_iter().collect());
             }
-            "after" => spec.depends_on.push(value.parse().unwrap()),
+            "after" => spec.depends_on.push(Dependency::started(value.parse().unwrap())),
+            "healthy" | "completed" | "optional" => {
+                let condition = match key {
+                    "healthy" => Condition::ServiceHealthy,
+                    "completed" => Condition::ServiceCompletedSuccessfully,
+                    _ => Condition::ServiceStarted,
+                };
+                let (service, required) = (value.parse().unwrap(), key != "optional");
+                spec.depends_on.push(Dependency { service, condition, required });
+            }
+            "schedule" => {
+                let (calendar, persistent) = (value.parse().unwrap(), true);
+                spec.schedule = Some(Schedule { calendar, persistent, timeout: None });
+                spec.ports.clear();
+                spec.healthcheck = None;
+            }
+            "limit" => spec.schedule.as_mut().unwrap().timeout = Some(time()),
+            "forgets" => spec.schedule.as_mut().unwrap().persistent = false,
+            "window" => spec.deploy.window.push(value.parse().unwrap()),
             "joins" => {
                 spec.options.network_mode = Some(NetworkMode::Service(value.parse().unwrap()));
                 spec.ports.clear();
@@ -96,6 +117,8 @@ pub fn declared(text: &str) -> Declared {
                 spec.healthcheck.as_mut().unwrap().success_threshold = value.parse().unwrap();
             }
             "pre" => spec.deploy.pre = vec!["migrate".to_owned()],
+            "post" => spec.deploy.post = vec!["warm-up".to_owned()],
+            "irreversible" => spec.deploy.reversible = false,
             "env" => {
                 spec.environment.insert("X".to_owned(), value.to_owned());
             }
@@ -124,9 +147,12 @@ fn name(text: &str) -> ServiceName {
 }
 
 fn commit(host: &mut Host, words: &[&str]) {
+    host.repo.now = false;
     for word in words {
         if *word == "empty" {
             host.repo.declared.clear();
+        } else if *word == "now" {
+            host.repo.now = true;
         } else if let Some(gone) = word.strip_prefix('-') {
             host.repo.declared.remove(&name(gone));
         } else {
@@ -155,6 +181,7 @@ pub fn image(host: &mut Host, tag: &str, words: &[&str]) {
             "nostart" => behaviour.starts = false,
             "pre-fails" => behaviour.pre_succeeds = false,
             "pre-works" => behaviour.pre_succeeds = true,
+            "job" => behaviour.job = time(),
             "retag" => behaviour.version += 1,
             "pull" => behaviour.pull = time(),
             "healthy" if value == "never" => behaviour.healthy_after = None,

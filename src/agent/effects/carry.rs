@@ -10,10 +10,7 @@ use crate::engine::{ContainerRequest, EngineError};
 use crate::reconcile::step::Step;
 use crate::reconcile::transition::Outcome;
 use crate::registry::Progress;
-use crate::types::{ContainerState, InstanceId, PinnedImage, Reason, Refusal, Timestamp};
-
-/// From one look at a one-shot to the next.
-const LOOK: Duration = Duration::from_millis(50);
+use crate::types::{InstanceId, PinnedImage, Reason};
 
 /// Does it, and says what came of it. `cut` is set when nothing hangs on it any more.
 pub(super) fn carry_out(
@@ -29,11 +26,8 @@ pub(super) fn carry_out(
             Some(refusal) => return Outcome::Failed(refusal),
             None => start(hands, step, &request),
         },
-        Effect::Prepare(request, timeout) => match prepare(hands, &request, timeout, &cut) {
-            Ok(outcome) => return outcome,
-            Err(error) => Err(error),
-        },
         Effect::Amend(change) => return amend(hands, step, &change),
+        Effect::Job(request) => start(hands, step, &request),
         Effect::Stop(id, grace) => hands.engine.stop(&id, grace),
         Effect::Remove(instances) => remove_all(hands, &instances),
         Effect::RemoveService(service, instances) => {
@@ -91,49 +85,6 @@ fn amend(hands: &Hands, step: &Step, change: &Change) -> Outcome {
 fn start(hands: &Hands, step: &Step, request: &ContainerRequest) -> Result<(), EngineError> {
     crate::agent::execute::failpoint(step, "effect");
     hands.engine.start(request)
-}
-
-/// Runs a one-shot to its end.
-fn prepare(
-    hands: &Hands,
-    request: &ContainerRequest,
-    timeout: Duration,
-    cut: &watch::Receiver<bool>,
-) -> Result<Outcome, EngineError> {
-    let id = &request.id;
-    // Whatever a crash left of the last attempt.
-    hands.engine.remove(id)?;
-    hands.engine.start(request)?;
-    let begun = Instant::now();
-    let ended = loop {
-        if *cut.borrow() {
-            hands.engine.remove(id)?;
-            return Ok(Outcome::Dropped);
-        }
-        let state = hands.engine.observe()?.into_iter().find(|seen| seen.id == *id).map(|seen| seen.state);
-        match state {
-            Some(ContainerState::Running { .. }) if begun.elapsed() >= timeout => break None,
-            Some(ContainerState::Running { .. }) => std::thread::sleep(LOOK),
-            Some(ContainerState::Exited(exit)) => break Some(exit),
-            Some(ContainerState::Remains) | None => {
-                break Some(crate::types::Exit {
-                    code: None,
-                    signal: None,
-                    oom_killed: false,
-                    at: Timestamp::UNIX_EPOCH,
-                });
-            }
-        }
-    };
-    let last = hands.engine.log_tail(id, 1).pop().unwrap_or_default();
-    hands.engine.remove(id)?;
-    let how = match ended {
-        Some(exit) if exit.code == Some(0) => return Ok(Outcome::Done),
-        Some(exit) => exit.to_string(),
-        None => format!("did not end within {}", crate::types::format_duration(timeout)),
-    };
-    let command = request.one_shot.as_deref().unwrap_or_default().join(" ");
-    Ok(Outcome::Failed(Refusal::new(Reason::PreFailed, format!("deploy.pre `{command}` {how}: {last}"))))
 }
 
 fn remove_all(hands: &Hands, instances: &[(InstanceId, Duration)]) -> Result<(), EngineError> {

@@ -12,14 +12,11 @@ use tokio::sync::watch;
 
 use super::wake::{Wake, Waker};
 use crate::engine::{ContainerRequest, Engine, Traffic};
-use crate::reconcile::later;
 use crate::reconcile::record::{Phase, ServiceRecord, Spec};
 use crate::reconcile::step::Step;
 use crate::reconcile::world::Busy;
 use crate::registry::{Progress, Registry};
-use crate::types::{
-    InstanceId, PinnedImage, PortMapping, Reason, Refusal, Route, ServiceName, Timestamp, format_duration,
-};
+use crate::types::{InstanceId, PinnedImage, PortMapping, Reason, Refusal, Route, ServiceName, Timestamp};
 use pace::Pace;
 
 /// What carries effects out.
@@ -59,8 +56,8 @@ pub enum Effect {
     Start(Box<ContainerRequest>, Vec<PortMapping>),
     /// Change a container, and the rules that lead to it, in place.
     Amend(Box<Change>),
-    /// Run a one-shot to its end.
-    Prepare(Box<ContainerRequest>, Duration),
+    /// Start a one-shot.
+    Job(Box<ContainerRequest>),
     /// Stop a container.
     Stop(InstanceId, Duration),
     /// Stop containers and take them away.
@@ -86,9 +83,7 @@ pub struct Change {
 struct Running {
     busy: Busy,
     step: Step,
-    /// When its own time is over.
-    until: Option<Timestamp>,
-    /// Ends it where that is possible: a pull, a one-shot.
+    /// Ends it where that is possible: a pull.
     cut: watch::Sender<bool>,
     /// How far a pull is.
     progress: Arc<Mutex<Progress>>,
@@ -136,11 +131,6 @@ impl Effects {
         Some(*pull.progress.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// When the time of what is under way for a service is over.
-    pub fn deadline(&self, service: &ServiceName) -> Option<Timestamp> {
-        self.running.get(service)?.until
-    }
-
     /// When the next pause ends.
     pub fn next_end(&self, now: Timestamp) -> Option<Timestamp> {
         self.pace.next_end(now)
@@ -180,14 +170,14 @@ impl Effects {
     pub fn begin(&mut self, service: &ServiceName, step: Step, effect: Effect, now: Timestamp) {
         let (cut, cutting) = watch::channel(false);
         let progress = Arc::<Mutex<Progress>>::default();
-        let limit = match &effect {
-            Effect::Prepare(_, limit) => Some(*limit),
-            _ => None,
-        };
         let running = Running {
-            busy: Busy { what: describe(&step, &effect), since: now, yields: limit.is_some() },
+            // That it was begun is written down, and its container is found again.
+            busy: Busy {
+                what: describe(&step, &effect),
+                since: now,
+                yields: matches!(step, Step::Prepare(_)),
+            },
             step: step.clone(),
-            until: limit.map(|limit| later(now, limit)),
             cut,
             progress: progress.clone(),
         };
@@ -208,8 +198,7 @@ impl Effects {
         slot.remove(service);
     }
 
-    /// Cuts short what nothing in the service's record hangs on any more: the pull of a candidate that is given up, its
-    /// one-shot.
+    /// Cuts short what nothing in the service's record hangs on any more: the pull of a candidate that is given up.
     pub fn cut_short(&self, service: &ServiceName, record: Option<&ServiceRecord>) {
         let rollout = record.and_then(|record| record.rollout.as_ref());
         let candidate = |generation, phase| {
@@ -221,7 +210,6 @@ impl Effects {
                 Step::Pull(generation) => {
                     incumbent == Some(generation) || candidate(generation, Phase::Pulling)
                 }
-                Step::Prepare(generation) => candidate(generation, Phase::Preparing),
                 _ => true,
             };
             if !needed {
@@ -235,13 +223,11 @@ fn describe(step: &Step, effect: &Effect) -> String {
     match effect {
         Effect::Pull(image, _) => format!("pulling {}", image.reference),
         Effect::Start(request, _) => format!("starting generation {}", request.id.generation),
-        Effect::Prepare(request, limit) => format!(
-            "running deploy.pre `{}` of generation {}, for {} at the most",
-            request.one_shot.as_deref().unwrap_or_default().join(" "),
-            request.id.generation,
-            format_duration(*limit)
-        ),
         Effect::Amend(change) => format!("changing generation {} in place", change.id.generation),
+        Effect::Job(request) => {
+            let job = request.id.job.map_or_else(String::new, |job| job.to_string());
+            format!("starting {job} of generation {}", request.id.generation)
+        }
         Effect::Stop(id, _) => format!("stopping generation {}", id.generation),
         Effect::Remove(_) => format!("taking containers away ({})", step.word()),
         Effect::RemoveService(..) => "taking it off this host".to_owned(),

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::types::{InstanceId, ServiceName};
+use crate::types::{InstanceId, Job, ServiceName};
 
 /// The directories of one instance of the agent.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -40,6 +40,16 @@ impl Layout {
         self.state(id).join("ids.json")
     }
 
+    /// The boot in which a one-shot was started, durable before its program runs.
+    pub fn begun(&self, id: &InstanceId) -> PathBuf {
+        self.state(id).join("begun")
+    }
+
+    /// How a one-shot ended, durable.
+    pub fn ended(&self, id: &InstanceId) -> PathBuf {
+        self.state(id).join("ended.json")
+    }
+
     /// Records of a container.
     pub fn run(&self, id: &InstanceId) -> RunFiles {
         RunFiles { dir: self.runs().join(id.to_string()) }
@@ -58,7 +68,12 @@ impl Layout {
 
 /// The log file of a container below a state directory.
 pub(super) fn log_file(state_dir: &Path, id: &InstanceId) -> PathBuf {
-    state_dir.join("logs").join(id.service.as_str()).join(format!("{}.log", id.generation))
+    // Two never write to one file at a time: `deploy.post` runs beside its service, the other one-shots in its place.
+    let file = match id.job {
+        Some(Job::Post) => format!("{}-{}.log", id.generation, Job::Post.word()),
+        _ => format!("{}.log", id.generation),
+    };
+    state_dir.join("logs").join(id.service.as_str()).join(file)
 }
 
 /// Whether a named volume's name is safe as a file name.

@@ -92,7 +92,10 @@ pub(super) fn newest_running(engine: &NativeEngine, service: &ServiceName) -> Op
 
 fn observe_one(engine: &NativeEngine, id: InstanceId, boot: &str) -> ObservedContainer {
     let run = engine.layout.run(&id);
-    let state = state(&run, boot);
+    let mut state = state(&run, boot);
+    if id.job.is_some() && state == ContainerState::Remains {
+        state = ended_before(engine, &id, boot);
+    }
     let foreign = foreign(&run, &id, &state);
     let runs = matches!(state, ContainerState::Running { .. });
     if runs && foreign.is_none() && !lock::is_held(&run) {
@@ -170,6 +173,18 @@ pub(super) fn state(run: &RunFiles, boot: &str) -> ContainerState {
             return ContainerState::Exited(unseen());
         }
         std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// A one-shot of which this boot shows no process. What was started in another boot has run, to its end or until the host
+/// went down, and is not to run again; anything else has not come to its program.
+fn ended_before(engine: &NativeEngine, id: &InstanceId, boot: &str) -> ContainerState {
+    match fs::read_to_string(engine.layout.begun(id)) {
+        Ok(begun) if begun.trim() != boot => {
+            let ended = record::read::<ExitRecord>(&engine.layout.ended(id));
+            ContainerState::Exited(ended.map_or_else(unseen, |record| record.exit))
+        }
+        _ => ContainerState::Remains,
     }
 }
 

@@ -79,6 +79,10 @@ pub(super) fn start(engine: &NativeEngine, request: &ContainerRequest) -> Result
         .create(&state)
         .and_then(|()| etc_files::write(&state, id, request.address, &request.hosts, &request.spec.options))
         .map_err(|e| failed("its files cannot be written", e))?;
+    if id.job.is_some() {
+        // Before it can do anything: what has no such mark has never run, also after a power cut.
+        mark_begun(engine, id, &boot).map_err(|e| failed("that it begins cannot be written down", e))?;
+    }
     let netns = network(engine, request)?;
     let mut launch = Launch::new(request, &engine.layout, netns)?;
     launch.runtime = engine.runtime.as_deref().map(super::runtime::find).transpose()?;
@@ -90,6 +94,19 @@ pub(super) fn start(engine: &NativeEngine, request: &ContainerRequest) -> Result
         stop::end_half_made(engine, &run, id);
     }
     result
+}
+
+/// Writes down that a one-shot may have run from now on.
+fn mark_begun(engine: &NativeEngine, id: &InstanceId, boot: &str) -> io::Result<()> {
+    let file = engine.layout.begun(id);
+    let mut mark = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&file)?;
+    io::Write::write_all(&mut mark, boot.as_bytes())?;
+    mark.sync_all()?;
+    // The names that lead to it too.
+    for dir in [engine.layout.state(id), engine.layout.states(), engine.layout.state_dir.clone()] {
+        File::open(dir)?.sync_all()?;
+    }
+    Ok(())
 }
 
 /// Its network namespace; `None` = the host's.

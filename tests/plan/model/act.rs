@@ -3,21 +3,21 @@
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
+use gitopsd::reconcile::jobs;
 use gitopsd::reconcile::later;
 use gitopsd::reconcile::receipt::Transition;
 use gitopsd::reconcile::record::{Deployed, PullCost, ServiceRecord, Spec};
 use gitopsd::reconcile::step::{Amendment, Step};
 use gitopsd::reconcile::transition::{self, Addresses, Outcome};
-use gitopsd::types::{ContainerState, Exit, Generation, InstanceId, Reason, Refusal, Route, ServiceName};
+use gitopsd::types::{
+    ContainerState, Exit, Generation, InstanceId, Job, Reason, Refusal, Route, ServiceName,
+};
 
 use super::{Container, Effect, Host};
 
 /// The agent was killed at a point of the step.
 #[derive(Debug)]
 pub struct Crashed;
-
-/// What the model's `deploy.pre` takes.
-const PRE: Duration = Duration::from_millis(500);
 
 /// What the agent waits after an effect that the record does not pace.
 const PAUSE: Duration = Duration::from_secs(2);
@@ -98,7 +98,6 @@ impl Host {
             Step::Pull(generation) if !self.is_local(name, *generation) && self.registry_up => {
                 self.behaviour_of_generation(name, *generation).map(|behaviour| behaviour.pull)
             }
-            Step::Prepare(_) => Some(PRE),
             _ => None,
         };
         if let Some(length) = length {
@@ -138,9 +137,6 @@ impl Host {
             self.busy.insert(name.clone(), Effect { step: None, since: self.now, ends_at });
         }
         let applied = transition::conclude(name, &record, step, &outcome, self.now);
-        if let Step::Fail(_) = step {
-            self.cut_short(name);
-        }
         if let Some(receipt) = applied.receipt {
             self.point()?;
             self.receive(name, receipt);
@@ -184,11 +180,17 @@ impl Host {
     fn effect(&mut self, name: &ServiceName, step: &Step) -> Outcome {
         match step {
             Step::Pull(generation) => return self.pull(name, *generation),
-            Step::Prepare(generation) => {
-                let good = self.behaviour_of_generation(name, *generation).is_some_and(|b| b.pre_succeeds);
-                if !good {
-                    return Outcome::Failed(Refusal::new(Reason::PreFailed, "deploy.pre exited with code 1"));
+            Step::Prepare(generation) => return self.start_job(name, *generation, Job::Pre),
+            Step::Finish(generation) => return self.start_job(name, *generation, Job::Post),
+            Step::Run(generation) => return self.start_job(name, *generation, Job::Run),
+            Step::Ended { job, generation, exit, late } => {
+                let deployed = self.deployed(name, *generation).expect("only what is recorded ends");
+                if let Some(refusal) = jobs::failure(deployed, *job, exit, *late) {
+                    return Outcome::Failed(refusal);
                 }
+            }
+            Step::Clear(generation, job) => {
+                self.containers.remove(&InstanceId::of_job(name, *generation, *job));
             }
             Step::Start(generation) => {
                 self.audit_start(name, *generation);
@@ -234,11 +236,20 @@ impl Host {
         }
     }
 
-    /// What only served a candidate that is given up ends with it.
-    pub(super) fn cut_short(&mut self, name: &ServiceName) {
-        if self.busy.get(name).is_some_and(|effect| matches!(effect.step, Some(Step::Prepare(_)))) {
-            self.busy.remove(name);
+    fn start_job(&mut self, name: &ServiceName, generation: Generation, job: Job) -> Outcome {
+        let deployed = self.deployed(name, generation).cloned().expect("only what is recorded is started");
+        assert!(self.is_local(name, generation), "only a local image is started\n{}", self.tail());
+        if !self.behaviour_of_spec(&deployed.spec).starts {
+            return Outcome::Failed(Refusal::new(Reason::StartFailed, "exec /srv: no such file"));
         }
+        let id = InstanceId::of_job(name, generation, job);
+        if !self.containers.contains_key(&id) {
+            self.audit_job(&id);
+            let tag = deployed.spec.image.reference.to_string();
+            let state = ContainerState::Running { pid: 4712, started_at: self.now };
+            self.containers.insert(id, Container { state, tag });
+        }
+        Outcome::Done
     }
 
     fn pull(&mut self, name: &ServiceName, generation: Generation) -> Outcome {

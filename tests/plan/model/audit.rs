@@ -6,7 +6,10 @@ use gitopsd::reconcile::later;
 use gitopsd::reconcile::receipt::{ReceiptResult, Side, Transition};
 use gitopsd::reconcile::record::{Cause, Down, ServiceRecord, Spec};
 use gitopsd::reconcile::step::{Next, Plan, Step};
-use gitopsd::types::{CommitId, ContainerState, Generation, InstanceId, ServiceName, Strategy, VolumeMount};
+use gitopsd::types::{
+    CommitId, ContainerState, Generation, InstanceId, Job, Reason, ServiceName, Strategy, Timestamp,
+    VolumeMount,
+};
 
 use super::{Container, Host};
 
@@ -27,6 +30,8 @@ pub struct Audit {
     ended: BTreeMap<InstanceId, (String, u32)>,
     /// How often the agent was killed.
     pub crashes: u32,
+    /// The one-shots that were started, and when that was written down.
+    jobs: BTreeSet<(InstanceId, Option<Timestamp>)>,
 }
 
 fn running(state: &ContainerState) -> bool {
@@ -57,7 +62,7 @@ impl Host {
             let own: Vec<_> = self
                 .containers
                 .iter()
-                .filter(|(id, _)| id.service == *name && !self.audit.debris.contains(id))
+                .filter(|(id, _)| id.service == *name && id.job.is_none() && !self.audit.debris.contains(id))
                 .collect();
             self.demand(own.len() <= 2, "at most two generations exist at once", name);
             let live: Vec<_> = own
@@ -112,6 +117,22 @@ impl Host {
         self.demand(up, "traffic is sent only to what runs", name);
     }
 
+    /// A one-shot is about to be started.
+    pub(super) fn audit_job(&mut self, id: &InstanceId) {
+        let record = &self.records[&id.service];
+        let run = record.jobs.of(id);
+        let begun = run.and_then(|run| run.begun);
+        self.demand(begun.is_some(), "that a one-shot begins is durable before it does", &id.service);
+        // Those of a rollout once for its generation, those of a schedule once each time.
+        let which = begun.filter(|_| id.job == Some(Job::Run));
+        let once = self.audit.jobs.insert((id.clone(), which));
+        self.demand(once, &format!("a one-shot runs once ({id})"), &id.service);
+        let alone = !self.containers.iter().any(|(other, container)| {
+            other.service == id.service && other.job == id.job && running(&container.state)
+        });
+        self.demand(alone, "two runs of a service never overlap", &id.service);
+    }
+
     /// A container is about to be stopped or taken away.
     pub(super) fn audit_end(&self, name: &ServiceName, step: &Step, generation: Generation) {
         let id = InstanceId::new(name, generation);
@@ -156,8 +177,10 @@ impl Host {
         let number = |side: &Option<Side>| side.as_ref().map(|side| side.generation);
         let in_place =
             receipt.result == ReceiptResult::Deployed && number(&receipt.from) == number(&receipt.to);
-        let rollout_over =
-            !in_place && !matches!(receipt.result, ReceiptResult::Restarted | ReceiptResult::Removed);
+        let of_job = matches!(receipt.reason, Some(Reason::PostFailed | Reason::RunFailed));
+        let rollout_over = !in_place
+            && !of_job
+            && !matches!(receipt.result, ReceiptResult::Restarted | ReceiptResult::Removed);
         if let (true, Some(to)) = (rollout_over, &receipt.to) {
             let id = InstanceId::new(name, to.generation);
             let now = (receipt.id(), self.audit.crashes);
@@ -223,10 +246,8 @@ impl Host {
 
     pub(super) fn check_plan(&self, plan: &Plan) {
         for (name, planned) in &plan.services {
-            let busy = self.busy.get(name).and_then(|effect| effect.step.as_ref());
-            // What only serves a candidate ends when that is given up.
-            let ends = matches!((busy, &planned.next), (Some(Step::Prepare(_)), Next::Do(Step::Fail(_))));
-            let (busy, acts) = (busy.is_some(), matches!(planned.next, Next::Do(_)) && !ends);
+            let busy = self.busy.get(name).is_some_and(|effect| effect.step.is_some());
+            let acts = matches!(planned.next, Next::Do(_));
             self.demand(!(busy && acts), "at most one step a service is under way", name);
             if let Next::Wait { until: Some(until), .. } = &planned.next {
                 self.demand(*until > self.now, "what is waited for lies ahead", name);
@@ -244,12 +265,18 @@ impl Host {
         }
         let incumbent = self.incumbent(name).map(|incumbent| incumbent.generation);
         for id in self.containers.keys().filter(|id| id.service == *name) {
-            self.demand(incumbent == Some(id.generation), &format!("nothing is left over ({id})"), name);
+            let job = self.records.get(name).is_some_and(|record| {
+                record.jobs.of(id).is_some_and(|run| run.ended.is_none() && id.job == Some(Job::Run))
+            });
+            let own = incumbent == Some(id.generation) && id.job.is_none();
+            self.demand(job || own, &format!("nothing is left over ({id})"), name);
         }
         self.audit_changed(name);
         let routed = self.routes.get(name).map(|route| route.generation);
         // There is nobody behind the route of one that ended for good, and none after a boot.
-        let over = self.incumbent(name).is_some_and(|incumbent| incumbent.down == Some(Down::Ended));
+        let over = self.incumbent(name).is_some_and(|incumbent| {
+            matches!(incumbent.down, Some(Down::Ended | Down::Barred)) || incumbent.spec.schedule.is_some()
+        });
         self.demand(routed == incumbent || (over && routed.is_none()), "traffic goes to the incumbent", name);
     }
 

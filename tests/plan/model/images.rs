@@ -17,8 +17,10 @@ pub struct Behaviour {
     pub intact: bool,
     /// Whether its container can be started.
     pub starts: bool,
-    /// Whether `deploy.pre` succeeds in it.
+    /// Whether one-shots succeed in it.
     pub pre_succeeds: bool,
+    /// How long they take.
+    pub job: Duration,
     /// From the start to the first probe that passes; `None` = never.
     pub healthy_after: Option<Duration>,
     /// From the start to the end of health.
@@ -49,6 +51,7 @@ impl Default for Behaviour {
             intact: true,
             starts: true,
             pre_succeeds: true,
+            job: Duration::from_millis(500),
             healthy_after: Some(Duration::from_secs(1)),
             sick_after: None,
             refuses_after: None,

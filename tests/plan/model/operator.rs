@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use gitopsd::reconcile::later;
 use gitopsd::reconcile::operator;
-use gitopsd::reconcile::record::{Hold, Phase};
+use gitopsd::reconcile::record::Hold;
 use gitopsd::reconcile::step::Step;
 use gitopsd::reconcile::transition::{self, Outcome};
 use gitopsd::types::{ContainerState, Generation, InstanceId, Refusal, ServiceName};
@@ -64,9 +64,6 @@ impl Host {
             hold,
             self.desired.as_ref().map(|desired| desired.commit.id.clone()),
         );
-        if record.rollout.as_ref().is_some_and(|rollout| rollout.phase == Phase::Abandoning) {
-            self.cut_short(name);
-        }
         self.records.insert(name.clone(), record);
         Ok(())
     }

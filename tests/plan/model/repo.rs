@@ -16,6 +16,8 @@ pub struct Repo {
     pub commits: u64,
     /// What the newest one declares; `Err` = that file is broken.
     pub declared: BTreeMap<ServiceName, Result<Declared, String>>,
+    /// The newest commit says that windows do not count for it.
+    pub now: bool,
     /// Tags that were looked up for this commit.
     pins: BTreeMap<ImageRef, PinnedImage>,
 }
@@ -51,7 +53,8 @@ impl Host {
             author: "Ada <ada@example.org>".to_owned(),
             committed_at: self.began,
         };
-        self.desired = Some(Desired { commit, declared_in_repo: services.len(), services });
+        let declared_in_repo = services.len();
+        self.desired = Some(Desired { commit, declared_in_repo, services, window_waived: self.repo.now });
     }
 
     fn pin(&mut self, spec: Declared) -> DesiredService {

@@ -21,6 +21,8 @@ pub(in super::super) fn prune(dir: &Path, limits: LogLimits) {
             let entry = entry.ok()?;
             let name = entry.file_name();
             let (generation, part) = name.to_str()?.split_once(".log")?;
+            // With that of a one-shot beside it.
+            let generation = generation.split_once('-').map_or(generation, |(generation, _)| generation);
             // What was cut short in the middle of a turn counts as the oldest.
             let part: u32 =
                 if part.is_empty() { 0 } else { part.strip_prefix('.')?.parse().unwrap_or(u32::MAX) };

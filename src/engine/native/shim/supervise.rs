@@ -173,10 +173,23 @@ pub(super) fn supervise(run: &RunFiles, mut container: Supervised) -> ExitCode {
     let exit = Exit { code, signal, oom_killed, at: super::super::clock::now() };
     // Before the record: who reads that may take the directory away.
     super::super::runtime::forget(run, &container.launch);
+    if id.job.is_some()
+        && let Err(error) = keep_end(&container.launch, &exit)
+    {
+        tracing::warn!(instance = %id, "how it ended cannot be kept over a reboot: {error}");
+    }
     let written = boot_id().and_then(|boot_id| record::write(&run.exit(), &ExitRecord { boot_id, exit }));
     if let Ok(cgroups) = cgroups {
         let _ = cgroups.remove(id, Duration::from_secs(5));
     }
     rootfs::unmount(&container.launch.layout.state(id), &run.scratch());
     if written.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// How a one-shot ended has to outlive a power cut: whether it is run again hangs on it.
+fn keep_end(launch: &Launch, exit: &Exit) -> io::Result<()> {
+    let path = launch.layout.ended(&launch.id);
+    record::write(&path, &ExitRecord { boot_id: boot_id()?, exit: exit.clone() })?;
+    File::open(&path)?.sync_all()?;
+    File::open(launch.layout.state(&launch.id))?.sync_all()
 }

@@ -1,0 +1,37 @@
+//! `deploy.window`: when a service may be changed by a commit. What runs is kept running at any time, and what goes back
+//! goes back at once.
+
+use super::record::{ServiceRecord, Spec};
+use super::replace::needs_new_generation;
+use super::step::Next;
+use super::view::View;
+use crate::types::{Opening, Reason, Refusal};
+
+/// Why a service is not changed now.
+pub(super) fn closed(view: &View<'_>, record: Option<&ServiceRecord>, spec: &Spec) -> Option<Next> {
+    if spec.deploy.window.is_empty() || view.desired.is_some_and(|desired| desired.window_waived) {
+        return None;
+    }
+    // A commit that brings back what ran before is the way out of a bad one.
+    let previous = record.and_then(|record| record.previous.as_ref());
+    if previous.is_some_and(|previous| needs_new_generation(&previous.spec, spec).is_none()) {
+        return None;
+    }
+    let mut opens = None;
+    for window in &spec.deploy.window {
+        let Some(zone) = view.observed.zones.get(window.zone()) else {
+            let zone = window.zone().unwrap_or_default();
+            let message = format!("`window`: this host knows no time zone {zone}");
+            return Some(Next::Held { refusal: Refusal::new(Reason::ConfigInvalid, message), until: None });
+        };
+        match window.at(view.now, &zone) {
+            Opening::Open => return None,
+            Opening::Closed(at) => {
+                opens = Some(opens.map_or(at, |other: crate::types::Timestamp| other.min(at)))
+            }
+        }
+    }
+    let all: Vec<String> = spec.deploy.window.iter().map(ToString::to_string).collect();
+    let message = format!("it is changed only within its window ({})", all.join(", "));
+    Some(Next::Held { refusal: Refusal::new(Reason::Window, message), until: opens })
+}
