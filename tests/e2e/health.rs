@@ -104,14 +104,14 @@ KIND = "{kind}"
 {check}
 interval = "200ms"
 timeout = "5s"
-start_period = "20s"
+start_period = "30s"
 start_interval = "200ms"
 retries = 3
 [deploy]
 strategy = "blue-green"
 drain = "0s"
 bake = "500ms"
-timeout = "40s"
+timeout = "55s"
 "#
     )
     .replace(
@@ -186,7 +186,7 @@ fn every_kind_of_check_lets_the_good_one_in_and_keeps_the_bad_one_out() {
             let text = if bad.is_empty() {
                 text
             } else {
-                text.replace("start_period = \"20s\"", "start_period = \"5s\"")
+                text.replace("start_period = \"30s\"", "start_period = \"10s\"")
             };
             lab.write(&format!("services/{kind}.toml"), &text);
         }
@@ -196,7 +196,7 @@ fn every_kind_of_check_lets_the_good_one_in_and_keeps_the_bad_one_out() {
         "services/refuser.toml",
         &program(&image, "http", "", "http = \"/\"\nport = 8080")
             .replace("#CONFIGS", "")
-            .replace("40s", "4s"),
+            .replace("55s", "4s"),
     );
     lab.commit("all kinds");
     lab.start_agent();
@@ -235,7 +235,7 @@ fn what_is_said_while_the_agent_is_away_is_heard() {
     let mut lab = lab();
     let image = lab.image("1", Kind::Good);
     let text = program(&image, "notify", "user = \"1000:1000\"", "notify = true").replace("#CONFIGS", "");
-    lab.deploy("slow", &text.replace("#BAD", "DELAY = \"4\""), "slow");
+    lab.deploy("slow", &text.replace("#BAD", "DELAY = \"10\""), "slow");
     lab.start_agent();
     lab.wait_agent();
     let starts = |lab: &Lab| {
@@ -335,10 +335,10 @@ fn a_version_that_refuses_its_clients_loses_them_though_its_check_passes() {
     let image = lab.image("1", Kind::Good);
     let port = free_port();
     let more = format!("ports = [\"127.0.0.1:{port}:8080\"]");
-    let check = "http = \"/\"\nport = 9000\nstatus = 403";
-    let text = program(&image, "deserter", &more, check).replace("#CONFIGS", "").replace("500ms", "30s");
+    let check = "http = \"/\"\nport = 9000\nstatus = 403\nmethod = \"HEAD\"";
+    let text = program(&image, "deserter", &more, check).replace("#CONFIGS", "").replace("500ms", "18s");
     let text = text.replace("interval = \"200ms\"", "interval = \"1s\"");
-    lab.deploy("web", &text.replace("bake = \"30s\"", "bake = \"0s\""), "good");
+    lab.deploy("web", &text.replace("bake = \"18s\"", "bake = \"0s\""), "good");
     lab.start_agent();
     lab.wait_agent();
     lab.sync();
@@ -347,11 +347,9 @@ fn a_version_that_refuses_its_clients_loses_them_though_its_check_passes() {
     lab.deploy("web", &text.replace("#BAD", "BAD = \"1\""), "bad");
     wait_for("its clients to be refused", || (!knock(port)).then_some(()));
     let begun = Instant::now();
-    let mut last = 0;
     while begun.elapsed() < Duration::from_secs(40) && lab.service("web")["state"] != "failed" {
         for _ in 0..40 {
-            let well = knock(port);
-            last = if well { last + 1 } else { 0 };
+            knock(port);
             std::thread::sleep(Duration::from_millis(10));
         }
     }
@@ -365,7 +363,8 @@ fn a_version_that_refuses_its_clients_loses_them_though_its_check_passes() {
     assert!(message.contains("connections were refused, reset or dropped"), "{message}");
     let log: Vec<&str> = receipt["log"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
     assert_eq!(log, ["this is deserter and it is bad", "the listener is closed"]);
-    assert!(lab.agent_log().contains("\n  the listener is closed"), "the journal has them too");
+    let told = std::fs::read_to_string(lab.path("agent.log")).unwrap();
+    assert!(told.contains("\n  the listener is closed"), "the journal has them too");
     assert!(knock(port), "the old one serves again");
     assert_eq!(lab.service("web")["generation"], 1);
 }
