@@ -179,7 +179,7 @@ fn every_kind_of_check_lets_the_good_one_in_and_keeps_the_bad_one_out() {
         ("grpctls", pem, format!("grpc = 50051\ngrpc_service = \"shop\"\n{tls}"), "NOT_SERVING"),
         ("notify", "", "notify = true".to_owned(), "it says that it stops: it gives up"),
     ];
-    let write = |bad: &str| {
+    let write = |lab: &Lab, bad: &str| {
         for (kind, configs, check, _) in &services {
             let text = program(&image, kind, "", check).replace("#CONFIGS", configs).replace("#BAD", bad);
             // The one that is bad from the start has no start period to hide in.
@@ -191,7 +191,7 @@ fn every_kind_of_check_lets_the_good_one_in_and_keeps_the_bad_one_out() {
             lab.write(&format!("services/{kind}.toml"), &text);
         }
     };
-    write("");
+    write(&lab, "");
     lab.write(
         "services/refuser.toml",
         &program(&image, "http", "", "http = \"/\"\nport = 8080")
@@ -210,7 +210,7 @@ fn every_kind_of_check_lets_the_good_one_in_and_keeps_the_bad_one_out() {
     });
     assert!(refused["message"].as_str().unwrap().contains("GET / on port 8080: status 403"), "{refused}");
 
-    write("BAD = \"1\"");
+    write(&lab, "BAD = \"1\"");
     lab.commit("all bad");
     for (kind, _, _, why) in &services {
         let failed = wait_for(&format!("the end of {kind}; {}", lab.agent_log()), || {
@@ -238,13 +238,10 @@ fn what_is_said_while_the_agent_is_away_is_heard() {
     lab.deploy("slow", &text.replace("#BAD", "DELAY = \"10\""), "slow");
     lab.start_agent();
     lab.wait_agent();
-    let starts = |lab: &Lab| {
-        wait_for("its first word", || {
-            let doing = lab.service("slow")["doing"].as_str().unwrap_or_default().to_owned();
-            doing.contains("it has not said READY=1 yet: reading its files").then_some(())
-        })
-    };
-    starts(&lab);
+    wait_for("its first word", || {
+        let doing = lab.service("slow")["doing"].as_str().unwrap_or_default().to_owned();
+        doing.contains("it has not said READY=1 yet: reading its files").then_some(())
+    });
     lab.kill_agent();
     let record = lab.path("run/containers/slow.1/notified.json");
     wait_for("its word", || {
