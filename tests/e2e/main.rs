@@ -20,6 +20,7 @@ mod images;
 mod kill;
 mod lab;
 mod line;
+mod live;
 mod lives;
 mod load;
 mod logs;
