@@ -314,3 +314,6 @@ fn shown(ports: &[PortMapping]) -> String {
         many => plural(many, "port", "ports"),
     }
 }
+
+#[cfg(test)]
+mod tests;

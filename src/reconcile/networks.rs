@@ -139,6 +139,7 @@ mod tests {
             last_exit: None,
             ends: 0,
             down: None,
+            amending: None,
             untold: None,
             amending: None,
         });

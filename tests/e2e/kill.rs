@@ -130,15 +130,52 @@ fn a_pull_survives_a_kill_before_and_after_each_name() {
 }
 
 #[test]
+#[cfg_attr(not(feature = "failpoints"), ignore = "needs the feature failpoints")]
+fn a_change_in_place_survives_a_kill_at_every_failpoint() {
+    let points: Vec<_> = ["begin", "before", "effect", "limited", "after", "done"]
+        .map(|place| format!("amend::{place}"))
+        .into();
+    let other = free_port();
+    let hit = kill_around(
+        &points,
+        |lab, port, round| {
+            let more = format!("mem_limit = \"{}m\"", 64 + round);
+            let file = web(&lab.reference("0"), port, &more);
+            // A second port comes and goes with it.
+            let second = format!(":8080\", \"127.0.0.1:{other}:8080\"]");
+            let file = if round % 2 == 0 { file.replace(":8080\"]", &second) } else { file };
+            lab.deploy("web", &file, &format!("web with {} MiB", 64 + round));
+        },
+        |lab, _, round| {
+            lab.sync();
+            assert_eq!(lab.service("web")["generation"], 1, "it was changed in place");
+            let limit =
+                "cat /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/memory.max 2>/dev/null; true";
+            let seen = lab.ok(&["exec", "web", "--", "/bin/sh", "-c", limit]);
+            assert_eq!(seen.trim(), ((64 + round as u64) << 20).to_string(), "round {round}");
+            assert_eq!(
+                std::net::TcpStream::connect(("127.0.0.1", other)).is_ok(),
+                round % 2 == 0,
+                "round {round}"
+            );
+            let commit = lab.git(&lab.path("work"), &["rev-parse", "HEAD"]);
+            let receipts = lab.history().into_iter().filter(|receipt| receipt["commit"] == commit.as_str());
+            assert_eq!(receipts.count(), 1, "one receipt for one change, round {round}");
+        },
+    );
+    assert_eq!(hit, BTreeSet::from_iter(points), "every failpoint is on its way");
+}
+
+#[test]
 fn every_word_is_tried_somewhere() {
     // The ways that a kill test walks, and the words that stand on none of them, each with the reason.
-    let walked = ["begin", "pull", "start", "switch", "promote", "retire", "fail", "discard", "conclude"];
+    let walked =
+        ["begin", "pull", "start", "switch", "promote", "retire", "fail", "discard", "conclude", "amend"];
     let elsewhere = [
         ("advance", "only after a crash: tests/plan walks it with a crash at each point"),
         ("prepare", "only with deploy.pre: tests/plan"),
         ("stop", "only under recreate: tests/plan"),
         ("return", "only after a switch: tests/plan"),
-        ("amend", "writes a record, and nothing else"),
         ("route", "one nft transaction, repeated by the next round"),
         ("report", "only after a crash: scenario 40 of tests/plan"),
         ("note", "writes a record, and nothing else"),

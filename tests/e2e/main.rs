@@ -22,6 +22,7 @@ mod images;
 mod kill;
 mod lab;
 mod line;
+mod live;
 mod lives;
 mod load;
 mod logs;
