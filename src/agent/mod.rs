@@ -8,6 +8,7 @@ mod ailing;
 pub mod clock;
 mod conclude;
 pub mod control;
+mod drains;
 mod effects;
 mod execute;
 mod fault;
@@ -52,7 +53,7 @@ use crate::state::clean::Before;
 use crate::state::journal::Journal;
 use crate::state::lock::InstanceLock;
 use crate::state::trust::HighWater;
-use crate::types::{Exit, Hosts, InstanceId, Refusal, ServiceName, Timestamp};
+use crate::types::{Exit, Hosts, InstanceId, Refusal, ServiceName};
 use control::Accept;
 use effects::{Effects, Hands};
 use garbage::Garbage;
@@ -108,8 +109,8 @@ pub struct Agent {
     effects: Effects,
     probes: Probes,
     shims: Shims,
-    /// Of each retiring container: looks in a row without a connection, and when the last one was.
-    idle: BTreeMap<InstanceId, (u32, Timestamp)>,
+    /// What was seen of each container that drains.
+    drains: drains::Drains,
     /// What was seen last, and what was decided on it.
     seen: Observed,
     plan: Plan,
@@ -235,7 +236,7 @@ impl Agent {
             effects: Effects::new(hands.clone(), waker.clone()),
             shims: Shims::new(handle.clone(), waker.clone()),
             probes: Probes::new(handle, hands.engine.clone(), waker.clone()),
-            idle: BTreeMap::new(),
+            drains: drains::Drains::new(),
             seen: Observed::default(),
             plan: Plan { services: BTreeMap::new(), wake_at: None },
             blind: None,

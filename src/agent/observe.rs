@@ -6,10 +6,8 @@ use std::net::Ipv4Addr;
 use super::probes::Subject;
 use super::{Agent, clock};
 use crate::reconcile::health::EffectiveCheck;
-use crate::reconcile::later;
-use crate::reconcile::next::{GRACE, IDLE_POLL};
 use crate::reconcile::world::{DesiredService, Observed};
-use crate::types::{ContainerState, InstanceId, NetworkMode, PortMapping, Refusal, ServiceName, Timestamp};
+use crate::types::{ContainerState, InstanceId, NetworkMode, PortMapping, Refusal, ServiceName};
 
 impl Agent {
     /// The world, afresh.
@@ -54,7 +52,7 @@ impl Agent {
         self.renew_names(&seen);
         self.look_for_images(&mut seen);
         self.look_for_ports(&mut seen);
-        self.look_for_idle(&mut seen, now);
+        self.look_at_drains(&mut seen, now);
         Ok(seen)
     }
 
@@ -72,34 +70,6 @@ impl Agent {
         }
         let here = digests.into_iter().filter(|digest| self.store.image(digest).is_some());
         seen.images = here.cloned().collect();
-    }
-
-    /// Counts the looks at which a retiring container had no connection.
-    fn look_for_idle(&mut self, seen: &mut Observed, now: Timestamp) {
-        let mut idle = std::mem::take(&mut self.idle);
-        for (service, record) in &self.journal.records {
-            let Some(retiring) = &record.retiring else { continue };
-            let id = InstanceId::new(service, retiring.old.generation);
-            let runs = matches!(seen.containers.get(&id), Some(ContainerState::Running { .. }));
-            if !runs || now < later(retiring.since, GRACE) {
-                continue;
-            }
-            let (polls, last) = idle.remove(&id).unwrap_or((0, Timestamp::MIN));
-            let counted = if now < later(last, IDLE_POLL.mul_f64(0.8)) {
-                (polls, last)
-            } else {
-                match self.hands.traffic.connections(&id) {
-                    Ok(0) => (polls.saturating_add(1), now),
-                    Ok(_) => (0, now),
-                    Err(error) => {
-                        tracing::debug!("{id}: {}", error.to_refusal());
-                        (0, now)
-                    }
-                }
-            };
-            seen.idle_polls.insert(id.clone(), counted.0);
-            self.idle.insert(id, counted);
-        }
     }
 
     /// Whether ports that a service is about to publish for the first time are free of what is not this instance's: a

@@ -9,8 +9,8 @@ use super::network;
 use super::options::foreign_to_its_users;
 use super::section::Findings;
 use crate::types::{
-    ByteSize, Declared, Deploy, HealthCheck, ImageRef, Options, PortMapping, Probe, Protocol, RestartPolicy,
-    ServiceName, Strategy, Tmpfs, VolumeMount,
+    ByteSize, Declared, Deploy, DrainSignal, HealthCheck, ImageRef, Options, PortMapping, Probe, Protocol,
+    RestartPolicy, ServiceName, Strategy, Tmpfs, VolumeMount,
 };
 
 /// One layer: what a file says of a service. `None` = nothing.
@@ -71,6 +71,7 @@ pub(super) struct DeployLayer {
     pub bake: Option<Duration>,
     pub timeout: Option<Duration>,
     pub pre: Option<Vec<String>>,
+    pub drain_signal: Option<DrainSignal>,
 }
 
 impl Layer {
@@ -116,6 +117,7 @@ impl Layer {
                 bake: over.deploy.bake.or(self.deploy.bake),
                 timeout: over.deploy.timeout.or(self.deploy.timeout),
                 pre: over.deploy.pre.clone().or_else(|| self.deploy.pre.clone()),
+                drain_signal: over.deploy.drain_signal.or(self.deploy.drain_signal),
             },
             names_image: over.names_image || self.names_image,
             network_span: over.network_span.clone().or_else(|| self.network_span.clone()),
@@ -166,6 +168,7 @@ impl Layer {
             bake: self.deploy.bake.unwrap_or(default.bake),
             timeout: self.deploy.timeout.unwrap_or(default.timeout),
             pre: self.deploy.pre.unwrap_or_default(),
+            drain_signal: self.deploy.drain_signal.unwrap_or_default(),
         };
         spec.fallback = self.fallback.unwrap_or_default();
         spec.entrypoint = self.entrypoint;

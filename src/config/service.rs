@@ -13,7 +13,7 @@ use super::port;
 use super::section::{Findings, Section, Value};
 use super::volume;
 use super::words;
-use crate::types::{ByteSize, Digest, PortMapping, Strategy, fill_fallback};
+use crate::types::{ByteSize, Digest, DrainSignal, PortMapping, Strategy, fill_fallback};
 
 /// Keys of the Compose Specification that this version does not know what to do with.
 const COMPOSE: &[&str] = &[
@@ -345,8 +345,16 @@ fn deploy(section: &Section<'_, '_>) -> DeployLayer {
         bake: section.duration("bake"),
         timeout: section.duration("timeout"),
         pre: command(section, "pre"),
+        drain_signal: section.get("drain_signal").and_then(|value| match value.get_ref().as_str() {
+            Some("early") => Some(DrainSignal::Early),
+            Some("late") => Some(DrainSignal::Late),
+            _ => {
+                section.findings.error(value.span(), "`drain_signal` is \"early\" or \"late\"", None);
+                None
+            }
+        }),
     };
-    for key in ["post", "window", "canary", "canary_time", "reversible", "drain_signal", "min_healthy_time"] {
+    for key in ["post", "window", "canary", "canary_time", "reversible", "min_healthy_time"] {
         section.unsupported(key, "see CHANGELOG.md for what is planned");
     }
     section.finish(|_| None);

@@ -32,7 +32,9 @@ pub use quantity::{ByteSize, format_duration, parse_duration, plural};
 pub use reason::{Reason, Refusal};
 pub use restart::RestartPolicy;
 pub use runtime::{ContainerState, Exit, ObservedContainer, Route};
-pub use service::{Declared, Deploy, HealthCheck, PortMapping, Probe, Protocol, ServiceSpec, Strategy};
+pub use service::{
+    Declared, Deploy, DrainSignal, HealthCheck, PortMapping, Probe, Protocol, ServiceSpec, Strategy,
+};
 pub use url::SafeUrl;
 
 /// A point in time. Always a parameter: only `agent::clock` may ask what time it is.

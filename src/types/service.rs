@@ -272,6 +272,27 @@ pub struct Deploy {
     pub timeout: Duration,
     /// One-shot in the new image before it starts; empty = none.
     pub pre: Vec<String>,
+    /// When the old generation is told to end.
+    #[serde(default, skip_serializing_if = "DrainSignal::is_late")]
+    pub drain_signal: DrainSignal,
+}
+
+/// When the generation that has lost its traffic gets its stop signal.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DrainSignal {
+    /// Once it has no connection left, or `drain` is over.
+    #[default]
+    Late,
+    /// As soon as no new connection can be on its way to it: it finishes its connections by itself, and has the rest of
+    /// `drain` and its `stop_grace_period` for that.
+    Early,
+}
+
+impl DrainSignal {
+    fn is_late(&self) -> bool {
+        *self == Self::Late
+    }
 }
 
 impl Default for Deploy {
@@ -282,6 +303,7 @@ impl Default for Deploy {
             bake: Duration::from_secs(60),
             timeout: Duration::from_secs(300),
             pre: Vec::new(),
+            drain_signal: DrainSignal::default(),
         }
     }
 }

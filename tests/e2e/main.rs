@@ -13,6 +13,7 @@
 )]
 
 mod deploy;
+mod drains;
 mod faults;
 mod files;
 mod image;

@@ -5,7 +5,7 @@
 //! ```text
 //! commit WORDS…        a new commit. Each word changes what the repo declares, the rest stays:
 //!                        web=img:1      service `web` runs img:1; settings follow after commas, as
-//!                                       web=img:1,bake=5s,drain=2s,timeout=30s,volume=data,after=db,joins=db,pre,check=none,ports=none,env=X,grace=3s,port=81,restart=no
+//!                                       web=img:1,bake=5s,drain=2s,signal=early,timeout=30s,volume=data,after=db,joins=db,pre,check=none,ports=none,env=X,grace=3s,port=81,restart=no
 //!                        web=broken     its file cannot be read
 //!                        -web           its file is gone
 //!                        empty          all files are gone
@@ -38,8 +38,8 @@ use std::time::Duration;
 use gitopsd::reconcile::later;
 use gitopsd::reconcile::step::Next;
 use gitopsd::types::{
-    ContainerState, Declared, HealthCheck, InstanceId, NetworkMode, PortMapping, Probe, Protocol,
-    ServiceName, VolumeMount, VolumeSource, parse_duration,
+    ContainerState, Declared, DrainSignal, HealthCheck, InstanceId, NetworkMode, PortMapping, Probe,
+    Protocol, ServiceName, VolumeMount, VolumeSource, parse_duration,
 };
 
 use super::model::{Crash, Host};
@@ -69,6 +69,10 @@ pub fn declared(text: &str) -> Declared {
         match key {
             "bake" => spec.deploy.bake = time(),
             "drain" => spec.deploy.drain = time(),
+            "signal" => {
+                let early = value == "early";
+                spec.deploy.drain_signal = if early { DrainSignal::Early } else { DrainSignal::Late };
+            }
             "timeout" => spec.deploy.timeout = time(),
             "grace" => spec.stop_grace_period = time(),
             "volume" => {
