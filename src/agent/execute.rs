@@ -11,6 +11,7 @@ use std::time::Duration;
 use super::effects::{Change, Effect};
 use super::{Agent, clock};
 use crate::engine::{ContainerRequest, EngineError};
+use crate::reconcile::drain;
 use crate::reconcile::record::{Deployed, ServiceRecord, Spec};
 use crate::reconcile::step::{Amendment, Step};
 use crate::reconcile::transition::{self, Addresses, Outcome};
@@ -45,6 +46,8 @@ impl Agent {
         }
         failpoint(step, "begin");
         self.note_end(service, step);
+        let drained = self.drained(service, step);
+        self.tell(drained);
         if let Err(error) = self.intend(service, step) {
             // What serves is kept alive all the same: the step is remembered until it can be written down.
             self.note_fault(Some(error.to_refusal()));
@@ -183,9 +186,15 @@ impl Agent {
             Step::Stop(generation) => {
                 Effect::Stop(InstanceId::new(service, *generation), self.grace(service, *generation))
             }
-            Step::Discard(generation) | Step::Retire(generation) | Step::Sweep(generation) => Effect::Remove(
-                vec![(InstanceId::new(service, *generation), self.grace(service, *generation))],
-            ),
+            Step::Retire(generation) => {
+                let record = self.journal.records.get(service);
+                let patience = record.map_or(Duration::ZERO, |record| drain::patience(record, clock::now()));
+                Effect::Remove(vec![(InstanceId::new(service, *generation), patience)])
+            }
+            Step::Discard(generation) | Step::Sweep(generation) => Effect::Remove(vec![(
+                InstanceId::new(service, *generation),
+                self.grace(service, *generation),
+            )]),
             Step::Remove(_) => {
                 let record = self.journal.records.get(service);
                 let named = record.into_iter().flat_map(|record| record.live_generations());

@@ -8,6 +8,7 @@ mod ailing;
 pub mod clock;
 mod conclude;
 pub mod control;
+mod drains;
 mod effects;
 mod errors;
 mod execute;
@@ -56,7 +57,7 @@ use crate::state::clean::Before;
 use crate::state::journal::Journal;
 use crate::state::lock::InstanceLock;
 use crate::state::trust::HighWater;
-use crate::types::{CommitId, Digest, Exit, HealthCheck, Hosts, InstanceId, Refusal, ServiceName, Timestamp};
+use crate::types::{CommitId, Digest, Exit, HealthCheck, Hosts, InstanceId, Refusal, ServiceName};
 use control::Accept;
 use effects::{Effects, Hands};
 use garbage::Garbage;
@@ -114,8 +115,8 @@ pub struct Agent {
     effects: Effects,
     probes: Probes,
     shims: Shims,
-    /// Of each retiring container: looks in a row without a connection, and when the last one was.
-    idle: BTreeMap<InstanceId, (u32, Timestamp)>,
+    /// What was seen of each container that drains.
+    drains: drains::Drains,
     /// What was counted of the connections of candidates that have traffic.
     errors: errors::Errors,
     /// The checks that images have of their own, where they have one.
@@ -247,7 +248,7 @@ impl Agent {
             effects: Effects::new(hands.clone(), waker.clone()),
             shims: Shims::new(handle.clone(), waker.clone()),
             probes: Probes::new(handle, hands.engine.clone(), waker.clone()),
-            idle: BTreeMap::new(),
+            drains: drains::Drains::new(),
             errors: errors::Errors::new(),
             image_checks: BTreeMap::new(),
             seen: Observed::default(),

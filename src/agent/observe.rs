@@ -6,12 +6,10 @@ use std::net::Ipv4Addr;
 use super::probes::Subject;
 use super::{Agent, clock};
 use crate::reconcile::health::EffectiveCheck;
-use crate::reconcile::later;
-use crate::reconcile::next::{GRACE, IDLE_POLL};
 use crate::reconcile::world::{DesiredService, Observed};
 use crate::types::{
     ContainerState, Digest, HealthCheck, InstanceId, Job, NetworkMode, PortMapping, Refusal, ServiceName,
-    Timestamp, Window, Zones,
+    Window, Zones,
 };
 
 impl Agent {
@@ -63,7 +61,7 @@ impl Agent {
         self.look_for_images(&mut seen);
         self.look_for_ports(&mut seen);
         self.look_for_room(&mut seen);
-        self.look_for_idle(&mut seen, now);
+        self.look_at_drains(&mut seen, now);
         self.look_for_errors(&mut seen, now);
         Ok(seen)
     }
@@ -121,34 +119,6 @@ impl Agent {
         }
         let known = self.image_checks.iter();
         known.filter_map(|(digest, check)| Some((digest.clone(), check.clone()?))).collect()
-    }
-
-    /// Counts the looks at which a retiring container had no connection.
-    fn look_for_idle(&mut self, seen: &mut Observed, now: Timestamp) {
-        let mut idle = std::mem::take(&mut self.idle);
-        for (service, record) in &self.journal.records {
-            let Some(retiring) = &record.retiring else { continue };
-            let id = InstanceId::new(service, retiring.old.generation);
-            let runs = matches!(seen.containers.get(&id), Some(ContainerState::Running { .. }));
-            if !runs || now < later(retiring.since, GRACE) {
-                continue;
-            }
-            let (polls, last) = idle.remove(&id).unwrap_or((0, Timestamp::MIN));
-            let counted = if now < later(last, IDLE_POLL.mul_f64(0.8)) {
-                (polls, last)
-            } else {
-                match self.hands.traffic.connections(&id) {
-                    Ok(0) => (polls.saturating_add(1), now),
-                    Ok(_) => (0, now),
-                    Err(error) => {
-                        tracing::debug!("{id}: {}", error.to_refusal());
-                        (0, now)
-                    }
-                }
-            };
-            seen.idle_polls.insert(id.clone(), counted.0);
-            self.idle.insert(id, counted);
-        }
     }
 
     /// Whether ports that a service is about to publish for the first time are free of what is not this instance's: a

@@ -164,6 +164,7 @@ impl Agent {
                 times_out_at: self.times_out_at(name, rollout),
                 progress: None,
             }),
+            drain: record.and_then(|_| self.drain(name)),
             doing,
             reason: said.map(|(refusal, _)| refusal.reason),
             message: said.map(|(refusal, _)| refusal.message.clone()),

@@ -7,7 +7,7 @@ use super::table::{self, ago, ahead};
 use super::{Failure, hint, history, operate, write_json};
 use crate::agent::clock;
 use crate::agent::control::Command;
-use crate::report::status::{AgentState, ServiceState, ServiceStatus, Status};
+use crate::report::status::{AgentState, DrainStatus, ServiceState, ServiceStatus, Status};
 use crate::state::receipts::Receipt;
 use crate::types::{ByteSize, ServiceName, Timestamp, plural};
 
@@ -150,6 +150,9 @@ fn details(service: &ServiceStatus, color: bool, now: Timestamp, out: &mut dyn W
     if let Some(doing) = &service.doing {
         writeln!(out, "{name}: {doing}")?;
     }
+    if let Some(drain) = &service.drain {
+        writeln!(out, "{name}: {}", draining(drain, now))?;
+    }
     if let Some(at) = service.restarted_at.filter(|_| service.restarts > 0) {
         let ago = ago(at, now);
         let end = service.last_exit.as_ref().map_or_else(|| "ended".to_owned(), ToString::to_string);
@@ -179,6 +182,18 @@ fn details(service: &ServiceStatus, color: bool, now: Timestamp, out: &mut dyn W
         writeln!(out, "  {verb} in {}", ahead(at, now))?;
     }
     Ok(())
+}
+
+fn draining(drain: &DrainStatus, now: Timestamp) -> String {
+    let connections = drain.connections.map_or_else(
+        || "connections not counted yet".to_owned(),
+        |connections| plural(connections, "connection", "connections"),
+    );
+    let end = match drain.until > now {
+        true => format!("for {} at the most", ahead(drain.until, now)),
+        false => "its drain is over".to_owned(),
+    };
+    format!("generation {} drains: {connections}, {end}", drain.generation)
 }
 
 /// Shows all there is to say about one service on one screen.
@@ -230,6 +245,9 @@ fn explain(
     }
     if let Some(doing) = &service.doing {
         rows.push(row("doing", doing.clone()));
+    }
+    if let Some(drain) = &service.drain {
+        rows.push(row("drain", draining(drain, now)));
     }
     if let Some(at) = service.restarted_at.filter(|_| service.restarts > 0) {
         rows.push(row("restarts", format!("{}, the last one {} ago", service.restarts, ago(at, now))));

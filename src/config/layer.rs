@@ -10,8 +10,8 @@ use super::network;
 use super::options::foreign_to_its_users;
 use super::section::Findings;
 use crate::types::{
-    ByteSize, Declared, Dependency, Deploy, ImageRef, Options, PortMapping, RestartPolicy, Schedule,
-    Strategy, Tmpfs, VolumeMount, Window,
+    ByteSize, Declared, Dependency, Deploy, DrainSignal, ImageRef, Options, PortMapping, RestartPolicy,
+    Schedule, Strategy, Tmpfs, VolumeMount, Window,
 };
 
 /// One layer: what a file says of a service. `None` = nothing.
@@ -61,6 +61,7 @@ pub(super) struct DeployLayer {
     pub post: Option<Vec<String>>,
     pub reversible: Option<bool>,
     pub window: Option<Vec<Window>>,
+    pub drain_signal: Option<DrainSignal>,
 }
 
 impl Layer {
@@ -104,6 +105,7 @@ impl Layer {
                 post: over.deploy.post.clone().or_else(|| self.deploy.post.clone()),
                 reversible: over.deploy.reversible.or(self.deploy.reversible),
                 window: over.deploy.window.clone().or_else(|| self.deploy.window.clone()),
+                drain_signal: over.deploy.drain_signal.or(self.deploy.drain_signal),
             },
             names_image: over.names_image || self.names_image,
             network_span: over.network_span.clone().or_else(|| self.network_span.clone()),
@@ -139,6 +141,7 @@ impl Layer {
             post: self.deploy.post.unwrap_or_default(),
             reversible: self.deploy.reversible.unwrap_or(default.reversible),
             window: self.deploy.window.unwrap_or_default(),
+            drain_signal: self.deploy.drain_signal.unwrap_or_default(),
         };
         if spec.deploy.min_healthy_time >= spec.deploy.timeout && !spec.deploy.min_healthy_time.is_zero() {
             let message =

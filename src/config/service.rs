@@ -15,7 +15,7 @@ use super::section::{Findings, Section, Value};
 use super::times;
 use super::volume;
 use super::words;
-use crate::types::{ByteSize, Digest, PortMapping, Strategy, fill_fallback};
+use crate::types::{ByteSize, Digest, DrainSignal, PortMapping, Strategy, fill_fallback};
 
 /// Keys of the Compose Specification that this version does not know what to do with.
 const COMPOSE: &[&str] = &[
@@ -278,8 +278,16 @@ fn deploy(section: &Section<'_, '_>) -> DeployLayer {
         min_healthy_time: section.duration("min_healthy_time"),
         max_error_rate: max_error_rate(section),
         span: Some(section.span.clone()),
+        drain_signal: section.get("drain_signal").and_then(|value| match value.get_ref().as_str() {
+            Some("early") => Some(DrainSignal::Early),
+            Some("late") => Some(DrainSignal::Late),
+            _ => {
+                section.findings.error(value.span(), "`drain_signal` is \"early\" or \"late\"", None);
+                None
+            }
+        }),
     };
-    for key in ["canary", "canary_time", "drain_signal"] {
+    for key in ["canary", "canary_time"] {
         section.unsupported(key, "see CHANGELOG.md for what is planned");
     }
     section.finish(|_| None);

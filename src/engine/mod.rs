@@ -188,6 +188,10 @@ pub trait Traffic: Send + Sync {
     /// Ends the container's established connections, so that clients come back and reach the current route.
     fn reset_connections(&self, id: &InstanceId) -> Result<(), EngineError>;
 
+    /// Of a container that has ended: gives what it wrote last up to `patience` to arrive, then resets the connections
+    /// that are not over. Returns how many these were.
+    fn end_connections(&self, id: &InstanceId, patience: Duration) -> Result<usize, EngineError>;
+
     /// Who has a port of the host which `ports` would publish, if anybody does beside this instance: a process, another
     /// instance, somebody's rule. As one line for people.
     fn port_conflict(&self, ports: &[PortMapping]) -> Result<Option<String>, EngineError>;

@@ -9,6 +9,7 @@
 
 pub mod amend;
 pub mod changes;
+pub mod drain;
 pub mod errors;
 pub mod health;
 mod irreversible;

@@ -4,19 +4,8 @@ use super::record::{Cause, ServiceRecord, Spec};
 use super::step::{Next, Planned, Situation, Step};
 use super::view::View;
 use super::world::DesiredService;
-use super::{amend, jobs, joined, later, order, preflight, repair, rolling, window};
+use super::{amend, drain, jobs, joined, order, preflight, repair, rolling, window};
 use crate::types::{CommitInfo, Reason, Refusal};
-use std::time::Duration;
-
-/// After the switch, before the first look at the old generation's sockets: connections whose first packet is still
-/// on its way are not counted yet.
-pub const GRACE: Duration = Duration::from_secs(2);
-
-/// From one look at a retiring generation's sockets to the next.
-pub const IDLE_POLL: Duration = Duration::from_millis(250);
-
-/// This many looks in a row without a connection, and it is idle.
-pub const IDLE_POLLS: u32 = 2;
 
 /// Decides for one service.
 pub(super) fn decide(view: &View<'_>) -> Planned {
@@ -87,10 +76,10 @@ fn choose(view: &View<'_>) -> Planned {
         let next = match view.removal_refusal {
             // What may not be removed is still kept as it should be.
             Some(refusal) => repair::next(view, record)
-                .or_else(|| retire(view, record))
+                .or_else(|| drain::next(view, record))
                 .unwrap_or_else(|| held(refusal.clone())),
             None if order::dependant(view).is_some() => repair::next(view, record)
-                .or_else(|| retire(view, record))
+                .or_else(|| drain::next(view, record))
                 .unwrap_or_else(|| after_dependant(view)),
             None => Next::Do(Step::Remove(desired.commit.clone().into())),
         };
@@ -101,7 +90,7 @@ fn choose(view: &View<'_>) -> Planned {
         Some(next @ Next::Do(_)) => return Planned { situation: Situation::Drifted, next },
         waiting => waiting,
     };
-    if let Some(next) = retire(view, record) {
+    if let Some(next) = drain::next(view, record) {
         return Planned { situation: Situation::Retiring, next };
     }
     if let Some(hold) = &record.hold {
@@ -203,34 +192,6 @@ fn begin(view: &View<'_>, record: Option<&ServiceRecord>, spec: &Spec, commit: &
         commit: Box::new(commit.clone()),
         cause: Cause::Commit,
     })
-}
-
-/// The former incumbent goes once its connections have ended, or `drain` is over.
-fn retire(view: &View<'_>, record: &ServiceRecord) -> Option<Next> {
-    let retiring = record.retiring.as_ref()?;
-    let generation = retiring.old.generation;
-    // The incumbent's spec rules: it is the one that was just deployed.
-    let drain = record.incumbent.as_ref().map_or(Duration::ZERO, |incumbent| incumbent.spec.deploy.drain);
-    let over = later(retiring.since, drain);
-    let grace = later(retiring.since, GRACE.min(drain));
-    let id = crate::types::InstanceId::new(view.name, generation);
-    let idle = view.observed.idle_polls.get(&id).copied().unwrap_or(0) >= IDLE_POLLS;
-    // A run of a scheduled service is not cut short for the next version.
-    if let Some((job, _)) = jobs::busy(record, generation) {
-        return Some(wait(format!("generation {generation} goes once {job} has ended")));
-    }
-    // Its network goes with it.
-    let kept = later(over, joined::KEPT);
-    if let Some(guest) = joined::guest(view, generation).filter(|_| view.now < kept) {
-        let why = format!("generation {generation} is kept for {guest}, which shares its network");
-        return Some(Next::Wait { until: Some(kept), why });
-    }
-    if !view.runs(generation) || view.now >= over || (view.now >= grace && idle) {
-        return Some(Next::Do(Step::Retire(generation)));
-    }
-    let look = if view.now < grace { grace } else { later(view.now, IDLE_POLL) };
-    let why = format!("generation {generation} is draining");
-    Some(Next::Wait { until: Some(look.min(over)), why })
 }
 
 pub(super) fn wait(why: String) -> Next {

@@ -173,6 +173,9 @@ pub struct ServiceStatus {
     pub oom_kills: u64,
     /// The new generation under way.
     pub rollout: Option<RolloutStatus>,
+    /// The former generation, until its connections have ended.
+    #[serde(default)]
+    pub drain: Option<DrainStatus>,
     /// What is being done or waited for, for people.
     pub doing: Option<String>,
     /// Why it is not as the repo wants it.
@@ -181,6 +184,19 @@ pub struct ServiceStatus {
     pub message: Option<String>,
     /// When it is tried again by itself.
     pub retry_at: Option<Timestamp>,
+}
+
+/// A generation that has lost its traffic and still has connections.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DrainStatus {
+    /// Which one.
+    pub generation: Generation,
+    /// Connections of clients that it has; `null` until they were counted.
+    pub connections: Option<usize>,
+    /// When it lost its traffic.
+    pub since: Timestamp,
+    /// When it is told to end all the same.
+    pub until: Timestamp,
 }
 
 /// A new generation under way.

@@ -43,7 +43,7 @@ pub use quantity::{ByteSize, format_duration, parse_duration, plural};
 pub use reason::{Reason, Refusal};
 pub use restart::RestartPolicy;
 pub use runtime::{ContainerState, Exit, ObservedContainer, Route};
-pub use service::{Declared, Deploy, PortMapping, Protocol, ServiceSpec, Strategy};
+pub use service::{Declared, Deploy, DrainSignal, PortMapping, Protocol, ServiceSpec, Strategy};
 pub use url::SafeUrl;
 pub use window::{Opening, Window};
 

@@ -256,6 +256,9 @@ pub struct Deploy {
     /// When it may be changed; empty = at any time.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub window: Vec<Window>,
+    /// When the old generation is told to end.
+    #[serde(default, skip_serializing_if = "DrainSignal::is_late")]
+    pub drain_signal: DrainSignal,
 }
 
 fn yes() -> bool {
@@ -264,6 +267,24 @@ fn yes() -> bool {
 
 fn is_yes(flag: &bool) -> bool {
     *flag
+}
+
+/// When the generation that has lost its traffic gets its stop signal.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DrainSignal {
+    /// Once it has no connection left, or `drain` is over.
+    #[default]
+    Late,
+    /// As soon as no new connection can be on its way to it: it finishes its connections by itself, and has the rest of
+    /// `drain` and its `stop_grace_period` for that.
+    Early,
+}
+
+impl DrainSignal {
+    fn is_late(&self) -> bool {
+        *self == Self::Late
+    }
 }
 
 impl Default for Deploy {
@@ -279,6 +300,7 @@ impl Default for Deploy {
             post: Vec::new(),
             reversible: true,
             window: Vec::new(),
+            drain_signal: DrainSignal::default(),
         }
     }
 }

@@ -14,6 +14,7 @@
 
 mod chaos;
 mod deploy;
+mod drains;
 mod faults;
 mod files;
 mod health;

@@ -81,6 +81,7 @@ fn settings() -> impl Strategy<Value = &'static str> {
         ",bake=5s,drain=1s",
         ",bake=0s",
         ",bake=10s,drain=20s",
+        ",bake=5s,drain=20s,signal=early",
         ",timeout=5s",
         ",volume=data",
         ",volume=data",

@@ -5,7 +5,7 @@
 //! ```text
 //! commit WORDS…        a new commit. Each word changes what the repo declares, the rest stays:
 //!                        web=img:1      service `web` runs img:1; settings follow after commas, as
-//!                                       web=img:1,bake=5s,drain=2s,timeout=30s,volume=data,after=db,joins=db,pre,check=none,ports=none,env=X,grace=3s,port=81,restart=no,
+//!                                       web=img:1,bake=5s,drain=2s,signal=early,timeout=30s,volume=data,after=db,joins=db,pre,check=none,ports=none,env=X,grace=3s,port=81,restart=no,
 //!                                       bind=/srv (written to),green (side by side all the same),mem=64m,label=X
 //!                                       healthy=db,completed=db,optional=db (as after=db, with a condition), post,
 //!                                       irreversible, window=09:00-17:00, schedule=*:0/5, limit=30s, forgets
@@ -43,8 +43,9 @@ use std::time::Duration;
 use gitopsd::reconcile::later;
 use gitopsd::reconcile::step::Next;
 use gitopsd::types::{
-    ByteSize, Condition, ContainerState, Declared, Dependency, HealthCheck, InstanceId, NetworkMode,
-    PortMapping, Probe, Protocol, Schedule, ServiceName, Strategy, VolumeMount, VolumeSource, parse_duration,
+    ByteSize, Condition, ContainerState, Declared, Dependency, DrainSignal, HealthCheck, InstanceId,
+    NetworkMode, PortMapping, Probe, Protocol, Schedule, ServiceName, Strategy, VolumeMount, VolumeSource,
+    parse_duration,
 };
 
 use super::model::{Crash, Host};
@@ -74,6 +75,10 @@ pub fn declared(text: &str) -> Declared {
         match key {
             "bake" => spec.deploy.bake = time(),
             "drain" => spec.deploy.drain = time(),
+            "signal" => {
+                let early = value == "early";
+                spec.deploy.drain_signal = if early { DrainSignal::Early } else { DrainSignal::Late };
+            }
             "timeout" => spec.deploy.timeout = time(),
             "grace" => spec.stop_grace_period = time(),
             "volume" => {

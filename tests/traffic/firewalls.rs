@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 
 use super::host::*;
 
-const PORTS: &[&str] = &["0.0.0.0:80:8080/tcp"];
+pub const PORTS: &[&str] = &["0.0.0.0:80:8080/tcp"];
 const SHORT: Duration = Duration::from_millis(500);
 
 /// A program of a firewall in this thread's namespaces; ended with the test.
-struct Daemon(Child);
+pub struct Daemon(Child);
 
 impl Drop for Daemon {
     fn drop(&mut self) {
@@ -27,7 +27,7 @@ impl Drop for Daemon {
 }
 
 /// One container with a published port; the outside has a server.
-fn shop(host: &Host) -> Agent {
+pub fn shop(host: &Host) -> Agent {
     let agent = host.agent("gitopsd", 1);
     agent.container("shop.1", 11, 8080);
     agent.container("db.1", 12, 8080);
@@ -38,7 +38,7 @@ fn shop(host: &Host) -> Agent {
 }
 
 /// Whether it works: in, out, and from container to container.
-fn works(host: &Host, agent: &Agent) -> bool {
+pub fn works(host: &Host, agent: &Agent) -> bool {
     let within = |path: &Path, to: (std::net::Ipv4Addr, u16)| {
         inside(path, || Client::connect_within(to, SHORT)?.ask()).is_ok()
     };
@@ -102,35 +102,45 @@ fn a_policy_of_iptables_own_tables() {
     assert!(!run("iptables-legacy -S").contains("gitopsd:gitopsd"));
 }
 
+/// A Docker of this host's own.
+pub fn docker(host: &Host) -> Daemon {
+    let at = |name: &str| host.dir.path().join(name).display().to_string();
+    let log = std::fs::File::create(host.dir.path().join("log")).unwrap();
+    let daemon = Command::new("dockerd")
+        .args(["--data-root", &at("data"), "--exec-root", &at("exec"), "--pidfile", &at("pid")])
+        .args(["--host", &format!("unix://{}", at("sock")), "--storage-driver", "vfs"])
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().unwrap())
+        .stderr(log)
+        .spawn()
+        .expect("dockerd (package docker.io)");
+    let daemon = Daemon(daemon);
+    wait_long("Docker's rules", || {
+        let rules = run("iptables-nft -S");
+        Path::new(&at("sock")).exists()
+            && rules.contains("-P FORWARD DROP")
+            && rules.contains("-N DOCKER-USER")
+    });
+    daemon
+}
+
+/// Docker closes the chain where it is the one that lets the host forward.
+pub fn before_docker() {
+    std::fs::write("/proc/sys/net/ipv4/ip_forward", "0").unwrap();
+}
+
 #[test]
 fn beside_a_real_docker() {
     let host = Host::new();
-    // Docker closes the chain where it is the one that lets the host forward.
-    std::fs::write("/proc/sys/net/ipv4/ip_forward", "0").unwrap();
-    let at = |name: &str| host.dir.path().join(name).display().to_string();
-    let log = std::fs::File::create(host.dir.path().join("log")).unwrap();
-    let docker = || {
-        let daemon = Command::new("dockerd")
-            .args(["--data-root", &at("data"), "--exec-root", &at("exec"), "--pidfile", &at("pid")])
-            .args(["--host", &format!("unix://{}", at("sock")), "--storage-driver", "vfs"])
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().unwrap())
-            .stderr(log.try_clone().unwrap())
-            .spawn()
-            .expect("dockerd (package docker.io)");
-        Daemon(daemon)
-    };
-    let drops = || run("iptables-nft -S FORWARD").contains("-P FORWARD DROP");
-    let first = docker();
-    wait_long("Docker's rules", || Path::new(&at("sock")).exists() && drops());
+    before_docker();
+    let first = docker(&host);
     let agent = shop(&host);
     assert!(works(&host, &agent), "{}", run("iptables-nft -S"));
     // It comes again, and with it all of its rules.
     drop(first);
     run("iptables-nft -F");
     run("iptables-nft -X");
-    let _second = docker();
-    wait_long("Docker's rules", || run("iptables-nft -S").contains("-N DOCKER-USER") && drops());
+    let _second = docker(&host);
     wait_long("the way through", || {
         agent.connect(&["default: 11 12"]);
         works(&host, &agent)
@@ -138,72 +148,95 @@ fn beside_a_real_docker() {
     agent.teardown();
 }
 
+/// A command of ufw, with settings of this host's own.
+pub fn ufw(host: &Host, words: &str) {
+    // Its settings are the machine's: it is given a copy.
+    let copy = host.dir.path().join("ufw");
+    if !copy.exists() {
+        run(&format!("cp -a /etc/ufw {}", copy.display()));
+    }
+    let script = format!("mount --bind {} /etc/ufw && exec ufw {words}", copy.display());
+    let output = Command::new("unshare").args(["-m", "sh", "-ec", &script]).output().unwrap();
+    assert!(output.status.success(), "ufw {words}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
 #[test]
 fn beside_a_real_ufw() {
     let host = Host::new();
-    // Its settings are the machine's: it is given a copy.
-    let copy = host.dir.path().join("ufw");
-    run(&format!("cp -a /etc/ufw {}", copy.display()));
-    let ufw = |words: &str| {
-        let script = format!("mount --bind {} /etc/ufw && exec ufw {words}", copy.display());
-        let output = Command::new("unshare").args(["-m", "sh", "-ec", &script]).output().unwrap();
-        assert!(output.status.success(), "ufw {words}: {}", String::from_utf8_lossy(&output.stderr));
-    };
     let agent = shop(&host);
-    ufw("--force enable");
+    ufw(&host, "--force enable");
     assert!(run("iptables-nft -S FORWARD").contains("-P FORWARD DROP"));
     assert!(!works(&host, &agent), "the policy does not bite");
     for _ in 0..2 {
         agent.connect(&["default: 11 12"]);
         assert!(works(&host, &agent), "{}", run("iptables-nft -S"));
-        ufw("reload");
+        ufw(&host, "reload");
     }
-    ufw("--force disable");
+    ufw(&host, "--force disable");
     agent.connect(&["default: 11 12"]);
     assert!(works(&host, &agent));
     agent.teardown();
     assert!(!run("iptables-nft -S").contains("gitopsd:gitopsd"));
 }
 
+/// A firewalld of this host's own.
+pub struct Firewalld {
+    bus: String,
+    _daemons: [Daemon; 2],
+}
+
+impl Firewalld {
+    pub fn begin(host: &Host) -> Self {
+        let dir = host.dir.path();
+        // A bus of its own, on which everybody may do everything, in the place of the machine's.
+        let bus = format!("unix:path={}", dir.join("bus").display());
+        let settings = format!(
+            "<busconfig><type>session</type><listen>{bus}</listen><auth>EXTERNAL</auth><policy context=\"default\">\
+             <allow send_destination=\"*\" eavesdrop=\"true\"/><allow own=\"*\"/><allow eavesdrop=\"true\"/><allow user=\"*\"/></policy></busconfig>"
+        );
+        std::fs::write(dir.join("bus.conf"), settings).unwrap();
+        let daemon = |program: &str, arguments: &[&str]| {
+            let child = Command::new(program)
+                .args(arguments)
+                .env("DBUS_SYSTEM_BUS_ADDRESS", &bus)
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .spawn();
+            Daemon(child.unwrap_or_else(|error| panic!("{program}: {error}")))
+        };
+        let config = format!("--config-file={}", dir.join("bus.conf").display());
+        let first = daemon("dbus-daemon", &["--nofork", &config]);
+        wait_long("the bus", || dir.join("bus").exists());
+        run(&format!("cp -a /etc/firewalld {}", dir.join("firewalld").display()));
+        let own = dir.join("firewalld").display().to_string();
+        let second = daemon("firewalld", &["--nofork", "--nopid", "--system-config", &own]);
+        let loaded = || {
+            let chain =
+                Command::new("nft").args("list chain inet firewalld filter_FORWARD".split(' ')).output();
+            String::from_utf8_lossy(&chain.unwrap().stdout).contains("reject")
+        };
+        wait_long("firewalld's rules", loaded);
+        Self { bus, _daemons: [first, second] }
+    }
+
+    pub fn reload(&self) {
+        let reload =
+            Command::new("firewall-cmd").arg("--reload").env("DBUS_SYSTEM_BUS_ADDRESS", &self.bus).output();
+        let reload = reload.unwrap();
+        assert!(reload.status.success(), "{}", String::from_utf8_lossy(&reload.stderr));
+    }
+}
+
 #[test]
 fn beside_a_real_firewalld() {
     let host = Host::new();
-    let dir = host.dir.path();
-    // A bus of its own, on which everybody may do everything, in the place of the machine's.
-    let bus = format!("unix:path={}", dir.join("bus").display());
-    let settings = format!(
-        "<busconfig><type>session</type><listen>{bus}</listen><auth>EXTERNAL</auth><policy context=\"default\">\
-         <allow send_destination=\"*\" eavesdrop=\"true\"/><allow own=\"*\"/><allow eavesdrop=\"true\"/><allow user=\"*\"/></policy></busconfig>"
-    );
-    std::fs::write(dir.join("bus.conf"), settings).unwrap();
-    let daemon = |program: &str, arguments: &[&str]| {
-        let child = Command::new(program)
-            .args(arguments)
-            .env("DBUS_SYSTEM_BUS_ADDRESS", &bus)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn();
-        Daemon(child.unwrap_or_else(|error| panic!("{program}: {error}")))
-    };
-    let config = format!("--config-file={}", dir.join("bus.conf").display());
-    let _bus = daemon("dbus-daemon", &["--nofork", &config]);
-    wait_long("the bus", || dir.join("bus").exists());
-    run(&format!("cp -a /etc/firewalld {}", dir.join("firewalld").display()));
-    let own = dir.join("firewalld").display().to_string();
-    let _firewalld = daemon("firewalld", &["--nofork", "--nopid", "--system-config", &own]);
-    let loaded = || {
-        let chain = Command::new("nft").args("list chain inet firewalld filter_FORWARD".split(' ')).output();
-        String::from_utf8_lossy(&chain.unwrap().stdout).contains("reject")
-    };
-    wait_long("firewalld's rules", loaded);
+    let firewalld = Firewalld::begin(&host);
     let agent = shop(&host);
     assert!(works(&host, &agent), "{}", run("nft list chain inet firewalld filter_FORWARD"));
     let rules = || run("nft list chain inet firewalld filter_FORWARD").matches("gitopsd:gitopsd").count();
     assert_eq!(rules(), 2);
-    let reload = Command::new("firewall-cmd").arg("--reload").env("DBUS_SYSTEM_BUS_ADDRESS", &bus).output();
-    let reload = reload.unwrap();
-    assert!(reload.status.success(), "{}", String::from_utf8_lossy(&reload.stderr));
+    firewalld.reload();
     assert_eq!(rules(), 0, "it was not loaded anew");
     assert!(!works(&host, &agent));
     agent.connect(&["default: 11 12"]);
@@ -214,7 +247,7 @@ fn beside_a_real_firewalld() {
 }
 
 /// For programs that take their time to come up.
-fn wait_long(what: &str, mut holds: impl FnMut() -> bool) {
+pub fn wait_long(what: &str, mut holds: impl FnMut() -> bool) {
     let end = Instant::now() + Duration::from_secs(20);
     while !holds() {
         assert!(Instant::now() < end, "waited in vain for: {what}");

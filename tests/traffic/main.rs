@@ -5,6 +5,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod drain;
 mod firewalls;
 mod host;
 mod lifecycle;
@@ -12,6 +13,7 @@ mod networks;
 mod owned;
 mod pressure;
 mod reach;
+mod reloads;
 mod six;
 mod sockets;
 mod switch;

@@ -70,6 +70,28 @@ fn whoever_holds_a_port_is_named() {
     assert_eq!(conflict(&["127.0.0.1:53:53/tcp"]), None);
     drop(udp);
 
+    // The same in IPv6, where containers have it.
+    let six = host.agent6("gitopsd-two", 2);
+    let conflict6 = |ports: &[&str]| {
+        let ports: Vec<_> = ports.iter().map(|text| port(text)).collect();
+        six.traffic.port_conflict(&ports).unwrap()
+    };
+    let own = TcpListener::bind((HOST6, 80)).unwrap();
+    let line = conflict6(&["0.0.0.0:80:8080/tcp"]).unwrap();
+    assert!(line.contains(&format!("(pid {pid})")), "{line}");
+    assert!(line.ends_with("listens on [2001:db8::1]:80"), "{line}");
+    assert!(
+        conflict6(&["[::]:80:8080/tcp"]).is_some() && conflict6(&["[2001:db8::1]:80:8080/tcp"]).is_some()
+    );
+    assert_eq!(conflict6(&["[2001:db8::7]:80:8080/tcp", "127.0.0.1:80:8080/tcp"]), None);
+    assert_eq!(conflict(&["0.0.0.0:80:8080/tcp"]), None, "without IPv6 it is nobody's");
+    drop(own);
+    let udp = UdpSocket::bind("[::]:53").unwrap();
+    assert!(conflict6(&["[::]:53:53/udp"]).unwrap().starts_with("port 53/udp is held by "));
+    assert!(conflict6(&["127.0.0.1:53:53/udp"]).is_some());
+    assert_eq!(conflict6(&["[::]:53:53/tcp"]), None);
+    drop(udp);
+
     // Publishing a port is no listening: a service is not in its own way.
     agent.container("shop.1", 11, 8080);
     agent.point(&agent.route("shop.1", 11, &["0.0.0.0:80:8080/tcp"]));

@@ -1,7 +1,7 @@
 //! The switch: new connections move, established ones stay, nothing fails.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, UdpSocket};
@@ -181,6 +181,64 @@ fn udp_follows_the_switch() {
     agent.teardown();
 }
 
+/// To conntrack a client that goes on sending from one port is one flow, whatever is published meanwhile.
+#[test]
+fn udp_follows_ports_that_come_and_go() {
+    let host = Host::new();
+    let agent = host.agent6("gitopsd", 1);
+    let path = agent.container("dns.1", 11, 8080);
+    for port in [5353, 5354] {
+        serve_udp(&path, port, &format!("dns at {port}"));
+    }
+    let open = |to: std::net::SocketAddr| {
+        let any: std::net::IpAddr =
+            if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { std::net::Ipv6Addr::UNSPECIFIED.into() };
+        let socket = UdpSocket::bind((any, 0))?;
+        socket.connect(to)?;
+        socket.set_read_timeout(Some(Duration::from_millis(200)))?;
+        Ok(socket)
+    };
+    let clients = [
+        inside(&host.outside, || open((HOST, 53).into())).unwrap(),
+        inside(&host.outside, || open((HOST6, 53).into())).unwrap(),
+        open((Ipv4Addr::LOCALHOST, 53).into()).unwrap(),
+    ];
+    let ask = || {
+        clients.each_ref().map(|client| {
+            // What an earlier answer said: nobody is there.
+            let _ = client.take_error();
+            client.send(b"who").or_else(|_| client.send(b"who")).unwrap();
+            let mut buffer = [0; 64];
+            client
+                .recv(&mut buffer)
+                .ok()
+                .map(|length| String::from_utf8_lossy(&buffer[..length]).into_owned())
+        })
+    };
+    let said = |port: u16| [(); 3].map(|()| Some(format!("dns at {port}")));
+    assert_eq!(ask(), [None, None, None]);
+    // Somebody else's flow, which is none of this service's: it must not be cut.
+    let other = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+    serve_udp(&host.outside, 53, "outside");
+    other.connect((OUTSIDE, 53)).unwrap();
+    other.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    let mut buffer = [0; 64];
+    other.send(b"who").unwrap();
+    other.recv(&mut buffer).unwrap();
+
+    agent.point(&agent.route("dns.1", 11, &["0.0.0.0:53:5353/udp"]));
+    assert_eq!(ask(), said(5353), "a port that is published anew");
+    agent.point(&agent.route("dns.1", 11, &["0.0.0.0:53:5354/udp"]));
+    assert_eq!(ask(), said(5354), "a port that leads elsewhere");
+    agent.point(&agent.route("dns.1", 11, &["0.0.0.0:54:5354/udp"]));
+    assert_eq!(ask(), [None, None, None], "a port that is taken away");
+    agent.point(&agent.route("dns.1", 11, &["0.0.0.0:53:5354/udp"]));
+    assert_eq!(ask(), said(5354));
+    other.send(b"who").unwrap();
+    other.recv(&mut buffer).unwrap();
+    agent.teardown();
+}
+
 /// Whatever is asked for in whatever order: the kernel says it back, and holds nothing else.
 #[test]
 fn the_kernel_says_what_it_was_told() {
@@ -230,4 +288,46 @@ fn the_kernel_says_what_it_was_told() {
         Ok(())
     });
     run.unwrap();
+}
+
+/// `scripts/bench-switch`: how long the change itself takes, beside the same one by the command.
+#[test]
+#[ignore = "a measurement"]
+fn how_long_a_switch_takes() {
+    let host = Host::new();
+    let agent = host.agent("gitopsd", 1).open();
+    let shown = |what: &str, mut took: Vec<Duration>| {
+        took.sort();
+        let at = |share: usize| took[(took.len() - 1) * share / 100];
+        println!("{what}: p50 {:?}, p99 {:?}, max {:?}, {} times", at(50), at(99), at(100), took.len());
+    };
+    let ports = &["0.0.0.0:80:8080/tcp", "127.0.0.1:81:8080/tcp"];
+    let routes = [agent.route("shop.1", 11, ports), agent.route("shop.2", 12, ports)];
+    let turns = || routes.iter().cycle().take(500);
+    agent.point(&routes[1]);
+    let netlink = turns().map(|route| {
+        // What a round does before it decides.
+        agent.traffic.observe().unwrap();
+        let since = Instant::now();
+        agent.traffic.point(route).unwrap();
+        since.elapsed()
+    });
+    shown("netlink", netlink.collect());
+    let command = turns().map(|route| {
+        let (to, own) = (route.address, route.service_address);
+        let script = format!(
+            "flush chain inet gitopsd svc-shop\n\
+             add rule inet gitopsd svc-shop ip daddr {own} dnat ip to {to} comment \"generation {}\"\n\
+             add rule inet gitopsd svc-shop ip daddr 127.0.0.1 tcp dport 81 dnat ip to {to}:8080\n\
+             add rule inet gitopsd svc-shop tcp dport 80 dnat ip to {to}:8080\n",
+            route.generation
+        );
+        let path = host.dir.path().join("script");
+        std::fs::write(&path, script).unwrap();
+        let since = Instant::now();
+        run(&format!("nft -f {}", path.display()));
+        since.elapsed()
+    });
+    shown("nft -f", command.collect());
+    agent.teardown();
 }

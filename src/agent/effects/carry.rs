@@ -10,7 +10,10 @@ use crate::engine::{ContainerRequest, EngineError};
 use crate::reconcile::step::Step;
 use crate::reconcile::transition::Outcome;
 use crate::registry::Progress;
-use crate::types::{InstanceId, PinnedImage, Reason};
+use crate::types::{InstanceId, PinnedImage, Reason, plural};
+
+/// How long the kernel may take to deliver what a container wrote before it ended.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// Does it, and says what came of it. `cut` is set when nothing hangs on it any more.
 pub(super) fn carry_out(
@@ -91,10 +94,24 @@ fn remove_all(hands: &Hands, instances: &[(InstanceId, Duration)]) -> Result<(),
     // One that cannot be removed must not keep the others.
     let mut trouble = None;
     for (id, grace) in instances {
-        let result = hands.engine.stop(id, *grace).and_then(|()| hands.engine.remove(id));
+        let stopped = hands.engine.stop(id, *grace);
+        if stopped.is_ok() {
+            end_connections(hands, id);
+        }
+        let result = stopped.and_then(|()| hands.engine.remove(id));
         if let Err(error) = result {
             trouble.get_or_insert(error);
         }
     }
     trouble.map_or(Ok(()), Err)
+}
+
+/// What a container wrote last reaches its clients before its network goes, and whoever is still connected hears that
+/// it is over. Only a courtesy: nothing waits for what cannot be done.
+fn end_connections(hands: &Hands, id: &InstanceId) {
+    match hands.traffic.end_connections(id, LAST_WORDS) {
+        Ok(0) => {}
+        Ok(reset) => tracing::info!("{id}: {} reset", plural(reset, "connection was", "connections were")),
+        Err(error) => tracing::warn!("{id}: {}", error.to_refusal()),
+    }
 }

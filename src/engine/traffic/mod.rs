@@ -25,8 +25,6 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use nix::libc;
-
 use super::native::net::names::{Names, Subnet, Subnet6};
 use super::native::net::{namespace, namespace_path};
 use super::{EngineError, Route, Traffic};
@@ -38,6 +36,9 @@ use skeleton::{Frame, Sets};
 
 /// From one look at iptables' own tables to the next, at the least: nothing says when they change.
 const LEGACY_LOOK: Duration = Duration::from_secs(5);
+
+/// From one look at the connections of a container that has ended to the next.
+const LOOK: Duration = Duration::from_millis(10);
 
 /// Traffic rules of one instance.
 ///
@@ -363,24 +364,26 @@ impl Traffic for NftTraffic {
     }
 
     fn reset_connections(&self, id: &InstanceId) -> Result<(), EngineError> {
-        let reset = || {
-            for socket in sockets::incoming()? {
-                match sockets::destroy(&socket) {
-                    // Nothing else ends a connection from outside; the clients stay until they close.
-                    Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
-                        tracing::warn!(instance = %id, "this kernel cannot end connections (CONFIG_INET_DIAG_DESTROY)");
-                        break;
-                    }
-                    other => other?,
-                }
-            }
-            Ok(())
-        };
+        let reset = || sockets::reset(&sockets::incoming()?, id);
         self.inside(id, reset).map(|_| ())
     }
 
+    fn end_connections(&self, id: &InstanceId, patience: Duration) -> Result<usize, EngineError> {
+        let end = || {
+            let end = Instant::now() + patience;
+            loop {
+                let left = sockets::unfinished()?;
+                if left.is_empty() || Instant::now() >= end {
+                    return sockets::reset(&left, id).map(|()| left.len());
+                }
+                std::thread::sleep(LOOK);
+            }
+        };
+        Ok(self.inside(id, end)?.unwrap_or(0))
+    }
+
     fn port_conflict(&self, ports: &[PortMapping]) -> Result<Option<String>, EngineError> {
-        let listener = ports::conflict(ports)
+        let listener = ports::conflict(ports, self.frame.subnet6.is_some())
             .map_err(|error| EngineError::new(Reason::Network, "cannot list the ports in use", error))?;
         match listener {
             Some(who) => Ok(Some(who)),

@@ -9,15 +9,16 @@ use std::net::IpAddr;
 use super::sockets::{self, Socket};
 use crate::types::{PortMapping, Protocol};
 
-/// The first of `ports` that a process holds, as one line for people.
-pub fn conflict(ports: &[PortMapping]) -> io::Result<Option<String>> {
+/// The first of `ports` that a process holds, as one line for people. `six`: a port of all of the host's addresses is
+/// one of its IPv6 addresses too.
+pub fn conflict(ports: &[PortMapping], six: bool) -> io::Result<Option<String>> {
     let mut listening: BTreeMap<Protocol, Vec<Socket>> = BTreeMap::new();
     for port in ports {
         let sockets = match listening.entry(port.protocol) {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(unknown) => unknown.insert(sockets::listening(port.protocol)?),
         };
-        if let Some(socket) = sockets.iter().find(|socket| holds(socket, port)) {
+        if let Some(socket) = sockets.iter().find(|socket| holds(socket, port, six)) {
             return Ok(Some(format!(
                 "port {}/{} is held by {}, which listens on {}",
                 port.host_port,
@@ -31,13 +32,14 @@ pub fn conflict(ports: &[PortMapping]) -> io::Result<Option<String>> {
 }
 
 /// Whether what is sent to the published port would otherwise reach this socket.
-fn holds(socket: &Socket, port: &PortMapping) -> bool {
+fn holds(socket: &Socket, port: &PortMapping, six: bool) -> bool {
+    let takes = |own: IpAddr| port.takes(own) && (six || own.is_ipv4() || port.host_ip.is_ipv6());
     let same_address = match socket.local() {
         own if own.is_loopback() && own.is_ipv6() => false,
-        own if !own.is_unspecified() => port.takes(own),
+        own if !own.is_unspecified() => takes(own),
         IpAddr::V4(_) => port.host_ip.is_ipv4(),
         // `::` takes IPv4 too, unless it was told not to.
-        IpAddr::V6(_) => port.host_ip.is_ipv6() || !socket.v6_only,
+        own @ IpAddr::V6(_) => port.host_ip.is_ipv6() || !socket.v6_only || takes(own),
     };
     socket.local_port() == port.host_port && same_address
 }

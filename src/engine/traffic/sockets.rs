@@ -10,7 +10,7 @@ use netlink_bindings::utils::find_attr;
 use netlink_socket2::NetlinkSocket;
 use nix::libc;
 
-use crate::types::Protocol;
+use crate::types::{InstanceId, Protocol};
 
 /// `SOCK_DESTROY` of linux/sock_diag.h; needs CONFIG_INET_DIAG_DESTROY.
 const SOCK_DESTROY: u16 = 21;
@@ -31,6 +31,16 @@ const CONNECTED: [TcpState; 9] = [
     TcpState::LastAck,
     TcpState::Closing,
     TcpState::NewSynRecv,
+];
+
+/// With an end, or something before it, that the other side has not confirmed.
+const UNFINISHED: [TcpState; 6] = [
+    TcpState::Established,
+    TcpState::SynRecv,
+    TcpState::FinWait1,
+    TcpState::CloseWait,
+    TcpState::LastAck,
+    TcpState::Closing,
 ];
 
 /// One socket.
@@ -73,6 +83,28 @@ pub fn incoming() -> io::Result<Vec<Socket>> {
     Ok(sockets)
 }
 
+/// Connections of which the other side does not know yet that they are over, or has not got all that was written.
+pub fn unfinished() -> io::Result<Vec<Socket>> {
+    let mut sockets = dump(Protocol::Tcp, UNFINISHED.iter().copied().map(only).sum())?;
+    sockets.retain(|socket| !socket.is_loopback());
+    Ok(sockets)
+}
+
+/// Ends connections: both sides see a reset.
+pub fn reset(sockets: &[Socket], id: &InstanceId) -> io::Result<()> {
+    for socket in sockets {
+        match destroy(socket) {
+            // Nothing else ends a connection from outside; the clients stay until they close.
+            Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
+                tracing::warn!(instance = %id, "this kernel cannot end connections (CONFIG_INET_DIAG_DESTROY)");
+                break;
+            }
+            other => other?,
+        }
+    }
+    Ok(())
+}
+
 /// Sockets that wait for strangers on `protocol`.
 pub fn listening(protocol: Protocol) -> io::Result<Vec<Socket>> {
     match protocol {
@@ -83,7 +115,7 @@ pub fn listening(protocol: Protocol) -> io::Result<Vec<Socket>> {
 }
 
 /// Ends one connection: both sides see a reset. Fine if it has ended meanwhile.
-pub fn destroy(socket: &Socket) -> io::Result<()> {
+fn destroy(socket: &Socket) -> io::Result<()> {
     let header = ReqV2 {
         family: socket.family,
         protocol: number(Protocol::Tcp),

@@ -1,0 +1,110 @@
+//! Generations that drain: their connections are counted, shown and told of.
+
+use std::collections::BTreeMap;
+
+use super::{Agent, clock};
+use crate::reconcile::drain::{self, GRACE, IDLE_POLL};
+use crate::reconcile::later;
+use crate::reconcile::step::Step;
+use crate::reconcile::world::Observed;
+use crate::report::Message;
+use crate::report::message::Kind;
+use crate::report::status::DrainStatus;
+use crate::types::{ContainerState, InstanceId, ServiceName, Timestamp, format_duration, plural};
+
+/// What was seen of one that drains.
+#[derive(Debug, Clone, Copy)]
+pub struct Seen {
+    /// Looks in a row without a connection.
+    idle: u32,
+    /// When the last look was.
+    at: Timestamp,
+    /// How many connections there were; `None` = they could not be counted.
+    connections: Option<usize>,
+}
+
+/// Every container that drains.
+pub type Drains = BTreeMap<InstanceId, Seen>;
+
+impl Agent {
+    /// Counts the connections of retiring containers, and the looks at which there were none.
+    pub(super) fn look_at_drains(&mut self, seen: &mut Observed, now: Timestamp) {
+        let mut before = std::mem::take(&mut self.drains);
+        for (service, record) in &self.journal.records {
+            let Some(retiring) = &record.retiring else { continue };
+            let id = InstanceId::new(service, retiring.old.generation);
+            let runs = matches!(seen.containers.get(&id), Some(ContainerState::Running { .. }));
+            if !runs || now < later(retiring.since, GRACE) {
+                continue;
+            }
+            let last = before.remove(&id);
+            let looked = match last {
+                Some(last) if now < later(last.at, IDLE_POLL.mul_f64(0.8)) => last,
+                _ => {
+                    let connections = match self.hands.traffic.connections(&id) {
+                        Ok(connections) => Some(connections),
+                        Err(error) => {
+                            tracing::debug!("{id}: {}", error.to_refusal());
+                            None
+                        }
+                    };
+                    let idle = match connections {
+                        Some(0) => last.map_or(0, |last| last.idle).saturating_add(1),
+                        _ => 0,
+                    };
+                    Seen { idle, at: now, connections }
+                }
+            };
+            seen.idle_polls.insert(id.clone(), looked.idle);
+            self.drains.insert(id, looked);
+        }
+    }
+
+    /// The drain of a service, for its status.
+    pub(super) fn drain(&self, service: &ServiceName) -> Option<DrainStatus> {
+        let record = self.journal.records.get(service)?;
+        let retiring = record.retiring.as_ref()?;
+        let id = InstanceId::new(service, retiring.old.generation);
+        Some(DrainStatus {
+            generation: retiring.old.generation,
+            connections: self.drains.get(&id).and_then(|seen| seen.connections),
+            since: retiring.since,
+            until: drain::over(record)?,
+        })
+    }
+
+    /// What is said of how a drain ended, before what was drained is stopped.
+    pub(super) fn drained(&self, service: &ServiceName, step: &Step) -> Option<Message> {
+        let Step::Retire(generation) = step else { return None };
+        let (drain, record) = (self.drain(service)?, self.journal.records.get(service)?);
+        let old = record.retiring.as_ref().map(|retiring| &retiring.old);
+        let now = clock::now();
+        let lasted = std::time::Duration::try_from(now.duration_since(drain.since)).unwrap_or_default();
+        let lasted = format_duration(std::time::Duration::from_secs(lasted.as_secs()));
+        let left = drain.connections;
+        let text = match left {
+            // It has ended by itself.
+            _ if !old.is_some_and(|old| self.running(service, old).is_some()) => return None,
+            _ if drain::is_early(record) => {
+                let patience = format_duration(drain::patience(record, now));
+                let many = left.map_or_else(String::new, |left| {
+                    format!(" with {}", plural(left, "connection", "connections"))
+                });
+                format!(
+                    "generation {generation} is told to end{many}, {lasted} after the switch; it has {patience}"
+                )
+            }
+            Some(0) => format!("generation {generation} has no connection left, {lasted} after the switch"),
+            Some(left) => {
+                let many = plural(left, "connection", "connections");
+                format!("generation {generation} is stopped with {many} left, {lasted} after the switch")
+            }
+            None => format!("generation {generation} is stopped, {lasted} after the switch"),
+        };
+        let mut message = Message::of(Kind::Drained, service, format!("{service}: {text}"));
+        message.generation = Some(*generation);
+        message.image = old.map(|old| old.spec.image.reference.clone());
+        message.commit = old.map(|old| old.commit.id.clone());
+        Some(message)
+    }
+}

@@ -1,0 +1,74 @@
+//! The former incumbent on its way out: until when its connections are waited for, and how long it is given to end.
+
+use std::time::Duration;
+
+use super::next::wait;
+use super::record::ServiceRecord;
+use super::step::{Next, Step};
+use super::view::View;
+use super::{jobs, joined, later};
+use crate::types::{DrainSignal, InstanceId, Timestamp};
+
+/// After the switch, before the first look at the old generation's sockets: connections whose first packet is still
+/// on its way are not counted yet.
+pub const GRACE: Duration = Duration::from_secs(2);
+
+/// From one look at a retiring generation's sockets to the next.
+pub const IDLE_POLL: Duration = Duration::from_millis(250);
+
+/// This many looks in a row without a connection, and it is idle.
+pub const IDLE_POLLS: u32 = 2;
+
+/// When old connections have had their time. The incumbent's spec rules: it is the one that was just deployed.
+pub fn over(record: &ServiceRecord) -> Option<Timestamp> {
+    Some(later(record.retiring.as_ref()?.since, drain(record)))
+}
+
+fn drain(record: &ServiceRecord) -> Duration {
+    record.incumbent.as_ref().map_or(Duration::ZERO, |incumbent| incumbent.spec.deploy.drain)
+}
+
+/// Whether the old generation is told to end at once, and ends its connections by itself. Its own spec rules: it is its
+/// own program that has to know how.
+pub fn is_early(record: &ServiceRecord) -> bool {
+    let signal = record.retiring.as_ref().map(|retiring| retiring.old.spec.deploy.drain_signal);
+    signal == Some(DrainSignal::Early)
+}
+
+/// From the stop signal to SIGKILL, for the former incumbent.
+pub fn patience(record: &ServiceRecord, now: Timestamp) -> Duration {
+    let Some(retiring) = &record.retiring else { return Duration::ZERO };
+    let grace = retiring.old.spec.stop_grace_period;
+    match over(record).filter(|_| is_early(record)) {
+        // Of its connections it takes care itself: it has all of the drain for that.
+        Some(over) => grace.saturating_add(Duration::try_from(over.duration_since(now)).unwrap_or_default()),
+        None => grace,
+    }
+}
+
+/// The former incumbent goes once its connections have ended, or `drain` is over.
+pub(super) fn next(view: &View<'_>, record: &ServiceRecord) -> Option<Next> {
+    let retiring = record.retiring.as_ref()?;
+    let generation = retiring.old.generation;
+    let over = over(record)?;
+    let grace = later(retiring.since, GRACE.min(drain(record)));
+    let id = InstanceId::new(view.name, generation);
+    let idle = view.observed.idle_polls.get(&id).copied().unwrap_or(0) >= IDLE_POLLS;
+    // A run of a scheduled service is not cut short for the next version.
+    if let Some((job, _)) = jobs::busy(record, generation) {
+        return Some(wait(format!("generation {generation} goes once {job} has ended")));
+    }
+    // Its network goes with it.
+    let kept = later(over, joined::KEPT);
+    if let Some(guest) = joined::guest(view, generation).filter(|_| view.now < kept) {
+        let why = format!("generation {generation} is kept for {guest}, which shares its network");
+        return Some(Next::Wait { until: Some(kept), why });
+    }
+    let ready = view.now >= grace && (idle || is_early(record));
+    if !view.runs(generation) || view.now >= over || ready {
+        return Some(Next::Do(Step::Retire(generation)));
+    }
+    let look = if view.now < grace { grace } else { later(view.now, IDLE_POLL) };
+    let why = format!("generation {generation} is draining");
+    Some(Next::Wait { until: Some(look.min(over)), why })
+}

@@ -1,0 +1,123 @@
+//! Old connections: counted, shown, finished, and cut when their time is over.
+
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use super::image::Kind;
+use super::lab::{Lab, wait_for, web};
+use super::load::get;
+
+/// A connection that asks nothing yet.
+fn held(port: u16) -> TcpStream {
+    let stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    stream
+}
+
+/// Asks on a connection that was held.
+fn ask(stream: &mut TcpStream) -> std::io::Result<String> {
+    stream.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
+}
+
+/// What was told of a kind of event.
+fn told(lab: &Lab, event: &str) -> Vec<Value> {
+    let events = lab.ok(&["events"]);
+    let events = events.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    events.filter(|it| it["event"] == event).collect()
+}
+
+fn connections(lab: &Lab) -> Option<u64> {
+    lab.service("web")["drain"]["connections"].as_u64()
+}
+
+#[test]
+fn a_drain_lasts_as_long_as_its_connections() {
+    let (lab, port) = Lab::serving();
+    let mut streams = [held(port), held(port), held(port)];
+    let v2 = lab.image("2", Kind::Good);
+    lab.deploy("web", &web(&v2, port, "").replace("drain = \"3s\"", "drain = \"60s\""), "web 2");
+    wait_for(&format!("the count; {}", lab.agent_log()), || (connections(&lab) == Some(3)).then_some(()));
+    let drain = lab.service("web")["drain"].clone();
+    assert_eq!(drain["generation"], 1);
+    assert!(drain["until"].is_string() && drain["since"].is_string(), "{drain}");
+    let status = lab.ok(&["status"]);
+    assert!(status.contains("web: generation 1 drains: 3 connections, for "), "{status}");
+    assert!(lab.ok(&["why", "web"]).contains("generation 1 drains: 3 connections"));
+    // New ones go to the new generation, old ones are served by the old one.
+    assert_eq!(get(port, "/").unwrap(), "version 2\n");
+    let [first, second, third] = &mut streams;
+    assert!(ask(first).unwrap().ends_with("version 1\n"));
+    wait_for("one less", || (connections(&lab) == Some(2)).then_some(()));
+    assert!(ask(second).unwrap().ends_with("version 1\n"));
+    assert!(ask(third).unwrap().ends_with("version 1\n"));
+    let begun = Instant::now();
+    wait_for("the end of the drain", || (lab.service("web")["drain"] == Value::Null).then_some(()));
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+    let told = told(&lab, "drained");
+    assert_eq!(told.len(), 1, "{told:?}");
+    let message = told[0]["message"].as_str().unwrap();
+    assert!(message.starts_with("web: generation 1 has no connection left, "), "{message}");
+    assert_eq!(told[0]["generation"], 1);
+}
+
+#[test]
+fn what_outlasts_its_drain_is_cut_and_hears_of_it_at_once() {
+    let (lab, port) = Lab::serving();
+    let mut stream = held(port);
+    let v2 = lab.image("2", Kind::Good);
+    lab.deploy("web", &web(&v2, port, "").replace("drain = \"3s\"", "drain = \"5s\""), "web 2");
+    wait_for("the count", || (connections(&lab) == Some(1)).then_some(()));
+    let mut byte = [0; 1];
+    // The end of it, in one way or the other, and not the time limit of this socket.
+    let begun = Instant::now();
+    match stream.read(&mut byte) {
+        Ok(0) => {}
+        Ok(_) => panic!("an answer to nothing"),
+        Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset),
+    }
+    assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+    wait_for("the end of the drain", || (lab.service("web")["drain"] == Value::Null).then_some(()));
+    let told = told(&lab, "drained");
+    let message = told[0]["message"].as_str().unwrap();
+    assert!(message.starts_with("web: generation 1 is stopped with 1 connection left, 5"), "{message}");
+    assert_eq!(get(port, "/").unwrap(), "version 2\n");
+}
+
+/// A program that finishes what it has begun: it is told early, and has the drain for it, whatever its grace period.
+#[test]
+fn an_early_signal_leaves_the_drain_to_the_program() {
+    let mut lab = Lab::new();
+    let port = super::lab::free_port();
+    let v1 = lab.image("1", Kind::Good);
+    let command = "trap \"sleep 4; exit 0\" TERM; httpd -f -p 8080 -h /www & wait";
+    let more = format!("command = [\"/bin/sh\", \"-c\", '{command}']");
+    let file = |image: &str, more: &str| {
+        web(image, port, more).replace("\"2s\"\n", "\"100ms\"\n").replace("drain = \"3s\"", "drain = \"40s\"")
+    };
+    let early = file(&v1, &more).replace("[deploy]", "[deploy]\ndrain_signal = \"early\"");
+    lab.deploy("web", &early, "web 1");
+    lab.start_agent();
+    lab.wait_agent();
+    lab.wait_serving("web", &v1);
+    let mut stream = held(port);
+    let v2 = lab.image("2", Kind::Good);
+    lab.deploy("web", &file(&v2, ""), "web 2");
+    let begun = Instant::now();
+    let message = wait_for(&format!("the signal; {}", lab.agent_log()), || {
+        told(&lab, "drained").first().map(|told| told["message"].as_str().unwrap().to_owned())
+    });
+    assert!(message.starts_with("web: generation 1 is told to end with 1 connection, "), "{message}");
+    assert!(message.contains("after the switch; it has 3"), "{message}");
+    // It goes on with what it has: the grace period is long over by then.
+    std::thread::sleep(Duration::from_secs(1));
+    assert!(ask(&mut stream).unwrap().ends_with("version 1\n"));
+    wait_for("its end", || (lab.service("web")["drain"] == Value::Null).then_some(()));
+    assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
+    assert_eq!(get(port, "/").unwrap(), "version 2\n");
+}
