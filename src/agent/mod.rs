@@ -200,7 +200,10 @@ impl Agent {
         let store = Arc::new(store);
         let registry = Registry::new(store.clone(), config.registries.clone());
         let registry = registry.map_err(|error| AgentError::Host(error.to_refusal()))?;
-        let registry = Arc::new(registry.with_s3(config.s3.clone()));
+        let engine = Arc::new(engine);
+        let behind = engine.clone();
+        let registry = registry.with_s3(config.s3.clone()).with_put_behind(move |pid| behind.put_behind(pid));
+        let registry = Arc::new(registry);
         let repository = Repository::open(&config.repo, &config.state_dir.join("git"));
         let repository = Arc::new(repository.map_err(|error| AgentError::Host(error.to_refusal()))?);
         let (waker, wakes) = mpsc::channel();
@@ -208,8 +211,7 @@ impl Agent {
             .map_err(|error| AgentError::io(format!("listening in {}", config.run_dir.display()), error))?;
         let watches = wakers::begin(&config, &handle, &waker)?;
         let now = clock::now();
-        let hands =
-            Hands { engine: Arc::new(engine), traffic: Arc::new(traffic), registry, runtime: handle.clone() };
+        let hands = Hands { engine, traffic: Arc::new(traffic), registry, runtime: handle.clone() };
         let source = Source::new(
             repository.clone(),
             hands.registry.clone(),
