@@ -213,7 +213,10 @@ impl Agent {
         let store = Arc::new(store);
         let registry = Registry::new(store.clone(), config.registries.clone());
         let registry = registry.map_err(|error| AgentError::Host(error.to_refusal()))?;
-        let registry = Arc::new(registry.with_s3(config.s3.clone()));
+        let engine = Arc::new(engine);
+        let behind = engine.clone();
+        let registry = registry.with_s3(config.s3.clone()).with_put_behind(move |pid| behind.put_behind(pid));
+        let registry = Arc::new(registry);
         let repository = Repository::open(&config.repo, &config.state_dir.join("git"));
         let repository = Arc::new(repository.map_err(|error| AgentError::Host(error.to_refusal()))?);
         let (waker, wakes) = mpsc::channel();
@@ -222,7 +225,7 @@ impl Agent {
         let traffic: Arc<dyn Traffic> = Arc::new(traffic);
         let watches = wakers::begin(&config, &handle, &waker, traffic.clone())?;
         let now = clock::now();
-        let hands = Hands { engine: Arc::new(engine), traffic, registry, runtime: handle.clone() };
+        let hands = Hands { engine, traffic, registry, runtime: handle.clone() };
         let source = Source::new(
             repository.clone(),
             hands.registry.clone(),

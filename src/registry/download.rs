@@ -79,8 +79,8 @@ pub(super) async fn fetch_alone(
         budget: Arc::default(),
     };
     let name = format!("layer {} of {image}", descriptor.digest);
-    let (store, program) = (&registry.store, &registry.program);
-    let start = move || LayerWriter::start(store, program, name.clone(), packing, product, present.clone());
+    let (store, workers) = (&registry.store, &registry.workers);
+    let start = move || LayerWriter::start(store, workers, name.clone(), packing, product, present.clone());
     let fetch = async {
         let unpacked = fetch(source, &job, start).await;
         // Ends the count.

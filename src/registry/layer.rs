@@ -1,7 +1,7 @@
 //! One layer on its way into the store: whoever has its bytes hands them over in order, a confined process unpacks
 //! them, and both digests are checked before anybody may believe it.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,6 +31,9 @@ const PIPE: i32 = 1 << 20;
 /// Longest time in which a worker takes nothing: a disk that stalls for longer is broken.
 const PATIENCE: Duration = Duration::from_secs(300);
 
+/// A worker that lives no longer is nobody's burden.
+const SHORT: Duration = Duration::from_millis(200);
+
 /// A layer that is unpacked and verified, and has no name yet.
 #[derive(Debug)]
 pub(super) struct Unpacked {
@@ -49,6 +52,18 @@ impl Unpacked {
         self.place.tree().join(SPOOLED)
     }
 }
+
+/// How processes that unpack are started.
+#[derive(Clone)]
+pub(super) struct Workers {
+    /// What is executed.
+    pub program: PathBuf,
+    /// Told of each, to put it behind what serves.
+    pub put_behind: Option<PutBehind>,
+}
+
+/// Takes the number of a process of this one.
+pub(super) type PutBehind = Arc<dyn Fn(u32) + Send + Sync>;
 
 /// The process, and the directory that goes only after it.
 struct Worker {
@@ -96,11 +111,11 @@ pub(super) struct LayerWriter {
 }
 
 impl LayerWriter {
-    /// Begins in a fresh directory of the store. `name` is for messages, `program` is this one. What comes of a stream
+    /// Begins in a fresh directory of the store. `name` is for messages. What comes of a stream
     /// that is kept as one file is at [`Unpacked::file`].
     pub fn start(
         store: &Store,
-        program: &Path,
+        workers: &Workers,
         name: String,
         packing: Packing,
         product: Product,
@@ -118,7 +133,7 @@ impl LayerWriter {
             parent: std::process::id(),
         };
         let order = serde_json::to_string(&order).map_err(|error| failed(error.into()))?;
-        let mut worker = Command::new(program)
+        let mut worker = Command::new(&workers.program)
             .args([worker::COMMAND, &order])
             .env_clear()
             .stdin(Stdio::piped())
@@ -126,6 +141,13 @@ impl LayerWriter {
             .kill_on_drop(true)
             .spawn()
             .map_err(failed)?;
+        if let (Some(put_behind), Some(pid)) = (workers.put_behind.clone(), worker.id()) {
+            // Most are over before that is worth the asking.
+            tokio::spawn(async move {
+                tokio::time::sleep(SHORT).await;
+                tokio::task::spawn_blocking(move || put_behind(pid))
+            });
+        }
         let (input, output) = (worker.stdin.take(), worker.stdout.take());
         let (Some(input), Some(output)) = (input, output) else {
             return Err(failed(std::io::ErrorKind::BrokenPipe.into()));
@@ -207,7 +229,9 @@ impl LayerWriter {
     }
 }
 
-/// The program that unpacks: this one, also when its package was replaced meanwhile (proc(5), "/proc/pid/exe").
-pub(super) fn this_program() -> PathBuf {
-    PathBuf::from("/proc/self/exe")
+// This program, also when its package was replaced meanwhile (proc(5), "/proc/pid/exe").
+impl Default for Workers {
+    fn default() -> Self {
+        Self { program: PathBuf::from("/proc/self/exe"), put_behind: None }
+    }
 }

@@ -71,8 +71,8 @@ pub struct Registry {
     s3: Arc<archive::S3>,
     /// What look-ups have brought that no pull was told of yet.
     brought: Mutex<HashMap<Digest, Pulled>>,
-    /// What is executed to unpack a layer: this program.
-    program: PathBuf,
+    /// How layers are unpacked: by this program.
+    workers: layer::Workers,
     /// What is on its way: one download of an image, and of a layer, at a time.
     underway: pull::Underway,
     /// What layers need that did not fit.
@@ -89,7 +89,7 @@ impl Registry {
             brought: Mutex::default(),
             client: Arc::new(client),
             manifests: Mutex::default(),
-            program: layer::this_program(),
+            workers: layer::Workers::default(),
             underway: pull::Underway::default(),
             needs: space::Needs::default(),
         })
@@ -103,7 +103,14 @@ impl Registry {
 
     /// Another program to unpack with, for those who use this as a library: it has to be a `gitopsd`.
     pub fn with_program(mut self, program: PathBuf) -> Self {
-        self.program = program;
+        self.workers.program = program;
+        self
+    }
+
+    /// Tells of each process that unpacks something, so that it can be put behind what serves. From a thread that may
+    /// block.
+    pub fn with_put_behind(mut self, put_behind: impl Fn(u32) + Send + Sync + 'static) -> Self {
+        self.workers.put_behind = Some(Arc::new(put_behind));
         self
     }
 

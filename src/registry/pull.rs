@@ -319,13 +319,13 @@ async fn fetch_all(
         };
         let (first, slots) = (first.clone(), registry.underway.slots.clone());
         let (source, store) = (source.clone(), registry.store.clone());
-        let (program, present, places) = (registry.program.clone(), present.clone(), places.clone());
+        let (workers, present, places) = (registry.workers.clone(), present.clone(), places.clone());
         tasks.spawn(async move {
             let _slot = tokio::select! { slot = first.acquire() => slot, slot = slots.acquire() => slot };
             let layer = format!("layer {} of {}", job.descriptor.digest, job.image);
             let start = || {
                 let (layer, present) = (layer.clone(), present.clone());
-                let to = LayerWriter::start(&store, &program, layer, job.packing, Product::Tree, present)?;
+                let to = LayerWriter::start(&store, &workers, layer, job.packing, Product::Tree, present)?;
                 places.lock().unwrap_or_else(PoisonError::into_inner).push(to.place());
                 Ok(to)
             };

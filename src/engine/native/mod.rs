@@ -118,6 +118,12 @@ impl NativeEngine {
         })
     }
 
+    /// Puts a child of this process that only prepares something, as a layer, behind the containers: it gets what they
+    /// leave of processors and disks. Best effort, and blocking for a moment.
+    pub fn put_behind(&self, pid: u32) {
+        self.supervisor.put_behind(pid);
+    }
+
     /// The same, with new containers made by an OCI runtime of the host: `crun`, `runc`, or an absolute path.
     #[must_use]
     pub fn with_runtime(mut self, runtime: Option<String>) -> Self {

@@ -39,7 +39,7 @@ pub(super) async fn spool(
     let (part, begin) = begin(place).await?;
     let to = LayerWriter::start(
         &registry.store,
-        &registry.program,
+        &registry.workers,
         name.to_owned(),
         packing(&begin),
         Product::File,

@@ -215,6 +215,7 @@ mod tests {
             ("F", Value::Blobs(vec![b"blob".to_vec(), Vec::new()])),
             ("G", Value::Pairs(vec![("/dev/char/1:3".into(), "rwm".into())])),
             ("H", Value::Pairs(Vec::new())),
+            ("J", Value::Numbers(vec![1, u32::MAX])),
             ("I", Value::Command(vec!["/bin/true".into(), "argument".into()])),
         ];
         let file = std::fs::File::open("/dev/null").unwrap();

@@ -2,6 +2,7 @@
 //!
 //! Either way the shim inherits the container's lock, a pipe to report on and its log, and nothing of the agent's.
 
+mod behind;
 mod bus;
 mod forked;
 mod names;
@@ -43,6 +44,15 @@ impl Supervisor {
     /// What this machine has.
     pub fn detect(instance: &str) -> Self {
         Tree::detect(instance).map_or(Self::Forked, Self::Systemd)
+    }
+
+    /// Puts a child that only prepares something behind the containers. Without systemd its own priority does that.
+    pub fn put_behind(&self, pid: u32) {
+        if let Self::Systemd(tree) = self
+            && let Err(error) = behind::put(tree, pid)
+        {
+            tracing::debug!("process {pid} has no scope of its own: {error}");
+        }
     }
 
     /// Decides for one shim. A systemd that cannot be reached is no reason not to run containers.

@@ -53,6 +53,11 @@ impl Tree {
         Unit { group: self.slice_group().join(&name), name }
     }
 
+    /// The scope of a process that prepares something for containers. None of a container's: it is no service.
+    pub fn scope(&self, pid: u32) -> String {
+        format!("{}-unpack.{pid}.scope", self.prefix)
+    }
+
     /// The group of the slice.
     pub fn slice_group(&self) -> PathBuf {
         self.root.join(self.slice())
@@ -113,6 +118,7 @@ mod tests {
         assert_eq!(other.slice(), "gitopsd:a.slice");
         assert_ne!(other.unit(&id, 1), plain.unit(&"a-web.7".parse().unwrap(), 1));
         assert_eq!(plain.id_of(&other.unit(&id, 1).name), None);
+        assert_eq!(plain.id_of(&plain.scope(7)), None);
         for nobody in [
             "gitopsd.service",
             "gitopsd-web.service",

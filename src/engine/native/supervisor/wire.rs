@@ -31,6 +31,8 @@ pub(super) enum Value {
     Text(String),
     /// `as`
     Texts(Vec<String>),
+    /// `au`
+    Numbers(Vec<u32>),
     /// `h`: which of the message's descriptors.
     Descriptor(u32),
     /// `aay`
@@ -48,6 +50,7 @@ impl Value {
             Self::Number(_) => "t",
             Self::Text(_) => "s",
             Self::Texts(_) => "as",
+            Self::Numbers(_) => "au",
             Self::Descriptor(_) => "h",
             Self::Blobs(_) => "aay",
             Self::Pairs(_) => "a(ss)",
@@ -121,6 +124,7 @@ impl Writer {
                 self.align(8);
                 self.0.extend(value.to_le_bytes());
             }
+            Value::Numbers(numbers) => self.array(4, numbers, |w, number| w.number(*number)),
             Value::Text(text) => self.text(text),
             Value::Texts(texts) => self.array(4, texts, |w, text| w.text(text)),
             Value::Blobs(blobs) => {
