@@ -142,7 +142,8 @@ impl<'a> Worker<'a> {
 
     fn attempt(&mut self) -> Result<Answer, Failure> {
         let young = self.options.max_age.is_none_or(|age| self.opened.elapsed() < age);
-        let kept = self.kept.take().filter(|_| young).and_then(|mut kept| (!kept.is_closed()).then_some(kept));
+        let kept =
+            self.kept.take().filter(|_| young).and_then(|mut kept| (!kept.is_closed()).then_some(kept));
         let connection = match kept {
             Some(connection) => connection,
             None => self.open()?,
