@@ -54,6 +54,8 @@ fn a_websocket_that_says_good_bye_is_asked_again_elsewhere() {
 /// next one.
 fn stream_server(served: u32, instead: bool) -> String {
     server(move |mut stream| {
+        // Else the kernel would keep the last frame back until the client has acknowledged the one before.
+        stream.set_nodelay(true).unwrap();
         let mut preface = [0; 24];
         let _ = stream.read_exact(&mut preface);
         assert!(preface.starts_with(b"PRI * HTTP/2.0"));
