@@ -73,7 +73,8 @@ fn millis(time: Duration) -> u64 {
 fn main() -> io::Result<()> {
     let mut app = App {
         manner: Manner::Polite,
-        version: std::fs::read_to_string("/version").map_or_else(|_| "none".to_owned(), |v| v.trim().to_owned()),
+        version: std::fs::read_to_string("/version")
+            .map_or_else(|_| "none".to_owned(), |v| v.trim().to_owned()),
         delay: Duration::ZERO,
         silence: Duration::from_secs(1),
         open: AtomicUsize::new(0),
@@ -85,8 +86,8 @@ fn main() -> io::Result<()> {
     ending::watch(app.manner)?;
     std::thread::sleep(start);
     let app = Arc::new(app);
-    let listener = either(port, |address| TcpListener::bind(address))?;
-    let echo = either(port, |address| UdpSocket::bind(address))?;
+    let listener = either(port, TcpListener::bind)?;
+    let echo = either(port, UdpSocket::bind)?;
     let answers = app.clone();
     std::thread::spawn(move || echo_datagrams(&answers, &echo));
     serve(&app, listener)

@@ -7,6 +7,9 @@ mod load;
 #[cfg(test)]
 #[path = "load/tests.rs"]
 mod tests;
+#[cfg(test)]
+#[path = "load/wires.rs"]
+mod wires;
 
 use std::process::ExitCode;
 use std::time::Duration;

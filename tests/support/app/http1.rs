@@ -40,7 +40,8 @@ pub fn serve(app: &App, mut stream: TcpStream) -> io::Result<After> {
         let body = app.answer();
         // HTTP/1.0 knows no connections that are kept.
         let old = head.split("\r\n").next().is_some_and(|line| line.ends_with("HTTP/1.0"));
-        let wanted = old || header(&head, "connection").is_some_and(|value| value.eq_ignore_ascii_case("close"));
+        let wanted =
+            old || header(&head, "connection").is_some_and(|value| value.eq_ignore_ascii_case("close"));
         // Asked after the work: whoever is told later learns it with the next answer.
         let close = wanted || !matches!(app.ending(), Ending::NotYet);
         let connection = if close { "close" } else { "keep-alive" };
@@ -57,7 +58,12 @@ pub fn serve(app: &App, mut stream: TcpStream) -> io::Result<After> {
 }
 
 /// Reads until a whole head is there, and gives its length; `None` when the connection is over.
-fn next_request(app: &App, stream: &mut TcpStream, read: &mut Vec<u8>, served: bool) -> io::Result<Option<usize>> {
+fn next_request(
+    app: &App,
+    stream: &mut TcpStream,
+    read: &mut Vec<u8>,
+    served: bool,
+) -> io::Result<Option<usize>> {
     let mut quiet_since = Instant::now();
     loop {
         if let Some(at) = read.windows(4).position(|window| window == b"\r\n\r\n") {
@@ -81,7 +87,9 @@ fn next_request(app: &App, stream: &mut TcpStream, read: &mut Vec<u8>, served: b
             Ending::Shutdown(_) if idle && served => return Ok(None),
             // What has not sent anything yet counts as idle only after a while (net/http: five seconds).
             Ending::Shutdown(since) if idle && since.elapsed() > Duration::from_secs(5) => return Ok(None),
-            Ending::Polite(since) if idle && quiet_since.max(since).elapsed() > app.silence => return Ok(None),
+            Ending::Polite(since) if idle && quiet_since.max(since).elapsed() > app.silence => {
+                return Ok(None);
+            }
             _ => {}
         }
     }

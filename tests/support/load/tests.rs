@@ -10,7 +10,7 @@ use super::load::report::Report;
 use super::load::{Mode, Options, run};
 
 /// Serves each connection with `serve` on its own thread until the test's process ends.
-fn server(serve: impl Fn(TcpStream) + Send + Clone + 'static) -> String {
+pub fn server(serve: impl Fn(TcpStream) + Send + Clone + 'static) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}/", listener.local_addr().unwrap());
     std::thread::spawn(move || {
@@ -23,7 +23,7 @@ fn server(serve: impl Fn(TcpStream) + Send + Clone + 'static) -> String {
 }
 
 /// Reads one request; false at the end of the connection.
-fn read_request(stream: &mut TcpStream) -> bool {
+pub fn read_request(stream: &mut TcpStream) -> bool {
     let mut bytes = Vec::new();
     let mut byte = [0];
     while !bytes.ends_with(b"\r\n\r\n") {
@@ -42,7 +42,7 @@ fn answer(stream: &mut TcpStream, status: &str, headers: &str, body: &str) {
     let _ = stream.write_all(text.as_bytes());
 }
 
-fn options(url: &str, mode: Mode) -> Options {
+pub fn options(url: &str, mode: Mode) -> Options {
     Options {
         target: Target::parse(url).unwrap(),
         rate: 200,
@@ -58,7 +58,7 @@ fn options(url: &str, mode: Mode) -> Options {
 
 /// Requests were made and none failed. How many is not asserted: a busy machine makes fewer.
 #[track_caller]
-fn assert_good(report: &Report) {
+pub fn assert_good(report: &Report) {
     assert!(report.requests() > 10, "{report:?}");
     assert_eq!(report.failed(), 0, "{report:?}");
 }
