@@ -105,6 +105,8 @@ pub struct Agent {
     high_water: Option<HighWater>,
     /// A rewritten history that an operator believes.
     accepted: Option<Accept>,
+    /// An operator does not wait for windows: until the next look is over.
+    waives: bool,
     source: Source,
     effects: Effects,
     probes: Probes,
@@ -233,6 +235,7 @@ impl Agent {
             desired,
             high_water: state.load_high_water()?,
             accepted: None,
+            waives: false,
             pool: Pool::new(config.engine.subnet),
             effects: Effects::new(hands.clone(), waker.clone()),
             shims: Shims::new(handle.clone(), waker.clone()),

@@ -7,7 +7,7 @@ use super::table::{self, ago, ahead};
 use super::{Failure, hint, history, operate, write_json};
 use crate::agent::clock;
 use crate::agent::control::Command;
-use crate::report::status::{AgentState, ServiceState, ServiceStatus, Status};
+use crate::report::status::{AgentState, ScheduleStatus, ServiceState, ServiceStatus, Status};
 use crate::state::receipts::Receipt;
 use crate::types::{ByteSize, ServiceName, Timestamp, plural};
 
@@ -150,6 +150,9 @@ fn details(service: &ServiceStatus, color: bool, now: Timestamp, out: &mut dyn W
     if let Some(doing) = &service.doing {
         writeln!(out, "{name}: {doing}")?;
     }
+    if let Some(schedule) = &service.schedule {
+        writeln!(out, "{name}: {}", times(schedule, now))?;
+    }
     if let Some(at) = service.restarted_at.filter(|_| service.restarts > 0) {
         let ago = ago(at, now);
         let end = service.last_exit.as_ref().map_or_else(|| "ended".to_owned(), ToString::to_string);
@@ -179,6 +182,23 @@ fn details(service: &ServiceStatus, color: bool, now: Timestamp, out: &mut dyn W
         writeln!(out, "  {verb} in {}", ahead(at, now))?;
     }
     Ok(())
+}
+
+/// When a scheduled service ran, runs, and will run.
+fn times(schedule: &ScheduleStatus, now: Timestamp) -> String {
+    let mut text = match (schedule.running_since, schedule.last_run, &schedule.last_exit) {
+        (Some(since), ..) => format!("runs for {}", ago(since, now)),
+        (None, Some(last), Some(exit)) => format!("ran {} ago and {exit}", ago(last, now)),
+        _ => "has not run yet".to_owned(),
+    };
+    match schedule.next_run {
+        Some(at) if at > now => {
+            text.push_str(&format!("; next run in {} ({})", ahead(at, now), schedule.calendar))
+        }
+        Some(_) => text.push_str(&format!("; its next run is due ({})", schedule.calendar)),
+        None => text.push_str(&format!("; no next run ({})", schedule.calendar)),
+    }
+    text
 }
 
 /// Shows all there is to say about one service on one screen.
@@ -230,6 +250,9 @@ fn explain(
     }
     if let Some(doing) = &service.doing {
         rows.push(row("doing", doing.clone()));
+    }
+    if let Some(schedule) = &service.schedule {
+        rows.push(row("schedule", times(schedule, now)));
     }
     if let Some(at) = service.restarted_at.filter(|_| service.restarts > 0) {
         rows.push(row("restarts", format!("{}, the last one {} ago", service.restarts, ago(at, now))));

@@ -31,6 +31,8 @@ pub enum Change {
         because: &'static str,
         /// How.
         strategy: Strategy,
+        /// Why so, where nobody asked for it.
+        alone: Option<String>,
     },
     /// New settings, the same container.
     Amend {
@@ -58,11 +60,16 @@ impl fmt::Display for Change {
         match self {
             Self::Keep { image } => write!(f, "keep     {image}"),
             Self::Create { image } => write!(f, "create   {image}"),
-            Self::Replace { from, to, because, strategy } if from == to => {
-                write!(f, "replace  {to}, for a change of {because} ({strategy})")
-            }
-            Self::Replace { from, to, because, strategy } => {
-                write!(f, "replace  {from} by {to}, for a change of {because} ({strategy})")
+            Self::Replace { from, to, because, strategy, alone } => {
+                f.write_str("replace  ")?;
+                if from != to {
+                    write!(f, "{from} by ")?;
+                }
+                write!(f, "{to}, for a change of {because} ({strategy}")?;
+                match alone {
+                    Some(why) => write!(f, ", as {why})"),
+                    None => f.write_str(")"),
+                }
             }
             Self::Amend { image } => write!(f, "amend    {image}: new settings, the same container"),
             Self::Remove { image: Some(image) } => write!(f, "remove   {image}"),
@@ -108,6 +115,7 @@ pub fn preview(
                         to: spec.image.clone(),
                         because,
                         strategy: spec.strategy(),
+                        alone: spec.alone_because(),
                     },
                     None if running == *spec => Change::Keep { image },
                     None => Change::Amend { image },
@@ -142,7 +150,8 @@ fn follow(
         {
             let (from, to) = (image.clone(), image.clone());
             let because = "the network that it shares";
-            *change = Change::Replace { from, to, because, strategy: spec.strategy() };
+            let alone = spec.alone_because();
+            *change = Change::Replace { from, to, because, strategy: spec.strategy(), alone };
         }
     }
 }

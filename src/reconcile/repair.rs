@@ -95,6 +95,13 @@ pub(super) fn start(view: &View<'_>, record: &ServiceRecord) -> Option<Step> {
     }
 }
 
+/// The service that an incumbent which could be started now waits for.
+pub(super) fn comes_after<'a>(view: &View<'a>, incumbent: &'a Deployed) -> Option<&'a ServiceName> {
+    let due = !pending(view.now, restart_at(incumbent), LONGEST_PAUSE) && view.has_image(incumbent);
+    let apart = incumbent.spec.schedule.is_some() || !joined::is_there(view, incumbent);
+    if due && !apart { first(view, incumbent) } else { None }
+}
+
 /// The service that it needs and that is about to be started, as all are after a boot: it comes first. One that cannot be
 /// started is not waited for: this one ran without it before.
 fn first<'a>(view: &View<'a>, incumbent: &'a Deployed) -> Option<&'a ServiceName> {
