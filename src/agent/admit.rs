@@ -14,6 +14,12 @@ impl Agent {
         self.accepted = Some(accept);
     }
 
+    /// Takes an operator's word that windows do not count for the commit in force, and the one that the next look finds.
+    pub(super) fn waive_windows(&mut self) {
+        self.waives = true;
+        self.set_desired(|desired| desired.window_waived = true);
+    }
+
     /// A look at the repo is over.
     pub(super) fn fetched(&mut self, result: Result<Revision, Refusal>) {
         let now = clock::now();
@@ -30,14 +36,23 @@ impl Agent {
                 }
                 self.source.refusal = Some(refusal);
             }
-            Ok(revision) => {
+            Ok(mut revision) => {
+                // Not that of a look which had begun before it was said.
+                let waives = self.waives;
+                self.waives &= self.source.is_looking();
+                revision.waives_window |= waives;
                 let refused = self.source.refusal.take().is_some();
                 let first = self.source.reached_at.is_none();
                 self.source.reached_at = Some(now);
                 let moved =
                     self.desired.as_ref().is_none_or(|desired| desired.commit.id != revision.commit.id);
                 if moved || first {
+                    // A new agent reads the same commit again: what an operator said of it still holds.
+                    let former = self.desired.as_ref().filter(|_| !moved);
+                    revision.waives_window |= former.is_some_and(|desired| desired.window_waived);
                     self.admit(revision, moved, now);
+                } else if waives {
+                    self.set_desired(|desired| desired.window_waived = true);
                 }
                 if refused && self.source.refusal.is_none() {
                     self.tell(Some(Message::new(Kind::SourceFound, "the config repo is followed again")));

@@ -24,6 +24,9 @@ pub enum Command {
         seconds: Option<u64>,
         /// Believe the head of the branch though its history was rewritten.
         accept: Option<Accept>,
+        /// The windows of services do not count for the head that is found.
+        #[serde(default)]
+        now: bool,
     },
     /// Back to the previous generation.
     Rollback {

@@ -111,6 +111,8 @@ pub struct Agent {
     signer: Option<(CommitId, Signer)>,
     /// A rewritten history that an operator believes.
     accepted: Option<Accept>,
+    /// An operator does not wait for windows: until the next look is over.
+    waives: bool,
     source: Source,
     effects: Effects,
     probes: Probes,
@@ -247,6 +249,7 @@ impl Agent {
             high_water: state.load_high_water()?,
             signer: None,
             accepted: None,
+            waives: false,
             pool: Pool::new(config.engine.subnet),
             effects: Effects::new(hands.clone(), waker.clone()),
             shims: Shims::new(handle.clone(), waker.clone()),

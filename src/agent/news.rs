@@ -65,10 +65,13 @@ pub fn of(
                 }
                 Cause::Rollback => "an operator goes back".to_owned(),
             };
-            let mut message = say(
-                Kind::RolloutBegun,
-                format!("{service}: generation {generation} of {image} is begun ({why})"),
-            );
+            let mut text = format!("{service}: generation {generation} of {image} is begun ({why})");
+            let incumbent = before.and_then(|record| record.incumbent.as_ref());
+            if let (Some(alone), Some(incumbent)) = (spec.alone_because(), incumbent) {
+                let old = incumbent.generation;
+                text.push_str(&format!("; generation {old} is stopped before it starts, as {alone}"));
+            }
+            let mut message = say(Kind::RolloutBegun, text);
             message.image = Some(image.clone());
             message.generation = Some(*generation);
             message.at(&commit.id)

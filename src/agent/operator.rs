@@ -21,8 +21,11 @@ impl Agent {
                 let body = self.status_now().and_then(|status| serde_json::to_value(status).ok());
                 Reply { code: 0, message: String::new(), body }
             }
-            Command::Sync { wait, seconds, accept } => {
+            Command::Sync { wait, seconds, accept, now } => {
                 self.hurry();
+                if now {
+                    self.waive_windows();
+                }
                 let accepts = accept.is_some();
                 if let Some(accept) = accept {
                     self.accept(accept);

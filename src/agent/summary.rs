@@ -7,10 +7,11 @@ use crate::git::Signer;
 use crate::reconcile::health::{Verdict, judge};
 use crate::reconcile::later;
 use crate::reconcile::record::{Deployed, Phase, Rollout, ServiceRecord};
+use crate::reconcile::schedule::next_run;
 use crate::reconcile::step::{Next, Planned, Situation};
 use crate::report::status::{
-    AgentState, AgentStatus, PullStatus, RepoStatus, RevisionStatus, RolloutStatus, ServiceState,
-    ServiceStatus, Status,
+    AgentState, AgentStatus, PullStatus, RepoStatus, RevisionStatus, RolloutStatus, ScheduleStatus,
+    ServiceState, ServiceStatus, Status,
 };
 use crate::types::{CommitInfo, ContainerState, Exit, InstanceId, Job, Reason, ServiceName, Timestamp};
 
@@ -134,7 +135,9 @@ impl Agent {
             Next::Settled | Next::Held { .. } => None,
         };
         let rollout = record.and_then(|record| record.rollout.as_ref());
-        let running = serving.is_some_and(|deployed| self.running(name, deployed).is_some());
+        let runs = |run: &crate::reconcile::jobs::JobRun| run.begun.is_some() && run.ended.is_none();
+        let job = record.and_then(|record| record.jobs.run.as_ref()).is_some_and(runs);
+        let running = job || serving.is_some_and(|deployed| self.running(name, deployed).is_some());
         Some(ServiceStatus {
             name: name.clone(),
             state: state(planned, refusal.is_some(), running, rollout.is_some()),
@@ -153,6 +156,7 @@ impl Agent {
             restarted_at: serving.and_then(|deployed| deployed.restarted_at),
             last_exit: serving.and_then(|deployed| self.last_exit(name, deployed)),
             oom_kills: serving.map_or(0, |deployed| self.oom_kills_of(name, deployed)),
+            schedule: record.and_then(|record| self.schedule(record, now)),
             rollout: rollout.map(|rollout| RolloutStatus {
                 from: record
                     .and_then(|record| record.incumbent.as_ref())
@@ -162,6 +166,7 @@ impl Agent {
                 image: rollout.to.spec.image.reference.clone(),
                 started_at: rollout.started_at,
                 times_out_at: self.times_out_at(name, rollout),
+                down_since: rollout.yielded_at.filter(|_| rollout.switched_at.is_none()),
                 progress: None,
             }),
             drain: record.and_then(|_| self.drain(name)),
@@ -204,6 +209,19 @@ impl Agent {
             Phase::Proving => rollout.candidate_started_at.map(|at| later(at, limit)),
             _ => None,
         }
+    }
+
+    fn schedule(&self, record: &ServiceRecord, now: Timestamp) -> Option<ScheduleStatus> {
+        let incumbent = record.incumbent.as_ref()?;
+        let schedule = incumbent.spec.schedule.as_ref()?;
+        let run = record.jobs.run.as_ref();
+        Some(ScheduleStatus {
+            calendar: schedule.calendar.to_string(),
+            next_run: next_run(record, incumbent, &self.seen.zones, now),
+            running_since: run.filter(|run| run.ended.is_none()).and_then(|run| run.begun),
+            last_run: run.filter(|run| run.ended.is_some()).and_then(|run| run.begun),
+            last_exit: run.and_then(|run| run.ended.clone()),
+        })
     }
 
     fn job_deadline(&self, name: &ServiceName, rollout: &Rollout) -> Option<Timestamp> {

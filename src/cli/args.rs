@@ -71,6 +71,9 @@ pub enum Verb {
         /// Believe this head of the branch, in full, although its history was rewritten
         #[arg(long, value_name = "COMMIT")]
         accept: Option<CommitId>,
+        /// Do not wait for the windows of services: for the head that is found, and no later one
+        #[arg(long)]
+        now: bool,
     },
     /// Show this host's receipts
     History {

@@ -77,8 +77,9 @@ fn dispatch(args: &Args, out: &mut dyn Write) -> Result<u8, Failure> {
             plan::plan(&args.config, dir.as_deref(), rev.as_deref(), host.as_ref(), json, out)
         }
         Verb::Check { dir } => check::run(dir, json, out),
-        Verb::Sync { wait, timeout, accept } => {
-            operate::sync(&args.config, *wait, *timeout, accept.as_ref(), json, out)
+        Verb::Sync { wait, timeout, accept, now } => {
+            let sync = operate::Sync { wait: *wait, timeout: *timeout, accept: accept.clone(), now: *now };
+            operate::sync(&args.config, &sync, json, out)
         }
         Verb::Rollback { service } => operate::rollback(&args.config, service, json, out),
         Verb::Hold { service, duration, reason } => {

@@ -64,18 +64,24 @@ fn answer(reply: Reply, json: bool, out: &mut dyn Write) -> Result<u8, Failure> 
     Ok(0)
 }
 
-/// Looks at the repo now; with `wait` until the commit has come to its end here.
-pub fn sync(
-    config: &Path,
-    wait: bool,
-    timeout: Option<Duration>,
-    accept: Option<&CommitId>,
-    json: bool,
-    out: &mut dyn Write,
-) -> Result<u8, Failure> {
-    let accept = accept.map(|commit| Accept { commit: commit.clone(), by: operator() });
-    let seconds = timeout.map(|timeout| timeout.as_secs().max(1));
-    let command = Command::Sync { wait, seconds, accept };
+/// How to look at the repo.
+#[derive(Debug, Clone)]
+pub struct Sync {
+    /// Until the commit has come to its end here.
+    pub wait: bool,
+    /// For so long at the most.
+    pub timeout: Option<Duration>,
+    /// This head is believed.
+    pub accept: Option<CommitId>,
+    /// Windows do not count.
+    pub now: bool,
+}
+
+/// Looks at the repo now.
+pub fn sync(config: &Path, sync: &Sync, json: bool, out: &mut dyn Write) -> Result<u8, Failure> {
+    let accept = sync.accept.clone().map(|commit| Accept { commit, by: operator() });
+    let seconds = sync.timeout.map(|timeout| timeout.as_secs().max(1));
+    let command = Command::Sync { wait: sync.wait, seconds, accept, now: sync.now };
     let mut told = Vec::new();
     let reply = ask_with(&run::config(config)?, &command, &mut |value| {
         let lines: Vec<String> =

@@ -100,8 +100,9 @@ fn see_what_is_used(
         if let Some(why) = too_small(&incumbent.spec, spec, used) {
             let because = format!("new generation: {}, as {why}", listed(&*differences));
             let (from, to) = (image.clone(), image.clone());
-            let (strategy, differences) = (spec.strategy(), std::mem::take(differences));
-            *change = Change::Replace { from, to, because, strategy, differences };
+            let (strategy, alone) = (spec.strategy(), spec.alone_because());
+            let differences = std::mem::take(differences);
+            *change = Change::Replace { from, to, because, strategy, differences, alone };
         }
     }
 }

@@ -7,7 +7,7 @@ use super::table::{self, ago, ahead};
 use super::{Failure, hint, history, operate, write_json};
 use crate::agent::clock;
 use crate::agent::control::Command;
-use crate::report::status::{AgentState, DrainStatus, ServiceState, ServiceStatus, Status};
+use crate::report::status::{AgentState, DrainStatus, ScheduleStatus, ServiceState, ServiceStatus, Status};
 use crate::state::receipts::Receipt;
 use crate::types::{ByteSize, ServiceName, Timestamp, plural};
 
@@ -153,6 +153,9 @@ fn details(service: &ServiceStatus, color: bool, now: Timestamp, out: &mut dyn W
     if let Some(drain) = &service.drain {
         writeln!(out, "{name}: {}", draining(drain, now))?;
     }
+    if let Some(schedule) = &service.schedule {
+        writeln!(out, "{name}: {}", times(schedule, now))?;
+    }
     if let Some(at) = service.restarted_at.filter(|_| service.restarts > 0) {
         let ago = ago(at, now);
         let end = service.last_exit.as_ref().map_or_else(|| "ended".to_owned(), ToString::to_string);
@@ -194,6 +197,23 @@ fn draining(drain: &DrainStatus, now: Timestamp) -> String {
         false => "its drain is over".to_owned(),
     };
     format!("generation {} drains: {connections}, {end}", drain.generation)
+}
+
+/// When a scheduled service ran, runs, and will run.
+fn times(schedule: &ScheduleStatus, now: Timestamp) -> String {
+    let mut text = match (schedule.running_since, schedule.last_run, &schedule.last_exit) {
+        (Some(since), ..) => format!("runs for {}", ago(since, now)),
+        (None, Some(last), Some(exit)) => format!("ran {} ago and {exit}", ago(last, now)),
+        _ => "has not run yet".to_owned(),
+    };
+    match schedule.next_run {
+        Some(at) if at > now => {
+            text.push_str(&format!("; next run in {} ({})", ahead(at, now), schedule.calendar))
+        }
+        Some(_) => text.push_str(&format!("; its next run is due ({})", schedule.calendar)),
+        None => text.push_str(&format!("; no next run ({})", schedule.calendar)),
+    }
+    text
 }
 
 /// Shows all there is to say about one service on one screen.
@@ -248,6 +268,9 @@ fn explain(
     }
     if let Some(drain) = &service.drain {
         rows.push(row("drain", draining(drain, now)));
+    }
+    if let Some(schedule) = &service.schedule {
+        rows.push(row("schedule", times(schedule, now)));
     }
     if let Some(at) = service.restarted_at.filter(|_| service.restarts > 0) {
         rows.push(row("restarts", format!("{}, the last one {} ago", service.restarts, ago(at, now))));

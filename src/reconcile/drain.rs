@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use super::next::wait;
 use super::record::ServiceRecord;
 use super::step::{Next, Step};
 use super::view::View;
@@ -54,9 +53,9 @@ pub(super) fn next(view: &View<'_>, record: &ServiceRecord) -> Option<Next> {
     let grace = later(retiring.since, GRACE.min(drain(record)));
     let id = InstanceId::new(view.name, generation);
     let idle = view.observed.idle_polls.get(&id).copied().unwrap_or(0) >= IDLE_POLLS;
-    // A run of a scheduled service is not cut short for the next version.
-    if let Some((job, _)) = jobs::busy(record, generation) {
-        return Some(wait(format!("generation {generation} goes once {job} has ended")));
+    // A run of a scheduled service is not cut short for the next version, and keeps nobody waiting.
+    if jobs::busy(record, generation).is_some() {
+        return None;
     }
     // Its network goes with it.
     let kept = later(over, joined::KEPT);

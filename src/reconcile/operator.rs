@@ -28,6 +28,11 @@ pub fn hold_back(record: &mut ServiceRecord, mut hold: Hold, head: Option<Commit
 pub fn resume(record: &mut ServiceRecord) {
     record.hold = None;
     record.failure = None;
+    // What a one-shot did not do is for the operator now: it is not run again.
+    record.jobs.post = record.jobs.post.take().filter(|run| run.trouble.is_none());
+    if let Some(run) = &mut record.jobs.run {
+        run.trouble = None;
+    }
     hurry(record);
     if let Some(incumbent) = &mut record.incumbent {
         (incumbent.restarts, incumbent.restarted_at) = (0, None);

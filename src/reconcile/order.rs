@@ -69,8 +69,10 @@ fn first_changing(
     if rollout.cause == Cause::Rollback {
         return None;
     }
+    // Whoever shares a network moves with it, and is begun anew: that has an order of its own.
+    let host = rollout.to.spec.joins();
     let needed = needs(view, view.name);
-    needed.iter().find_map(|needed| {
+    needed.iter().filter(|needed| Some(&needed.service) != host).find_map(|needed| {
         let name = &needed.service;
         // Two commits may turn an order round.
         if reaches(view, name, view.name) {

@@ -33,6 +33,8 @@ pub enum Change {
         strategy: Strategy,
         /// All that differs.
         differences: Vec<Difference>,
+        /// Why so, where nobody asked for it.
+        alone: Option<String>,
     },
     /// New settings, the same container.
     Amend {
@@ -62,8 +64,16 @@ impl fmt::Display for Change {
         match self {
             Self::Keep { image } => write!(f, "keep     {image}"),
             Self::Create { image } => write!(f, "create   {image}"),
-            Self::Replace { to, because, strategy, .. } => {
-                write!(f, "replace  {to} ({strategy}): {because}")
+            Self::Replace { from, to, because, strategy, alone, .. } => {
+                f.write_str("replace  ")?;
+                if from != to {
+                    write!(f, "{from} by ")?;
+                }
+                write!(f, "{to} ({strategy}")?;
+                if let Some(why) = alone {
+                    write!(f, ", as {why}")?;
+                }
+                write!(f, "): {because}")
             }
             Self::Amend { image, differences } => {
                 write!(f, "amend    {image} (the same container): {}", summary(differences))
@@ -113,6 +123,7 @@ pub fn preview(
                         because: summary(&differences),
                         strategy: spec.strategy(),
                         differences,
+                        alone: spec.alone_because(),
                     },
                     false if running == *spec => Change::Keep { image },
                     false => Change::Amend { image, differences },
@@ -148,7 +159,8 @@ fn follow(
             let (from, to) = (image.clone(), image.clone());
             let because = "new generation: the network that it shares is another one".to_owned();
             let differences = Vec::new();
-            *change = Change::Replace { from, to, because, strategy: spec.strategy(), differences };
+            let (strategy, alone) = (spec.strategy(), spec.alone_because());
+            *change = Change::Replace { from, to, because, strategy, differences, alone };
         }
     }
 }

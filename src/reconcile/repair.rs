@@ -64,7 +64,16 @@ pub(super) fn next(view: &View<'_>, record: &ServiceRecord) -> Option<Next> {
     }
     let due = restart_at(incumbent);
     Some(match (pending(view.now, due, LONGEST_PAUSE), local) {
-        (false, true) => comes_after(view, incumbent).unwrap_or(Next::Do(Step::Start(generation))),
+        (false, true) => match first(view, incumbent) {
+            Some(other) => {
+                let why = format!("generation {generation} is started once {other} runs");
+                // One that runs has to answer within its time.
+                let until =
+                    Some(later(view.now, PROVING)).filter(|_| !view.observed.busy.contains_key(other));
+                Next::Wait { until, why }
+            }
+            None => Next::Do(Step::Start(generation)),
+        },
         (false, false) => Next::Do(Step::Pull(generation)),
         (true, true) => Next::Wait {
             until: Some(due),
@@ -77,15 +86,6 @@ pub(super) fn next(view: &View<'_>, record: &ServiceRecord) -> Option<Next> {
     })
 }
 
-/// The incumbent is about to be started, once another service is that it needs.
-pub(super) fn comes_after(view: &View<'_>, incumbent: &Deployed) -> Option<Next> {
-    let other = first(view, incumbent)?;
-    let why = format!("generation {} is started once {other} runs", incumbent.generation);
-    // One that runs has to answer within its time.
-    let until = Some(later(view.now, PROVING)).filter(|_| !view.observed.busy.contains_key(other));
-    Some(Next::Wait { until, why })
-}
-
 /// The start of an incumbent that should serve and does not run, if it is due now.
 pub(super) fn start(view: &View<'_>, record: &ServiceRecord) -> Option<Step> {
     let serves = record.rollout.as_ref().is_none_or(incumbent_serves);
@@ -93,6 +93,13 @@ pub(super) fn start(view: &View<'_>, record: &ServiceRecord) -> Option<Step> {
         Some(Next::Do(step @ Step::Start(_))) if serves && record.removing.is_none() => Some(step),
         _ => None,
     }
+}
+
+/// The service that an incumbent which could be started now waits for.
+pub(super) fn comes_after<'a>(view: &View<'a>, incumbent: &'a Deployed) -> Option<&'a ServiceName> {
+    let due = !pending(view.now, restart_at(incumbent), LONGEST_PAUSE) && view.has_image(incumbent);
+    let apart = incumbent.spec.schedule.is_some() || !joined::is_there(view, incumbent);
+    if due && !apart { first(view, incumbent) } else { None }
 }
 
 /// The service that it needs and that is about to be started, as all are after a boot: it comes first. One that cannot be

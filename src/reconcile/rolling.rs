@@ -42,9 +42,14 @@ pub(super) fn next(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -
         Phase::Preparing => preparing(view, record, rollout),
         Phase::Yielding => match &record.incumbent {
             // Asked while the incumbent still runs: it is not stopped for a successor that has to wait.
-            Some(incumbent) if view.runs(incumbent.generation) => sharing::turn(view, record, rollout)
-                .or_else(|| dependency(view, rollout))
-                .unwrap_or(Next::Do(Step::Stop(incumbent.generation))),
+            Some(incumbent) if view.runs(incumbent.generation) => {
+                // From here on nothing serves: all that it needs has settled by then.
+                let turn = sharing::turn(view, record, rollout);
+                let wait = turn
+                    .or_else(|| order::before_switch(view, rollout))
+                    .or_else(|| order::missing(view, &rollout.to).map(held));
+                wait.unwrap_or(Next::Do(Step::Stop(incumbent.generation)))
+            }
             _ => Next::Do(Step::Advance(Phase::Starting)),
         },
         // There is nothing to start and to prove: it runs when it is due.
@@ -186,7 +191,12 @@ fn promote(record: &ServiceRecord, rollout: &Rollout) -> Next {
     let incumbent = record.incumbent.as_ref();
     match incumbent.and_then(|incumbent| jobs::busy(record, incumbent.generation)) {
         Some((Job::Post, _)) => wait("deploy.post of the former generation has not ended".to_owned()),
-        _ => Next::Do(Step::Promote(rollout.to.generation)),
+        _ => match record.retiring.as_ref().map(|retiring| retiring.old.generation) {
+            // A run of the generation before that one goes on.
+            Some(old) if jobs::busy(record, old).is_some() => wait(format!("a run of generation {old}")),
+            Some(old) => Next::Do(Step::Retire(old)),
+            None => Next::Do(Step::Promote(rollout.to.generation)),
+        },
     }
 }
 
@@ -230,7 +240,7 @@ fn proving(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next {
     match view.container(generation) {
         Some(ContainerState::Running { .. }) => {}
         Some(ContainerState::Exited(_)) if over => {
-            return switch(view, rollout);
+            return switch(view, record, rollout);
         }
         Some(ContainerState::Exited(exit)) => {
             let message = format!("generation {generation} {exit} before it was healthy");
@@ -242,7 +252,7 @@ fn proving(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next {
     match view.verdict(&rollout.to) {
         Some(Verdict::Healthy) => match keeps_port(view, rollout) {
             Some(refusal) => Next::Do(Step::Fail(refusal)),
-            None => switch(view, rollout),
+            None => switch(view, record, rollout),
         },
         Some(Verdict::Unhealthy(why)) => {
             let message = format!("generation {generation} failed its health check: {why}");
@@ -275,9 +285,10 @@ fn proving(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next {
 }
 
 /// It may have the traffic, unless what it needs comes first.
-fn switch(view: &View<'_>, rollout: &Rollout) -> Next {
-    // What was meant already is done.
-    let order = order::before_switch(view, rollout).filter(|_| rollout.phase < Phase::Switching);
+fn switch(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next {
+    // What was meant already is done, and where nothing serves nobody is to wait.
+    let down = strategy(rollout) == Strategy::Recreate && record.incumbent.is_some();
+    let order = order::before_switch(view, rollout).filter(|_| rollout.phase < Phase::Switching && !down);
     let wait = order.or_else(|| paused(view, rollout));
     wait.unwrap_or(Next::Do(Step::Switch(rollout.to.generation)))
 }
@@ -379,8 +390,8 @@ fn abandoning(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Nex
             } else if let Some(next @ Next::Do(_)) = repair::next(view, record) {
                 // It has to run before the candidate may go.
                 return next;
-            } else if let Some(next) = repair::comes_after(view, incumbent) {
-                return next;
+            } else if let Some(other) = repair::comes_after(view, incumbent) {
+                return wait(format!("generation {} is started once {other} runs", incumbent.generation));
             } else if routed(view, record, rollout) && view.runs(generation) {
                 // A sick candidate with traffic is better than none, until the incumbent can be started.
                 return repair::next(view, record).unwrap_or_else(|| wait("the old generation".to_owned()));

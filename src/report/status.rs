@@ -171,6 +171,9 @@ pub struct ServiceStatus {
     /// How often the kernel killed a process in the container that runs for want of memory.
     #[serde(default)]
     pub oom_kills: u64,
+    /// Of one that runs at times: when.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schedule: Option<ScheduleStatus>,
     /// The new generation under way.
     pub rollout: Option<RolloutStatus>,
     /// The former generation, until its connections have ended.
@@ -215,9 +218,27 @@ pub struct RolloutStatus {
     /// When the phase is given up, where it has a limit: `deploy.pre`, and the health check of a candidate.
     #[serde(default)]
     pub times_out_at: Option<Timestamp>,
+    /// Under `recreate`: since when nothing serves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub down_since: Option<Timestamp>,
     /// While its image is pulled, for those who ask: the file has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub progress: Option<PullStatus>,
+}
+
+/// The times of a service that does not run all the time.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ScheduleStatus {
+    /// As the service file has it.
+    pub calendar: String,
+    /// When it runs next.
+    pub next_run: Option<Timestamp>,
+    /// Since when it runs, while it does.
+    pub running_since: Option<Timestamp>,
+    /// When it ran last.
+    pub last_run: Option<Timestamp>,
+    /// How that ended.
+    pub last_exit: Option<Exit>,
 }
 
 /// How far a pull is.

@@ -127,6 +127,23 @@ impl<I> ServiceSpec<I> {
         self.deploy.strategy.unwrap_or(if alone { Strategy::Recreate } else { Strategy::BlueGreen })
     }
 
+    /// Why it cannot run beside its successor, where nobody asked for that: as a part of a sentence.
+    pub fn alone_because(&self) -> Option<String> {
+        if self.deploy.strategy.is_some() {
+            return None;
+        }
+        match (self.network_mode(), self.volumes.iter().find(|volume| !volume.read_only)) {
+            (_, Some(volume)) => Some(format!("it writes to {}", volume.target.display())),
+            (NetworkMode::Host, None) => {
+                Some("it has the host's network, whose ports no two can have".to_owned())
+            }
+            (NetworkMode::Service(other), None) => {
+                Some(format!("it shares the network of {other}, whose ports no two can have"))
+            }
+            (NetworkMode::Bridge | NetworkMode::None, None) => None,
+        }
+    }
+
     /// Whether it writes to a volume.
     pub fn writes(&self) -> bool {
         self.volumes.iter().any(|volume| !volume.read_only)

@@ -167,13 +167,45 @@ fn a_change_in_place_survives_a_kill_at_every_failpoint() {
 }
 
 #[test]
+fn one_shots_run_once_whenever_the_agent_is_killed() {
+    let mut points = points(&["prepare", "ended", "clear", "finish"]);
+    points.extend(["prepare::effect".to_owned(), "finish::effect".to_owned()]);
+    let lines = |lab: &Lab| {
+        let log = std::fs::read_to_string(lab.path("state/volumes/web/data/log")).unwrap_or_default();
+        log.lines().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let hit = kill_around(
+        &points,
+        |lab, port, round| {
+            let image = lab.image(&format!("d{round}"), Kind::Good);
+            let deploy = format!(
+                "[deploy]\nstrategy = \"blue-green\"\n\
+                 pre = [\"/bin/sh\", \"-c\", \"echo pre {round} >> /data/log\"]\n\
+                 post = [\"/bin/sh\", \"-c\", \"echo post {round} >> /data/log\"]"
+            );
+            let file = web(&image, port, "volumes = [\"data:/data\"]").replace("[deploy]", &deploy);
+            lab.deploy("web", &file, &format!("web d{round}"));
+        },
+        |lab, _, round| {
+            lab.sync();
+            assert_eq!(lab.service("web")["image"], lab.reference(&format!("d{round}")));
+            let seen: Vec<String> =
+                lines(lab).into_iter().filter(|line| line.ends_with(&format!(" {round}"))).collect();
+            assert_eq!(seen, [format!("pre {round}"), format!("post {round}")], "each once, in order");
+        },
+    );
+    assert_eq!(hit, BTreeSet::from_iter(points));
+}
+
+#[test]
 fn every_word_is_tried_somewhere() {
     // The ways that a kill test walks, and the words that stand on none of them, each with the reason.
-    let walked =
-        ["begin", "pull", "start", "switch", "promote", "retire", "fail", "discard", "conclude", "amend"];
+    let walked = [
+        "begin", "pull", "start", "switch", "promote", "retire", "fail", "discard", "conclude", "prepare",
+        "ended", "clear", "finish", "run", "amend",
+    ];
     let elsewhere = [
         ("advance", "only after a crash: tests/plan walks it with a crash at each point"),
-        ("prepare", "only with deploy.pre: tests/plan"),
         ("stop", "only under recreate: tests/plan"),
         ("return", "only after a switch: tests/plan"),
         ("route", "one nft transaction, repeated by the next round"),

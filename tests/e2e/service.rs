@@ -85,7 +85,7 @@ fn an_agent_that_is_told_to_stop_does_not_wait_for_what_is_under_way() {
     let begun = std::time::Instant::now();
     lab.stop_agent();
     assert!(begun.elapsed() < Duration::from_secs(10), "it took {:?}", begun.elapsed());
-    // The next one begins `pre` anew and goes on.
+    // The next one finds `pre` under way, or its end, and goes on.
     lab.start_agent();
     lab.wait_agent();
     lab.sync();

@@ -91,6 +91,16 @@ fn settings() -> impl Strategy<Value = &'static str> {
         ",check=none",
         ",check=none,ports=none",
         ",after=db",
+        ",healthy=db",
+        ",optional=db,pre",
+        ",completed=db,post",
+        ",post,bake=5s,drain=1s",
+        ",pre,irreversible,bake=10s",
+        ",volume=data,pre,irreversible",
+        ",window=00:02-00:03",
+        ",schedule=minutely",
+        ",schedule=*:*:0/20,limit=10s",
+        ",schedule=minutely,forgets,volume=data",
         ",joins=db",
         ",joins=db,bake=5s,drain=1s",
         ",restart=no",
@@ -145,6 +155,10 @@ fn event() -> impl Strategy<Value = Event> {
         "checks-itself",
         "uses=30m",
         "uses=100m",
+        "job=0s",
+        "job=15s",
+        "job=90s",
+        "pre-works",
         "well",
         "well",
     ]);
@@ -271,17 +285,25 @@ proptest! {
             // under way.
             let blocked = matches!(&planned.next, Next::Held { refusal, .. }
                 if matches!(refusal.reason, Reason::Dependency | Reason::VolumeInUse));
-            let rests = matches!(planned.next, Next::Settled | Next::Held { .. }) || crash_loops;
+            // There is only the way forward, and it is tried for as long as it takes.
+            let forward = host.records.get(name).and_then(|record| record.rollout.as_ref());
+            let forward = forward.is_some_and(|rollout| !rollout.to.spec.deploy.reversible);
+            // The last one-shot of a generation may be as long as it likes.
+            let rests = matches!(planned.next, Next::Settled | Next::Held { .. }) || crash_loops || forward;
             prop_assert!(rests, "{name} does not rest: {}\n{}", planned.next, host.tail());
             // The network that it shares went with its container, and the only try at this commit has failed.
             let guest = host.incumbent(name).is_some_and(|incumbent| incumbent.spec.joins().is_some());
             let lost = guest && matches!(planned.next, Next::Held { .. });
-            if blocked || crash_loops || lost {
+            let closed = matches!(&planned.next, Next::Held { refusal, .. } if refusal.reason == Reason::Window);
+            let down = matches!(&planned.next, Next::Held { refusal, .. } if refusal.reason == Reason::Irreversible);
+            if blocked || crash_loops || lost || closed || forward || down {
                 continue;
             }
             host.audit_rest_of(name);
             // One that ended for good is where it is to be.
-            if host.incumbent(name).is_some_and(|incumbent| incumbent.down != Some(Down::Ended)) {
+            if host.incumbent(name).is_some_and(|incumbent| {
+                incumbent.down != Some(Down::Ended) && incumbent.spec.schedule.is_none()
+            }) {
                 prop_assert!(runs(&host, name), "{name} does not run\n{}", host.tail());
                 prop_assert!(host.routes.contains_key(name), "{name} has no traffic\n{}", host.tail());
             }
@@ -422,7 +444,11 @@ proptest! {
             Some(DesiredService::Run(spec)) => spec.needs().any(|needed| *needed == bad),
             _ => false,
         };
-        for (other, planned) in before.services.iter().filter(|(other, _)| **other != bad && !depends(other)) {
+        // What is to go waits for what still needs it.
+        let goes = |other: &ServiceName| !desired.services.contains_key(other);
+        for (other, planned) in
+            before.services.iter().filter(|(other, _)| **other != bad && !depends(other) && !goes(other))
+        {
             let now = after.services.get(other);
             // What is to need it, and does not yet, may wait for it: what runs of it stays.
             let waits = matches!(now, Some(Planned { next: Next::Held { .. } | Next::Wait { .. }, .. }));

@@ -155,7 +155,9 @@ impl Host {
             Step::Retire(_) => {
                 !has_traffic
                     && incumbent.is_some_and(|incumbent| {
-                        self.audit.passed.contains(&InstanceId::new(name, incumbent.generation))
+                        // One that comes and goes is only local.
+                        incumbent.spec.schedule.is_some()
+                            || self.audit.passed.contains(&InstanceId::new(name, incumbent.generation))
                     })
             }
             _ => !has_traffic && record.live(generation).is_none(),
@@ -218,7 +220,12 @@ impl Host {
             });
             let excused = pausing || ended || stranded;
             let serves = !steady || !local || excused || (up && served);
-            self.demand(serves, "a failed deploy leaves the old version serving", name);
+            // It was stopped for what cannot be undone.
+            let forward = self.records[name].rollout.as_ref().is_some_and(|rollout| {
+                let spec = &rollout.to.spec;
+                !spec.deploy.reversible && spec.strategy() == Strategy::Recreate
+            });
+            self.demand(serves || forward, "a failed deploy leaves the old version serving", name);
         }
     }
 
