@@ -84,6 +84,7 @@ fn lab() -> Lab {
     let lab = Lab::new();
     let text = std::fs::read_to_string(lab.config()).unwrap();
     let text = text.replace("host_mounts = [", "host_mounts = [\"/usr\", \"/usr/**\", ");
+    let text = text.replace("[engine]\n", "[engine]\nsubuids = \"1000000:655360\"\n");
     std::fs::write(lab.config(), text).unwrap();
     lab.write("services/program.py", PROGRAM);
     lab
