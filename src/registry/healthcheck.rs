@@ -46,7 +46,7 @@ impl Document {
             ("CMD-SHELL", [text, ..]) if shell.is_empty() => {
                 vec!["/bin/sh".to_owned(), "-c".to_owned(), text.clone()]
             }
-            ("CMD-SHELL", [text, ..]) => [shell, &[text.clone()]].concat(),
+            ("CMD-SHELL", [text, ..]) => [shell, std::slice::from_ref(text)].concat(),
             _ => return None,
         };
         Some(HealthCheck {

@@ -84,6 +84,7 @@ fn lab() -> Lab {
     let lab = Lab::new();
     let text = std::fs::read_to_string(lab.config()).unwrap();
     let text = text.replace("host_mounts = [", "host_mounts = [\"/usr\", \"/usr/**\", ");
+    let text = text.replace("[engine]\n", "[engine]\nsubuids = \"1000000:655360\"\n");
     std::fs::write(lab.config(), text).unwrap();
     lab.write("services/program.py", PROGRAM);
     lab
@@ -198,6 +199,9 @@ fn every_kind_of_check_lets_the_good_one_in_and_keeps_the_bad_one_out() {
             .replace("#CONFIGS", "")
             .replace("55s", "4s"),
     );
+    // Its root is nobody on the host, and it can write nothing.
+    let mapped = program(&image, "notify", "userns_mode = \"auto\"\nread_only = true", "notify = true");
+    lab.write("services/mapped.toml", &mapped.replace("#CONFIGS", ""));
     lab.commit("all kinds");
     lab.start_agent();
     lab.wait_agent();
@@ -205,6 +209,7 @@ fn every_kind_of_check_lets_the_good_one_in_and_keeps_the_bad_one_out() {
         lab.wait_serving(kind, &image);
         assert_eq!(lab.service(kind)["generation"], 1, "{kind}");
     }
+    lab.wait_serving("mapped", &image);
     let refused = wait_for("the one whose check asks otherwise", || {
         Some(lab.service("refuser")).filter(|service| service["state"] == "failed")
     });

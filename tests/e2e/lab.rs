@@ -243,7 +243,7 @@ max_removals = 1
             .env_remove("NOTIFY_SOCKET")
             .env_remove("JOURNAL_STREAM")
             .envs(environment.iter().copied())
-            .env("GITOPSD_LOG", "debug,hyper=info,reqwest=info")
+            .env("GITOPSD_LOG", "debug,h2=info,hyper=info,reqwest=info,rustls=info")
             .stdout(Stdio::null())
             .stderr(log)
             .spawn()
