@@ -133,6 +133,7 @@ fn event() -> impl Strategy<Value = Event> {
         "lingers=15s",
         "uses=30m",
         "uses=100m",
+        "stubborn",
         "well",
         "well",
     ]);

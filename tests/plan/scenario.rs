@@ -12,7 +12,7 @@
 //!                        empty          all files are gone
 //!                        (nothing)      an unrelated change
 //! image TAG WORDS…     how an image behaves: missing, exists, corrupt, intact, nostart, pre-fails, pre-works, retag,
-//!                        pull=3s, healthy=1s, healthy=never, sick=20s, exits=2s, ends=2s (with code 0), lingers=8s, uses=100m, well
+//!                        pull=3s, healthy=1s, healthy=never, sick=20s, exits=2s, ends=2s (with code 0), lingers=8s, uses=100m, stubborn (its limits cannot be changed), well
 //! memory 300m|unknown  what the host has left
 //! registry up|down     traffic works|fails     ports free|taken     agent down|up
 //! run 10s              goes on for so long
@@ -158,6 +158,7 @@ pub fn image(host: &mut Host, tag: &str, words: &[&str]) {
             "sick" => behaviour.sick_after = Some(time()),
             "exits" => (behaviour.exits_after, behaviour.exits_well) = (Some(time()), false),
             "ends" => (behaviour.exits_after, behaviour.exits_well) = (Some(time()), true),
+            "stubborn" => behaviour.takes_limits = false,
             "uses" => behaviour.uses = Some(value.parse::<ByteSize>().unwrap().0),
             "lingers" => behaviour.lingers = time(),
             "well" => (behaviour.sick_after, behaviour.exits_after) = (None, None),
