@@ -220,6 +220,7 @@ impl Agent {
         let route = route_for(service, record, &Deployed { spec: spec.clone(), ..deployed.clone() });
         Ok(Effect::Amend(Box::new(Change {
             id: InstanceId::new(service, amendment.generation),
+            former: deployed.spec.clone(),
             spec: spec.clone(),
             route,
             new,

@@ -188,6 +188,7 @@ fn named<'a>(record: Option<&'a ServiceRecord>, step: &Step) -> Option<&'a Deplo
         Step::Promote(g) | Step::Discard(g) | Step::Retire(g) | Step::Route(g) | Step::Note(g, _) => {
             record?.live(*g)
         }
+        Step::Amend(amendment) => record?.live(amendment.generation),
         _ => None,
     }
 }

@@ -22,6 +22,9 @@ pub(super) fn in_place(
     if differences.is_empty() && incumbent.spec == *spec && incumbent.amending.is_none() {
         return Some(Next::Settled);
     }
+    if incumbent.amending.as_ref().is_some_and(|it| it.refused.is_some() && it.commit == commit.id) {
+        return None;
+    }
     let id = InstanceId::new(view.name, incumbent.generation);
     if too_small(&incumbent.spec, spec, view.observed.room.used.get(&id).copied()).is_some() {
         return None;

@@ -141,7 +141,6 @@ mod tests {
             down: None,
             amending: None,
             untold: None,
-            amending: None,
         });
         record
     }

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use super::next::held;
-use super::record::{Deployed, Phase, Rollout, ServiceRecord, Spec};
+use super::record::{Cause, Deployed, Phase, Rollout, ServiceRecord, Spec};
 use super::step::Next;
 use super::view::View;
 use super::{joined, later, ports as claims};
@@ -46,6 +46,10 @@ pub(super) fn ports(view: &View<'_>, spec: &Spec) -> Option<Next> {
 /// Why the candidate's container cannot be started now, beside the incumbent's: since it was begun others may have taken
 /// what memory there was.
 pub(super) fn before_start(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Option<Next> {
+    // An operator who goes back knows that what runs is no good.
+    if rollout.cause == Cause::Rollback {
+        return None;
+    }
     let starts_first = |name: &crate::types::ServiceName, phase| phase == Phase::Starting && name < view.name;
     memory(view, record.incumbent.as_ref(), &rollout.to.spec, starts_first)
         .map(|refusal| held_for_now(view, refusal))

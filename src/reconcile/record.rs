@@ -131,6 +131,9 @@ pub struct Amending {
     pub since: Timestamp,
     /// The commit that asks for it.
     pub commit: CommitId,
+    /// Why the running container did not take it: a new generation has to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<Refusal>,
 }
 
 fn is_zero(number: &u32) -> bool {

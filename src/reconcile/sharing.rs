@@ -9,7 +9,7 @@ use std::path::Path;
 
 use super::next::{held, wait};
 use super::order;
-use super::record::{Down, Phase, Rollout, ServiceRecord, Spec};
+use super::record::{Cause, Down, Phase, Rollout, ServiceRecord, Spec};
 use super::step::Next;
 use super::view::View;
 use super::world::DesiredService;
@@ -26,6 +26,10 @@ pub(super) fn turn(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -
     if let Some((other, place)) = taken(view, record, rollout) {
         let message = format!("{} is still written to by {other}, which is to leave it", place.display());
         return Some(held(Refusal::new(Reason::VolumeInUse, message)));
+    }
+    // An operator who goes back does not wait for others to be done.
+    if rollout.cause == Cause::Rollback {
+        return None;
     }
     let (other, place) = sharers(view, rollout).find_map(|(other, theirs, place)| {
         let change = (theirs, theirs.rollout.as_ref()?);

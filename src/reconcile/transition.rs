@@ -99,7 +99,8 @@ pub fn intend(record: &ServiceRecord, step: &Step, end: Option<&Exit>, now: Time
             if let Some(incumbent) = record.incumbent.as_mut() {
                 let since = incumbent.amending.take().filter(|it| it.commit == amendment.commit.id);
                 let since = since.map_or(now, |begun| begun.since);
-                incumbent.amending = Some(Amending { since, commit: amendment.commit.id.clone() });
+                incumbent.amending =
+                    Some(Amending { since, commit: amendment.commit.id.clone(), refused: None });
             }
         }
         Step::Remove(commit) => {
@@ -306,6 +307,11 @@ fn pulled(record: &mut ServiceRecord, generation: Generation, outcome: &Outcome,
 
 /// An effect did not work: a candidate is given up, or tried again later; what already serves is only tried again.
 fn trouble(record: &mut ServiceRecord, step: &Step, refusal: &Refusal, retry: bool, now: Timestamp) {
+    if let (Step::Amend(_), false, Some(incumbent)) = (step, retry, &mut record.incumbent)
+        && let Some(amending) = &mut incumbent.amending
+    {
+        amending.refused = Some(refusal.clone());
+    }
     let no_way_back = record.rollout.as_ref().is_some_and(|rollout| irreversible::holds(record, rollout));
     let Some(rollout) = &mut record.rollout else { return };
     let about_candidate = match step {

@@ -128,7 +128,7 @@ fn a_limit_below_what_is_used_takes_a_new_generation() {
             "--",
             "/bin/sh",
             "-c",
-            "b=/bin/busybox; x=$($b head -c 30000000 /dev/zero | $b tr '\\0' a); echo held; sleep 600",
+            "b=/bin/busybox; x=$($b head -c 30000000 /dev/zero | $b tr '\\0' a); echo held; sleep 600; true",
         ])
         .stdout(std::process::Stdio::piped())
         .spawn()

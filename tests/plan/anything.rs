@@ -130,7 +130,11 @@ fn deployed() -> BoxedStrategy<Deployed> {
 }
 
 fn untold_commit(odd: u32, since: Timestamp) -> Option<Amending> {
-    (odd % 5 == 1).then(|| Amending { since, commit: format!("{:040}", odd % 4).parse().unwrap() })
+    (odd % 5 == 1).then(|| Amending {
+        since,
+        commit: format!("{:040}", odd % 4).parse().unwrap(),
+        refused: (odd % 2 == 1).then(|| Refusal::new(Reason::Memory, "because")),
+    })
 }
 
 fn refusal() -> BoxedStrategy<Refusal> {

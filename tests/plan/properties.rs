@@ -159,6 +159,7 @@ fn event() -> impl Strategy<Value = Event> {
         "job=15s",
         "job=90s",
         "pre-works",
+        "stubborn",
         "well",
         "well",
     ]);

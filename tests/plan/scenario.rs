@@ -15,7 +15,7 @@
 //!                        now            its message says that windows do not count
 //!                        (nothing)      an unrelated change
 //! image TAG WORDS…     how an image behaves: missing, exists, corrupt, intact, nostart, pre-fails, pre-works, job=3s, retag,
-//!                        pull=3s, healthy=1s, healthy=never, sick=20s, exits=2s, ends=2s (with code 0), lingers=8s, uses=100m, well
+//!                        pull=3s, healthy=1s, healthy=never, sick=20s, exits=2s, ends=2s (with code 0), lingers=8s, uses=100m, stubborn (its limits cannot be changed), well
 //! memory 300m|unknown  what the host has left
 //! registry up|down     traffic works|fails     ports free|taken     agent down|up
 //! run 10s              goes on for so long
@@ -194,6 +194,7 @@ pub fn image(host: &mut Host, tag: &str, words: &[&str]) {
             "sick" => behaviour.sick_after = Some(time()),
             "exits" => (behaviour.exits_after, behaviour.exits_well) = (Some(time()), false),
             "ends" => (behaviour.exits_after, behaviour.exits_well) = (Some(time()), true),
+            "stubborn" => behaviour.takes_limits = false,
             "uses" => behaviour.uses = Some(value.parse::<ByteSize>().unwrap().0),
             "lingers" => behaviour.lingers = time(),
             "refuses" => behaviour.refuses_after = Some(time()),

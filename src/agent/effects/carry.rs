@@ -72,16 +72,24 @@ fn pull(
 /// Changes a container and the rules that lead to it in place.
 fn amend(hands: &Hands, step: &Step, change: &Change) -> Outcome {
     if let Some(refusal) = hands.port_conflict(&change.new) {
-        return Outcome::Failed(refusal);
+        return Outcome::Retry(refusal);
     }
     crate::agent::execute::failpoint(step, "effect");
     let limits = hands.engine.update(&change.id, &change.spec);
     crate::agent::execute::failpoint(step, "limited");
-    match limits.and_then(|()| hands.traffic.point(&change.route)) {
-        Ok(()) => Outcome::Done,
-        // Another service still publishes a port: its own change of this commit may be under way.
-        Err(error) if error.reason == Reason::PortInUse => Outcome::Retry(error.to_refusal()),
-        Err(error) => Outcome::Failed(error.to_refusal()),
+    let Err(error) = limits.and_then(|()| hands.traffic.point(&change.route)) else { return Outcome::Done };
+    match error.reason {
+        // Another service may still publish a port: its own change of this commit is under way. The others are the host's.
+        Reason::PortInUse | Reason::Network | Reason::DiskSpace | Reason::StorageIo => {
+            Outcome::Retry(error.to_refusal())
+        }
+        _ => {
+            // What it was until a new generation takes its place.
+            if let Err(error) = hands.engine.update(&change.id, &change.former) {
+                tracing::warn!("{}: {}", change.id, error.to_refusal());
+            }
+            Outcome::Failed(error.to_refusal())
+        }
     }
 }
 

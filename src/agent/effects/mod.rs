@@ -71,6 +71,8 @@ pub enum Effect {
 pub struct Change {
     /// The container.
     pub id: InstanceId,
+    /// What it is.
+    pub former: Spec,
     /// What it is to be.
     pub spec: Spec,
     /// The rules that lead to it.

@@ -95,8 +95,8 @@ impl AllowedSigners {
                         why = format!("the certificate of {fingerprint} was not valid at {time}");
                         continue;
                     }
-                    let own = certificate.principals.iter();
-                    own.cloned().find(|principal| matches(&line.principals, principal))
+                    let mut own = certificate.principals.iter();
+                    own.find(|principal| matches(&line.principals, principal)).cloned()
                 }
                 _ => None,
             };

@@ -114,8 +114,9 @@ impl Host {
         self.point()?;
         if let Step::Amend(amendment) = step {
             self.audit_amend(name, amendment);
+            let takes = self.behaviour_of_spec(&amendment.spec).takes_limits;
             let container = self.containers.get_mut(&InstanceId::new(name, amendment.generation));
-            if let Some(container) = container.filter(|_| amendment.touches) {
+            if let Some(container) = container.filter(|_| amendment.touches && takes) {
                 container.limit = amendment.spec.mem_limit;
                 // Killed between the two parts of it.
                 self.point()?;
@@ -231,6 +232,9 @@ impl Host {
 
     fn amend(&mut self, name: &ServiceName, amendment: &Amendment) -> Outcome {
         match amendment.touches {
+            true if !self.behaviour_of_spec(&amendment.spec).takes_limits => {
+                Outcome::Failed(Refusal::new(Reason::StartFailed, "its limits cannot be changed"))
+            }
             true => self.point_traffic_of(name, Some(amendment.generation), Some(&amendment.spec)),
             false => Outcome::Done,
         }

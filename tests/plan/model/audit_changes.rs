@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use gitopsd::reconcile::record::{Phase, Spec};
+use gitopsd::reconcile::record::{Cause, Phase, Spec};
 use gitopsd::reconcile::step::Amendment;
 use gitopsd::reconcile::world::DesiredService;
 use gitopsd::types::{ContainerState, Generation, InstanceId, ServiceName, Strategy, VolumeSource};
@@ -49,7 +49,8 @@ impl Host {
         };
         let spec = &rollout.to.spec;
         let fresh = !self.containers.contains_key(&InstanceId::new(name, generation));
-        if let (true, Some(memory), Some(incumbent)) = (fresh, self.memory_left(), &record.incumbent)
+        let asked = fresh && rollout.cause != Cause::Rollback;
+        if let (true, Some(memory), Some(incumbent)) = (asked, self.memory_left(), &record.incumbent)
             && spec.strategy() == Strategy::BlueGreen
             && let Some(used) = self.used().get(&InstanceId::new(name, incumbent.generation))
         {
@@ -60,12 +61,14 @@ impl Host {
             .incumbent
             .as_ref()
             .is_some_and(|it| !self.is_running(&InstanceId::new(name, it.generation)));
-        if !fresh || yielded || !spec.deploy.pre.is_empty() {
+        let goes_back = rollout.cause == Cause::Rollback;
+        if goes_back || !fresh || yielded || !spec.deploy.pre.is_empty() {
             return;
         }
         for (other, theirs) in self.records.iter().filter(|(other, _)| *other != name) {
             if let Some(change) = &theirs.rollout
                 && share(spec, &change.to.spec)
+                && change.cause != Cause::Rollback
                 && change.to.spec.needs().next().is_none()
                 && spec.needs().next().is_none()
                 && !theirs.live_generations().any(|live| live.spec.needs().next().is_some())

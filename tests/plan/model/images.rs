@@ -37,6 +37,8 @@ pub struct Behaviour {
     pub exits_well: bool,
     /// How long its connections last after it lost its traffic.
     pub lingers: Duration,
+    /// Whether its running containers take other limits.
+    pub takes_limits: bool,
     /// Bytes of memory that it uses; `None` = nobody counts.
     pub uses: Option<u64>,
     /// How often the tag has been moved to other bytes.
@@ -60,6 +62,7 @@ impl Default for Behaviour {
             exits_after: None,
             exits_well: false,
             lingers: Duration::ZERO,
+            takes_limits: true,
             uses: None,
             version: 0,
         }

@@ -167,8 +167,8 @@ fn properties(plan: &Plan<'_>, agent: Option<&str>) -> Vec<(&'static str, Value)
         ("SyslogIdentifier", text(launch.id.service.as_str())),
         ("LogExtraFields", Value::Blobs(log_fields(launch))),
     ];
-    let limits = limits(launch).map(|(name, limit)| (name, Value::Number(limit)));
-    properties.extend(limits);
+    let limits = limits(launch).into_iter().filter(|(name, limit)| *limit != u64::MAX || *name == "TasksMax");
+    properties.extend(limits.map(|(name, limit)| (name, Value::Number(limit))));
     if let Some(devices) = plan.devices {
         properties.push(("DevicePolicy", text("closed")));
         properties.push(("DeviceAllow", Value::Pairs(devices.iter().map(device).collect())));
