@@ -146,10 +146,7 @@ fn a_service_on_the_hosts_own_network() {
     // Two at once could not have the port: the plan says how it is changed.
     lab.write("services/node.toml", &side(&v2, port, "host"));
     let plan = lab.run(&["plan", lab.path("work").to_str().unwrap()]);
-    assert!(
-        String::from_utf8_lossy(&plan.stdout).contains("(recreate, as it has the host"),
-        "{plan:?}"
-    );
+    assert!(String::from_utf8_lossy(&plan.stdout).contains("(recreate, as it has the host"), "{plan:?}");
     lab.commit("node 2");
     lab.sync();
     assert_eq!(get(port, "/").unwrap(), "version 2\n");
