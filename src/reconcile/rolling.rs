@@ -37,6 +37,9 @@ pub(super) fn next(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -
         // Thrown away meanwhile, by a check of the disk or a hand.
         return Next::Do(Step::Advance(Phase::Pulling));
     }
+    if let (true, Some(closed)) = (to_start, window(view, record, rollout)) {
+        return closed;
+    }
     let next = match rollout.phase {
         Phase::Pulling => pulling(view, record, rollout),
         Phase::Preparing => preparing(view, record, rollout),
@@ -129,14 +132,19 @@ pub(super) fn superseded(view: &View<'_>, rollout: &Rollout) -> Option<Refusal> 
 
 fn pulling(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next {
     if view.has_image(&rollout.to) {
-        // From here on it is felt, and goes on to its end.
-        let closed = match rollout.cause {
-            Cause::Commit => window::closed(view, Some(record), &rollout.to.spec),
-            Cause::Rollback => None,
-        };
-        return closed.unwrap_or(Next::Do(Step::Advance(after_pull(record, rollout))));
+        return Next::Do(Step::Advance(after_pull(record, rollout)));
     }
     paused(view, rollout).unwrap_or(Next::Do(Step::Pull(rollout.to.generation)))
+}
+
+/// The window has closed while the image was pulled. What is felt already goes on to its end.
+fn window(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Option<Next> {
+    let pre = record.jobs.pre.as_ref().is_some_and(|run| run.generation == rollout.to.generation);
+    let felt = pre || rollout.yielded_at.is_some() || rollout.candidate_started_at.is_some();
+    match rollout.cause {
+        Cause::Commit if !felt => window::closed(view, Some(record), &rollout.to.spec),
+        Cause::Commit | Cause::Rollback => None,
+    }
 }
 
 /// The pause after an effect that may be tried again.

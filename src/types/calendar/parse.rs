@@ -47,6 +47,16 @@ pub(super) fn calendar(text: &str) -> Result<Calendar, Invalid> {
     let lower = spec.to_ascii_lowercase();
     let spec = WORDS.iter().find(|(word, _)| *word == lower).map_or(spec, |(_, meaning)| meaning);
     let mut found = parts(spec).ok_or_else(|| bad(""))?;
+    for parts in [
+        &mut found.year,
+        &mut found.month,
+        &mut found.day,
+        &mut found.hour,
+        &mut found.minute,
+        &mut found.second,
+    ] {
+        parts.iter_mut().flatten().for_each(shorten);
+    }
     found.text = text.trim().to_owned();
     found.zone = zone.map(str::to_owned);
     check(&found).map_err(|why| bad(&format!(" ({why})")))?;
@@ -209,6 +219,13 @@ fn number(text: &str, unit: i64) -> Option<i64> {
     let fraction: String = fraction.chars().chain("000000".chars()).take(6).collect();
     let fraction: i64 = if unit == 1 { 0 } else { fraction.parse().ok()? };
     Some(whole.parse::<i64>().ok()?.checked_mul(unit)? + fraction)
+}
+
+/// Lets a range end at the last value that its steps reach.
+fn shorten(part: &mut Part) {
+    let Some(stop) = part.stop.filter(|stop| *stop >= part.start && part.repeat > 0) else { return };
+    let last = stop - (stop - part.start) % part.repeat;
+    (part.stop, part.repeat) = if last > part.start { (Some(last), part.repeat) } else { (None, 0) };
 }
 
 fn check(found: &Calendar) -> Result<(), String> {
