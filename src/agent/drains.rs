@@ -1,6 +1,7 @@
 //! Generations that drain: their connections are counted, shown and told of.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use super::{Agent, clock};
 use crate::reconcile::drain::{self, GRACE, IDLE_POLL};
@@ -79,14 +80,14 @@ impl Agent {
         let (drain, record) = (self.drain(service)?, self.journal.records.get(service)?);
         let old = record.retiring.as_ref().map(|retiring| &retiring.old);
         let now = clock::now();
-        let lasted = std::time::Duration::try_from(now.duration_since(drain.since)).unwrap_or_default();
-        let lasted = format_duration(std::time::Duration::from_secs(lasted.as_secs()));
+        let whole = |time: Duration| format_duration(Duration::from_secs(time.as_secs()));
+        let lasted = whole(Duration::try_from(now.duration_since(drain.since)).unwrap_or_default());
         let left = drain.connections;
         let text = match left {
             // It has ended by itself.
             _ if old.is_none_or(|old| self.running(service, old).is_none()) => return None,
             _ if drain::is_early(record) => {
-                let patience = format_duration(drain::patience(record, now));
+                let patience = whole(drain::patience(record, now));
                 let many = left.map_or_else(String::new, |left| {
                     format!(" with {}", plural(left, "connection", "connections"))
                 });

@@ -98,7 +98,9 @@ fn an_early_signal_leaves_the_drain_to_the_program() {
     let command = "trap \"sleep 4; exit 0\" TERM; httpd -f -p 8080 -h /www & wait";
     let more = format!("command = [\"/bin/sh\", \"-c\", '{command}']");
     let file = |image: &str, more: &str| {
-        web(image, port, more).replace("\"2s\"\n", "\"100ms\"\n").replace("drain = \"3s\"", "drain = \"40s\"")
+        web(image, port, more)
+            .replace("stop_grace_period = \"2s\"", "stop_grace_period = \"100ms\"")
+            .replace("drain = \"3s\"", "drain = \"40s\"")
     };
     let early = file(&v1, &more).replace("[deploy]", "[deploy]\ndrain_signal = \"early\"");
     lab.deploy("web", &early, "web 1");

@@ -1,6 +1,6 @@
 //! Clients that never stop: while something happens to the host, it is counted what they notice of it.
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -63,7 +63,7 @@ impl Pressure {
     }
 }
 
-fn come(outside: &PathBuf, over: &AtomicBool, answers: &AtomicU64) -> Noticed {
+fn come(outside: &Path, over: &AtomicBool, answers: &AtomicU64) -> Noticed {
     let mut noticed = Noticed::default();
     let work = || {
         while !over.load(Ordering::SeqCst) {
@@ -82,7 +82,7 @@ fn come(outside: &PathBuf, over: &AtomicBool, answers: &AtomicU64) -> Noticed {
     noticed
 }
 
-fn hold(outside: &PathBuf, over: &AtomicBool) -> Noticed {
+fn hold(outside: &Path, over: &AtomicBool) -> Noticed {
     let mut noticed = Noticed::default();
     let work = || {
         let mut client = Client::connect((HOST, 80))?;

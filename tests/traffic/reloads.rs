@@ -40,7 +40,6 @@ impl Watched {
     fn end(self, host: &Host, pressure: Pressure) {
         pressure.runs();
         let noticed = pressure.end();
-        println!("{noticed:?}");
         assert_eq!((noticed.failed, noticed.broken), (0, 0), "{noticed:?}");
         assert!(noticed.answered > 100, "{noticed:?}");
         wait_long("the way through, everywhere", || works(host, &self.agent));

@@ -188,7 +188,13 @@ fn udp_follows_ports_that_come_and_go() {
     let agent = host.agent6("gitopsd", 1);
     let path = agent.container("dns.1", 11, 8080);
     for port in [5353, 5354] {
-        serve_udp(&path, port, &format!("dns at {port}"));
+        let socket = inside(&path, || UdpSocket::bind(("::", port))).unwrap();
+        std::thread::spawn(move || {
+            let mut buffer = [0; 64];
+            while let Ok((_, peer)) = socket.recv_from(&mut buffer) {
+                let _ = socket.send_to(format!("dns at {port}").as_bytes(), peer);
+            }
+        });
     }
     let open = |to: std::net::SocketAddr| {
         let any: std::net::IpAddr =
@@ -293,6 +299,7 @@ fn the_kernel_says_what_it_was_told() {
 /// `scripts/bench-switch`: how long the change itself takes, beside the same one by the command.
 #[test]
 #[ignore = "a measurement"]
+#[expect(clippy::print_stdout, reason = "numbers are what it is for")]
 fn how_long_a_switch_takes() {
     let host = Host::new();
     let agent = host.agent("gitopsd", 1).open();

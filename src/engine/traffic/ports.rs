@@ -39,7 +39,7 @@ fn holds(socket: &Socket, port: &PortMapping, six: bool) -> bool {
         own if !own.is_unspecified() => takes(own),
         IpAddr::V4(_) => port.host_ip.is_ipv4(),
         // `::` takes IPv4 too, unless it was told not to.
-        own @ IpAddr::V6(_) => port.host_ip.is_ipv6() || !socket.v6_only || takes(own),
+        IpAddr::V6(own) => port.host_ip.is_ipv6() || !socket.v6_only || takes(own.into()),
     };
     socket.local_port() == port.host_port && same_address
 }

@@ -171,9 +171,8 @@ impl Expressions {
         self.push("masq", Attributes::default());
     }
 
-    /// With a TCP reset, or "port unreachable" of the packet's family.
-    pub fn reject(&mut self, with_reset: bool) {
-        let (kind, code) = if with_reset { (1, 0) } else { (2, 1) };
+    /// `NFT_REJECT_…`, and the code of ICMP that goes with it.
+    pub fn reject(&mut self, kind: u32, code: u8) {
         self.push("reject", Attributes::default().number(1, kind).bytes(2, &[code]));
     }
 

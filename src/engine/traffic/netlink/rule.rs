@@ -96,9 +96,14 @@ impl Rule {
             "reject" if words.peek() == Some("with") => {
                 ["with", "tcp", "reset"].into_iter().try_for_each(|word| words.expect(word))?;
                 self.of_protocol(TCP);
-                self.made.reject(true);
+                self.made.reject(1, 0);
             }
-            "reject" => self.made.reject(false),
+            // "Port unreachable", of the packet's family where the rule knows it.
+            "reject" => match self.family {
+                Some(IPV4) => self.made.reject(0, 3),
+                Some(_) => self.made.reject(0, 4),
+                None => self.made.reject(2, 1),
+            },
             "drop" => self.made.verdict(Verdict::Drop),
             "accept" => self.made.verdict(Verdict::Accept),
             "jump" => self.made.verdict(Verdict::Jump(words.next()?)),
