@@ -12,6 +12,51 @@ pub struct Meant {
     pub here: &'static str,
     /// The reason.
     pub why: &'static str,
+    /// Where it is so.
+    pub on: On,
+}
+
+/// Machines that differ in what Docker does.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum On {
+    /// Every machine.
+    Any,
+    /// One with cgroup v1.
+    V1,
+    /// One with cgroup v2 alone.
+    V2,
+    /// One whose kernel has AppArmor.
+    AppArmor,
+}
+
+impl On {
+    /// Whether it is this machine.
+    pub fn here(self) -> bool {
+        let v2 = std::path::Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
+        match self {
+            Self::Any => true,
+            Self::V1 => !v2,
+            Self::V2 => v2,
+            Self::AppArmor => std::path::Path::new("/proc/self/attr/apparmor/current").exists(),
+        }
+    }
+}
+
+impl std::fmt::Display for On {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Any => "",
+            Self::V1 => "cgroup v1",
+            Self::V2 => "cgroup v2",
+            Self::AppArmor => "AppArmor",
+        })
+    }
+}
+
+impl Meant {
+    const fn only(self, on: On) -> Self {
+        Self { on, ..self }
+    }
 }
 
 const fn meant(
@@ -21,7 +66,7 @@ const fn meant(
     here: &'static str,
     why: &'static str,
 ) -> Meant {
-    Meant { key, fact, docker, here, why }
+    Meant { key, fact, docker, here, why, on: On::Any }
 }
 
 /// Without MKNOD, NET_RAW and AUDIT_WRITE: the names are long.

@@ -64,7 +64,7 @@ for file in memory/memory.limit_in_bytes memory/memory.memsw.limit_in_bytes memo
   cpuset/cpuset.mems pids/pids.max blkio/blkio.weight blkio/blkio.bfq.weight \
   blkio/blkio.throttle.read_bps_device blkio/blkio.throttle.write_bps_device \
   blkio/blkio.throttle.read_iops_device blkio/blkio.throttle.write_iops_device devices/devices.list \
-  memory.max memory.swap.max memory.low cpu.weight cpu.max cpuset.cpus pids.max io.max io.bfq.weight; do
+  memory.max memory.swap.max memory.low cpu.weight cpu.max cpuset.cpus pids.max io.max io.bfq.weight io.weight; do
   # Several controllers may be mounted as one.
   for dir in /sys/fs/cgroup /sys/fs/cgroup/cpu,cpuacct; do
     path=$dir/$file

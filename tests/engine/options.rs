@@ -231,6 +231,22 @@ fn limits_of_memory_and_processors() {
     assert_eq!(log.last().unwrap(), "1");
 }
 
+/// All of its memory and no swap: not the same as a limit of swap that is not given.
+#[test]
+fn a_container_without_swap() {
+    let rig = Rig::new();
+    let mut request = limited(&rig);
+    request.spec.options.memswap_limit = Some(48 << 20);
+    let (_, log) = rig.run(&request);
+    let line = log.iter().find(|line| line.starts_with("memory.memsw") || line.starts_with("memory.swap"));
+    let none = ["memory.memsw.limit_in_bytes=50331648", "memory.swap.max=0"];
+    assert!(line.is_none_or(|line| none.contains(&line.as_str())), "{log:?}");
+    assert!(
+        line.is_some() || fs::read_dir("/sys/fs/cgroup/memory").is_ok(),
+        "cgroup v2 counts swap: {log:?}"
+    );
+}
+
 #[test]
 fn a_disk_that_is_not_there_is_told() {
     let rig = Rig::new();

@@ -87,9 +87,14 @@ impl Cgroups {
         names.map(str::to_owned).collect()
     }
 
+    /// Whether there is cgroup v2 alone.
+    pub fn only_v2(&self) -> bool {
+        self.hierarchies.iter().all(|hierarchy| hierarchy.v2)
+    }
+
     /// Whether groups have no lists of devices: those are v1's.
     pub fn lack_device_lists(&self) -> bool {
-        self.hierarchies.iter().all(|hierarchy| hierarchy.v2)
+        self.only_v2()
     }
 
     /// Every container that has a group.
@@ -157,6 +162,12 @@ impl Cgroups {
     /// The container's group that has a file of this name.
     pub fn with_file(&self, id: &InstanceId, name: &str) -> Option<PathBuf> {
         self.groups(id).into_iter().find(|group| group.join(name).exists())
+    }
+
+    /// Writes a file of the container's group; `false` = its group has no such file.
+    pub fn set(&self, id: &InstanceId, file: &str, value: &str) -> io::Result<bool> {
+        let mut files = self.groups(id).into_iter().map(|group| group.join(file));
+        files.find(|file| file.exists()).map_or(Ok(false), |file| fs::write(file, value).map(|()| true))
     }
 
     /// How often the kernel killed something in the container for memory.

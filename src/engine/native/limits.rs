@@ -78,7 +78,7 @@ pub(super) fn rlimits(options: &Options, files: u64) -> Vec<Value> {
 /// runs wild would fill the host's swap before it is ended. `None` where the kernel does not count swap.
 pub(super) fn usual_swap(memory: u64) -> Option<i64> {
     let v1 = Path::new("/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes").exists();
-    let v2 = Path::new("/sys/fs/cgroup/cgroup.controllers").exists() && Path::new("/proc/swaps").exists();
+    let v2 = on_v2() && Path::new("/proc/swaps").exists();
     let limit = memory.checked_mul(2)?;
     (v1 || v2).then(|| i64::try_from(limit).ok()).flatten()
 }
@@ -86,6 +86,11 @@ pub(super) fn usual_swap(memory: u64) -> Option<i64> {
 /// Microseconds of processors in each [`CPU_PERIOD`].
 pub(super) fn quota(milli_cpus: u32) -> u64 {
     (u64::from(milli_cpus) * CPU_PERIOD / 1000).max(MIN_CPU_QUOTA)
+}
+
+/// Whether there is cgroup v2 alone.
+fn on_v2() -> bool {
+    Path::new("/sys/fs/cgroup/cgroup.controllers").exists()
 }
 
 /// `linux.resources`. `devices` are those of the service, `disks` those of its `blkio_config`.
@@ -124,7 +129,8 @@ pub(super) fn resources(launch: &Launch, devices: &[Device]) -> io::Result<Value
         set("pids", "limit", limit.into());
     }
     if let Some(blkio) = &options.blkio {
-        if let Some(weight) = blkio.weight {
+        // The built-in runtime's is `limits_v2`'s there.
+        if let Some(weight) = blkio.weight.filter(|_| launch.runtime.is_some() || !on_v2()) {
             set("blockIO", "weight", weight.into());
         }
         for (key, rates) in [

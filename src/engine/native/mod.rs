@@ -19,6 +19,7 @@ mod keyring;
 mod launch;
 mod layout;
 mod limits;
+mod limits_v2;
 mod lock;
 mod log;
 pub mod net;

@@ -52,7 +52,9 @@ const TABLE: &[Row] = &[
             mode: 0o444,
         });
     }),
-    ("depends_on", How::Settings, |s| s.depends_on.push(crate::types::Dependency::started("db".parse().unwrap()))),
+    ("depends_on", How::Settings, |s| {
+        s.depends_on.push(crate::types::Dependency::started("db".parse().unwrap()))
+    }),
     ("restart", How::Settings, |s| s.restart = RestartPolicy::No),
     ("stop_grace_period", How::Supervisor, |s| s.stop_grace_period *= 2),
     ("mem_limit", How::Limits, |s| s.mem_limit = Some(crate::types::ByteSize(1 << 30))),

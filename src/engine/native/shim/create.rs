@@ -20,7 +20,7 @@ use super::super::launch::Launch;
 use super::super::layout::RunFiles;
 use super::super::record::{self, ProcessId, RunRecord};
 use super::super::user;
-use super::super::{in_root, rights, runtime, spec};
+use super::super::{in_root, limits_v2, rights, runtime, spec};
 use super::last_look::Look;
 use super::mapped::{self, Mapped};
 use super::notify::Notify;
@@ -120,7 +120,11 @@ pub(super) fn create(run: &RunFiles, launch: Launch) -> Result<Supervised, Engin
                 .map_err(|error| start_failed("its configuration cannot be written", error))
         }
     };
-    match settled.and_then(|()| run_program(run, &launch, container, pid, &mut failure)) {
+    let limited = || limits_v2::complete(&launch, &cgroups).map_err(|e| start_failed("its limits", e));
+    match settled
+        .and_then(|()| limited())
+        .and_then(|()| run_program(run, &launch, container, pid, &mut failure))
+    {
         Ok(record) => Supervised::child(launch, &record, readers, notify).map_err(|e| failed("pidfd", e)),
         Err(error) => {
             cgroups.kill(&id);
