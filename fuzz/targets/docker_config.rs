@@ -3,6 +3,13 @@
 
 use libfuzzer_sys::fuzz_target;
 
+/// Names of helpers are told, whatever they are: programs are no secrets.
+fn is_a_helper(bytes: &[u8], secret: &str) -> bool {
+    let file: serde_json::Value = serde_json::from_slice(bytes).unwrap_or_default();
+    let helpers = file["credHelpers"].as_object().into_iter().flat_map(|all| all.values());
+    helpers.chain([&file["credsStore"]]).any(|name| name.as_str().is_some_and(|name| name.contains(secret)))
+}
+
 fuzz_target!(
     init: {
         // No helper that happens to be installed here is run.
@@ -15,7 +22,8 @@ fuzz_target!(
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         let found = runtime.block_on(gitopsd::registry::fuzz::docker_config(file.path(), "r.io"));
         if let Err(error) = found.map_err(|error| error.to_string()) {
-            assert!(!error.contains("c2VjcmV0") && !error.contains("s3cr3t"), "{error}");
+            let secrets = ["c2VjcmV0", "s3cr3t"].into_iter().filter(|secret| !is_a_helper(bytes, secret));
+            secrets.for_each(|secret| assert!(!error.contains(secret), "{error}"));
             assert!(!error.chars().any(char::is_control), "{error:?}");
         }
     }

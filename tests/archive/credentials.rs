@@ -153,6 +153,60 @@ fn a_program_that_a_profile_names() {
     }
 }
 
+/// What `aws sso login` left, by a session of its own or by the profile alone.
+#[test]
+fn a_login() {
+    let portal = Server::new(|request| match request.header("x-amz-sso_bearer_token") {
+        Some("good") => {
+            assert_eq!(request.path, "/federation/credentials?account_id=123456789012&role_name=reader");
+            let body = r#"{"roleCredentials":{"accessKeyId":"SSO","secretAccessKey":"x","sessionToken":"T","expiration":4070908800000}}"#;
+            Answer::new(200, body.as_bytes())
+        }
+        _ => Answer::new(401, b"{}"),
+    });
+    let server = s3();
+    let dir = tempfile::tempdir().unwrap();
+    let cache = dir.path().join(".aws/sso/cache");
+    std::fs::create_dir_all(&cache).unwrap();
+    let who = "sso_account_id = 123456789012\nsso_role_name = reader\n";
+    let place = "sso_start_url = https://acme.awsapps.com/start\nsso_region = eu-central-1\n";
+    let session = format!("[default]\nsso_session = acme\n{who}[sso-session acme]\n{place}");
+    let alone = format!("[default]\n{who}{place}");
+    let (home, url) = (dir.path().display().to_string(), portal.url("/"));
+    let pull = |config: &str| {
+        let config = credentials(dir.path(), "config", config);
+        let variables = [("AWS_CONFIG_FILE", &*config), ("AWS_ENDPOINT_URL_SSO", &*url), ("HOME", &*home)];
+        let (_, output) = pull(&server.url(""), "", &variables, &[URL]);
+        assert!(!text(&output).contains("good"), "a token is a secret: {}", text(&output));
+        output
+    };
+    let login = |token: &str, start: &str, end: &str| {
+        let text = format!(r#"{{"startUrl":"{start}","accessToken":"{token}","expiresAt":"{end}"}}"#);
+        std::fs::write(cache.join("login.json"), text).unwrap();
+    };
+    std::fs::write(cache.join("client.json"), r#"{"clientId":"x","expiresAt":"2099-01-01T00:00:00Z"}"#)
+        .unwrap();
+    let start = "https://acme.awsapps.com/start";
+    for (token, start, end, said) in [
+        ("good", start, "2020-01-01T00:00:00Z", "nobody is logged in to https://acme.awsapps.com/start"),
+        ("good", "https://other.awsapps.com/start", "2099-01-01T00:00:00Z", "nobody is logged in to"),
+        ("bad", start, "2099-01-01T00:00:00Z", "the login is over"),
+    ] {
+        login(token, start, end);
+        let output = pull(&session);
+        assert!(text(&output).contains(said) && text(&output).contains("(auth)"), "{}", text(&output));
+    }
+    assert_eq!(server.log().len(), 0, "and nobody is asked unsigned");
+    let output = pull("[default]\nsso_session = none\nsso_account_id = 1\nsso_role_name = x\n");
+    assert!(text(&output).contains("sso_session names `none`"), "{}", text(&output));
+    let output = pull(&format!("[default]\n{who}sso_region = x\n"));
+    assert!(text(&output).contains("it has no sso_start_url"), "{}", text(&output));
+    login("good", &format!("{start}/"), "2099-01-01T00:00:00UTC");
+    assert_signed(&server, &pull(&session), "SSO", "us-east-1", Some("T"));
+    let output = pull(&alone);
+    assert!(output.status.success(), "{}", text(&output));
+}
+
 /// ECS's endpoint: asked once for many requests, and again when what it gave is over.
 #[test]
 fn the_containers_endpoint() {

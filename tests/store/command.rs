@@ -164,3 +164,47 @@ async fn fsck_finds_tells_and_repairs() {
     assert_eq!(machine.say(&["fsck", "--full"]).0, 0);
     assert_eq!(fs::read(&file).unwrap(), b"hello\n");
 }
+
+/// What people get wrong is answered with what to do.
+#[tokio::test(flavor = "multi_thread")]
+async fn mistakes_have_hints() {
+    let machine = Machine::new();
+    machine.server.push("1", &[other(1)]).await;
+    let path = machine.path("app.tar").display().to_string();
+    for (image, code, part) in [
+        (path.as_str(), 64, format!("an archive on this host is file://{path}")),
+        ("./app.tar", 64, "an archive on this host is file:///path".to_owned()),
+        ("s3:/bucket/app.tar", 64, "s3://bucket/key".to_owned()),
+        (&machine.image("none"), 1, "hint: push it, or correct name and tag".to_owned()),
+        (&format!("127.0.0.1:{}/app:1", free_port()), 1, "hint: is the address right".to_owned()),
+    ] {
+        let (found, text) = machine.say(&["pull", image]);
+        assert!(found == code && text.contains(&part), "{image}: {found} {text}");
+    }
+    fs::write(&path, "<html>").unwrap();
+    let (_, text) = machine.say(&["pull", &format!("file://{path}")]);
+    assert!(text.contains("hint: write or copy it again"), "{text}");
+    assert_eq!(text.matches("app.tar").count(), 1, "named once: {text}");
+    // Nothing was admitted, and nothing is to be removed.
+    assert!(machine.say(&["pull", "--all"]).1.contains("no image: "));
+    let (_, text) = machine.say(&["gc", "--dry-run"]);
+    assert!(text.contains("for 7d after its last use") && text.contains("the newest 3"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_missing_is_told() {
+    let mut machine = Machine::new();
+    machine.server.push("1", &[other(1), rich(1)]).await;
+    assert_eq!(machine.say(&["pull", &machine.image("1")]).0, 0);
+    assert!(!machine.say(&["images"]).1.contains("hint"));
+    machine.server.stop();
+    let layer = rich(1).diff_id;
+    let file = machine.path("state/store/layers").join(&layer["sha256:".len()..]).join("fs/data/small");
+    fs::write(&file, "jello\n").unwrap();
+    let (code, text) = machine.say(&["fsck", "--repair"]);
+    assert!(code == 1 && text.contains("taken out of use"), "{text}");
+    let (_, text) = machine.say(&["images"]);
+    assert!(text.contains("1 of 2") && text.contains("hint: layers that are not here"), "{text}");
+    let (_, found) = machine.json(&["images"]);
+    assert_eq!(found[0]["images"][0]["missing"], serde_json::json!([layer]), "{found:?}");
+}

@@ -107,7 +107,7 @@ pub(super) async fn instance() -> Result<Option<Given>, PullError> {
 }
 
 /// A small answer: what is longer is none.
-async fn body(mut response: Response) -> reqwest::Result<Vec<u8>> {
+pub(super) async fn body(mut response: Response) -> reqwest::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     while let Some(chunk) = response.chunk().await? {
         if bytes.len() as u64 + chunk.len() as u64 > MOST {

@@ -1,7 +1,7 @@
 //! Whose word S3 takes: credentials by the usual AWS chain, kept until shortly before they expire.
 //!
 //! The chain: the environment; a web identity (`AWS_WEB_IDENTITY_TOKEN_FILE`); the profile in the shared files, with its
-//! own keys, web identity or `credential_process`; the container's endpoint (ECS, EKS); the instance's (IMDSv2). The
+//! own keys, web identity, `credential_process` or login (SSO); the container's endpoint (ECS, EKS); the instance's (IMDSv2). The
 //! first that is set up counts: where it fails, that is told, and no other identity is tried. A host that has none of
 //! them asks unsigned, as for a public bucket.
 //!
@@ -10,6 +10,7 @@
 mod endpoints;
 mod process;
 pub(super) mod settings;
+mod sso;
 mod sts;
 
 use std::time::{Duration, Instant};
@@ -117,11 +118,16 @@ async fn look(door: &Door, region: &str) -> Result<Found, PullError> {
     if let Some(command) = profile.get("credential_process") {
         return process::run(command).await.map(|given| Some(given.into_parts()));
     }
-    if let Some(key) =
-        ["role_arn", "sso_session", "sso_account_id"].iter().find(|key| profile.get(key).is_some())
-    {
-        let what = format!("{profile}: `{key}` is a way to credentials that this version does not know");
+    // A role that is taken by other credentials counts before them.
+    if let Some(key) = ["role_arn", "mfa_serial"].iter().find(|key| profile.get(key).is_some()) {
+        let what = format!(
+            "{profile}: `{key}` is a way to credentials that this version does not know; \
+             `credential_process = aws configure export-credentials --profile NAME` takes every way that the AWS CLI knows"
+        );
         return Err(auth(what));
+    }
+    if let Some(login) = sso::Login::of(&profile)? {
+        return login.credentials(door).await.map(Some);
     }
     if let Some(given) = endpoints::container().await? {
         return Ok(Some(given.into_parts()));

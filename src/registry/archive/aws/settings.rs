@@ -71,8 +71,23 @@ pub(super) fn profile() -> Result<Profile, PullError> {
     }
 }
 
+/// A session that profiles share.
+pub(super) fn sso_session(name: &str) -> Result<BTreeMap<String, String>, PullError> {
+    let wanted = |title: &str| {
+        title
+            .split_once(char::is_whitespace)
+            .is_some_and(|(kind, rest)| kind == "sso-session" && rest.trim() == name)
+    };
+    section(&read("AWS_CONFIG_FILE", "config")?, wanted)
+        .ok_or_else(|| auth(format!("sso_session names `{name}`, which is not in AWS's config file")))
+}
+
+/// A service has no HOME; the agent is root.
+pub(super) fn home() -> PathBuf {
+    PathBuf::from(std::env::var_os("HOME").unwrap_or_else(|| "/root".into()))
+}
+
 fn read(variable_of_it: &str, name: &str) -> Result<String, PullError> {
-    let home = || PathBuf::from(std::env::var_os("HOME").unwrap_or_else(|| "/root".into()));
     let path = variable(variable_of_it).map_or_else(|| home().join(".aws").join(name), PathBuf::from);
     match std::fs::read_to_string(&path) {
         Ok(text) => Ok(text),
