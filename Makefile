@@ -46,7 +46,7 @@ bench: ## swap, start, pull and idle numbers on this machine, beside the peers (
 	scripts/bench-pull
 	scripts/bench-unpack
 
-bench-swap: ## swaps under load: ten kinds of clients, six kinds of programs, and the peers (root; about twenty minutes)
+bench-swap: ## swaps under load: ten kinds of clients, six kinds of programs, and the peers (root; about half an hour)
 	scripts/bench-swap
 
 bench-path: ## throughput and latency through the rules, beside the peers (root)

@@ -74,7 +74,7 @@ impl Host {
         if pushed {
             self.end(Undo::Registry);
         }
-        let command = ["/app", "--manner", "polite", "--silence-ms", "700"];
+        let command = ["/app", "--manner", "polite", "--silence-ms", "2000"];
         image::push(&image::build_program(&self.lab.path(""), version, &self.program, &command), &reference);
         let file = format!(
             r#"image = "{reference}"
