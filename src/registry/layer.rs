@@ -145,7 +145,8 @@ impl LayerWriter {
             // Most are over before that is worth the asking.
             tokio::spawn(async move {
                 tokio::time::sleep(SHORT).await;
-                tokio::task::spawn_blocking(move || put_behind(pid))
+                // Best effort.
+                drop(tokio::task::spawn_blocking(move || put_behind(pid)));
             });
         }
         let (input, output) = (worker.stdin.take(), worker.stdout.take());
