@@ -25,21 +25,28 @@ impl Docker {
             "mount --make-rprivate / && mount -t tmpfs run /run && ip link set lo up && exec dockerd \"$@\"";
         let option = |name: &str, value: &str| format!("--{name}={}", dir.join(value).display());
         let log = fs::File::create(dir.join("log")).unwrap();
-        let process = Command::new("unshare")
-            .args(["--mount", "--net", "sh", "-c", script, "dockerd"])
-            .args([option("data-root", "data"), option("exec-root", "exec"), option("pidfile", "pid")])
-            .arg(format!("--host=unix://{}", dir.join("socket").display()))
-            .args(["--storage-driver=overlay2", "--iptables=false", "--ip6tables=false", "--bridge=none"])
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().unwrap())
-            .stderr(log)
-            .spawn()
-            .expect("dockerd is needed: package docker.io");
-        let mut docker = Self { dir: dir.to_owned(), process };
+        let daemon = || {
+            Command::new("unshare")
+                .args(["--mount", "--net", "sh", "-c", script, "dockerd"])
+                .args([option("data-root", "data"), option("exec-root", "exec"), option("pidfile", "pid")])
+                .arg(format!("--host=unix://{}", dir.join("socket").display()))
+                .args(["--storage-driver=overlay2", "--iptables=false", "--ip6tables=false", "--bridge=none"])
+                .stdin(Stdio::null())
+                .stdout(log.try_clone().unwrap())
+                .stderr(log.try_clone().unwrap())
+                .spawn()
+                .expect("dockerd is needed: package docker.io")
+        };
+        let mut docker = Self { dir: dir.to_owned(), process: daemon() };
         let end = Instant::now() + 2 * crate::containers::patience();
         while !docker.command().arg("version").output().is_ok_and(|done| done.status.success()) {
             let died = docker.process.try_wait().unwrap();
             let log = || fs::read_to_string(dir.join("log")).unwrap_or_default();
+            // It waits for its containerd for 15 s and no longer, which a slow machine takes the first time.
+            if died.is_some() && log().matches("waiting for containerd to start").count() == 1 {
+                docker.process = daemon();
+                continue;
+            }
             assert!(died.is_none() && Instant::now() < end, "dockerd does not answer ({died:?}):\n{}", log());
             std::thread::sleep(Duration::from_millis(50));
         }
