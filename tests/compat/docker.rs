@@ -21,12 +21,18 @@ impl Docker {
     pub fn start(dir: &Path, layer: &Path) -> Self {
         fs::create_dir_all(dir).unwrap();
         // Sockets of Docker and containerd lie below /run: in a file system of its own there.
-        let script =
-            "mount --make-rprivate / && mount -t tmpfs run /run && ip link set lo up && exec dockerd \"$@\"";
+        // Its containerd is begun by itself, as the daemon would wait for it for 15 s, which a slow machine takes.
+        let script = "mount --make-rprivate / && mount -t tmpfs run /run && ip link set lo up || exit
+            cd $1 && shift
+            containerd --root $PWD/containerd --state $PWD/state --address $PWD/containerd.sock &
+            echo $! >containerd.pid
+            until test -S containerd.sock; do sleep 0.05; done
+            exec dockerd --containerd $PWD/containerd.sock \"$@\"";
         let option = |name: &str, value: &str| format!("--{name}={}", dir.join(value).display());
         let log = fs::File::create(dir.join("log")).unwrap();
         let process = Command::new("unshare")
             .args(["--mount", "--net", "sh", "-c", script, "dockerd"])
+            .arg(dir)
             .args([option("data-root", "data"), option("exec-root", "exec"), option("pidfile", "pid")])
             .arg(format!("--host=unix://{}", dir.join("socket").display()))
             .args(["--storage-driver=overlay2", "--iptables=false", "--ip6tables=false", "--bridge=none"])
@@ -76,9 +82,19 @@ fn run(command: &mut Command) -> Output {
 
 impl Drop for Docker {
     fn drop(&mut self) {
-        let pid = nix::unistd::Pid::from_raw(self.process.id().cast_signed());
-        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
+        let end = |pid: i32| {
+            nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGTERM)
+        };
+        let _ = end(self.process.id().cast_signed());
         let _ = self.process.wait();
+        let containerd = fs::read_to_string(self.dir.join("containerd.pid")).ok();
+        if let Some(pid) = containerd.and_then(|text| text.trim().parse().ok()) {
+            let _ = end(pid);
+            let until = Instant::now() + crate::containers::patience();
+            while Path::new(&format!("/proc/{pid}")).exists() && Instant::now() < until {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        }
         // What it had mounted went with its mount namespace.
         let _ = fs::remove_dir_all(&self.dir);
     }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -57,23 +58,29 @@ fn a_container_here_is_as_under_docker_from_inside() {
     let possible: Vec<_> = SCENARIOS.iter().filter(|scenario| !skipped(scenario.key)).collect();
     // Docker takes a second for each, most of which it waits.
     let next = AtomicUsize::new(0);
-    let seen: Mutex<BTreeMap<usize, (Facts, Facts)>> = Mutex::default();
+    let seen: Mutex<BTreeMap<usize, std::thread::Result<(Facts, Facts)>>> = Mutex::default();
     std::thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| {
                 loop {
                     let number = next.fetch_add(1, Ordering::Relaxed);
                     let Some(scenario) = possible.get(number) else { return };
-                    let there = under_docker(&docker, scenario, &places);
-                    let here = here(&rig, scenario, &places, number + 1);
-                    seen.lock().unwrap().insert(number, (there, here));
+                    // One that fails leaves the others to be seen.
+                    let both = catch_unwind(AssertUnwindSafe(|| {
+                        (under_docker(&docker, scenario, &places), here(&rig, scenario, &places, number + 1))
+                    }));
+                    seen.lock().unwrap().insert(number, both);
                 }
             });
         }
     });
     let seen = seen.into_inner().unwrap();
-    for (scenario, (there, here)) in possible.iter().zip(seen.into_values()) {
+    for (scenario, both) in possible.iter().zip(seen.into_values()) {
         let key = scenario.key;
+        let Ok((there, here)) = both else {
+            problems.push(format!("{key}: it does not run, as was told above"));
+            continue;
+        };
         assert!(there.len() > 150 && here.len() > 150, "{key}: {} facts and {}", there.len(), here.len());
         for difference in there.differences(&here) {
             let mut known = false;

@@ -179,7 +179,7 @@ fn ends_that_go_away_hold_nobody() {
     let begun = Instant::now();
     let output = exec(&rig, &["shop", "--", "sh", "-c", "sleep 66 & echo left"], b"");
     assert_eq!((out(&output).as_str(), output.status.code()), ("left\n", Some(0)));
-    assert!(begun.elapsed() < Duration::from_secs(20));
+    assert!(begun.elapsed() < Duration::from_secs(20) * crate::containers::slow());
     // A command that does not read.
     let output = exec(&rig, &["-i", "shop", "--", "true"], &vec![b'x'; 1 << 20]);
     assert_eq!(output.status.code(), Some(0));
@@ -200,7 +200,7 @@ fn the_container_ends_meanwhile() {
     quiet_out.read_line(&mut line).unwrap();
     let begun = Instant::now();
     rig.engine.stop(&id, Duration::from_millis(100)).unwrap();
-    assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(8) * crate::containers::slow(), "{:?}", begun.elapsed());
     let status = wait_for("the end of the command", || quiet.try_wait().unwrap());
     assert_eq!((status.code(), status.signal()), (Some(137), None));
     let mut said = String::new();

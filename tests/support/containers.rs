@@ -18,10 +18,14 @@ use gitopsd::types::{Digest, InstanceId, PinnedImage, Reason, ServiceSpec, Volum
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 
-/// Longest that anything here is waited for; longer by `GITOPSD_TEST_SLOW`, a factor, on a machine that is.
+/// How much slower this machine is than others: `GITOPSD_TEST_SLOW`.
+pub fn slow() -> u32 {
+    std::env::var("GITOPSD_TEST_SLOW").ok().and_then(|factor| factor.parse().ok()).unwrap_or(1)
+}
+
+/// Longest that anything here is waited for.
 pub fn patience() -> Duration {
-    let slow = std::env::var("GITOPSD_TEST_SLOW").ok().and_then(|factor| factor.parse().ok());
-    Duration::from_secs(30) * slow.unwrap_or(1)
+    Duration::from_secs(30) * slow()
 }
 
 /// Empty network namespaces, one a container, kept by a bind mount each.
