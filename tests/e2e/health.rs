@@ -197,7 +197,7 @@ fn every_kind_of_check_lets_the_good_one_in_and_keeps_the_bad_one_out() {
         "services/refuser.toml",
         &program(&image, "http", "", "http = \"/\"\nport = 8080")
             .replace("#CONFIGS", "")
-            .replace("55s", "4s"),
+            .replace("55s", "15s"),
     );
     // Its root is nobody on the host, and it can write nothing.
     let mapped = program(&image, "notify", "userns_mode = \"auto\"\nread_only = true", "notify = true");
