@@ -361,11 +361,11 @@ fn info(commit: &git2::Commit<'_>) -> Result<CommitInfo, GitError> {
 fn trailer(message: &str, name: &str) -> Option<String> {
     let message = message.trim_end();
     let (_, last) = message.rsplit_once("\n\n")?;
-    let values = last.lines().filter_map(|line| {
+    let mut values = last.lines().filter_map(|line| {
         let (key, value) = line.split_once(':')?;
         key.trim().eq_ignore_ascii_case(name).then(|| value.trim().to_ascii_lowercase())
     });
-    values.last()
+    values.next_back()
 }
 
 /// Written by strangers, shown on terminals.

@@ -344,11 +344,10 @@ fn abandoning(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Nex
     let generation = rollout.to.generation;
     match &record.incumbent {
         // It stays down; a newer commit goes on from there.
-        Some(_) if irreversible::leaves_down(record, rollout) => {
-            if view.route().is_some() {
-                return Next::Do(Step::Return { to: None, from: generation });
-            }
+        Some(_) if irreversible::leaves_down(record, rollout) && view.route().is_some() => {
+            return Next::Do(Step::Return { to: None, from: generation });
         }
+        Some(_) if irreversible::leaves_down(record, rollout) => {}
         Some(incumbent) => {
             let right = view.route() == Some(&view.route_for(record, incumbent));
             if view.runs(incumbent.generation) {

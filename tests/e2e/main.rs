@@ -17,6 +17,7 @@ mod faults;
 mod files;
 mod image;
 mod images;
+mod jobs;
 mod kill;
 mod lab;
 mod line;
