@@ -133,7 +133,7 @@ takes their place. The tests of `tests/engine` run with all three runtimes, too 
 ";
 
 /// Keys of our own.
-const OWN: [&str; 2] = ["fallback", "hosts"];
+const OWN: [&str; 3] = ["fallback", "hosts", "schedule"];
 
 fn view(line: &str, policy: &Policy) -> RepoView {
     let files = RepoFiles::from([

@@ -399,6 +399,8 @@ fn the_page_and_the_parser_know_the_same_keys() {
         "configs",
         "volume",
         "trust",
+        "depends",
+        "times",
     ] {
         let source = std::fs::read_to_string(root().join(format!("src/config/{file}.rs"))).unwrap();
         let source = source.split("#[cfg(test)]").next().unwrap().to_owned();
@@ -465,6 +467,55 @@ fn the_page_and_the_parser_know_the_same_keys() {
     for key in &documented {
         let known = taken.iter().any(|taken| taken == key) || *key == "privileged";
         assert!(known, "docs/config.md has `{key}`, which nobody reads");
+    }
+}
+
+/// `depends_on` in both syntaxes, times, and what is wrong with them.
+#[test]
+fn order_schedules_and_windows() {
+    let policy = Policy { registries: vec!["*".to_owned()], ..Policy::default() };
+    let view = |text: &str| {
+        let file = |text: &str| format!("image = \"r.io/x:1\"\n{text}\n").into_bytes();
+        let files = RepoFiles::from([
+            ("gitopsd.toml".to_owned(), b"format = 1\n".to_vec()),
+            ("services/x.toml".to_owned(), file(text)),
+            ("services/y.toml".to_owned(), file("depends_on = [\"z\"]")),
+            ("services/z.toml".to_owned(), file("")),
+        ]);
+        let host = HostIdentity { name: "h".parse().unwrap(), labels: Vec::new() };
+        read(&files, &host, &policy).services.remove(&"x".parse().unwrap()).unwrap()
+    };
+    let spec = view(
+        "schedule = { calendar = \"Mon..Fri 03:00 Europe/Berlin\", persistent = false, timeout = \"10m\" }\n\
+         [deploy]\npost = \"warm up\"\nreversible = false\nwindow = [\"09:00-17:00\", \"Sat 22:00-04:00 UTC\"]\n\
+         [depends_on]\ny = { condition = \"service_healthy\" }\nz = { required = false, restart = false }",
+    );
+    let spec = spec.unwrap();
+    let text = serde_json::to_value(&spec.depends_on).unwrap();
+    let long = |service: &str, condition: &str, required| serde_json::json!({ "service": service, "condition": condition, "required": required });
+    assert_eq!(text[0], long("y", "service_healthy", true));
+    assert_eq!(text[1], long("z", "service_started", false));
+    assert_eq!(spec.deploy.post, ["warm", "up"]);
+    assert!(!spec.deploy.reversible && spec.deploy.window.len() == 2);
+    let schedule = spec.schedule.unwrap();
+    assert_eq!((schedule.calendar.zone(), schedule.persistent), (Some("Europe/Berlin"), false));
+    assert_eq!(serde_json::to_value(view("depends_on = [\"y\"]").unwrap().depends_on).unwrap()[0], "y");
+    for (text, why) in [
+        ("schedule = \"25:00\"", "is no calendar time"),
+        ("schedule = \"03:00 Europe/Nowhere\"", "`Europe/Nowhere` is not a time zone"),
+        ("schedule = {}", "`schedule` has no `calendar`"),
+        ("schedule = \"daily\"\nports = [\"80:80\"]", "`ports` does not go with `schedule`"),
+        ("schedule = \"daily\"\nrestart = \"always\"", "`restart` does not go with `schedule`"),
+        ("[deploy]\nwindow = \"9-17\"", "is no window"),
+        ("[deploy]\nwindow = 9", "`window` takes a string"),
+        ("[depends_on]\ny = \"service_healthy\"", "`y` takes a table"),
+        ("[depends_on]\ny = { condition = \"healthy\" }", "`healthy` is none of `service_started`"),
+        ("[depends_on]\ny = { restart = true }", "`restart` is not supported"),
+        ("[depends_on]\ny = { conditon = \"x\" }", "unknown key `conditon`"),
+        ("depends_on = [\"x\"]", "x depends on itself"),
+    ] {
+        let refusal = view(text).unwrap_err();
+        assert!(refusal.message.contains(why), "{text}: {refusal}");
     }
 }
 

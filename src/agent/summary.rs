@@ -226,12 +226,12 @@ impl Agent {
 
     fn job_deadline(&self, name: &ServiceName, rollout: &Rollout) -> Option<Timestamp> {
         let id = InstanceId::of_job(name, rollout.to.generation, Job::Pre);
-        match self.seen.containers.get(&id) {
-            Some(ContainerState::Running { started_at, .. }) => {
-                Some(later(*started_at, rollout.to.spec.deploy.timeout))
-            }
-            _ => None,
-        }
+        let begun = self.journal.records.get(name).and_then(|record| record.jobs.of(&id)?.begun)?;
+        let started = match self.seen.containers.get(&id) {
+            Some(ContainerState::Running { started_at, .. }) => *started_at,
+            _ => begun,
+        };
+        Some(later(started, rollout.to.spec.deploy.timeout))
     }
 
     fn health(&self, name: &ServiceName, deployed: &Deployed, now: Timestamp) -> &'static str {

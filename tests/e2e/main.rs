@@ -20,6 +20,7 @@ mod files;
 mod health;
 mod image;
 mod images;
+mod jobs;
 mod kill;
 mod lab;
 mod line;

@@ -208,6 +208,8 @@ impl Host {
             let pausing = !up && self.incumbent(name).is_some_and(|incumbent| incumbent.restarts > 0);
             // It has ended by itself too, and its policy leaves it so.
             let ended = self.incumbent(name).is_some_and(|incumbent| match self.containers.get(&id) {
+                // It comes and goes.
+                _ if incumbent.spec.schedule.is_some() => true,
                 Some(Container { state: ContainerState::Exited(exit), .. }) => {
                     !incumbent.spec.restart.restarts(exit, incumbent.ends)
                 }
