@@ -32,7 +32,7 @@ impl Agent {
                 };
                 !failed
                     && record.is_none_or(|it| it.rollout.is_none() && it.hold.is_none())
-                    && differs(&***spec)
+                    && differs(spec)
             })
             .map(|(name, spec)| (name.clone(), spec.clone()))
             .collect();
