@@ -30,9 +30,7 @@ impl Agent {
                     let incumbent = record.and_then(|record| record.incumbent.as_ref());
                     incumbent.is_none_or(|incumbent| incumbent.spec != *spec)
                 };
-                !failed
-                    && record.is_none_or(|it| it.rollout.is_none() && it.hold.is_none())
-                    && differs(spec)
+                !failed && record.is_none_or(|it| it.rollout.is_none() && it.hold.is_none()) && differs(spec)
             })
             .map(|(name, spec)| (name.clone(), spec.clone()))
             .collect();
