@@ -19,9 +19,10 @@ fn written(spec: &Spec) -> BTreeSet<&Path> {
     bound.collect()
 }
 
-/// Whether two write to one directory.
+/// Whether two write to one directory, or one of them inside of the other's.
 pub fn share(a: &Spec, b: &Spec) -> bool {
-    !written(a).is_disjoint(&written(b))
+    let within = |one: &Path| written(b).iter().any(|other| one.starts_with(other) || other.starts_with(one));
+    written(a).into_iter().any(within)
 }
 
 impl Host {
