@@ -85,7 +85,7 @@ impl Agent {
         let left = drain.connections;
         let text = match left {
             // It has ended by itself.
-            _ if !old.is_some_and(|old| self.running(service, old).is_some()) => return None,
+            _ if old.is_none_or(|old| self.running(service, old).is_none()) => return None,
             _ if drain::is_early(record) => {
                 let patience = whole(drain::patience(record, now));
                 let many = left.map_or_else(String::new, |left| {
