@@ -32,6 +32,14 @@ fn only_connections_of_clients_count() {
     .unwrap();
     assert_eq!(count(), 50);
     drop(own);
+    // One that the container has closed is over, however long the client keeps its own end.
+    let listener = inside(&shop, || TcpListener::bind((Ipv4Addr::UNSPECIFIED, 9090))).unwrap();
+    let lazy = TcpStream::connect((agent.address(11), 9090)).unwrap();
+    let (accepted, _) = listener.accept().unwrap();
+    assert_eq!(count(), 51);
+    drop(accepted);
+    wait_for("its end", || count() == 50);
+    drop((lazy, listener));
     // The clients close first: TIME-WAIT is theirs, and the server's ends are gone.
     drop(clients);
     wait_for("no connections", || count() == 0);

@@ -52,6 +52,9 @@ pub struct Socket {
     pub inode: u32,
     /// Whether an IPv6 socket refuses IPv4.
     pub v6_only: bool,
+    /// Whether its program has closed it, and the other side knows: nothing comes of it any more, however long that one
+    /// keeps its end open.
+    is_over: bool,
 }
 
 impl Socket {
@@ -78,7 +81,9 @@ pub fn incoming() -> io::Result<Vec<Socket>> {
     let mut sockets = dump(Protocol::Tcp, CONNECTED.iter().copied().map(only).sum())?;
     // One that has stopped listening is being stopped: then every connection may be a client's.
     sockets.retain(|socket| {
-        !socket.is_loopback() && (listening.is_empty() || listening.contains(&socket.local_port()))
+        !socket.is_over
+            && !socket.is_loopback()
+            && (listening.is_empty() || listening.contains(&socket.local_port()))
     });
     Ok(sockets)
 }
@@ -180,7 +185,9 @@ fn dump(protocol: Protocol, states: u32) -> io::Result<Vec<Socket>> {
 fn socket(message: &Msg, attributes: &[u8]) -> Socket {
     // A byte in the kernel; the crate takes it for a flag without a value.
     let v6_only = find_attr(attributes, INET_DIAG_SKV6ONLY).is_some_and(|value| value.first() == Some(&1));
-    Socket { family: message.family, id: message.sockid.clone(), inode: message.inode, v6_only }
+    // One that no program has open has no inode.
+    let is_over = message.state == TcpState::FinWait2 as u8 && message.inode == 0;
+    Socket { family: message.family, id: message.sockid.clone(), inode: message.inode, v6_only, is_over }
 }
 
 fn only(state: TcpState) -> u32 {

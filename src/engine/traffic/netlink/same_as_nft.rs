@@ -23,12 +23,17 @@ insert rule inet gitopsd svc-shop ip saddr 10.0.0.0/8 ip daddr != 10.64.0.0/11 g
 insert rule inet gitopsd svc-shop ct original ip daddr 10.98.0.0/17 udp dport 53 accept
 "#;
 
-/// As the kernel has it: nft's words, and the expressions.
+/// As the kernel has it: nft's words, and the expressions. Elements are in no order.
 fn shown() -> String {
     let shown =
         Command::new("nft").args(["--debug=netlink", "list", "table", "inet", "gitopsd"]).output().unwrap();
     assert!(shown.status.success(), "{}", String::from_utf8_lossy(&shown.stderr));
-    String::from_utf8_lossy(&shown.stdout).into_owned()
+    let text = String::from_utf8_lossy(&shown.stdout).replace("\telement", "\n\telement");
+    let (mut elements, mut lines): (Vec<&str>, Vec<&str>) =
+        text.lines().partition(|line| line.starts_with("\telement"));
+    elements.sort_unstable();
+    lines.append(&mut elements);
+    lines.join("\n")
 }
 
 fn by_nft(script: &str) {
