@@ -251,7 +251,7 @@ impl Host {
             self.audit_job(&id);
             let tag = deployed.spec.image.reference.to_string();
             let state = ContainerState::Running { pid: 4712, started_at: self.now };
-            self.containers.insert(id, Container { state, tag });
+            self.containers.insert(id, Container { state, tag, limit: deployed.spec.mem_limit });
         }
         Outcome::Done
     }
