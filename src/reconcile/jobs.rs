@@ -318,3 +318,9 @@ pub fn failure(deployed: &Deployed, job: Job, exit: &Exit, late: bool) -> Option
     };
     Some(Refusal::new(reason, message))
 }
+
+/// The failure of one that could not be started.
+pub(super) fn not_started(reason: Reason, job: Job, generation: Generation, refusal: &Refusal) -> Refusal {
+    let what = refusal.message.as_str();
+    Refusal::new(reason, format!("{job} of generation {generation} could not be started: {what}"))
+}
