@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use gitopsd::agent::clock;
 use gitopsd::types::Timestamp;
 use jiff::SignedDuration;
 use serde_json::Value;
@@ -39,7 +40,7 @@ fn a_scheduled_service_runs_at_its_times_and_a_new_version_from_the_next_one_on(
     lab.sync();
     let service = lab.service("tidy");
     let next = time(&service["schedule"]["next_run"]);
-    assert!(next > Timestamp::now().checked_sub(SignedDuration::from_secs(5)).unwrap(), "{service}");
+    assert!(next > clock::now().checked_sub(SignedDuration::from_secs(5)).unwrap(), "{service}");
     wait_for("two runs", || (events(&lab, "job-ended").len() >= 2).then_some(()));
     // No two at once, though each takes longer than from one time to the next.
     let log = std::fs::read_to_string(lab.path("state/volumes/tidy/data/log")).unwrap();
@@ -71,7 +72,7 @@ fn a_commit_waits_for_its_window_unless_somebody_says_otherwise() {
     let (v1, v2, v3) = (lab.image("1", Kind::Good), lab.image("2", Kind::Good), lab.image("3", Kind::Good));
     // It opens two hours from now, whatever the time is.
     let clock = |hours: i64| {
-        Timestamp::now().checked_add(SignedDuration::from_hours(hours)).unwrap().strftime("%H:%M").to_string()
+        clock::now().checked_add(SignedDuration::from_hours(hours)).unwrap().strftime("%H:%M").to_string()
     };
     let window = format!("[deploy]\nwindow = \"{}-{} UTC\"", clock(2), clock(3));
     let file = |image: &str| web(image, port, "").replace("[deploy]", &window);
@@ -83,7 +84,7 @@ fn a_commit_waits_for_its_window_unless_somebody_says_otherwise() {
     assert_eq!(lab.run(&["sync", "--wait"]).status.code(), Some(1));
     let service = lab.service("web");
     assert_eq!((&service["reason"], &service["image"]), (&"window".into(), &v1.clone().into()), "{service}");
-    let opens = time(&service["retry_at"]).duration_since(Timestamp::now());
+    let opens = time(&service["retry_at"]).duration_since(clock::now());
     assert!(opens > SignedDuration::from_mins(115) && opens < SignedDuration::from_mins(125), "{service}");
     lab.ok(&["sync", "--now", "--wait"]);
     assert_eq!(lab.service("web")["image"], v2);
