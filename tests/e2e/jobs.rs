@@ -56,8 +56,7 @@ fn a_scheduled_service_runs_at_its_times_and_a_new_version_from_the_next_one_on(
     // A version that fails is told, once for a row, with its last line.
     lab.deploy("tidy", &file("echo no luck; exit 3"), "tidy 2");
     wait_for("a failure", || (events(&lab, "job-failed").len() >= 2).then_some(()));
-    let service = lab.service("tidy");
-    assert_eq!(service["reason"], "run-failed");
+    wait_for("a time between two runs", || (lab.service("tidy")["reason"] == "run-failed").then_some(()));
     let failed: Vec<Value> =
         lab.history().into_iter().filter(|receipt| receipt["reason"] == "run-failed").collect();
     assert_eq!(failed.len(), 1, "{failed:?}");
