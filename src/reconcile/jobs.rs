@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::later;
 use super::receipt::{ReceiptResult, Side, Transition};
 use super::record::{Deployed, ServiceRecord};
+use super::repair::restart_at;
 use super::step::{Next, Step};
 use super::view::View;
 use crate::types::{
@@ -161,7 +162,14 @@ pub(super) fn beside(view: &View<'_>, record: &ServiceRecord) -> Option<Step> {
         let Some(deployed) = record.live(run.generation) else { continue };
         let local = view.has_image(deployed);
         match progress(view, deployed, job, run) {
-            Progress::Do(Step::Finish(_) | Step::Run(_)) if !local => {}
+            // Thrown away meanwhile, by a check of the disk or a hand. That of a run is for `schedule`.
+            Progress::Do(Step::Finish(_)) if !local => {
+                let due = view.now >= restart_at(deployed) && !view.observed.pulling.contains_key(view.name);
+                if due {
+                    return Some(Step::Pull(run.generation));
+                }
+            }
+            Progress::Do(Step::Run(_)) if !local => {}
             Progress::Do(step) => return Some(step),
             Progress::Runs(_) | Progress::Over => {}
         }
@@ -317,4 +325,10 @@ pub fn failure(deployed: &Deployed, job: Job, exit: &Exit, late: bool) -> Option
         _ => format!("{what} {exit}"),
     };
     Some(Refusal::new(reason, message))
+}
+
+/// The failure of one that could not be started.
+pub(super) fn not_started(reason: Reason, job: Job, generation: Generation, refusal: &Refusal) -> Refusal {
+    let what = refusal.message.as_str();
+    Refusal::new(reason, format!("{job} of generation {generation} could not be started: {what}"))
 }

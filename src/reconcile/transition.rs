@@ -254,8 +254,14 @@ fn job_ended(
         (Step::Run(generation), Some(_)) => (Job::Run, *generation, unseen),
         _ => return None,
     };
-    let receipt = jobs::ended(name, record, (job, generation), &exit, refusal, now);
-    if let (Job::Pre, Some(refusal)) = (job, refusal) {
+    let not_started = |refusal: &Refusal| match (step, job) {
+        (Step::Finish(_), _) => jobs::not_started(Reason::PostFailed, job, generation, refusal),
+        (Step::Run(_), _) => jobs::not_started(Reason::RunFailed, job, generation, refusal),
+        _ => refusal.clone(),
+    };
+    let refusal = refusal.map(not_started);
+    let receipt = jobs::ended(name, record, (job, generation), &exit, refusal.as_ref(), now);
+    if let (Job::Pre, Some(refusal)) = (job, &refusal) {
         trouble(record, &Step::Prepare(generation), refusal, false, now);
     }
     Some(receipt)

@@ -129,7 +129,7 @@ impl<I> ServiceSpec<I> {
 
     /// Why it cannot run beside its successor, where nobody asked for that: as a part of a sentence.
     pub fn alone_because(&self) -> Option<String> {
-        if self.deploy.strategy.is_some() {
+        if self.deploy.strategy.is_some() || self.schedule.is_some() {
             return None;
         }
         match (self.network_mode(), self.volumes.iter().find(|volume| !volume.read_only)) {

@@ -97,7 +97,7 @@ fn a_deploy_pre_that_hangs_holds_up_no_rollback_and_no_newer_commit() {
     wait_phase(&lab, "preparing");
     let service = wait_for("it to run", || {
         let service = lab.service("web");
-        service["doing"].as_str().is_some_and(|doing| doing.contains("deploy.pre")).then_some(service)
+        service["doing"].as_str().is_some_and(|doing| doing.contains("running deploy.pre")).then_some(service)
     });
     assert!(service["doing"].as_str().unwrap().contains("`/bin/sleep 600`"), "{service}");
     assert!(service["rollout"]["times_out_at"].is_string(), "{service}");
