@@ -23,10 +23,10 @@ pub enum On {
     Any,
     /// One with cgroup v1.
     V1,
-    /// One with cgroup v2 alone.
-    V2,
     /// One whose kernel has AppArmor.
     AppArmor,
+    /// One whose kernel shows its memory as a file.
+    Kcore,
 }
 
 impl On {
@@ -36,7 +36,7 @@ impl On {
         match self {
             Self::Any => true,
             Self::V1 => !v2,
-            Self::V2 => v2,
+            Self::Kcore => std::path::Path::new("/proc/kcore").exists(),
             Self::AppArmor => std::path::Path::new("/proc/self/attr/apparmor/current").exists(),
         }
     }
@@ -47,8 +47,8 @@ impl std::fmt::Display for On {
         f.write_str(match self {
             Self::Any => "",
             Self::V1 => "cgroup v1",
-            Self::V2 => "cgroup v2",
             Self::AppArmor => "AppArmor",
+            Self::Kcore => "/proc/kcore",
         })
     }
 }
@@ -118,8 +118,25 @@ pub const MEANT: &[Meant] = &[
         "rw,*",
         "ro,*",
         "nothing can be made beside the container's own groups",
-    ),
-    meant("*", "can write cgroups", "yes", "no", "the same, tried"),
+    )
+    .only(On::V1),
+    meant("*", "can write cgroups", "yes", "no", "the same, tried").only(On::V1),
+    meant(
+        "*",
+        "filter apparmor",
+        "docker-default (enforce)",
+        "unconfined",
+        "there is no profile for AppArmor; what that one forbids, missing capabilities and read-only mounts do",
+    )
+    .only(On::AppArmor),
+    meant(
+        "*",
+        "devices /dev/core | devices /dev/kcore",
+        "*",
+        "*",
+        "a link to a file that is masked; the runtime's library calls it by the file's name",
+    )
+    .only(On::Kcore),
     meant(
         "*",
         "signals SigIgn",
