@@ -23,6 +23,10 @@ pub enum On {
     Any,
     /// One with cgroup v1.
     V1,
+    /// One whose kernel has AppArmor.
+    AppArmor,
+    /// One whose kernel shows its memory as a file.
+    Kcore,
 }
 
 impl On {
@@ -32,6 +36,8 @@ impl On {
         match self {
             Self::Any => true,
             Self::V1 => !v2,
+            Self::Kcore => std::path::Path::new("/proc/kcore").exists(),
+            Self::AppArmor => std::path::Path::new("/proc/self/attr/apparmor/current").exists(),
         }
     }
 }
@@ -41,6 +47,8 @@ impl std::fmt::Display for On {
         f.write_str(match self {
             Self::Any => "",
             Self::V1 => "cgroup v1",
+            Self::AppArmor => "AppArmor",
+            Self::Kcore => "/proc/kcore",
         })
     }
 }
@@ -113,6 +121,22 @@ pub const MEANT: &[Meant] = &[
     )
     .only(On::V1),
     meant("*", "can write cgroups", "yes", "no", "the same, tried").only(On::V1),
+    meant(
+        "*",
+        "filter apparmor",
+        "docker-default (enforce)",
+        "unconfined",
+        "there is no profile for AppArmor; what that one forbids, missing capabilities and read-only mounts do",
+    )
+    .only(On::AppArmor),
+    meant(
+        "*",
+        "devices /dev/core | devices /dev/kcore",
+        "*",
+        "*",
+        "a link to a file that is masked; the runtime's library calls it by the file's name",
+    )
+    .only(On::Kcore),
     meant(
         "*",
         "signals SigIgn",

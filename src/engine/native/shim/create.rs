@@ -95,6 +95,9 @@ pub(super) fn create(run: &RunFiles, launch: Launch) -> Result<Supervised, Engin
         rootfs::unmount(&state, &run.scratch());
     };
     if let Some(program) = launch.runtime.clone() {
+        // Of a start that was killed in the middle: runc starts nothing beside its own record of it. We have the lock.
+        let _ = fs::remove_dir_all(run.runtime());
+        fs::create_dir_all(run.runtime()).map_err(|e| failed("its runtime's directory", e))?;
         let Outputs { readers, writers } = outputs;
         let pid = runtime::run(run, &launch, &program, writers).inspect_err(|_| undo())?;
         let record = write_record(run, &launch, pid).map_err(|error| failed("its record", error));
