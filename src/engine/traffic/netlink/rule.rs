@@ -221,7 +221,7 @@ impl Rule {
             "saddr" => {
                 [".", "iif", "oif", "missing"].into_iter().try_for_each(|word| words.expect(word))?;
                 self.made.fib(1, 1 | 8 | 32);
-                self.made.compare(Compare::Equal, &[0]);
+                self.made.compare(Compare::Equal, &0u32.to_ne_bytes());
             }
             _ => return None,
         }
