@@ -132,8 +132,11 @@ fn what_is_taken_away_is_back_within_a_tenth_of_a_second() {
     assert!(quickest.values().all(|took| *took < limit), "{quickest:?}, load {load}");
     // What it does itself, and what others do elsewhere, is nothing to put back.
     let quiet = restored.load(Ordering::SeqCst);
-    agent.lock().unwrap().point(&agent.lock().unwrap().route("shop.1", 11, &PORTS[..1]));
-    agent.lock().unwrap().traffic.withdraw(&id("shop.1").service).unwrap();
+    {
+        let agent = agent.lock().unwrap();
+        agent.point(&agent.route("shop.1", 11, &PORTS[..1]));
+        agent.traffic.withdraw(&id("shop.1").service).unwrap();
+    }
     run("nft add table inet somebodys");
     run("nft delete table inet somebodys");
     std::thread::sleep(Duration::from_millis(300));

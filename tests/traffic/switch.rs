@@ -299,7 +299,6 @@ fn the_kernel_says_what_it_was_told() {
 /// `scripts/bench-switch`: how long the change itself takes, beside the same one by the command.
 #[test]
 #[ignore = "a measurement"]
-#[expect(clippy::print_stdout, reason = "numbers are what it is for")]
 fn how_long_a_switch_takes() {
     let host = Host::new();
     let agent = host.agent("gitopsd", 1).open();

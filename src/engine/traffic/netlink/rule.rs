@@ -81,6 +81,8 @@ impl Rule {
                 let field = Field::address(family, words.next()?)?;
                 words.expect("mod")?;
                 let modulus = words.next()?.parse().ok()?;
+                // Without one the kernel takes another one for each rule, and clients would move at every change.
+                ["seed", "0x0"].into_iter().try_for_each(|word| words.expect(word))?;
                 self.of_family(field.family()?);
                 self.load(field, register(4));
                 self.made.hash(field.units() * 4, modulus);
@@ -219,7 +221,7 @@ impl Rule {
             "saddr" => {
                 [".", "iif", "oif", "missing"].into_iter().try_for_each(|word| words.expect(word))?;
                 self.made.fib(1, 1 | 8 | 32);
-                self.made.compare(Compare::Equal, &[0]);
+                self.made.compare(Compare::Equal, &0u32.to_ne_bytes());
             }
             _ => return None,
         }
