@@ -31,6 +31,8 @@ mod networks;
 mod old;
 #[path = "engine/options.rs"]
 mod options;
+#[path = "engine/propagation.rs"]
+mod propagation;
 #[path = "engine/runtimes.rs"]
 mod runtimes;
 #[path = "engine/terminals.rs"]

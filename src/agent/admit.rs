@@ -28,6 +28,8 @@ impl Agent {
         }
         match result {
             Err(refusal) => {
+                // It was said of a look that has failed, and not of whatever comes hours later.
+                self.waives &= self.source.is_looking();
                 if self.source.refusal.as_ref() != Some(&refusal) {
                     let lost = refusal.reason == crate::types::Reason::GitUnreachable;
                     let kind = if lost { Kind::SourceLost } else { Kind::RevisionRefused };

@@ -24,13 +24,11 @@ impl Agent {
             })
             .filter(|(name, spec)| {
                 let record = self.journal.records.get(*name);
-                let failed = record.and_then(|record| record.failure.as_ref());
-                let failed = failed.is_some_and(|failure| failure.commit.id == desired.commit.id);
                 let differs = |spec: &Spec| {
                     let incumbent = record.and_then(|record| record.incumbent.as_ref());
                     incumbent.is_none_or(|incumbent| incumbent.spec != *spec)
                 };
-                !failed && record.is_none_or(|it| it.rollout.is_none() && it.hold.is_none()) && differs(spec)
+                record.is_none_or(|it| it.rollout.is_none() && it.hold.is_none()) && differs(spec)
             })
             .map(|(name, spec)| (name.clone(), spec.clone()))
             .collect();

@@ -11,7 +11,8 @@ pub fn write(out: &mut dyn Write, rows: &[Vec<String>]) -> std::io::Result<()> {
     for row in rows {
         let mut line = String::new();
         for (cell, width) in row.iter().zip(&widths) {
-            line.push_str(cell);
+            // Written by strangers, shown on terminals.
+            line.extend(cell.chars().map(|c| if c.is_control() { ' ' } else { c }));
             line.extend(std::iter::repeat_n(' ', (width + 2).saturating_sub(cell.chars().count())));
         }
         writeln!(out, "{}", line.trim_end())?;

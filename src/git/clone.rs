@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use git2::{BranchType, ErrorCode, Oid};
 
+use super::tree::clean;
 use super::{GitError, id_of, library, notes, oid_of};
 use crate::state::receipts::Receipt;
 use crate::types::{CommitId, HostName, Reason, Timestamp};
@@ -123,8 +124,8 @@ impl LocalClone {
         let email = String::from_utf8_lossy(author.email_bytes()).into_owned();
         Some(CommitLine {
             commit: commit.clone(),
-            author: format!("{name} <{email}>"),
-            subject: String::from_utf8_lossy(found.summary_bytes().unwrap_or_default()).into_owned(),
+            author: clean(&format!("{name} <{email}>")),
+            subject: clean(&String::from_utf8_lossy(found.summary_bytes().unwrap_or_default())),
             committed_at: Timestamp::from_second(found.time().seconds()).ok()?,
         })
     }

@@ -369,6 +369,6 @@ fn trailer(message: &str, name: &str) -> Option<String> {
 }
 
 /// Written by strangers, shown on terminals.
-fn clean(text: &str) -> String {
+pub(super) fn clean(text: &str) -> String {
     text.trim().chars().filter(|c| !c.is_control()).take(MAX_TEXT).collect()
 }

@@ -181,11 +181,8 @@ impl Repository {
             let message = format!("commit {oid} by {author}{before}: {why}");
             GitError::plain(Reason::Signature, message)
         };
-        let (armored, message) = match cache.extract_signature(&oid, None) {
-            Ok(found) => found,
-            Err(error) if error.code() == ErrorCode::NotFound => return Err(refused("it is not signed")),
-            Err(error) => return Err(refused(&format!("its signature cannot be read: {}", error.message()))),
-        };
+        let raw = self.reading(cache.odb().and_then(|odb| Ok(odb.read(oid)?.data().to_vec())))?;
+        let (armored, message) = signature::split(&raw).map_err(refused)?;
         let armored = std::str::from_utf8(&armored).map_err(|_| refused("its signature is not text"))?;
         let time = time_of(&commit).max(floor);
         signature::verify(armored, &message, signers, time).map_err(|why| refused(&why))

@@ -114,7 +114,7 @@ fn needs(view: &View<'_>, name: &ServiceName) -> Vec<Dependency> {
     deployed.map(|deployed| deployed.spec.dependencies().collect()).unwrap_or_default()
 }
 
-fn reaches(view: &View<'_>, from: &ServiceName, to: &ServiceName) -> bool {
+pub(super) fn reaches(view: &View<'_>, from: &ServiceName, to: &ServiceName) -> bool {
     let mut seen = BTreeSet::new();
     let mut next = vec![from.clone()];
     while let Some(name) = next.pop() {

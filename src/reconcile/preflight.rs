@@ -73,9 +73,10 @@ fn memory(
         let rollout = record.rollout.as_ref().filter(|it| it.phase <= Phase::Switching)?;
         let (other, generation) = (view.of(name), rollout.to.generation);
         // One that has just started has not taken yet what it will.
-        let comes = other.container(generation).is_some() || counts(name, rollout.phase);
         let has = view.observed.room.used.get(&InstanceId::new(name, generation)).copied().unwrap_or(0);
         let need = expected(&other, record.incumbent.as_ref(), &rollout.to.spec)?;
+        // And one that cannot be started itself takes nothing.
+        let comes = other.container(generation).is_some() || need <= available && counts(name, rollout.phase);
         comes.then_some(need.saturating_sub(has))
     });
     let claimed = others.fold(0, u64::saturating_add);

@@ -53,7 +53,11 @@ pub(super) fn next(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -
                     .or_else(|| order::missing(view, &rollout.to).map(held));
                 wait.unwrap_or(Next::Do(Step::Stop(incumbent.generation)))
             }
-            _ => Next::Do(Step::Advance(Phase::Starting)),
+            // A run of it may write to the same files.
+            incumbent => match incumbent.as_ref().and_then(|it| jobs::busy(record, it.generation)) {
+                Some((job, _)) => wait(format!("{job} of the former generation has not ended")),
+                None => Next::Do(Step::Advance(Phase::Starting)),
+            },
         },
         // There is nothing to start and to prove: it runs when it is due.
         Phase::Starting | Phase::Proving | Phase::Switching | Phase::Baking
@@ -80,7 +84,9 @@ pub(super) fn incumbent_serves(rollout: &Rollout) -> bool {
     match rollout.phase {
         Phase::Pulling | Phase::Preparing => true,
         Phase::Starting | Phase::Proving | Phase::Switching => strategy(rollout) == Strategy::BlueGreen,
-        Phase::Yielding | Phase::Baking | Phase::Abandoning => false,
+        // Not stopped yet.
+        Phase::Yielding => rollout.yielded_at.is_none(),
+        Phase::Baking | Phase::Abandoning => false,
     }
 }
 
@@ -258,10 +264,13 @@ fn proving(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next {
         Some(ContainerState::Remains) | None => return Next::Do(Step::Advance(Phase::Starting)),
     }
     match view.verdict(&rollout.to) {
-        Some(Verdict::Healthy) => match keeps_port(view, rollout) {
-            Some(refusal) => Next::Do(Step::Fail(refusal)),
-            None => switch(view, record, rollout),
-        },
+        // Where there is only the way forward, it is switched to as soon as the port is free.
+        Some(Verdict::Healthy) => {
+            match keeps_port(view, rollout).filter(|_| !irreversible::holds(record, rollout)) {
+                Some(refusal) => Next::Do(Step::Fail(refusal)),
+                None => switch(view, record, rollout),
+            }
+        }
         Some(Verdict::Unhealthy(why)) => {
             let message = format!("generation {generation} failed its health check: {why}");
             Next::Do(Step::Fail(Refusal::new(Reason::Unhealthy, message)))

@@ -94,7 +94,9 @@ fn taken<'a>(
     let mut new = written(&rollout.to.spec).into_iter().filter(|place| !is_among(place, &had));
     new.find_map(|place| {
         let leaves = |(name, theirs): &(&ServiceName, &ServiceRecord)| {
+            // Who waits for us cannot leave first.
             *name != view.name
+                && !order::reaches(view, name, view.name)
                 && theirs.live_generations().any(|live| is_among(place, &written(&live.spec)))
                 && is_leaving(view, name, place)
         };
@@ -144,6 +146,9 @@ fn comes_first(
 
 /// Whether what `from` is or is to be depends on `on`, by however many others.
 fn depends(view: &View<'_>, from: &ServiceName, on: &ServiceName) -> bool {
+    if from != on && order::reaches(view, from, on) {
+        return true;
+    }
     let mut seen = BTreeSet::new();
     let mut next = vec![from];
     while let Some(name) = next.pop() {

@@ -194,6 +194,13 @@ pub fn conclude(
         Step::Advance(phase) => enter(&mut record, *phase, now),
         Step::Promote(_) => receipt = promote(name, &mut record, now),
         Step::Fail(refusal) => {
+            // Who asks for the old version gets it, also after one that could not be undone.
+            let asked = refusal.reason == Reason::OperatorRollback;
+            if let Some(incumbent) =
+                record.incumbent.as_mut().filter(|it| asked && it.down == Some(Down::Barred))
+            {
+                incumbent.down = Some(Down::Wanted);
+            }
             if let Some(rollout) = &mut record.rollout {
                 rollout.trouble = Some(refusal.clone());
             }

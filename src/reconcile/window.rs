@@ -1,7 +1,8 @@
 //! `deploy.window`: when a service may be changed by a commit. What runs is kept running at any time, and what goes back
 //! goes back at once.
 
-use super::record::{ServiceRecord, Spec};
+use super::joined;
+use super::record::{Down, ServiceRecord, Spec};
 use super::replace::needs_new_generation;
 use super::step::Next;
 use super::view::View;
@@ -15,6 +16,11 @@ pub(super) fn closed(view: &View<'_>, record: Option<&ServiceRecord>, spec: &Spe
     // A commit that brings back what ran before is the way out of a bad one.
     let previous = record.and_then(|record| record.previous.as_ref());
     if previous.is_some_and(|previous| needs_new_generation(&previous.spec, spec).is_none()) {
+        return None;
+    }
+    // Nothing serves, or soon will not: its network goes to another generation.
+    let incumbent = record.and_then(|record| record.incumbent.as_ref());
+    if incumbent.is_some_and(|it| it.down == Some(Down::Barred) || joined::left_behind(view, it).is_some()) {
         return None;
     }
     let mut opens = None;

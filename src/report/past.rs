@@ -121,9 +121,9 @@ mod tests {
             (96, Some((1, Some(95)))),
             (250, Some((1, Some(95)))),
             (280, Some((3, Some(270)))),
-            // Back to what was, of which the receipt of its own time is not asked again.
-            (320, Some((1, None))),
-            (360, Some((1, None))),
+            // Back to what was: the moment in which another one had the traffic does not count.
+            (320, Some((1, Some(95)))),
+            (360, Some((1, Some(95)))),
             (380, Some((4, Some(370)))),
             (450, Some((4, Some(370)))),
             (600, None),

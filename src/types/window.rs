@@ -50,7 +50,9 @@ impl Window {
                 return None;
             }
             let last = if self.to > self.from { date } else { date.tomorrow().ok()? };
-            Some((instant(date, self.from, zone)?, instant(last, self.to, zone)?))
+            let (start, end) = (instant(date, self.from, zone)?, instant(last, self.to, zone)?);
+            // Of one in an hour that clocks leave out nothing is left.
+            (start < end).then_some((start, end))
         };
         let next = days.find_map(|date| span(date).filter(|(_, end)| now < *end));
         match next {

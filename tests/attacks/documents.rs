@@ -280,7 +280,8 @@ fn what_an_image_says_of_its_host_is_not_read() {
             c["config"] = json!({
                 "Labels": { "io.containerd.runtime": "binary:///bin/touch?/tmp/pwned", "x": { "not": "text" } },
                 "Volumes": { "/../../etc": {}, "../../../root": "odd" },
-                "Healthcheck": { "Test": ["CMD-SHELL", "touch /tmp/pwned"] },
+                // Read, as the command is: it runs inside the container.
+                "Healthcheck": { "Test": ["CMD-SHELL", "touch /tmp/inside"] },
                 "OnBuild": ["RUN touch /tmp/pwned"],
             });
         })),

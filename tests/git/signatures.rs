@@ -172,6 +172,8 @@ fn who_may_not_sign_is_refused_as_git_refuses_it() {
     let print = error.split("signed with ").nth(1).unwrap().split(',').next().unwrap();
     fs::write(lab.path("revoked"), format!("{print} ann, 2026\n")).unwrap();
     assert!(refused(follow(&repository, None)).contains("which is revoked"));
+    fs::write(lab.path("revoked"), "SHA256:abcd\n").unwrap();
+    assert!(refused(follow(&repository, None)).contains("revoked:1: `SHA256:abcd` is no fingerprint"));
     // Not readable as what it is: nobody's signature counts.
     fs::write(lab.path("revoked"), b"SSHKRL\n\0rest").unwrap();
     assert!(refused(follow(&repository, None)).contains("binary revocation list"));
@@ -247,6 +249,15 @@ fn what_is_not_signed_or_signed_for_something_else() {
         let error = store(&with(signature));
         assert!(error.contains(why), "{signature}: {error}");
     }
+    // A signature in the message is none of the header: what stands beside it there would go unsigned.
+    let (head, body) = unsigned.split_once("\n\n").unwrap();
+    let folded = sign("git", &unsigned).trim_end().replace('\n', "\n ");
+    assert!(store(&format!("{head}\n\n{body}gpgsig {folded}\n")).ends_with("it is not signed"));
+    let twice = with(&sign("git", &unsigned)).replacen("\ngpgsig ", "\ngpgsig\ngpgsig ", 1);
+    assert!(store(&twice).contains("of another kind"));
+    let twice =
+        with(&sign("git", &unsigned)).replacen("\ngpgsig ", &format!("\ngpgsig {folded}\ngpgsig "), 1);
+    assert!(store(&twice).contains("two signatures"));
     // The same, done right, is taken.
     let made = lab.git_stdin(
         "work",

@@ -116,6 +116,8 @@ pub(super) fn config(launch: &Launch, around: &Surroundings<'_>) -> io::Result<V
             "sysctl": sysctls(options),
             "maskedPaths": texts(&MASKED).collect::<Vec<_>>(),
             "readonlyPaths": read_only,
+            // Before anything is mounted: a mount(2) that binds takes no propagation, and what systemd shares would come in later.
+            "rootfsPropagation": "private",
         },
     });
     if privileged {

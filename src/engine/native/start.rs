@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use super::launch::{Launch, Report};
 use super::layout::RunFiles;
 use super::observe::{foreign, running, this_boot};
-use super::record::{self, ProcessId, boot_id, wait_readable};
+use super::record::{self, ExitRecord, ProcessId, boot_id, wait_readable};
 use super::supervisor::Order;
 use super::{NativeEngine, etc_files, lock, shim, stop, storage_reason};
 use crate::engine::{ContainerRequest, ContainerState, EngineError};
@@ -61,6 +61,10 @@ pub(super) fn start(engine: &NativeEngine, request: &ContainerRequest) -> Result
     let Some(lock) = lock else {
         return Err(EngineError::plain(Reason::StartFailed, format!("{id}: another start of it hangs")));
     };
+    // A start that somebody else had begun came to its end meanwhile: a one-shot runs once.
+    if id.job.is_some() && record::read::<ExitRecord>(&run.exit()).is_some_and(|it| it.boot_id == boot) {
+        return Ok(());
+    }
     let _shared = engine.parents.read().unwrap_or_else(std::sync::PoisonError::into_inner);
     engine
         .cgroups

@@ -3,12 +3,15 @@
 //!
 //! Source: grpc/doc/health-checking.md, grpc/doc/PROTOCOL-HTTP2.md; the two messages have one field each.
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Bytes;
 use hyper::client::conn::http2;
 use hyper::header::{CONTENT_TYPE, HeaderMap, TE, USER_AGENT};
 use hyper::{Request, Response};
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::rt::TokioIo;
+use tokio::task::JoinSet;
 
 use super::dial::{Driver, Target, connect, told};
 use crate::types::GrpcProbe;
@@ -26,6 +29,25 @@ pub fn named(probe: &GrpcProbe) -> String {
     format!("gRPC health{service} on port {}{scheme}", probe.port)
 }
 
+/// Runs what a connection of HTTP/2 consists of, and ends it: hyper hands its parts to an executor of its own.
+#[derive(Clone, Default)]
+struct Tasks(Arc<Mutex<JoinSet<()>>>);
+
+impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for Tasks {
+    fn execute(&self, task: F) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).spawn(task);
+    }
+}
+
+/// Ends them with the question: a server that reads nothing would keep them, and their descriptor, for ever.
+struct Ends(Tasks);
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        self.0.0.lock().unwrap_or_else(PoisonError::into_inner).abort_all();
+    }
+}
+
 /// Asks once.
 pub async fn ask(probe: &GrpcProbe, target: &Target<'_>) -> Result<(), String> {
     let scheme = if probe.tls.is_some() { "https" } else { "http" };
@@ -39,8 +61,9 @@ pub async fn ask(probe: &GrpcProbe, target: &Target<'_>) -> Result<(), String> {
         .map_err(|error| error.to_string())?;
     let stream = connect(target, probe.tls.as_ref(), b"h2").await?;
     let told = |error: hyper::Error| told(&error, "HTTP/2");
-    let (mut sender, connection) =
-        http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.map_err(told)?;
+    let tasks = Tasks::default();
+    let _ends = Ends(tasks.clone());
+    let (mut sender, connection) = http2::handshake(tasks, TokioIo::new(stream)).await.map_err(told)?;
     let _driver = Driver::of(connection);
     let answer = sender.send_request(request).await.map_err(told)?;
     if answer.status() != 200 {

@@ -4,6 +4,8 @@
 
 use std::collections::BTreeSet;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD_NO_PAD;
 use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
 
@@ -62,7 +64,12 @@ impl AllowedSigners {
                 continue;
             }
             let print = if line.starts_with("SHA256:") {
-                line.split_whitespace().next().unwrap_or_default().trim_end_matches('=').to_owned()
+                let print = line.split_whitespace().next().unwrap_or_default().trim_end_matches('=');
+                let bytes = STANDARD_NO_PAD.decode(print.trim_start_matches("SHA256:"));
+                if !bytes.is_ok_and(|bytes| bytes.len() == 32) {
+                    return Err(format!("{number}: `{print}` is no fingerprint"));
+                }
+                print.to_owned()
             } else {
                 let (_, key) = key(line).map_err(|error| format!("{number}: {error}"))?;
                 key.fingerprint()

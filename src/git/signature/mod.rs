@@ -31,6 +31,37 @@ pub struct Signer {
     pub fingerprint: String,
 }
 
+/// Takes a commit apart into its signature and what that is of. As git does, and not as libgit2: out of the header alone,
+/// so that nothing of the message can be passed off as not having been there; and one signature, of one hash.
+///
+/// Source: git's commit.c, parse_signed_commit().
+pub(super) fn split(raw: &[u8]) -> Result<(Vec<u8>, Vec<u8>), &'static str> {
+    let end = raw.windows(2).position(|two| two == b"\n\n").map_or(raw.len(), |at| at + 1);
+    let (head, body) = raw.split_at(end);
+    let (mut signature, mut signed, mut inside) = (Vec::new(), Vec::new(), false);
+    for line in head.split_inclusive(|byte| *byte == b'\n') {
+        if let Some(text) = line.strip_prefix(b"gpgsig ") {
+            if !signature.is_empty() {
+                return Err("it has two signatures");
+            }
+            inside = true;
+            signature.extend_from_slice(text);
+        } else if let (true, Some(text)) = (inside, line.strip_prefix(b" ")) {
+            signature.extend_from_slice(text);
+        } else if line.starts_with(b"gpgsig") {
+            return Err("it has a signature of another kind");
+        } else {
+            inside = false;
+            signed.extend_from_slice(line);
+        }
+    }
+    if signature.is_empty() {
+        return Err("it is not signed");
+    }
+    signed.extend_from_slice(body);
+    Ok((signature, signed))
+}
+
 /// Checks an armored signature over `message`, made at `time`. The error says why it does not count.
 pub(super) fn verify(
     armored: &str,

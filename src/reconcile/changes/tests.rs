@@ -26,6 +26,10 @@ fn port(number: u16) -> PortMapping {
     PortMapping { host_ip, host_port: number, container_port: number, protocol }
 }
 
+fn nightly(time: &str) -> crate::types::Schedule {
+    crate::types::Schedule { calendar: time.parse().unwrap(), persistent: true, timeout: None }
+}
+
 type Row = (&'static str, How, fn(&mut Spec));
 
 /// Every key of a service, with a change of it.
@@ -55,6 +59,7 @@ const TABLE: &[Row] = &[
     ("depends_on", How::Settings, |s| {
         s.depends_on.push(crate::types::Dependency::started("db".parse().unwrap()))
     }),
+    ("schedule", How::NewGeneration, |s| s.schedule = Some(nightly("03:00"))),
     ("restart", How::Settings, |s| s.restart = RestartPolicy::No),
     ("stop_grace_period", How::Supervisor, |s| s.stop_grace_period *= 2),
     ("mem_limit", How::Limits, |s| s.mem_limit = Some(crate::types::ByteSize(1 << 30))),
@@ -121,6 +126,20 @@ fn every_key_is_decided() {
     for key in keys.filter_map(|rest| rest.split('"').next()).filter(|key| !key.contains(['\n', ' '])) {
         assert!(named.contains(key), "{key} is not in the table of this test");
     }
+}
+
+#[test]
+fn another_time_is_no_other_container_and_another_word_of_the_program_is() {
+    let (mut before, mut after) = (spec(), spec());
+    before.schedule = Some(nightly("03:00"));
+    after.schedule = Some(nightly("04:00"));
+    assert_eq!(between(&before, &after)[0].how, How::Settings);
+    // What the program is told when it starts.
+    before = spec();
+    before.healthcheck = Some(HealthCheck::new(Probe::Tcp { port: 80 }));
+    after = before.clone();
+    after.healthcheck = Some(HealthCheck::new(Probe::Notify));
+    assert_eq!(between(&before, &after)[0].how, How::NewGeneration);
 }
 
 #[test]

@@ -9,7 +9,7 @@
 //! Everything is found again by name; nothing is remembered. Traffic rules are `engine::traffic`'s.
 
 pub mod ipv6;
-mod links;
+pub(crate) mod links;
 pub mod names;
 pub mod namespace;
 mod sysctl;

@@ -9,7 +9,7 @@ use nix::sys::signal::{SigSet, Signal};
 
 use super::super::cgroup::Cgroups;
 use super::super::launch::Launch;
-use super::super::record::PidFd;
+use super::super::record::{self, PidFd};
 
 /// Little: the thread waits, and sends two signals.
 const STACK: usize = 128 << 10;
@@ -30,10 +30,13 @@ pub(super) fn hold() -> io::Result<()> {
 pub(super) fn watch(launch: &Launch, container: PidFd) -> io::Result<()> {
     let (id, instance) = (launch.id.clone(), launch.layout.instance.clone());
     let (signal, grace) = (launch.stop_signal, launch.grace);
+    let run = launch.layout.run(&launch.id);
     let wait = move || {
         if told().wait().is_err() {
             return;
         }
+        // What a later commit has changed in place counts.
+        let grace = record::read::<Launch>(&run.launch()).map_or(grace, |now| now.grace);
         let _ = container.signal(signal);
         if !container.wait(grace).unwrap_or(false) {
             let _ = container.signal(nix::libc::SIGKILL);

@@ -59,7 +59,14 @@ impl Login {
     /// As a profile has it; `None` = it has none.
     pub fn of(profile: &Profile) -> Result<Option<Self>, PullError> {
         let Some((account, role)) = profile.get("sso_account_id").zip(profile.get("sso_role_name")) else {
-            return Ok(None);
+            // Half of it would let another identity take its place.
+            let begun = ["sso_session", "sso_account_id", "sso_role_name"];
+            return match begun.iter().find(|key| profile.get(key).is_some()) {
+                Some(key) => {
+                    Err(auth(format!("{profile}: `{key}` takes sso_account_id and sso_role_name beside it")))
+                }
+                None => Ok(None),
+            };
         };
         let session = match profile.get("sso_session") {
             Some(name) => settings::sso_session(name)?,
