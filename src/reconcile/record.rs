@@ -149,7 +149,7 @@ pub enum Down {
     /// It was stopped for a candidate, or somebody wants it back: it is started whatever its policy says.
     Wanted,
     /// It was stopped for a candidate that did not make it, and may not come back by itself: see
-    /// [`super::irreversible`].
+    /// `reconcile::irreversible`.
     Barred,
 }
 
