@@ -40,6 +40,7 @@ pub fn settled(host: &Host, before: &Serving, commit: &str, done: &[Done]) -> St
         mine.map(|receipt| format!("{} {}", receipt["result"], receipt["reason"]).replace('"', "")).collect()
     };
     let killed = done.iter().any(|(_, name, hit)| *name == "green" && *hit != Hit::Missed);
+    let shot = done.iter().any(|(_, name, hit)| *name == "shim" && *hit != Hit::Missed);
     let mut ends = Vec::new();
     for each in &commits {
         let receipts = of(each);
@@ -54,6 +55,8 @@ pub fn settled(host: &Host, before: &Serving, commit: &str, done: &[Done]) -> St
             "never begun" | "failed superseded" => each != newest,
             // Killed before or after the switch.
             "failed exited" | "rolled-back exited" => killed,
+            // Its shim was killed while it made the container.
+            "failed start-failed" => shot,
             _ => false,
         };
         assert!(explained, "{each} ended in {end}, after {done:?}\n{}", lab.agent_log());
