@@ -98,6 +98,9 @@ fn a_damaged_content_is_told_and_mended_by_a_restart() {
     });
     lab.kill_agent();
     lab.start_agent();
+    lab.wait_agent();
+    // On a busy machine the tries before this were many, and the next one is far.
+    lab.run(&["sync"]);
     wait_for("the service", || get(port, "/").is_ok().then_some(()));
     assert_eq!(seen(&lab), "whole\n\n");
 }
