@@ -20,7 +20,7 @@ use dice::Dice;
 use faults::Fault;
 use host::Host;
 
-/// For every change before it is merged: every kind of fault, most of them before the switch.
+/// For `make test-all`: every kind of fault, most of them before the switch.
 const SWAPS: u64 = 8;
 const SEED: u64 = 2397;
 /// No other swap is begun after this, where their number was not asked for.
@@ -31,6 +31,7 @@ fn number(name: &str, default: u64) -> u64 {
 }
 
 #[test]
+#[ignore = "what happens when depends on the machine: scripts/chaos, make test-all"]
 fn swaps_in_chaos_lose_no_request() {
     let (seed, swaps) = (number("GITOPSD_CHAOS_SEED", SEED), number("GITOPSD_CHAOS_SWAPS", SWAPS));
     println!("chaos: seed {seed}, {swaps} swaps");
