@@ -1,6 +1,6 @@
 //! The config files of any revision of a git repository on disk: for `gitopsd plan`, which believes its own user.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::{GitError, library};
 use crate::config::repo::{MAX_FILE_BYTES, RepoFiles};
@@ -18,13 +18,10 @@ pub fn files_at(dir: &Path, revision: &str) -> Result<RepoFiles, GitError> {
     let looking = || failed(format!("look for revision {revision}"));
     let found = repository.revparse_single(revision).map_err(looking())?;
     let root = found.peel_to_tree().map_err(looking())?;
-    let inside = repository.workdir().and_then(|top| {
-        let (top, dir) = (top.canonicalize().ok()?, dir.canonicalize().ok()?);
-        Some(dir.strip_prefix(top).ok()?.to_owned())
-    });
-    let base = match inside.filter(|path| !path.as_os_str().is_empty()) {
-        None => root,
-        Some(path) => root
+    let path = folder(&repository, dir);
+    let base = match path.as_os_str().is_empty() {
+        true => root,
+        false => root
             .get_path(&path)
             .and_then(|entry| repository.find_tree(entry.id()))
             .map_err(failed(format!("look for {} at {revision}", path.display())))?,
@@ -76,6 +73,15 @@ pub fn files_at(dir: &Path, revision: &str) -> Result<RepoFiles, GitError> {
         }
     }
     Ok(files)
+}
+
+/// The folder of a repository that `dir` is, from its top.
+pub(super) fn folder(repository: &git2::Repository, dir: &Path) -> PathBuf {
+    let inside = repository.workdir().and_then(|top| {
+        let (top, dir) = (top.canonicalize().ok()?, dir.canonicalize().ok()?);
+        Some(dir.strip_prefix(top).ok()?.to_owned())
+    });
+    inside.unwrap_or_default()
 }
 
 /// Executable or not: git-fast-import(1).

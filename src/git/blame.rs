@@ -50,10 +50,6 @@ impl LocalClone {
 
     /// The folder of the repository that `dir` is.
     pub fn folder(&self, dir: &Path) -> std::path::PathBuf {
-        let inside = self.repository.workdir().and_then(|top| {
-            let (top, dir) = (top.canonicalize().ok()?, dir.canonicalize().ok()?);
-            Some(dir.strip_prefix(top).ok()?.to_owned())
-        });
-        inside.unwrap_or_default()
+        super::at::folder(&self.repository, dir)
     }
 }

@@ -16,6 +16,7 @@ mod hostkey;
 mod library;
 mod local;
 mod notes;
+mod patterns;
 mod publish;
 mod remote;
 mod signature;

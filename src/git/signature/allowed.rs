@@ -13,6 +13,7 @@ use super::Signer;
 use super::key::PublicKey;
 use super::sshsig::Shown;
 use super::wire::decode;
+use crate::git::patterns::covers;
 use crate::types::Timestamp;
 
 /// Those who may sign, and those who may not any more.
@@ -103,13 +104,13 @@ impl AllowedSigners {
                         continue;
                     }
                     let mut own = certificate.principals.iter();
-                    own.find(|principal| matches(&line.principals, principal)).cloned()
+                    own.find(|principal| covers(&line.principals, principal)).cloned()
                 }
                 _ => None,
             };
             let Some(principal) = principal else { continue };
             let number = line.number;
-            if line.namespaces.as_deref().is_some_and(|spaces| !matches(spaces, namespace)) {
+            if line.namespaces.as_deref().is_some_and(|spaces| !covers(spaces, namespace)) {
                 why = format!("{fingerprint} may not sign commits (line {number}: namespaces)");
             } else if line.after.is_some_and(|after| time < after) {
                 why = format!("{fingerprint} may not sign yet at {time} (line {number}: valid-after)");
@@ -216,33 +217,6 @@ fn time(text: &str) -> Result<Timestamp, String> {
     Ok(moment.to_zoned(zone).map_err(|_| bad())?.timestamp())
 }
 
-/// A list of patterns with `*` and `?`; one with `!` before it forbids.
-///
-/// Source: ssh_config(5), "PATTERNS".
-fn matches(list: &str, text: &str) -> bool {
-    let mut allowed = false;
-    for pattern in list.split(',') {
-        match pattern.strip_prefix('!') {
-            Some(pattern) if like(pattern.as_bytes(), text.as_bytes()) => return false,
-            Some(_) => {}
-            None => allowed |= like(pattern.as_bytes(), text.as_bytes()),
-        }
-    }
-    allowed
-}
-
-fn like(pattern: &[u8], text: &[u8]) -> bool {
-    match (pattern.split_first(), text.split_first()) {
-        (None, None) => true,
-        (Some((b'*', rest)), _) => {
-            like(rest, text) || text.split_first().is_some_and(|(_, text)| like(pattern, text))
-        }
-        (Some((b'?', rest)), Some((_, text))) => like(rest, text),
-        (Some((a, rest)), Some((b, text))) if a == b => like(rest, text),
-        _ => false,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -260,7 +234,7 @@ mod tests {
             ("!git", "file", false),
             ("", "git", false),
         ] {
-            assert_eq!(matches(list, text), wanted, "{list} {text}");
+            assert_eq!(covers(list, text), wanted, "{list} {text}");
         }
     }
 

@@ -2,12 +2,11 @@
 //!
 //! Sources: RFC 4253 section 6.6, RFC 5656, RFC 8332, RFC 8709; PROTOCOL.u2f for keys in hardware.
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD_NO_PAD;
 use ring::signature::{self, RsaPublicKeyComponents, UnparsedPublicKey};
 use sha2::{Digest as _, Sha256};
 
 use super::wire::Reader;
+use crate::git::hostkey::fingerprint;
 
 /// Fewest bits of an RSA key.
 const RSA_BITS: usize = 2048;
@@ -53,7 +52,7 @@ impl PublicKey {
 
     /// `SHA256:…`, as ssh-keygen shows it.
     pub fn fingerprint(&self) -> String {
-        format!("SHA256:{}", STANDARD_NO_PAD.encode(Sha256::digest(&self.blob)))
+        fingerprint(&self.blob)
     }
 
     /// Checks a signature blob of the ssh protocol over `message`.
