@@ -53,11 +53,20 @@ impl Unpacked {
     }
 }
 
+/// Steps behind whatever serves that a process unpacks: half of the weight for each 3 or so (sched(7)). The block layer
+/// derives its own priority from it (ionice(1)).
+const NICE: i32 = 10;
+
+/// The same, for a layer beside a larger one of its image, which decides when the image is there.
+pub(super) const BEHIND_ANOTHER: i32 = 16;
+
 /// How processes that unpack are started.
 #[derive(Clone)]
 pub(super) struct Workers {
     /// What is executed.
     pub program: PathBuf,
+    /// Steps of nice(2).
+    pub nice: i32,
     /// Told of each, to put it behind what serves.
     pub put_behind: Option<PutBehind>,
 }
@@ -131,6 +140,7 @@ impl LayerWriter {
             product,
             most: MAX_UNPACKED,
             parent: std::process::id(),
+            nice: workers.nice,
         };
         let order = serde_json::to_string(&order).map_err(|error| failed(error.into()))?;
         let mut worker = Command::new(&workers.program)
@@ -233,6 +243,6 @@ impl LayerWriter {
 // This program, also when its package was replaced meanwhile (proc(5), "/proc/pid/exe").
 impl Default for Workers {
     fn default() -> Self {
-        Self { program: PathBuf::from("/proc/self/exe"), put_behind: None }
+        Self { program: PathBuf::from("/proc/self/exe"), nice: NICE, put_behind: None }
     }
 }

@@ -1,14 +1,14 @@
 //! One pull: what is missing, three layers at a time, and one durable end.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{OwnedMutexGuard, Semaphore};
 use tokio::task::JoinSet;
 
-use super::layer::{LayerWriter, Unpacked};
+use super::layer::{self, LayerWriter, Unpacked};
 use super::manifest::{self, Descriptor};
 use super::retry::Budget;
 use super::source::Source;
@@ -20,6 +20,10 @@ use crate::types::{Digest, ImageRef, PinnedImage, Reason, RegistryRef, SafeUrl};
 /// Layers at once beside the first of each image, on the whole host: three of one image, as the other engines have it.
 /// An image never waits for another one's layers to be had: one that comes slowly delays nobody.
 const BESIDE_THE_FIRST: usize = 2;
+
+/// Packed bytes after which the disk is given something to do: by what comes, not by the clock, so that a slow network makes
+/// nobody else's writes durable more often than they asked for.
+const FLUSH_EVERY: u64 = 40 << 20;
 
 /// What has happened so far.
 #[derive(Debug, Clone, Copy, Default)]
@@ -305,23 +309,33 @@ async fn fetch_all(
     // The largest first: what is begun last then takes little time by itself.
     let mut largest_first: Vec<_> = missing.iter().collect();
     largest_first.sort_by_key(|(_, descriptor)| Reverse(descriptor.size));
-    let (largest, mut flushing) = (largest_first.first().map(|(diff_id, _)| diff_id), JoinSet::new());
+    let largest = largest_first.first().map(|(diff_id, _)| diff_id);
+    let mut queue = VecDeque::new();
     for (diff_id, descriptor) in largest_first {
-        let packing = manifest::packing(name, descriptor)?;
-        let job = download::Job {
+        queue.push_back(download::Job {
             image: name.to_owned(),
             descriptor: descriptor.clone(),
             diff_id: diff_id.clone(),
-            packing,
+            packing: manifest::packing(name, descriptor)?,
             counter: counter.clone(),
             received: received.clone(),
             budget: budget.clone(),
-        };
-        let (first, slots) = (first.clone(), registry.underway.slots.clone());
-        let (source, store) = (source.clone(), registry.store.clone());
-        let (workers, present, places) = (registry.workers.clone(), present.clone(), places.clone());
+        });
+    }
+    // Tasks come to their slots in no order: each takes what is next only there.
+    let queue = Arc::new(Mutex::new(queue));
+    for _ in missing {
+        let (first, slots, queue) = (first.clone(), registry.underway.slots.clone(), queue.clone());
+        let (source, store, largest) = (source.clone(), registry.store.clone(), largest.cloned());
+        let (mut workers, present, places) = (registry.workers.clone(), present.clone(), places.clone());
         tasks.spawn(async move {
             let _slot = tokio::select! { slot = first.acquire() => slot, slot = slots.acquire() => slot };
+            let next = queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+            // There are as many as tasks.
+            let Some(job) = next else { return Ok(None) };
+            if Some(&job.diff_id) != largest.as_ref() {
+                workers.nice = layer::BEHIND_ANOTHER;
+            }
             let layer = format!("layer {} of {}", job.descriptor.digest, job.image);
             let start = || {
                 let (layer, present) = (layer.clone(), present.clone());
@@ -330,14 +344,15 @@ async fn fetch_all(
                 Ok(to)
             };
             let unpacked = download::fetch(&source, &job, start).await?;
-            Ok((job.diff_id, unpacked))
+            Ok(Some((job.diff_id, unpacked)))
         });
     }
-    drop((counter, present));
+    drop((counter, present, queue));
     // Sizes are whatever a manifest says.
     seen.total = missing.iter().fold(0u64, |total, (_, layer)| total.saturating_add(layer.size));
     let mut ticks = tokio::time::interval(space::LOOK_EVERY);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let (mut flushing, mut flushed) = (JoinSet::new(), 0);
     loop {
         tokio::select! {
             _ = ticks.tick(), if !tasks.is_empty() && trouble.is_none() => {
@@ -349,13 +364,17 @@ async fn fetch_all(
             Some(count) = counts.recv() => {
                 seen.bytes += count;
                 progress(seen);
+                // One at a time: it is done when it is done.
+                while flushing.try_join_next().is_some() {}
+                if seen.bytes - flushed >= FLUSH_EVERY && flushing.is_empty() {
+                    flushed = seen.bytes;
+                    let store = registry.store.clone();
+                    flushing.spawn_blocking(move || store.flush());
+                }
             }
             Some(ended) = tasks.join_next() => match ended {
-                Ok(Ok((diff_id, layer))) => {
-                    if Some(&diff_id) == largest && !tasks.is_empty() {
-                        let store = registry.store.clone();
-                        flushing.spawn_blocking(move || store.flush());
-                    }
+                Ok(Ok(None)) => {}
+                Ok(Ok(Some((diff_id, layer)))) => {
                     finished.insert(diff_id, layer);
                     seen.layers_done += 1;
                     progress(seen);

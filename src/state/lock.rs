@@ -77,6 +77,10 @@ impl InstanceLock {
 /// Source: proc_locks(5).
 pub fn holder(path: &Path) -> Option<u32> {
     let pid: u32 = std::fs::read_to_string(path).ok()?.trim().parse().ok()?;
+    // Nearly always the answer, and reading the kernel's table makes all of the host wait for some milliseconds.
+    if !Path::new(&format!("/proc/{pid}")).exists() {
+        return None;
+    }
     let inode = format!(":{}", std::fs::metadata(path).ok()?.ino());
     let locks = std::fs::read_to_string("/proc/locks").ok()?;
     let is_it = |line: &str| {

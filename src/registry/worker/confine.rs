@@ -27,10 +27,6 @@ const MOST_CPU: u64 = 1800;
 
 const MOST_FILES: u64 = 256;
 
-/// Behind whatever serves: half of the weight for each 3 steps or so (sched(7)). The block layer derives its own
-/// priority from it (ionice(1)).
-const NICE: i32 = 10;
-
 /// Ends this process with the agent, also when the agent is killed.
 pub(super) fn die_with(parent: u32) -> io::Result<()> {
     nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)?;
@@ -42,11 +38,11 @@ pub(super) fn die_with(parent: u32) -> io::Result<()> {
 }
 
 /// Makes `tree` all that there is.
-pub(super) fn enter(tree: &Path, most_written: u64) -> io::Result<()> {
+pub(super) fn enter(tree: &Path, most_written: u64, nice: i32) -> io::Result<()> {
     // No directory and no file gets another mode than its entry says.
     rustix::process::umask(rustix::fs::Mode::empty());
     // Only politeness: no reason to do without the image.
-    let _ = rustix::process::nice(NICE);
+    let _ = rustix::process::nice(nice);
     for (resource, most) in [
         (Resource::RLIMIT_CORE, 0),
         (Resource::RLIMIT_NOFILE, MOST_FILES),

@@ -37,6 +37,8 @@ pub(super) struct Order {
     pub most: u64,
     /// Ends with it.
     pub parent: u32,
+    /// Steps of nice(2) behind it.
+    pub nice: i32,
 }
 
 /// What is made of the bytes.
@@ -136,7 +138,7 @@ fn prepare(order: &Order) -> std::io::Result<(File, OwnedFd, File)> {
     confine::die_with(order.parent)?;
     let input = File::from(std::io::stdin().as_fd().try_clone_to_owned()?);
     let listing = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&order.listing)?;
-    confine::enter(&order.tree, order.most)?;
+    confine::enter(&order.tree, order.most, order.nice)?;
     Ok((input, File::open("/")?.into(), listing))
 }
 

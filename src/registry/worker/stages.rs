@@ -243,7 +243,7 @@ mod tests {
 
     fn order(packing: Packing, most: u64) -> Order {
         let (tree, listing) = ("/nowhere".into(), "/nowhere".into());
-        Order { tree, listing, packing, product: Product::Tree, most, parent: 0 }
+        Order { tree, listing, packing, product: Product::Tree, most, parent: 0, nice: 0 }
     }
 
     /// Runs the stages on a packed tar with one file of `size` zeros.
