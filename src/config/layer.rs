@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::configs::{self, Config, EnvFile, Sources};
 use super::network;
+use super::options::foreign_to_its_users;
 use super::section::Findings;
 use crate::types::{
     ByteSize, Declared, Deploy, HealthCheck, ImageRef, Options, PortMapping, Probe, Protocol, RestartPolicy,
@@ -223,21 +224,9 @@ fn check_environment(findings: &Findings<'_>, environment: &BTreeMap<String, Str
     }
 }
 
-/// Across layers what [`super::options`] looks for in each: a user namespace goes with namespaces of its own alone.
+/// Across layers what [`super::options`] looks for in each, which has been told with its place.
 fn check_users(findings: &Findings<'_>, spec: &Declared) {
-    let options = &spec.options;
-    // What is wrong within one layer has been told with its place.
-    if options.user_namespace != Some(true) || findings.has_errors() {
-        return;
-    }
-    let shared = [
-        ("pid", options.host_pid == Some(true)),
-        ("ipc", options.host_ipc == Some(true)),
-        ("network_mode", spec.network_mode().is_shared()),
-        ("privileged", options.privileged == Some(true)),
-    ];
-    if let Some((key, _)) = shared.iter().find(|(_, asked)| *asked) {
-        let message = format!("`userns_mode`: \"auto\" does not go with the `{key}` of this service");
+    if let Some(message) = foreign_to_its_users(&spec.options).filter(|_| !findings.has_errors()) {
         findings.error(0..0, message, Some("userns_mode = \"host\"".to_owned()));
     }
 }

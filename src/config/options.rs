@@ -10,14 +10,14 @@ use super::network;
 use super::port::absolute;
 use super::section::{Section, Value};
 use crate::types::{
-    Blkio, ByteSize, CAPABILITIES, DeviceMapping, Invalid, LogLimits, Options, Protocol, Tmpfs,
+    Blkio, ByteSize, CAPABILITIES, DeviceMapping, Invalid, LogLimits, NetworkMode, Options, Protocol, Tmpfs,
 };
 
 /// Reads them. The order of reading is that of `docs/config.md`.
 pub(super) fn read(section: &Section<'_, '_>) -> Options {
     let cap = |text: &str| capability(text);
     let flag = |key| section.boolean(key);
-    Options {
+    let mut options = Options {
         group_add: each(section, "group_add", plain),
         hostname: one(section, "hostname", host_name),
         domainname: one(section, "domainname", host_name),
@@ -50,28 +50,26 @@ pub(super) fn read(section: &Section<'_, '_>) -> Options {
         host_ipc: mode(section, "ipc", &[("host", true), ("private", false)]),
         network_mode: network::mode(section),
         networks: network::networks(section),
-        user_namespace: mode(section, "userns_mode", &[("auto", true), ("host", false)])
-            .filter(|_| alone(section)),
+        user_namespace: mode(section, "userns_mode", &[("auto", true), ("host", false)]),
         expose: expose(section),
+    };
+    if let Some(message) = foreign_to_its_users(&options) {
+        section.findings.error(section.key_span("userns_mode"), message, None);
+        options.user_namespace = None;
     }
+    options
 }
 
-/// A user namespace has power over the namespaces that are made with it, and over no others.
-fn alone(section: &Section<'_, '_>) -> bool {
-    let text = |key| section.get(key).and_then(text_of);
-    if text("userns_mode").as_deref() != Some("auto") {
-        return true;
-    }
-    let shared = ["pid", "ipc"].into_iter().find(|key| text(key).as_deref() == Some("host"));
-    let joined = text("network_mode").is_some_and(|mode| mode == "host" || mode.starts_with("service:"));
-    let shared = shared.or(joined.then_some("network_mode"));
-    let mighty = section.get("privileged").and_then(|value| value.get_ref().as_bool()) == Some(true);
-    let other = shared.or(mighty.then_some("privileged"));
-    if let Some(key) = other {
-        let message = format!("`userns_mode`: \"auto\" does not go with the `{key}` of this service");
-        section.findings.error(section.key_span("userns_mode"), message, None);
-    }
-    other.is_none()
+/// What does not go with a user namespace: that has power over the namespaces that are made with it, and over no others.
+pub(super) fn foreign_to_its_users(options: &Options) -> Option<String> {
+    let shared = [
+        ("pid", options.host_pid == Some(true)),
+        ("ipc", options.host_ipc == Some(true)),
+        ("network_mode", options.network_mode.as_ref().is_some_and(NetworkMode::is_shared)),
+        ("privileged", options.privileged == Some(true)),
+    ];
+    let (key, _) = shared.iter().find(|(_, asked)| *asked && options.user_namespace == Some(true))?;
+    Some(format!("`userns_mode`: \"auto\" does not go with the `{key}` of this service"))
 }
 
 /// Keys that say what is so in any case; any other value is refused by name.

@@ -268,7 +268,10 @@ fn abandoning(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Nex
                     return Next::Do(Step::Return { to: Some(incumbent.generation), from: generation });
                 }
             } else if stays(record, incumbent, view.container(incumbent.generation)).is_some() {
-                // It had ended before: there is nobody to wait for.
+                // It had ended before: there is nobody to wait for, and nobody to lead clients to.
+                if routed(view, record, rollout) {
+                    return Next::Do(Step::Return { to: None, from: generation });
+                }
             } else if strategy(rollout) == Strategy::Recreate
                 && view.container(generation).is_some()
                 && view.has_image(incumbent)

@@ -11,13 +11,7 @@ use crate::containers::{self, Rig, wait_for};
 #[test]
 fn containers_outlive_the_agent_and_a_new_one_finds_them() {
     let rig = Rig::new();
-    let mut agent = std::process::Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "crashes::agent_child", "--ignored", "--nocapture"])
-        .env("GITOPSD_TEST_DIR", rig.dir.path())
-        .env("GITOPSD_TEST_INSTANCE", &rig.instance)
-        .stdout(std::process::Stdio::null())
-        .spawn()
-        .unwrap();
+    let mut agent = an_agent(&rig);
     let id: InstanceId = "shop.1".parse().unwrap();
     rig.wait_log(&id, "tick 3");
     agent.kill().unwrap();
@@ -38,13 +32,7 @@ fn an_agent_killed_in_the_middle_of_a_start_is_followed_by_one_that_finishes_it(
     let id: InstanceId = "shop.1".parse().unwrap();
     let request = containers::script_request(rig.dir.path(), "shop.1", AGENT_SCRIPT);
     for delay in [5, 15, 25, 30, 35, 40, 45, 50, 60] {
-        let mut agent = std::process::Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "crashes::agent_child", "--ignored", "--nocapture"])
-            .env("GITOPSD_TEST_DIR", rig.dir.path())
-            .env("GITOPSD_TEST_INSTANCE", &rig.instance)
-            .stdout(std::process::Stdio::null())
-            .spawn()
-            .unwrap();
+        let mut agent = an_agent(&rig);
         std::thread::sleep(Duration::from_millis(delay));
         agent.kill().unwrap();
         agent.wait().unwrap();
@@ -66,13 +54,7 @@ fn agent_and_shim_killed_at_once_in_the_middle_of_a_start_hold_up_no_next_start(
     let request = containers::script_request(rig.dir.path(), "shop.1", AGENT_SCRIPT);
     let shim = rig.path("run/containers/shop.1/shim.json");
     for delay in [0, 3, 6, 9, 12, 15, 20, 30] {
-        let mut agent = std::process::Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "crashes::agent_child", "--ignored", "--nocapture"])
-            .env("GITOPSD_TEST_DIR", rig.dir.path())
-            .env("GITOPSD_TEST_INSTANCE", &rig.instance)
-            .stdout(std::process::Stdio::null())
-            .spawn()
-            .unwrap();
+        let mut agent = an_agent(&rig);
         wait_for("a shim", || shim.exists().then_some(()));
         std::thread::sleep(Duration::from_millis(delay));
         agent.kill().unwrap();
@@ -97,6 +79,17 @@ fn agent_and_shim_killed_at_once_in_the_middle_of_a_start_hold_up_no_next_start(
 }
 
 const AGENT_SCRIPT: &str = "trap 'exit 9' TERM; i=0; while :; do i=$((i+1)); echo tick $i; sleep 0.05; done";
+
+/// Another process with an engine of this rig, which starts `shop.1`: see [`agent_child`].
+fn an_agent(rig: &Rig) -> std::process::Child {
+    std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "crashes::agent_child", "--ignored", "--nocapture"])
+        .env("GITOPSD_TEST_DIR", rig.dir.path())
+        .env("GITOPSD_TEST_INSTANCE", &rig.instance)
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap()
+}
 
 #[test]
 #[ignore = "a child of another test"]

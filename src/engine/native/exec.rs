@@ -90,25 +90,34 @@ fn parse(args: &[OsString]) -> Option<(RunFiles, Option<Duration>, Vec<String>)>
     Some((run, (limit > 0).then(|| Duration::from_millis(limit)), command))
 }
 
+/// What it is to say where `launch.json` is missing or broken.
+pub(super) const UNREADABLE: &str = "launch.json cannot be read";
+
 fn run_command(run: &RunFiles, limit: Option<Duration>, command: &[String]) -> Result<Outcome, String> {
     // The hierarchies that the runtime leaves alone: there too the command belongs to the container, not to the agent.
-    if let Some(launch) = super::record::read::<Launch>(&run.launch()) {
-        let _ = Cgroups::detect(&launch.layout.instance).and_then(|cgroups| cgroups.adopt_self(&launch));
+    let launch = super::record::read::<Launch>(&run.launch());
+    if let Some(launch) = &launch {
+        let _ = Cgroups::detect(&launch.layout.instance).and_then(|cgroups| cgroups.adopt_self(launch));
     }
     match limit {
-        Some(limit) => timed(run, limit, command),
+        Some(limit) => timed(run, launch, limit, command),
         None => {
             let session =
                 std::env::var_os(SESSION).map(|text| serde_json::from_slice(text.as_encoded_bytes()));
             let session: Session =
                 session.transpose().map_err(|error| format!("{SESSION}: {error}"))?.unwrap_or_default();
-            exec_session::run(run, command, &session)
+            exec_session::run(run, launch, command, &session)
         }
     }
 }
 
 /// For the agent: with nothing to read, and an end.
-fn timed(run: &RunFiles, limit: Duration, command: &[String]) -> Result<Outcome, String> {
+fn timed(
+    run: &RunFiles,
+    launch: Option<Launch>,
+    limit: Duration,
+    command: &[String],
+) -> Result<Outcome, String> {
     let begun = Instant::now();
     // Blocked before the command exists, so that none gets lost; `Program` unblocks them for the command.
     let mut forwarded = SigSet::empty();
@@ -119,7 +128,7 @@ fn timed(run: &RunFiles, limit: Duration, command: &[String]) -> Result<Outcome,
     let signals = SignalFd::with_flags(&forwarded, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
         .map_err(|error| format!("signals: {error}"))?;
 
-    let launch = super::record::read::<Launch>(&run.launch()).ok_or("launch.json cannot be read")?;
+    let launch = launch.ok_or(UNREADABLE)?;
     let process = exec_process::describe(run, &launch, 0, command, &Session::default())?;
     // Ours is the pipe to the agent.
     let null = File::open("/dev/null").map_err(|error| format!("/dev/null: {error}"))?;

@@ -12,6 +12,7 @@ use super::in_root;
 use super::launch::Launch;
 use super::layout::RunFiles;
 use super::user::{self, Identity};
+use super::userns::outside;
 
 /// A process, described.
 #[derive(Debug)]
@@ -41,6 +42,7 @@ pub(super) fn describe(
     let mut process = container_process(run).map_err(failed)?;
     process["args"] = command.into();
     process["terminal"] = session.tty.into();
+    let mut env = Vec::new();
     if session.user.is_some() || session.workdir.is_some() {
         let root = File::open(format!("/proc/{init}/root"))
             .map_err(|error| format!("{}: its root cannot be opened: {error}", launch.id))?;
@@ -48,8 +50,7 @@ pub(super) fn describe(
             let groups = launch.options.group_add.as_deref().unwrap_or_default();
             let Identity { uid, gid, groups, home } = user::look_up(&root, user, groups)?;
             if !launch.env.iter().any(|entry| entry.starts_with("HOME=")) {
-                let own = process["env"].as_array().into_iter().flatten().filter_map(|entry| entry.as_str());
-                process["env"] = merged(own, &[format!("HOME={home}")]).into();
+                env.push(format!("HOME={home}"));
             }
             process["user"]["uid"] = uid.into();
             process["user"]["gid"] = gid.into();
@@ -60,9 +61,10 @@ pub(super) fn describe(
             process["cwd"] = dir.to_string_lossy().into();
         }
     }
-    if !session.env.is_empty() {
+    env.extend_from_slice(&session.env);
+    if !env.is_empty() {
         let own = process["env"].as_array().into_iter().flatten().filter_map(|entry| entry.as_str());
-        process["env"] = merged(own, &session.env).into();
+        process["env"] = merged(own, &env).into();
     }
     // The agent of today may be allowed fewer open files than the one that started the container.
     let hard = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum.unwrap_or(u64::MAX);
@@ -75,7 +77,7 @@ pub(super) fn describe(
         }
     }
     let id = |name: &str| process["user"][name].as_u64().and_then(|id| u32::try_from(id).ok()).unwrap_or(0);
-    let outside = |id: u32| launch.first_id.map_or(id, |first| first.saturating_add(id));
+    let outside = |id: u32| launch.first_id.map_or(id, |first| outside(first, id));
     let (uid, gid) = (outside(id("uid")), outside(id("gid")));
     Ok(Process { oci: process, uid, gid })
 }

@@ -15,14 +15,14 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::pipe2;
 use serde::{Deserialize, Serialize};
 
-use super::exec::{Outcome, Streams, group_of, reap, start};
+use super::exec::{Outcome, Streams, UNREADABLE, group_of, reap, start};
 use super::exec_flow::Flow;
 use super::exec_process::{self, Process};
 use super::exec_terminal::{Console, Terminal};
 use super::launch::Launch;
 use super::layout::RunFiles;
 use super::observe::running;
-use super::record::{self, PidFd, boot_id};
+use super::record::{PidFd, boot_id};
 
 /// Passed on to the command.
 const FORWARDED: [Signal; 6] =
@@ -51,11 +51,16 @@ pub struct Session {
 }
 
 /// Runs the command and stays until it has ended.
-pub(super) fn run(run: &RunFiles, command: &[String], session: &Session) -> Result<Outcome, String> {
+pub(super) fn run(
+    run: &RunFiles,
+    launch: Option<Launch>,
+    command: &[String],
+    session: &Session,
+) -> Result<Outcome, String> {
     let failed = |what: &str, error: io::Error| format!("{what}: {error}");
     let boot = boot_id().map_err(|e| failed("the boot id", e))?;
     let (record, init) = running(run, &boot).ok_or("the container does not run any more")?;
-    let launch = record::read::<Launch>(&run.launch()).ok_or("launch.json cannot be read")?;
+    let launch = launch.ok_or(UNREADABLE)?;
     let process = exec_process::describe(run, &launch, record.init.pid, command, session)?;
     let signals = block_signals().map_err(|e| failed("signals", e))?;
 

@@ -14,6 +14,11 @@ use crate::types::{InstanceId, Reason};
 /// Users of one container: as many as names of users in images have numbers.
 pub(super) const EACH: u32 = 65536;
 
+/// The host's number of a user or group of a container whose root is `first`.
+pub(super) fn outside(first: u32, id: u32) -> u32 {
+    first.saturating_add(id.min(EACH - 1))
+}
+
 /// Hands them out.
 #[derive(Debug, Default)]
 pub(super) struct Ids {

@@ -9,7 +9,7 @@ use gitopsd::reconcile::record::{Cause, Down, ServiceRecord, Spec};
 use gitopsd::reconcile::step::{Next, Plan, Step};
 use gitopsd::types::{CommitId, ContainerState, Generation, InstanceId, ServiceName, Strategy, VolumeMount};
 
-use super::Host;
+use super::{Container, Host};
 
 /// What the checks remember of the whole story.
 #[derive(Clone, Default)]
@@ -178,7 +178,14 @@ impl Host {
             let local = self.images.contains(&from.digest);
             // A start that a crash cut short is tried again after its pause.
             let pausing = !up && self.incumbent(name).is_some_and(|incumbent| incumbent.restarts > 0);
-            let serves = !steady || !local || pausing || (up && served);
+            // It has ended by itself too, and its policy leaves it so.
+            let ended = self.incumbent(name).is_some_and(|incumbent| match self.containers.get(&id) {
+                Some(Container { state: ContainerState::Exited(exit), .. }) => {
+                    !incumbent.spec.restart.restarts(exit, incumbent.ends)
+                }
+                _ => incumbent.down == Some(Down::Ended),
+            });
+            let serves = !steady || !local || pausing || ended || (up && served);
             self.demand(serves, "a failed deploy leaves the old version serving", name);
         }
     }

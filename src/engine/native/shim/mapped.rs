@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use super::super::in_root;
 use super::super::launch::Launch;
-use super::super::userns::EACH;
+use super::super::userns::outside;
 use super::idmap::{UserNamespace, in_network, place};
 use super::rootfs;
 
@@ -75,7 +75,7 @@ impl Mapped {
 
     /// The host's number of a user or group of the container.
     pub fn outside(&self, id: u32) -> u32 {
-        self.users.first.saturating_add(id.min(EACH - 1))
+        outside(self.users.first, id)
     }
 
     /// Makes the container from inside its network.
@@ -127,8 +127,7 @@ fn mount_root(
     names.reverse();
     if let Some(top) = layers.last() {
         let (model, upper) = (fs::metadata(top)?, writable.join("upper"));
-        let outside = |id: u32| users.first.saturating_add(id.min(EACH - 1));
-        chown(&upper, Some(outside(model.uid())), Some(outside(model.gid())))?;
+        chown(&upper, Some(outside(users.first, model.uid())), Some(outside(users.first, model.gid())))?;
         fs::set_permissions(&upper, Permissions::from_mode(model.mode() & 0o7777))?;
     }
     std::env::set_current_dir(place)?;
