@@ -139,6 +139,14 @@ impl Agent {
             | Step::Report(_)
             | Step::Note(..)
             | Step::Release => return Ok(Way::AtOnce(Outcome::Done)),
+            Step::Canary(generation) => {
+                let record = self.live(service, *generation)?.0;
+                let Some(incumbent) = &record.incumbent else {
+                    let message = format!("{service} has no generation to share traffic with");
+                    return Err(Refusal::new(Reason::Internal, message));
+                };
+                return at_once(traffic.point(&route_for(service, record, incumbent)));
+            }
             Step::Switch(generation) | Step::Route(generation) => {
                 let (record, deployed) = self.live(service, *generation)?;
                 return at_once(traffic.point(&route_for(service, record, deployed)));
@@ -248,6 +256,8 @@ impl Agent {
             })
             .collect();
         used.extend(self.seen.routes.values().flat_map(|route| [route.address, route.service_address]));
+        let branches = self.seen.routes.values().filter_map(|route| route.canary.as_ref());
+        used.extend(branches.map(|branch| branch.address));
         let known = self.journal.records.get(service).map(|record| record.service_address);
         let service = known.or_else(|| self.pool.service(&used))?;
         let (generation, joined) = match spec.network_mode() {

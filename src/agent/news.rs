@@ -1,12 +1,13 @@
 //! From a step that was carried out to the message about it.
 
+use crate::reconcile::canary;
 use crate::reconcile::receipt::{ReceiptResult, Transition};
 use crate::reconcile::record::{Cause, Deployed, ServiceRecord};
 use crate::reconcile::step::Step;
 use crate::reconcile::transition::Outcome;
 use crate::report::Message;
 use crate::report::message::Kind;
-use crate::types::{ByteSize, ServiceName};
+use crate::types::{ByteSize, ServiceName, format_duration};
 
 /// What is said about a step, given the record before it and the receipt it earned; `None` = nothing new.
 pub fn of(
@@ -63,6 +64,23 @@ pub fn of(
         (Step::Start(generation), _) => {
             let text = format!("{service}: generation {generation} was not running and is started again");
             with(say(Kind::Restarted, text), named(before, step))
+        }
+        (Step::Canary(generation), _) => {
+            let canary = rollout.and_then(canary::progress)?.0;
+            if rollout.is_some_and(|rollout| rollout.canary_since.is_some()) {
+                let text = format!(
+                    "{service}: the route with {} for generation {generation} was put right",
+                    canary.share
+                );
+                with(say(Kind::RouteRestored, text), candidate)
+            } else {
+                let time = format_duration(canary.time);
+                let text = format!(
+                    "{service}: {} of new connections go to generation {generation}, for {time}",
+                    canary.share
+                );
+                with(say(Kind::CanaryBegun, text), candidate)
+            }
         }
         (Step::Switch(generation), _) => {
             let text = format!("{service}: new connections go to generation {generation}");
@@ -131,12 +149,15 @@ fn ended(service: &ServiceName, before: Option<&ServiceRecord>, receipt: &Transi
 /// The generation that a step is about.
 fn named<'a>(record: Option<&'a ServiceRecord>, step: &Step) -> Option<&'a Deployed> {
     match step {
-        Step::Pull(g) | Step::Prepare(g) | Step::Stop(g) | Step::Start(g) | Step::Switch(g) => {
+        Step::Pull(g) | Step::Prepare(g) | Step::Stop(g) | Step::Start(g) | Step::Canary(g) => {
             record?.live(*g)
         }
-        Step::Promote(g) | Step::Discard(g) | Step::Retire(g) | Step::Route(g) | Step::Note(g, _) => {
-            record?.live(*g)
-        }
+        Step::Switch(g)
+        | Step::Promote(g)
+        | Step::Discard(g)
+        | Step::Retire(g)
+        | Step::Route(g)
+        | Step::Note(g, _) => record?.live(*g),
         _ => None,
     }
 }

@@ -45,6 +45,7 @@ impl Agent {
             containers: containers.into_iter().map(|seen| (seen.id, seen.state)).collect(),
             routes,
             health: self.probes.histories(),
+            oom_kills: self.oom_kills.clone(),
             pulling: self.effects.pulling(),
             busy: self.effects.busy(),
             pauses: self.effects.pauses(now),

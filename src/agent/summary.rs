@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::{Agent, clock};
+use crate::reconcile::canary;
 use crate::reconcile::health::{EffectiveCheck, Verdict, judge};
 use crate::reconcile::later;
 use crate::reconcile::record::{Deployed, Phase, Rollout, ServiceRecord};
@@ -156,6 +157,8 @@ impl Agent {
                 image: rollout.to.spec.image.reference.clone(),
                 started_at: rollout.started_at,
                 times_out_at: self.times_out_at(name, rollout),
+                share: canary::progress(rollout).map(|(canary, _)| canary.share),
+                switches_at: canary::progress(rollout).and_then(|(_, at)| at),
                 progress: None,
             }),
             doing,

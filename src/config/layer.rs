@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::Duration;
 
+use super::canary::{self, CanaryLayer};
 use super::configs::{self, Config, EnvFile, Sources};
 use super::network;
 use super::options::foreign_to_its_users;
@@ -71,6 +72,7 @@ pub(super) struct DeployLayer {
     pub bake: Option<Duration>,
     pub timeout: Option<Duration>,
     pub pre: Option<Vec<String>>,
+    pub canary: CanaryLayer,
 }
 
 impl Layer {
@@ -116,6 +118,7 @@ impl Layer {
                 bake: over.deploy.bake.or(self.deploy.bake),
                 timeout: over.deploy.timeout.or(self.deploy.timeout),
                 pre: over.deploy.pre.clone().or_else(|| self.deploy.pre.clone()),
+                canary: self.deploy.canary.under(&over.deploy.canary),
             },
             names_image: over.names_image || self.names_image,
             network_span: over.network_span.clone().or_else(|| self.network_span.clone()),
@@ -166,6 +169,7 @@ impl Layer {
             bake: self.deploy.bake.unwrap_or(default.bake),
             timeout: self.deploy.timeout.unwrap_or(default.timeout),
             pre: self.deploy.pre.unwrap_or_default(),
+            canary: self.deploy.canary.settled(),
         };
         spec.fallback = self.fallback.unwrap_or_default();
         spec.entrypoint = self.entrypoint;
@@ -192,6 +196,7 @@ impl Layer {
             spec.options.tmpfs.get_or_insert_default().extend(memory);
         }
         check_targets(findings, &spec);
+        canary::check(findings, &spec);
         Some(spec)
     }
 

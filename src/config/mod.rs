@@ -4,6 +4,7 @@
 //! built-in defaults, `[defaults]` of the repo, the service's file, the host's overrides.
 
 pub mod agent;
+mod canary;
 mod configs;
 mod diagnostic;
 mod engine;

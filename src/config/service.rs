@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use toml::de::DeValue;
 
+use super::canary;
 use super::configs;
 use super::layer::{DeployLayer, HealthLayer, Layer, ProbeLayer};
 use super::options;
@@ -345,8 +346,9 @@ fn deploy(section: &Section<'_, '_>) -> DeployLayer {
         bake: section.duration("bake"),
         timeout: section.duration("timeout"),
         pre: command(section, "pre"),
+        canary: canary::read(section),
     };
-    for key in ["post", "window", "canary", "canary_time", "reversible", "drain_signal", "min_healthy_time"] {
+    for key in ["post", "window", "reversible", "drain_signal", "min_healthy_time"] {
         section.unsupported(key, "see CHANGELOG.md for what is planned");
     }
     section.finish(|_| None);

@@ -7,6 +7,7 @@
 //! Reading order: [`record`] (what is remembered), [`world`] (what is told), [`step`] (what is answered), [`next`] (the
 //! decision), [`rolling`] (the same for a candidate under way), [`transition`] (what a step does to the memory).
 
+pub mod canary;
 pub mod health;
 pub mod joined;
 pub mod limits;

@@ -81,6 +81,7 @@ pub(super) fn told(name: &ServiceName, incumbent: &mut Deployed, now: Timestamp)
         pulled_bytes: 0,
         pull_seconds: 0.0,
         healthy_seconds: None,
+        canary_at: None,
         switched_at: None,
         exit: None,
     })

@@ -9,7 +9,7 @@ use super::step::{Next, Step};
 use super::transition::LONGEST_RETRY;
 use super::view::View;
 use super::world::DesiredService;
-use super::{joined, later, pending, repair};
+use super::{canary, joined, later, pending, repair};
 use crate::types::{ContainerState, Reason, Refusal, Strategy};
 
 /// What a rollout does next.
@@ -48,6 +48,7 @@ pub(super) fn next(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -
         },
         Phase::Starting => starting(view, record, rollout),
         Phase::Proving | Phase::Switching => proving(view, record, rollout),
+        Phase::Canary => canary::next(view, record, rollout),
         Phase::Baking => baking(view, record, rollout),
         Phase::Abandoning => abandoning(view, record, rollout),
     }
@@ -58,7 +59,9 @@ pub(super) fn next(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -
 pub(super) fn incumbent_serves(rollout: &Rollout) -> bool {
     match rollout.phase {
         Phase::Pulling | Phase::Preparing => true,
-        Phase::Starting | Phase::Proving | Phase::Switching => strategy(rollout) == Strategy::BlueGreen,
+        Phase::Starting | Phase::Proving | Phase::Canary | Phase::Switching => {
+            strategy(rollout) == Strategy::BlueGreen
+        }
         Phase::Yielding | Phase::Baking | Phase::Abandoning => false,
     }
 }
@@ -116,7 +119,7 @@ fn pulling(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next {
 }
 
 /// The pause after an effect that may be tried again.
-fn paused(view: &View<'_>, rollout: &Rollout) -> Option<Next> {
+pub(super) fn paused(view: &View<'_>, rollout: &Rollout) -> Option<Next> {
     let at = rollout.retry_at.filter(|at| pending(view.now, *at, LONGEST_RETRY))?;
     let trouble = rollout.trouble.clone()?;
     Some(Next::Held { refusal: trouble, until: Some(at) })
@@ -182,6 +185,9 @@ fn proving(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next {
     match view.verdict(&rollout.to) {
         Some(Verdict::Healthy) => match keeps_port(view, rollout) {
             Some(refusal) => Next::Do(Step::Fail(refusal)),
+            None if rollout.phase == Phase::Proving && canary::is_due(view, record, rollout) => {
+                Next::Do(Step::Canary(generation))
+            }
             None => paused(view, rollout).unwrap_or(Next::Do(Step::Switch(generation))),
         },
         Some(Verdict::Unhealthy(why)) => {
@@ -222,9 +228,10 @@ fn keeps_port(view: &View<'_>, rollout: &Rollout) -> Option<Refusal> {
     taken.filter(|_| rollout.phase == Phase::Switching && over).cloned()
 }
 
-fn baking(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next {
+/// What is wrong with a candidate that has traffic.
+pub(super) fn sick(view: &View<'_>, rollout: &Rollout) -> Option<(Reason, String)> {
     let generation = rollout.to.generation;
-    let sick = match view.container(generation) {
+    match view.container(generation) {
         Some(ContainerState::Running { .. }) => match view.verdict(&rollout.to) {
             Some(Verdict::Unhealthy(why)) => {
                 Some((Reason::Unhealthy, format!("generation {generation} failed its health check: {why}")))
@@ -235,10 +242,17 @@ fn baking(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next {
         Some(ContainerState::Exited(exit)) => {
             Some((Reason::Exited, format!("generation {generation} {exit}")))
         }
-        // Gone with a reboot: the candidate is started and proved anew while the incumbent serves.
-        Some(ContainerState::Remains) | None => return Next::Do(Step::Advance(Phase::Starting)),
-    };
-    if let (Some((reason, message)), Some(_)) = (sick, &record.incumbent) {
+        Some(ContainerState::Remains) | None => None,
+    }
+}
+
+fn baking(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next {
+    let generation = rollout.to.generation;
+    // Gone with a reboot: the candidate is started and proved anew while the incumbent serves.
+    if matches!(view.container(generation), None | Some(ContainerState::Remains)) {
+        return Next::Do(Step::Advance(Phase::Starting));
+    }
+    if let (Some((reason, message)), Some(_)) = (sick(view, rollout), &record.incumbent) {
         return Next::Do(Step::Fail(Refusal::new(reason, format!("{message} after the switch"))));
     }
     let at_home = |deployed| joined::left_behind(view, deployed).is_none();

@@ -4,6 +4,7 @@
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
+use super::canary;
 use super::later;
 use super::receipt::{ReceiptResult, Side, Transition};
 use super::record::{
@@ -61,6 +62,7 @@ pub struct Addresses {
 pub fn intend(record: &ServiceRecord, step: &Step, end: Option<&Exit>, now: Timestamp) -> ServiceRecord {
     let mut record = record.clone();
     match step {
+        Step::Canary(_) => enter(&mut record, Phase::Canary, now),
         Step::Switch(_) => enter(&mut record, Phase::Switching, now),
         Step::Start(generation) | Step::Pull(generation) => {
             let tells = matches!(step, Step::Start(_)) && !yielded(&record);
@@ -129,6 +131,7 @@ pub fn begin(
         started_at: now,
         phase_since: now,
         candidate_started_at: None,
+        canary_since: None,
         switched_at: None,
         healthy_seconds: None,
         pull: PullCost::default(),
@@ -176,6 +179,7 @@ pub fn conclude(
             let incumbent = record.incumbent.as_mut().filter(|it| it.generation == *generation);
             receipt = incumbent.and_then(|incumbent| told(name, incumbent, now));
         }
+        Step::Canary(_) => canary::begun(&mut record, now),
         Step::Advance(Phase::Baking) | Step::Switch(_) => switched(&mut record, now),
         Step::Advance(phase) => enter(&mut record, *phase, now),
         Step::Promote(_) => receipt = promote(name, &mut record, now),
@@ -236,6 +240,7 @@ fn enter(record: &mut ServiceRecord, phase: Phase, now: Timestamp) {
         }
         if phase == Phase::Starting {
             rollout.candidate_started_at = None;
+            rollout.canary_since = None;
         }
     }
 }
@@ -267,7 +272,9 @@ fn pulled(record: &mut ServiceRecord, generation: Generation, outcome: &Outcome,
 fn trouble(record: &mut ServiceRecord, step: &Step, refusal: &Refusal, retry: bool, now: Timestamp) {
     let Some(rollout) = &mut record.rollout else { return };
     let about_candidate = match step {
-        Step::Pull(g) | Step::Start(g) | Step::Prepare(g) | Step::Switch(g) => *g == rollout.to.generation,
+        Step::Pull(g) | Step::Start(g) | Step::Prepare(g) | Step::Canary(g) | Step::Switch(g) => {
+            *g == rollout.to.generation
+        }
         _ => false,
     };
     // Once it is given up, the reason for that is the one that counts.
@@ -289,11 +296,16 @@ fn switched(record: &mut ServiceRecord, now: Timestamp) {
     if let Some(rollout) = &mut record.rollout {
         // The latest one: after a reboot it is proved, switched to and watched anew.
         rollout.switched_at = Some(now);
-        if rollout.healthy_seconds.is_none() {
-            rollout.healthy_seconds = rollout
-                .candidate_started_at
-                .map(|start| Duration::try_from(now.duration_since(start)).unwrap_or_default().as_secs_f64());
-        }
+        healthy(rollout, now);
+    }
+}
+
+/// Notes how long it took to be healthy: until it first had new connections.
+pub(super) fn healthy(rollout: &mut Rollout, now: Timestamp) {
+    if rollout.healthy_seconds.is_none() {
+        rollout.healthy_seconds = rollout
+            .candidate_started_at
+            .map(|start| Duration::try_from(now.duration_since(start)).unwrap_or_default().as_secs_f64());
     }
 }
 
@@ -318,7 +330,7 @@ fn promote(name: &ServiceName, record: &mut ServiceRecord, now: Timestamp) -> Op
 
 fn give_up(name: &ServiceName, record: &mut ServiceRecord, now: Timestamp) -> Option<Transition> {
     let rollout = record.rollout.take()?;
-    let result = match rollout.switched_at {
+    let result = match rollout.switched_at.or(rollout.canary_since) {
         Some(_) => ReceiptResult::RolledBack,
         None => ReceiptResult::Failed,
     };
@@ -347,6 +359,7 @@ fn removed(name: &ServiceName, record: &ServiceRecord, removing: &Removing, now:
         pulled_bytes: 0,
         pull_seconds: 0.0,
         healthy_seconds: None,
+        canary_at: None,
         switched_at: None,
         exit: None,
     }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::canary;
 use super::health::{EffectiveCheck, Verdict, judge};
 use super::record::{Deployed, Down, ServiceRecord};
 use super::world::{Busy, Desired, DesiredService, Observed};
@@ -55,6 +56,12 @@ impl<'a> View<'a> {
         self.observed.images.contains(&deployed.spec.image.digest)
     }
 
+    /// How often the kernel killed a process in the container of `generation` for want of memory.
+    pub fn oom_kills(&self, generation: Generation) -> u64 {
+        let id = InstanceId::new(self.name, generation);
+        self.observed.oom_kills.get(&id).copied().unwrap_or(0)
+    }
+
     /// The verdict on a container that runs; one that does not run has none.
     pub fn verdict(&self, deployed: &Deployed) -> Option<Verdict> {
         let Some(ContainerState::Running { started_at, .. }) = self.container(deployed.generation) else {
@@ -98,7 +105,7 @@ impl<'a> View<'a> {
     }
 }
 
-/// The route by which `deployed` gets the service's traffic.
+/// The route by which `deployed` gets the service's traffic; for as long as a candidate has a part of it, with that.
 pub(crate) fn route_for(name: &ServiceName, record: &ServiceRecord, deployed: &Deployed) -> Route {
     let mut ports = deployed.spec.ports.clone();
     ports.sort();
@@ -108,5 +115,6 @@ pub(crate) fn route_for(name: &ServiceName, record: &ServiceRecord, deployed: &D
         generation: deployed.generation,
         address: deployed.address,
         ports,
+        canary: canary::branch(record, deployed),
     }
 }

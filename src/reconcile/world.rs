@@ -46,6 +46,8 @@ pub struct Observed {
     pub images: BTreeSet<Digest>,
     /// What the probes have seen of each running container.
     pub health: BTreeMap<InstanceId, ProbeHistory>,
+    /// Of each running container: how often the kernel killed a process in it for want of memory. Without those at 0.
+    pub oom_kills: BTreeMap<InstanceId, u64>,
     /// Images on their way: beside everything else, so that a slow pull keeps nothing else of its service waiting.
     pub pulling: BTreeMap<ServiceName, Busy>,
     /// Other long effects under way beside the loop.

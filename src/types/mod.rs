@@ -4,6 +4,7 @@
 //! passed its validator: there is one per type, and both [`std::str::FromStr`] and serde go through it.
 
 mod archive;
+mod canary;
 mod capability;
 mod commit;
 mod image;
@@ -20,6 +21,7 @@ mod service;
 mod url;
 
 pub use archive::fill_fallback;
+pub use canary::{Branch, Canary, Share, ShareBy, WHOLE, seed};
 pub use capability::{CAPABILITIES, DEFAULT_CAPABILITIES};
 pub use commit::{CommitId, CommitInfo};
 pub use image::{Digest, ImageRef, PinnedImage, RegistryRef};

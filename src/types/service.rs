@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{ByteSize, ConfigFile, ImageRef, NetworkMode, Options, RestartPolicy, ServiceName, VolumeMount};
+use super::{
+    ByteSize, Canary, ConfigFile, ImageRef, NetworkMode, Options, RestartPolicy, ServiceName, VolumeMount,
+};
 
 /// One service as the repo declares it for this host. `I` is [`ImageRef`] as declared and
 /// [`super::PinnedImage`] once its tag has been resolved.
@@ -272,6 +274,9 @@ pub struct Deploy {
     pub timeout: Duration,
     /// One-shot in the new image before it starts; empty = none.
     pub pre: Vec<String>,
+    /// The part of new connections that it gets before it gets all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub canary: Option<Canary>,
 }
 
 impl Default for Deploy {
@@ -282,6 +287,7 @@ impl Default for Deploy {
             bake: Duration::from_secs(60),
             timeout: Duration::from_secs(300),
             pre: Vec::new(),
+            canary: None,
         }
     }
 }

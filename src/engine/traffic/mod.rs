@@ -13,6 +13,7 @@ mod ports;
 mod ruleset;
 mod skeleton;
 mod sockets;
+mod spread;
 pub mod watch;
 
 use std::collections::BTreeMap;
@@ -27,7 +28,7 @@ use nix::libc;
 use super::native::net::names::{Names, Subnet, Subnet6};
 use super::native::net::{namespace, namespace_path};
 use super::{EngineError, Route, Traffic};
-use crate::types::{InstanceId, Membership, PortMapping, Reason, ServiceName};
+use crate::types::{Branch, InstanceId, Membership, PortMapping, Reason, ServiceName};
 use forward::Look;
 use listing::Table;
 use skeleton::{Frame, Sets};
@@ -160,7 +161,7 @@ impl NftTraffic {
     fn check(&self, route: &Route, now: &Table) -> Result<(), EngineError> {
         // Services that have the host's network are reached at the host's own address.
         let of_host = |address| address == self.frame.subnet.gateway() && address == route.address;
-        for address in [route.service_address, route.address] {
+        for address in ruleset::addresses(route).chain([route.service_address]) {
             if !self.frame.subnet.usable(address) && !of_host(address) {
                 return Err(EngineError::plain(
                     Reason::Network,
@@ -209,10 +210,12 @@ impl NftTraffic {
         Ok(published.or_else(|| others::find(&listing, own, ports)))
     }
 
-    /// Makes UDP clients of a generation that has lost its traffic find the new one.
-    fn forget_udp(&self, old: Option<&Route>) {
+    /// Makes UDP clients of a generation that `old` leads to, and `new` does not, find the new one.
+    fn forget_udp(&self, old: Option<&Route>, new: Option<&Route>) {
         let Some(old) = old else { return };
-        for (_, address) in ruleset::hairpins(old.address, self.frame.subnet6) {
+        let stays = |address| new.is_some_and(|new| ruleset::addresses(new).any(|other| other == address));
+        let gone = ruleset::addresses(old).filter(|address| !stays(*address));
+        for (_, address) in gone.flat_map(|address| ruleset::hairpins(address, self.frame.subnet6)) {
             // The switch itself is done; UDP flows follow once their clients have been silent for a while.
             if let Err(error) = conntrack::forget_udp(address) {
                 tracing::warn!(service = %old.service, "cannot move UDP flows away from {address}: {error}");
@@ -300,7 +303,7 @@ impl Traffic for NftTraffic {
         script.push_str(&ruleset::switch(self.table(), self.frame.subnet6, &now, route));
         self.apply(&mut known, &script).map_err(|error| self.failed("change", error))?;
         known.skeleton = true;
-        self.forget_udp(old.filter(|old| old.address != route.address));
+        self.forget_udp(old, Some(route));
         Ok(())
     }
 
@@ -313,7 +316,7 @@ impl Traffic for NftTraffic {
             return Ok(());
         }
         self.apply(&mut known, &script).map_err(|error| self.failed("change", error))?;
-        self.forget_udp(now.routes.get(service));
+        self.forget_udp(now.routes.get(service), None);
         Ok(())
     }
 
@@ -356,12 +359,15 @@ fn new_ports(now: &Table, route: &Route) -> Vec<PortMapping> {
 
 /// Whether two routes lead the same way; the order of ports says nothing.
 fn same(a: &Route, b: &Route) -> bool {
-    let ports = |route: &Route| {
-        let mut ports = route.ports.clone();
+    let sorted = |ports: &[PortMapping]| {
+        let mut ports = ports.to_vec();
         ports.sort();
         ports.dedup();
         ports
     };
+    let branch =
+        |route: &Route| route.canary.clone().map(|branch| Branch { ports: sorted(&branch.ports), ..branch });
     (a.service_address, a.generation, a.address) == (b.service_address, b.generation, b.address)
-        && ports(a) == ports(b)
+        && sorted(&a.ports) == sorted(&b.ports)
+        && branch(a) == branch(b)
 }
