@@ -28,7 +28,15 @@ fn declared(rollout: &Rollout) -> Option<Canary> {
 pub(super) fn is_due(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> bool {
     let serves = record.incumbent.as_ref().is_some_and(|incumbent| view.runs(incumbent.generation));
     let first = rollout.cause == Cause::Commit && rollout.switched_at.is_none();
-    first && serves && declared(rollout).is_some()
+    first
+        && serves
+        && declared(rollout).is_some_and(|canary| left(view, rollout, canary).is_none_or(|it| it.is_some()))
+}
+
+/// When its time with a part is over: `None`, it has not begun; `Some(None)`, that was.
+fn left(view: &View<'_>, rollout: &Rollout, canary: Canary) -> Option<Option<Timestamp>> {
+    let over = later(rollout.canary_since?, canary.time);
+    Some(Some(over).filter(|over| pending(view.now, *over, canary.time)))
 }
 
 /// What a candidate with its part does next.
@@ -50,11 +58,10 @@ pub(super) fn next(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -
         return all();
     }
     let has_part = view.route() == Some(&view.route_for(record, incumbent));
-    let Some(since) = rollout.canary_since.filter(|_| has_part) else {
+    let Some(left) = left(view, rollout, canary).filter(|_| has_part) else {
         return paused(view, rollout).unwrap_or(Next::Do(Step::Canary(generation)));
     };
-    let over = later(since, canary.time);
-    if pending(view.now, over, canary.time) {
+    if let Some(over) = left {
         let share = canary.share;
         let why = format!("generation {generation} has {share} of new connections and is watched");
         return Next::Wait { until: Some(over), why };

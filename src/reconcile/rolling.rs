@@ -185,8 +185,8 @@ fn proving(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next {
     match view.verdict(&rollout.to) {
         Some(Verdict::Healthy) => match keeps_port(view, rollout) {
             Some(refusal) => Next::Do(Step::Fail(refusal)),
-            None if rollout.phase == Phase::Proving && canary::is_due(view, record, rollout) => {
-                Next::Do(Step::Canary(generation))
+            None if canary::is_due(view, record, rollout) => {
+                paused(view, rollout).unwrap_or(Next::Do(Step::Canary(generation)))
             }
             None => paused(view, rollout).unwrap_or(Next::Do(Step::Switch(generation))),
         },

@@ -165,7 +165,18 @@ impl Host {
             pulling: BTreeMap::new(),
             frozen: self.frozen.iter().map(broken).collect(),
             idle_polls: self.idle_polls.clone(),
+            oom_kills: self.oom_kills(),
         }
+    }
+
+    fn oom_kills(&self) -> BTreeMap<InstanceId, u64> {
+        let hit = self.containers.iter().filter(|(_, c)| self.starves_at(c).is_some_and(|at| at <= self.now));
+        hit.map(|(id, _)| (id.clone(), 1)).collect()
+    }
+
+    fn starves_at(&self, container: &Container) -> Option<Timestamp> {
+        let ContainerState::Running { started_at, .. } = container.state else { return None };
+        self.behaviour_of(&container.tag).starves_after.map(|after| later(started_at, after))
     }
 
     /// The records that can be read.
@@ -229,6 +240,7 @@ impl Host {
         let mut times: Vec<Timestamp> = Vec::new();
         for container in self.containers.values() {
             times.extend(self.exit_at(container));
+            times.extend(self.starves_at(container));
         }
         if self.agent_up {
             times.extend(self.busy.values().map(|effect| effect.ends_at));
@@ -248,7 +260,7 @@ impl Host {
         let mut due = Vec::new();
         for (name, record) in &self.records {
             let Some(rollout) = &record.rollout else { continue };
-            if !matches!(rollout.phase, Phase::Proving | Phase::Switching | Phase::Baking) {
+            if !matches!(rollout.phase, Phase::Proving | Phase::Canary | Phase::Switching | Phase::Baking) {
                 continue;
             }
             let id = InstanceId::new(name, rollout.to.generation);
@@ -352,6 +364,7 @@ impl Host {
         self.agent_since = self.now;
         if crash == Crash::Reboot {
             self.routes.clear();
+            self.audit.branches.clear();
             for container in self.containers.values_mut() {
                 container.state = ContainerState::Remains;
             }

@@ -89,6 +89,12 @@ fn settings() -> impl Strategy<Value = &'static str> {
         ",restart=on-failure:2,volume=data",
         ",restart=no,check=none,ports=none",
         ",env=1",
+        ",canary=10%:20s",
+        ",canary=10%:20s,bake=5s,drain=1s",
+        ",canary=50%:2s,bake=0s",
+        ",canary=10%:20s,volume=data",
+        ",canary=10%:5s,check=none",
+        ",canary=10%:5s,restart=no,check=none,ports=none",
     ])
 }
 
@@ -113,6 +119,7 @@ fn event() -> impl Strategy<Value = Event> {
         "healthy=never",
         "sick=3s",
         "sick=30s",
+        "starves=5s",
         "exits=0s",
         "exits=2s",
         "exits=40s",

@@ -5,13 +5,13 @@
 //! ```text
 //! commit WORDS…        a new commit. Each word changes what the repo declares, the rest stays:
 //!                        web=img:1      service `web` runs img:1; settings follow after commas, as
-//!                                       web=img:1,bake=5s,drain=2s,timeout=30s,volume=data,after=db,joins=db,pre,check=none,ports=none,env=X,grace=3s,port=81,restart=no
+//!                                       web=img:1,bake=5s,drain=2s,timeout=30s,volume=data,after=db,joins=db,pre,check=none,ports=none,env=X,grace=3s,port=81,restart=no,canary=10%:60s
 //!                        web=broken     its file cannot be read
 //!                        -web           its file is gone
 //!                        empty          all files are gone
 //!                        (nothing)      an unrelated change
 //! image TAG WORDS…     how an image behaves: missing, exists, corrupt, intact, nostart, pre-fails, pre-works, retag,
-//!                        pull=3s, healthy=1s, healthy=never, sick=20s, exits=2s, ends=2s (with code 0), lingers=8s, well
+//!                        pull=3s, healthy=1s, healthy=never, sick=20s, exits=2s, ends=2s (with code 0), starves=2s, lingers=8s, well
 //! registry up|down     traffic works|fails     ports free|taken     agent down|up
 //! run 10s              goes on for so long
 //! run until settled    goes on until nothing is under way, at most an hour
@@ -38,7 +38,7 @@ use std::time::Duration;
 use gitopsd::reconcile::later;
 use gitopsd::reconcile::step::Next;
 use gitopsd::types::{
-    ContainerState, Declared, HealthCheck, InstanceId, NetworkMode, PortMapping, Probe, Protocol,
+    Canary, ContainerState, Declared, HealthCheck, InstanceId, NetworkMode, PortMapping, Probe, Protocol,
     ServiceName, VolumeMount, VolumeSource, parse_duration,
 };
 
@@ -74,6 +74,11 @@ pub fn declared(text: &str) -> Declared {
             "volume" => {
                 let source = VolumeSource::Named(value.to_owned());
                 spec.volumes.push(VolumeMount::new(source, "/data", false));
+            }
+            "canary" => {
+                let (share, time) = value.split_once(':').unwrap();
+                let time = parse_duration(time).unwrap();
+                spec.deploy.canary = Some(Canary { time, ..Canary::new(share.parse().unwrap()) });
             }
             "after" => spec.depends_on.push(value.parse().unwrap()),
             "joins" => {
@@ -145,10 +150,14 @@ pub fn image(host: &mut Host, tag: &str, words: &[&str]) {
             "healthy" if value == "never" => behaviour.healthy_after = None,
             "healthy" => behaviour.healthy_after = Some(time()),
             "sick" => behaviour.sick_after = Some(time()),
+            "starves" => behaviour.starves_after = Some(time()),
             "exits" => (behaviour.exits_after, behaviour.exits_well) = (Some(time()), false),
             "ends" => (behaviour.exits_after, behaviour.exits_well) = (Some(time()), true),
             "lingers" => behaviour.lingers = time(),
-            "well" => (behaviour.sick_after, behaviour.exits_after) = (None, None),
+            "well" => {
+                (behaviour.sick_after, behaviour.exits_after) = (None, None);
+                behaviour.starves_after = None;
+            }
             _ => panic!("no such behaviour: {word}"),
         }
     }

@@ -22,6 +22,8 @@ pub struct Behaviour {
     pub healthy_after: Option<Duration>,
     /// From the start to the end of health.
     pub sick_after: Option<Duration>,
+    /// From the start to the end of a process in it for want of memory.
+    pub starves_after: Option<Duration>,
     /// From the start to the end of the process.
     pub exits_after: Option<Duration>,
     /// With code 0.
@@ -42,6 +44,7 @@ impl Default for Behaviour {
             pre_succeeds: true,
             healthy_after: Some(Duration::from_secs(1)),
             sick_after: None,
+            starves_after: None,
             exits_after: None,
             exits_well: false,
             lingers: Duration::ZERO,
