@@ -12,4 +12,5 @@ mod networks;
 mod reach;
 mod six;
 mod sockets;
+mod spread;
 mod switch;
