@@ -12,6 +12,7 @@
     reason = "a test says what is wrong by panicking"
 )]
 
+mod canary;
 mod deploy;
 mod faults;
 mod files;
