@@ -2,12 +2,12 @@
 
 use crate::reconcile::canary;
 use crate::reconcile::receipt::{ReceiptResult, Transition};
-use crate::reconcile::record::{Cause, Deployed, ServiceRecord};
+use crate::reconcile::record::{Cause, Deployed, Phase, Rollout, ServiceRecord};
 use crate::reconcile::step::Step;
 use crate::reconcile::transition::Outcome;
 use crate::report::Message;
 use crate::report::message::Kind;
-use crate::types::{ByteSize, ServiceName, format_duration};
+use crate::types::{ByteSize, Generation, ServiceName, format_duration};
 
 /// What is said about a step, given the record before it and the receipt it earned; `None` = nothing new.
 pub fn of(
@@ -99,6 +99,12 @@ pub fn of(
         (Step::Amend(_), _) => {
             say(Kind::Amended, format!("{service}: new settings were taken over without a new container"))
         }
+        (Step::Route(generation), _) if rollout.is_some_and(|it| stands_in(it, *generation)) => {
+            let text = format!(
+                "{service}: all new connections go to generation {generation} until the old one, which ended, is back"
+            );
+            with(say(Kind::RouteRestored, text), candidate)
+        }
         (Step::Route(generation), _) => {
             let text = format!("{service}: the route to generation {generation} was put right");
             with(say(Kind::RouteRestored, text), named(before, step))
@@ -144,6 +150,11 @@ fn ended(service: &ServiceName, before: Option<&ServiceRecord>, receipt: &Transi
     message.reason = receipt.reason;
     message.exit = receipt.exit.clone();
     message
+}
+
+/// Whether a candidate with a part of new connections gets all, for an incumbent that has ended.
+fn stands_in(rollout: &Rollout, generation: Generation) -> bool {
+    rollout.phase == Phase::Canary && rollout.to.generation == generation
 }
 
 /// The generation that a step is about.

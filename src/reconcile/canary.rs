@@ -12,7 +12,7 @@ use super::rolling::{paused, sick};
 use super::step::{Next, Step};
 use super::transition::healthy;
 use super::view::View;
-use super::{later, pending};
+use super::{later, pending, repair};
 use crate::types::{Branch, Canary, ContainerState, PortMapping, Reason, Refusal, Strategy, Timestamp};
 
 /// What a candidate gets before it gets all: nothing of the kind where two cannot be at once.
@@ -53,24 +53,57 @@ pub(super) fn next(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -
         let message = format!("{message}, with {} of new connections", canary.share);
         return Next::Do(Step::Fail(Refusal::new(reason, message)));
     }
-    // The incumbent has ended and is not started again now: what is well takes all.
-    if !view.runs(incumbent.generation) || completed(&rollout.to, state) {
+    if completed(&rollout.to, state) {
         return all();
     }
-    let has_part = view.route() == Some(&view.route_for(record, incumbent));
-    let Some(left) = left(view, rollout, canary).filter(|_| has_part) else {
-        return paused(view, rollout).unwrap_or(Next::Do(Step::Canary(generation)));
-    };
-    if let Some(over) = left {
-        let share = canary.share;
-        let why = format!("generation {generation} has {share} of new connections and is watched");
-        return Next::Wait { until: Some(over), why };
+    let left = left(view, rollout, canary);
+    if left != Some(None) {
+        return beside(view, record, rollout, incumbent, left.flatten()).unwrap_or_else(all);
     }
     match view.verdict(&rollout.to) {
         Some(Verdict::Healthy) => all(),
         // On the edge, or a new agent that has not asked yet: it gets no more before that is decided.
         Some(Verdict::Undecided { why } | Verdict::Unhealthy(why)) => wait(why),
         None => wait("not probed yet".to_owned()),
+    }
+}
+
+/// What is to be done for its part until its time is `over`; `None`: there is nobody to share with.
+fn beside(
+    view: &View<'_>,
+    record: &ServiceRecord,
+    rollout: &Rollout,
+    incumbent: &Deployed,
+    over: Option<Timestamp>,
+) -> Option<Next> {
+    let (generation, old) = (rollout.to.generation, incumbent.generation);
+    let up = view.runs(old);
+    let has_all = view.route() == Some(&view.route_for(record, &rollout.to));
+    if !up && !has_all {
+        // The incumbent has ended. What is well stands in until it is back, as connections to it would be refused; not
+        // where it had no part yet.
+        return over.map(|_| Next::Do(Step::Route(generation)));
+    }
+    let pause = match repair::next(view, record) {
+        Some(next @ Next::Do(_)) => return Some(next),
+        Some(Next::Wait { until, .. }) => until,
+        // It stays as it is.
+        _ if !up => return None,
+        _ => None,
+    };
+    if !up || (has_all && view.verdict(incumbent) != Some(Verdict::Healthy)) {
+        let until = [over, pause, view.steady_at(incumbent)].into_iter().flatten().min();
+        let why = format!("generation {generation} has all new connections until generation {old} is back");
+        return Some(Next::Wait { until, why });
+    }
+    let has_part = view.route() == Some(&view.route_for(record, incumbent));
+    match (declared(rollout), over) {
+        (Some(canary), Some(_)) if has_part => {
+            let share = canary.share;
+            let why = format!("generation {generation} has {share} of new connections and is watched");
+            Some(Next::Wait { until: over, why })
+        }
+        _ => Some(paused(view, rollout).unwrap_or(Next::Do(Step::Canary(generation)))),
     }
 }
 

@@ -15,7 +15,8 @@ use crate::types::{ContainerState, Reason, Refusal, Strategy};
 /// What a rollout does next.
 pub(super) fn next(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next {
     let switched = rollout.phase == Phase::Switching && routed(view, record, rollout);
-    if incumbent_serves(rollout) && !switched {
+    // In its canary it stands in for an incumbent that has ended, before that is started again.
+    if incumbent_serves(rollout) && !switched && rollout.phase != Phase::Canary {
         // A restart that has to wait must not hold the candidate up: it may be the cure.
         if let Some(next @ Next::Do(_)) = repair::next(view, record) {
             return next;
@@ -206,14 +207,7 @@ fn proving(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next {
                 let message = format!("generation {generation} was not healthy within {limit}: {why}");
                 return Next::Do(Step::Fail(Refusal::new(Reason::DeployTimeout, message)));
             }
-            // Without probes time alone decides, after the second that a process has to run.
-            let until = match (view.container(generation), rollout.to.spec.healthcheck.is_none()) {
-                (Some(ContainerState::Running { started_at, .. }), true) => {
-                    let steady = super::health::EffectiveCheck::of(&rollout.to.spec).steady;
-                    Some(later(*started_at, steady)).filter(|at| *at > view.now).unwrap_or(deadline)
-                }
-                _ => deadline,
-            };
+            let until = view.steady_at(&rollout.to).unwrap_or(deadline);
             Next::Wait { until: Some(until.min(deadline)), why }
         }
         None => wait("not probed yet".to_owned()),

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use super::canary;
 use super::health::{EffectiveCheck, Verdict, judge};
 use super::record::{Deployed, Down, ServiceRecord};
 use super::world::{Busy, Desired, DesiredService, Observed};
+use super::{canary, later};
 use crate::types::{ContainerState, Generation, InstanceId, Refusal, Route, ServiceName, Timestamp};
 
 /// What there is to know of one service, and the little that it needs of the others.
@@ -70,6 +70,17 @@ impl<'a> View<'a> {
         let id = InstanceId::new(self.name, deployed.generation);
         let check = EffectiveCheck::of(&deployed.spec);
         Some(judge(&check, self.observed.health.get(&id), *started_at, self.now))
+    }
+
+    /// When time alone decides about a running container without probes: after the second that a process has to run.
+    pub fn steady_at(&self, deployed: &Deployed) -> Option<Timestamp> {
+        match (self.container(deployed.generation), deployed.spec.healthcheck.is_none()) {
+            (Some(ContainerState::Running { started_at, .. }), true) => {
+                let steady = EffectiveCheck::of(&deployed.spec).steady;
+                Some(later(*started_at, steady)).filter(|at| *at > self.now)
+            }
+            _ => None,
+        }
     }
 
     /// Whether the deadline may count against a running container: a probe of this start of it has failed, or there is

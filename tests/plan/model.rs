@@ -255,7 +255,7 @@ impl Host {
         self.behaviour_of(&container.tag).exits_after.map(|after| later(started_at, after))
     }
 
-    /// The candidates that are probed, with the start of their container and the time of the next probe.
+    /// The containers that are probed, with the start of their container and the time of the next probe.
     fn probed(&self) -> Vec<(InstanceId, EffectiveCheck, Timestamp)> {
         let mut due = Vec::new();
         for (name, record) in &self.records {
@@ -263,17 +263,21 @@ impl Host {
             if !matches!(rollout.phase, Phase::Proving | Phase::Canary | Phase::Switching | Phase::Baking) {
                 continue;
             }
-            let id = InstanceId::new(name, rollout.to.generation);
-            let check = EffectiveCheck::of(&rollout.to.spec);
-            if let Some(started_at) = self.started_at(&id)
-                && !check.probes.is_empty()
-            {
-                let at = match self.health.get(&id).filter(|history| history.started_at == started_at) {
-                    Some(history) => history.next_probe_at(&check),
-                    // A probe takes its time: the agent plans at least once before its first answer.
-                    None => later(started_at.max(self.agent_since), Duration::from_millis(5)),
-                };
-                due.push((id, check, at));
+            // Beside a candidate with a part of traffic it matters whether the incumbent is well.
+            let incumbent = record.incumbent.iter().filter(|_| rollout.phase == Phase::Canary);
+            for deployed in incumbent.chain([&rollout.to]) {
+                let id = InstanceId::new(name, deployed.generation);
+                let check = EffectiveCheck::of(&deployed.spec);
+                if let Some(started_at) = self.started_at(&id)
+                    && !check.probes.is_empty()
+                {
+                    let at = match self.health.get(&id).filter(|history| history.started_at == started_at) {
+                        Some(history) => history.next_probe_at(&check),
+                        // A probe takes its time: the agent plans at least once before its first answer.
+                        None => later(started_at.max(self.agent_since), Duration::from_millis(5)),
+                    };
+                    due.push((id, check, at));
+                }
             }
         }
         due

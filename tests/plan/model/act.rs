@@ -191,8 +191,9 @@ impl Host {
                 return self.point_traffic(name, incumbent);
             }
             Step::Switch(generation) | Step::Route(generation) => {
-                if matches!(step, Step::Switch(_)) {
-                    self.audit_canary(name, *generation);
+                match step {
+                    Step::Switch(_) => self.audit_canary(name, *generation),
+                    _ => self.audit_route(name, *generation),
                 }
                 return self.point_traffic(name, Some(*generation));
             }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use gitopsd::reconcile::health::EffectiveCheck;
 use gitopsd::reconcile::later;
 use gitopsd::reconcile::receipt::{ReceiptResult, Transition};
-use gitopsd::reconcile::record::{Cause, Down, ServiceRecord, Spec};
+use gitopsd::reconcile::record::{Cause, Down, Phase, ServiceRecord, Spec};
 use gitopsd::reconcile::step::{Next, Plan, Step};
 use gitopsd::types::{
     CommitId, ContainerState, Generation, InstanceId, ServiceName, Strategy, Timestamp, VolumeMount,
@@ -146,6 +146,17 @@ impl Host {
         let since = self.audit.branches.get(&InstanceId::new(name, generation));
         let long = since.is_some_and(|since| later(*since, canary.time) <= self.now);
         self.demand(excused || long, "a candidate gets all after it was well with its part", name);
+    }
+
+    /// A route is about to be put right.
+    pub(super) fn audit_route(&self, name: &ServiceName, generation: Generation) {
+        let record = &self.records[name];
+        let canary = record.rollout.as_ref().is_some_and(|it| it.phase == Phase::Canary);
+        let Some(incumbent) = record.incumbent.as_ref().filter(|_| canary) else { return };
+        let container = self.containers.get(&InstanceId::new(name, incumbent.generation));
+        let up = container.is_some_and(|container| running(&container.state));
+        let in_turn = generation != incumbent.generation && !up;
+        self.demand(in_turn, "a canary has all only while the incumbent does not run", name);
     }
 
     /// A container is about to be stopped or taken away.
