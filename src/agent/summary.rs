@@ -243,7 +243,8 @@ fn one_line(status: &Status) -> String {
         match (&service.rollout, &service.message) {
             (_, Some(message)) => parts.push(format!("{}: {message}", service.name)),
             (Some(rollout), None) => {
-                parts.push(format!("{}: {} {}", service.name, rollout.phase, rollout.image))
+                let share = rollout.share.map_or_else(String::new, |share| format!(" {share}"));
+                parts.push(format!("{}: {}{share} {}", service.name, rollout.phase, rollout.image))
             }
             (None, None) => {}
         }

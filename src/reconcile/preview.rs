@@ -6,7 +6,7 @@ use std::fmt;
 use super::ports::{self, Claim, Claims};
 use super::record::ServiceRecord;
 use super::replace::replacement_reason;
-use crate::types::{Declared, ImageRef, Refusal, ServiceName, Strategy};
+use crate::types::{Declared, ImageRef, Refusal, ServiceName, Share, Strategy};
 
 /// What a revision would do to one service.
 #[derive(Debug, Clone, PartialEq)]
@@ -31,6 +31,8 @@ pub enum Change {
         because: &'static str,
         /// How.
         strategy: Strategy,
+        /// The part of new connections that it gets first.
+        first: Option<Share>,
     },
     /// New settings, the same container.
     Amend {
@@ -58,11 +60,12 @@ impl fmt::Display for Change {
         match self {
             Self::Keep { image } => write!(f, "keep     {image}"),
             Self::Create { image } => write!(f, "create   {image}"),
-            Self::Replace { from, to, because, strategy } if from == to => {
-                write!(f, "replace  {to}, for a change of {because} ({strategy})")
+            Self::Replace { from, to, because, strategy, first } if from == to => {
+                write!(f, "replace  {to}, for a change of {because} ({strategy}{})", part(*first))
             }
-            Self::Replace { from, to, because, strategy } => {
-                write!(f, "replace  {from} by {to}, for a change of {because} ({strategy})")
+            Self::Replace { from, to, because, strategy, first } => {
+                let first = part(*first);
+                write!(f, "replace  {from} by {to}, for a change of {because} ({strategy}{first})")
             }
             Self::Amend { image } => write!(f, "amend    {image}: new settings, the same container"),
             Self::Remove { image: Some(image) } => write!(f, "remove   {image}"),
@@ -70,6 +73,10 @@ impl fmt::Display for Change {
             Self::Refuse(refusal) => write!(f, "refuse   {refusal}"),
         }
     }
+}
+
+fn part(first: Option<Share>) -> String {
+    first.map_or_else(String::new, |share| format!(", {share} of new connections first"))
 }
 
 /// Compares what is declared with what the records say runs. Tags are compared as written: looking them up is the
@@ -108,6 +115,7 @@ pub fn preview(
                         to: spec.image.clone(),
                         because,
                         strategy: spec.strategy(),
+                        first: spec.deploy.canary.map(|canary| canary.share),
                     },
                     None if running == *spec => Change::Keep { image },
                     None => Change::Amend { image },
@@ -142,7 +150,7 @@ fn follow(
         {
             let (from, to) = (image.clone(), image.clone());
             let because = "the network that it shares";
-            *change = Change::Replace { from, to, because, strategy: spec.strategy() };
+            *change = Change::Replace { from, to, because, strategy: spec.strategy(), first: None };
         }
     }
 }

@@ -29,6 +29,9 @@ fn a_part_of_new_connections_then_all_of_them() {
     lab.wait_agent();
     lab.sync();
     let load = Load::begin(port, 50);
+    lab.write("services/web.toml", &canary(&v2, port, "", "canary = \"30%\"\ncanary_time = \"8s\""));
+    let plan = String::from_utf8(lab.run(&["plan", lab.path("work").to_str().unwrap()]).stdout).unwrap();
+    assert!(plan.contains("(blue-green, 30% of new connections first)"), "{plan}");
     lab.deploy("web", &canary(&v2, port, "", "canary = \"30%\"\ncanary_time = \"8s\""), "web 2");
     let rollout = with_its_part(&lab);
     let begun = Instant::now();
@@ -99,6 +102,37 @@ fn want_of_memory_with_its_part_is_sick() {
         "{last}"
     );
     assert_eq!(get(port, "/").unwrap(), "version 1\n");
+}
+
+#[test]
+fn it_stands_in_for_an_old_version_that_ends() {
+    let mut lab = Lab::new();
+    let port = free_port();
+    let (v1, v2) = (lab.image("1", Kind::Good), lab.image("2", Kind::Good));
+    lab.deploy("web", &web(&v1, port, ""), "web 1");
+    lab.start_agent();
+    lab.wait_agent();
+    lab.sync();
+    lab.deploy("web", &canary(&v2, port, "", "canary = \"10%\"\ncanary_time = \"5m\""), "web 2");
+    with_its_part(&lab);
+    let record = std::fs::read(lab.path("run/containers/web.1/run.json")).unwrap();
+    let record: serde_json::Value = serde_json::from_slice(&record).unwrap();
+    let pid = i32::try_from(record["init"]["pid"].as_i64().unwrap()).unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).unwrap();
+    wait_for("the new version in its place", || {
+        let events = lab.ok(&["events"]);
+        events.contains("all new connections go to generation 2 until the old one").then_some(())
+    });
+    // It comes back, and has most of it again.
+    wait_for("both", || {
+        let bodies: Vec<String> = (0..40).filter_map(|_| get(port, "/").ok()).collect();
+        (bodies.iter().filter(|body| *body == "version 1\n").count() > 20).then_some(())
+    });
+    assert_eq!(lab.service("web")["rollout"]["phase"], "canary");
+    lab.ok(&["rollback", "web"]);
+    wait_for("the end of it", || lab.service("web")["rollout"].is_null().then_some(()));
+    let results: Vec<_> = lab.history().iter().map(|receipt| receipt["result"].clone()).collect();
+    assert_eq!(results, ["deployed", "restarted", "rolled-back"]);
 }
 
 #[test]
