@@ -90,10 +90,6 @@ impl fmt::Display for Change {
     }
 }
 
-fn part(first: Option<Share>) -> String {
-    first.map_or_else(String::new, |share| format!(", {share} of new connections first"))
-}
-
 /// Compares what is declared with what the records say runs. Tags are compared as written: looking them up is the
 /// agent's work, and needs the registry.
 pub fn preview(
