@@ -289,8 +289,6 @@ fn deploy(section: &Section<'_, '_>) -> DeployLayer {
         }),
         canary: canary::read(section),
     };
-        section.unsupported(key, "see CHANGELOG.md for what is planned");
-    }
     section.finish(|_| None);
     layer
 }

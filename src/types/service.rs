@@ -260,7 +260,7 @@ pub struct Deploy {
     /// How long the new generation has to be healthy in a row before the switch.
     #[serde(default, skip_serializing_if = "Duration::is_zero")]
     pub min_healthy_time: Duration,
-    /// After the switch: how many more per cent of its connections may fail than of the old generation's. `None`: see
+    /// Once it has traffic: how many more per cent of its connections may fail than of the old generation's. `None`: see
     /// `reconcile::errors`; 100: they are not looked at.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_error_rate: Option<u8>,
