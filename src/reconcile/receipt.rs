@@ -153,6 +153,7 @@ impl Transition {
             pulled_bytes: 0,
             pull_seconds: 0.0,
             healthy_seconds: None,
+            canary_at: None,
             switched_at: None,
             exit: None,
             gap_seconds: None,
