@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use gitopsd::config::agent::HostIdentity;
 use gitopsd::config::repo::{RepoFiles, RepoView, check, read, read_dir};
-use gitopsd::types::{Policy, Probe, Reason, ServiceName, Strategy};
+use gitopsd::types::{Canary, Policy, Probe, Reason, ServiceName, ShareBy, Strategy};
 use proptest::prelude::*;
 
 fn root() -> PathBuf {
@@ -388,6 +388,7 @@ fn the_page_and_the_parser_know_the_same_keys() {
     let mut taken = Vec::new();
     for file in [
         "service",
+        "canary",
         "health_read",
         "options",
         "network",
@@ -605,4 +606,41 @@ proptest! {
         std::fs::write(&path, &text).unwrap();
         let _ = gitopsd::config::load(&path).map_err(|error| error.to_string());
     }
+}
+
+/// A part of new connections: from its layers, and refused where two generations cannot be at once.
+#[test]
+fn canaries() {
+    let found = |top: &str, web: &str| {
+        let files: RepoFiles = [
+            ("gitopsd.toml", format!("format = 1\n{top}")),
+            ("services/web.toml", format!("image = \"r.io/web:1\"\n{web}")),
+        ]
+        .into_iter()
+        .map(|(name, text)| (name.to_owned(), text.into_bytes()))
+        .collect();
+        let policy = Policy { host_network: true, ..Policy::default() };
+        read(&files, &host("web-1", &[]), &policy).services[&name("web")].clone()
+    };
+    let canary = |top: &str, web: &str| found(top, web).unwrap().deploy.canary;
+    let defaults = "[defaults.deploy]\ncanary = \"5%\"\ncanary_by = \"client\"\n";
+    assert_eq!(canary("", "[deploy]\ncanary_time = \"1m\"\n"), None, "a time without a share is none");
+    let Canary { share, time, by } = canary("", "[deploy]\ncanary = \"12.5%\"\n").unwrap();
+    assert_eq!((share.thousandths(), time, by), (125, Duration::from_secs(300), ShareBy::Connection));
+    let Canary { share, time, by } = canary(defaults, "[deploy]\ncanary_time = \"1m\"\n").unwrap();
+    assert_eq!((share.thousandths(), time, by), (50, Duration::from_secs(60), ShareBy::Client));
+    assert_eq!(canary(defaults, "[deploy]\ncanary = \"0%\"\n"), None);
+    assert_eq!(canary(defaults, "volumes = [\"data:/d\"]\n[deploy]\ncanary = \"0%\"\n"), None);
+    assert!(canary(defaults, "volumes = [\"data:/d:ro\"]\n").is_some());
+    for (web, why) in [
+        ("volumes = [\"data:/d\"]\n", "as it writes to a volume"),
+        ("network_mode = \"host\"\n", "its network is not its own"),
+        ("[deploy]\nstrategy = \"recreate\"\n", "its `strategy` is \"recreate\""),
+    ] {
+        let message = found(defaults, web).unwrap_err().message;
+        assert!(message.contains(why), "{web}: {message}");
+    }
+    // What is not said is not written: the services of a version before this one are as they were.
+    let spec = found("", "").unwrap();
+    assert!(!serde_json::to_string(&spec).unwrap().contains("canary"));
 }

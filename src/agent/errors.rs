@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use super::Agent;
 use crate::engine::counters::counters;
 use crate::reconcile::errors::ErrorHistory;
-use crate::reconcile::record::{Deployed, Phase};
+use crate::reconcile::record::{Deployed, Phase, Rollout};
 use crate::reconcile::world::Observed;
 use crate::types::{ContainerState, InstanceId, ServiceName, Timestamp};
 
@@ -15,8 +15,10 @@ impl Agent {
     pub(super) fn look_for_errors(&mut self, seen: &mut Observed, now: Timestamp) {
         let mut former = std::mem::take(&mut self.errors);
         for (service, record) in &self.journal.records {
-            let baking = record.rollout.as_ref().filter(|rollout| rollout.phase == Phase::Baking);
-            let Some((rollout, incumbent)) = baking.zip(record.incumbent.as_ref()) else { continue };
+            // All of it, or a part.
+            let has_traffic = |rollout: &&Rollout| matches!(rollout.phase, Phase::Canary | Phase::Baking);
+            let rollout = record.rollout.as_ref().filter(has_traffic);
+            let Some((rollout, incumbent)) = rollout.zip(record.incumbent.as_ref()) else { continue };
             let candidate = &rollout.to;
             // What a network counts that is not its own says nothing of it.
             let own = |deployed: &Deployed| !deployed.spec.network_mode().is_shared();

@@ -143,6 +143,14 @@ impl Agent {
             | Step::Release => return Ok(Way::AtOnce(Outcome::Done)),
             Step::Amend(amendment) if !amendment.touches => return Ok(Way::AtOnce(Outcome::Done)),
             Step::Amend(amendment) => self.amend(service, amendment)?,
+            Step::Canary(generation) => {
+                let record = self.live(service, *generation)?.0;
+                let Some(incumbent) = &record.incumbent else {
+                    let message = format!("{service} has no generation to share traffic with");
+                    return Err(Refusal::new(Reason::Internal, message));
+                };
+                return at_once(traffic.point(&route_for(service, record, incumbent)));
+            }
             Step::Switch(generation) | Step::Route(generation) => {
                 let (record, deployed) = self.live(service, *generation)?;
                 return at_once(traffic.point(&route_for(service, record, deployed)));
@@ -285,6 +293,8 @@ impl Agent {
             })
             .collect();
         used.extend(self.seen.routes.values().flat_map(|route| [route.address, route.service_address]));
+        let branches = self.seen.routes.values().filter_map(|route| route.canary.as_ref());
+        used.extend(branches.map(|branch| branch.address));
         used
     }
 

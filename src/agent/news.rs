@@ -1,12 +1,13 @@
 //! From a step that was carried out to the message about it.
 
+use crate::reconcile::canary;
 use crate::reconcile::receipt::{ReceiptResult, Transition};
-use crate::reconcile::record::{Cause, Deployed, ServiceRecord};
+use crate::reconcile::record::{Cause, Deployed, Phase, Rollout, ServiceRecord};
 use crate::reconcile::step::Step;
 use crate::reconcile::transition::Outcome;
 use crate::report::Message;
 use crate::report::message::Kind;
-use crate::types::{ByteSize, Exit, Job, ServiceName};
+use crate::types::{ByteSize, Exit, Generation, Job, ServiceName, format_duration};
 
 /// What is said about a step, given the record before it and the receipt it earned; `None` = nothing new.
 pub fn of(
@@ -95,6 +96,23 @@ pub fn of(
             let text = format!("{service}: generation {generation} was not running and is started again");
             with(say(Kind::Restarted, text), named(before, step))
         }
+        (Step::Canary(generation), _) => {
+            let canary = rollout.and_then(canary::progress)?.0;
+            if rollout.is_some_and(|rollout| rollout.canary_since.is_some()) {
+                let text = format!(
+                    "{service}: the route with {} for generation {generation} was put right",
+                    canary.share
+                );
+                with(say(Kind::RouteRestored, text), candidate)
+            } else {
+                let time = format_duration(canary.time);
+                let text = format!(
+                    "{service}: {} of new connections go to generation {generation}, for {time}",
+                    canary.share
+                );
+                with(say(Kind::CanaryBegun, text), candidate)
+            }
+        }
         (Step::Switch(generation), _) => {
             let text = format!("{service}: new connections go to generation {generation}");
             with(say(Kind::Switched, text), candidate)
@@ -118,6 +136,12 @@ pub fn of(
             let about = before.and_then(|record| record.live(generation));
             let text = format!("{service}: generation {generation}: {what}");
             with(say(Kind::Amended, text), about).at(&amendment.commit.id)
+        }
+        (Step::Route(generation), _) if rollout.is_some_and(|it| stands_in(it, *generation)) => {
+            let text = format!(
+                "{service}: all new connections go to generation {generation} until the old one, which ended, is back"
+            );
+            with(say(Kind::RouteRestored, text), candidate)
         }
         (Step::Route(generation), _) => {
             let text = format!("{service}: the route to generation {generation} was put right");
@@ -175,6 +199,11 @@ fn ended(service: &ServiceName, before: Option<&ServiceRecord>, receipt: &Transi
     message
 }
 
+/// Whether a candidate with a part of new connections gets all, for an incumbent that has ended.
+fn stands_in(rollout: &Rollout, generation: Generation) -> bool {
+    rollout.phase == Phase::Canary && rollout.to.generation == generation
+}
+
 /// The generation that a step is about.
 fn named<'a>(record: Option<&'a ServiceRecord>, step: &Step) -> Option<&'a Deployed> {
     match step {
@@ -184,10 +213,13 @@ fn named<'a>(record: Option<&'a ServiceRecord>, step: &Step) -> Option<&'a Deplo
         | Step::Run(g)
         | Step::Stop(g)
         | Step::Start(g)
-        | Step::Switch(g) => record?.live(*g),
-        Step::Promote(g) | Step::Discard(g) | Step::Retire(g) | Step::Route(g) | Step::Note(g, _) => {
-            record?.live(*g)
-        }
+        | Step::Canary(g)
+        | Step::Switch(g)
+        | Step::Promote(g)
+        | Step::Discard(g)
+        | Step::Retire(g)
+        | Step::Route(g)
+        | Step::Note(g, _) => record?.live(*g),
         Step::Amend(amendment) => record?.live(amendment.generation),
         _ => None,
     }

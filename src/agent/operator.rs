@@ -53,6 +53,10 @@ impl Agent {
                              unhealthy; `gitopsd rollback {service}` goes back",
                             rollout.to.generation
                         ),
+                        Some(rollout) if rollout.phase == Phase::Canary => format!(
+                            "{service} is held as it is; generation {}, which has a part of new connections, is given up",
+                            rollout.to.generation
+                        ),
                         Some(rollout) if rollout.cause == Cause::Commit => format!(
                             "{service} is held as it is; generation {}, which has no traffic yet, is given up",
                             rollout.to.generation

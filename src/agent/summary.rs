@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::{Agent, clock};
 use crate::git::Signer;
+use crate::reconcile::canary;
 use crate::reconcile::health::{Verdict, judge};
 use crate::reconcile::later;
 use crate::reconcile::record::{Deployed, Phase, Rollout, ServiceRecord};
@@ -167,6 +168,8 @@ impl Agent {
                 started_at: rollout.started_at,
                 times_out_at: self.times_out_at(name, rollout),
                 down_since: rollout.yielded_at.filter(|_| rollout.switched_at.is_none()),
+                share: canary::progress(rollout).map(|(canary, _)| canary.share),
+                switches_at: canary::progress(rollout).and_then(|(_, at)| at),
                 progress: None,
             }),
             drain: record.and_then(|_| self.drain(name)),
@@ -275,7 +278,8 @@ fn one_line(status: &Status) -> String {
         match (&service.rollout, &service.message) {
             (_, Some(message)) => parts.push(format!("{}: {message}", service.name)),
             (Some(rollout), None) => {
-                parts.push(format!("{}: {} {}", service.name, rollout.phase, rollout.image))
+                let share = rollout.share.map_or_else(String::new, |share| format!(" {share}"));
+                parts.push(format!("{}: {}{share} {}", service.name, rollout.phase, rollout.image))
             }
             (None, None) => {}
         }

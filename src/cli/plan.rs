@@ -102,7 +102,8 @@ fn see_what_is_used(
             let (from, to) = (image.clone(), image.clone());
             let (strategy, alone) = (spec.strategy(), spec.alone_because());
             let differences = std::mem::take(differences);
-            *change = Change::Replace { from, to, because, strategy, differences, alone };
+            let first = spec.deploy.canary.map(|canary| canary.share);
+            *change = Change::Replace { from, to, because, strategy, differences, alone, first };
         }
     }
 }

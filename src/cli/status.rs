@@ -138,12 +138,16 @@ fn details(service: &ServiceStatus, color: bool, now: Timestamp, out: &mut dyn W
             format!(", {} of {}", ByteSize(pull.bytes).human(), ByteSize(pull.total).human())
         });
         let limit = rollout.times_out_at.map(|at| format!(", gives up in {}", ahead(at, now)));
+        let all = rollout.switches_at.map(|at| format!(", gets all of them in {}", ahead(at, now)));
+        let part =
+            rollout.share.map(|share| format!(" with {share} of new connections{}", all.unwrap_or_default()));
         writeln!(
             out,
-            "{name}: {} {} as generation {}, for {since}{come}{}",
+            "{name}: {} {} as generation {}{}, for {since}{come}{}",
             rollout.phase,
             rollout.image,
             rollout.to,
+            part.unwrap_or_default(),
             limit.unwrap_or_default()
         )?;
     }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::Duration;
 
+use super::canary::{self, CanaryLayer};
 use super::configs::{self, Config, EnvFile, Sources};
 use super::health::HealthLayer;
 use super::network;
@@ -62,6 +63,7 @@ pub(super) struct DeployLayer {
     pub reversible: Option<bool>,
     pub window: Option<Vec<Window>>,
     pub drain_signal: Option<DrainSignal>,
+    pub canary: CanaryLayer,
 }
 
 impl Layer {
@@ -106,6 +108,7 @@ impl Layer {
                 reversible: over.deploy.reversible.or(self.deploy.reversible),
                 window: over.deploy.window.clone().or_else(|| self.deploy.window.clone()),
                 drain_signal: over.deploy.drain_signal.or(self.deploy.drain_signal),
+                canary: self.deploy.canary.under(&over.deploy.canary),
             },
             names_image: over.names_image || self.names_image,
             network_span: over.network_span.clone().or_else(|| self.network_span.clone()),
@@ -142,6 +145,7 @@ impl Layer {
             reversible: self.deploy.reversible.unwrap_or(default.reversible),
             window: self.deploy.window.unwrap_or_default(),
             drain_signal: self.deploy.drain_signal.unwrap_or_default(),
+            canary: self.deploy.canary.settled(),
         };
         if spec.deploy.min_healthy_time >= spec.deploy.timeout && !spec.deploy.min_healthy_time.is_zero() {
             let message =
@@ -175,6 +179,7 @@ impl Layer {
             spec.options.tmpfs.get_or_insert_default().extend(memory);
         }
         check_targets(findings, &spec);
+        canary::check(findings, &spec);
         Some(spec)
     }
 

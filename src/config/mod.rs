@@ -5,6 +5,7 @@
 
 pub mod agent;
 pub mod authorities;
+mod canary;
 mod configs;
 mod cycles;
 mod depends;

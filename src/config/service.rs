@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use toml::de::DeValue;
 
+use super::canary;
 use super::configs;
 use super::depends;
 use super::health_read;
@@ -286,10 +287,8 @@ fn deploy(section: &Section<'_, '_>) -> DeployLayer {
                 None
             }
         }),
+        canary: canary::read(section),
     };
-    for key in ["canary", "canary_time"] {
-        section.unsupported(key, "see CHANGELOG.md for what is planned");
-    }
     section.finish(|_| None);
     layer
 }

@@ -1,4 +1,4 @@
-//! After the switch: whether the new generation's connections fail where the old one's did not, by what the kernel has
+//! After the switch, and with a part of new connections before it: whether the new generation's connections fail where the old one's did not, by what the kernel has
 //! counted. docs/decisions/0022-after-the-switch.md says why it is so slow to judge.
 
 use std::time::Duration;

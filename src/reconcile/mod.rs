@@ -8,6 +8,7 @@
 //! decision), [`rolling`] (the same for a candidate under way), [`transition`] (what a step does to the memory).
 
 pub mod amend;
+pub mod canary;
 pub mod changes;
 pub mod drain;
 pub mod errors;

@@ -131,7 +131,8 @@ pub(super) fn reaches(view: &View<'_>, from: &ServiceName, to: &ServiceName) -> 
 /// Whether another generation of a service is on its way, or about to be.
 fn is_changing(view: &View<'_>, name: &ServiceName, record: &ServiceRecord) -> bool {
     match &record.rollout {
-        Some(rollout) if rollout.phase == Phase::Abandoning => false,
+        // That it has failed is written down with its end.
+        Some(rollout) if rollout.phase == Phase::Abandoning => true,
         // It waits for a port, which may be this one's to give.
         Some(rollout) => rollout.trouble.as_ref().is_none_or(|trouble| trouble.reason != Reason::PortInUse),
         None => is_to_begin(view, name, Some(record)),

@@ -6,7 +6,7 @@ use std::fmt;
 use super::changes::{self, Difference, summary};
 use super::ports::{self, Claim, Claims};
 use super::record::ServiceRecord;
-use crate::types::{Declared, ImageRef, Refusal, ServiceName, Strategy};
+use crate::types::{Declared, ImageRef, Refusal, ServiceName, Share, Strategy};
 
 /// What a revision would do to one service.
 #[derive(Debug, Clone, PartialEq)]
@@ -35,6 +35,8 @@ pub enum Change {
         differences: Vec<Difference>,
         /// Why so, where nobody asked for it.
         alone: Option<String>,
+        /// The part of new connections that it gets first.
+        first: Option<Share>,
     },
     /// New settings, the same container.
     Amend {
@@ -64,7 +66,7 @@ impl fmt::Display for Change {
         match self {
             Self::Keep { image } => write!(f, "keep     {image}"),
             Self::Create { image } => write!(f, "create   {image}"),
-            Self::Replace { from, to, because, strategy, alone, .. } => {
+            Self::Replace { from, to, because, strategy, alone, first, .. } => {
                 f.write_str("replace  ")?;
                 if from != to {
                     write!(f, "{from} by ")?;
@@ -72,6 +74,9 @@ impl fmt::Display for Change {
                 write!(f, "{to} ({strategy}")?;
                 if let Some(why) = alone {
                     write!(f, ", as {why}")?;
+                }
+                if let Some(share) = first {
+                    write!(f, ", {share} of new connections first")?;
                 }
                 write!(f, "): {because}")
             }
@@ -124,6 +129,7 @@ pub fn preview(
                         strategy: spec.strategy(),
                         differences,
                         alone: spec.alone_because(),
+                        first: spec.deploy.canary.map(|canary| canary.share),
                     },
                     false if running == *spec => Change::Keep { image },
                     false => Change::Amend { image, differences },
@@ -160,7 +166,7 @@ fn follow(
             let because = "new generation: the network that it shares is another one".to_owned();
             let differences = Vec::new();
             let (strategy, alone) = (spec.strategy(), spec.alone_because());
-            *change = Change::Replace { from, to, because, strategy, differences, alone };
+            *change = Change::Replace { from, to, because, strategy, differences, alone, first: None };
         }
     }
 }

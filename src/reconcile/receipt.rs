@@ -85,6 +85,9 @@ pub struct Transition {
     pub pull_seconds: f64,
     /// From the candidate's start to healthy.
     pub healthy_seconds: Option<f64>,
+    /// When a part of new connections went to it, where it was to have one first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub canary_at: Option<Timestamp>,
     /// When new connections went to it.
     pub switched_at: Option<Timestamp>,
     /// How the container ended, where that is what it is about.
@@ -150,6 +153,7 @@ impl Transition {
             pulled_bytes: 0,
             pull_seconds: 0.0,
             healthy_seconds: None,
+            canary_at: None,
             switched_at: None,
             exit: None,
             gap_seconds: None,
@@ -191,6 +195,7 @@ impl Transition {
             pulled_bytes: rollout.pull.bytes,
             pull_seconds: rollout.pull.seconds,
             healthy_seconds: rollout.healthy_seconds,
+            canary_at: rollout.canary_since,
             switched_at: rollout.switched_at,
             exit: rollout
                 .to

@@ -169,6 +169,9 @@ pub struct Rollout {
     pub phase_since: Timestamp,
     /// When the candidate's container was first started.
     pub candidate_started_at: Option<Timestamp>,
+    /// When it got its part of new connections, where it was to have one first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub canary_since: Option<Timestamp>,
     /// When traffic went over.
     pub switched_at: Option<Timestamp>,
     /// Seconds from the candidate's start to healthy.
@@ -229,6 +232,9 @@ pub enum Phase {
     Starting,
     /// It runs and is asked whether it works. Crash: asked again, from the start.
     Proving,
+    /// It was judged healthy, has a part of new connections (`deploy.canary`), and is watched. Crash: the kernel's rule
+    /// says whether it has its part yet; its time runs from when that was written down.
+    Canary,
     /// It was judged healthy and traffic is about to go over. Crash: the kernel's rule says whether it did.
     Switching,
     /// It has traffic; the incumbent is kept, ready to take it back. Crash: goes on.
@@ -246,6 +252,7 @@ impl Phase {
             Self::Yielding => "yielding",
             Self::Starting => "starting",
             Self::Proving => "proving",
+            Self::Canary => "canary",
             Self::Switching => "switching",
             Self::Baking => "baking",
             Self::Abandoning => "abandoning",

@@ -31,8 +31,8 @@ pub(super) fn next(view: &View<'_>, record: &ServiceRecord) -> Option<Next> {
         return schedule::next(view, record);
     }
     if view.runs(generation) {
-        let traffic_elsewhere =
-            record.rollout.as_ref().is_some_and(|rollout| rollout.phase >= Phase::Switching);
+        // Also in part.
+        let traffic_elsewhere = record.rollout.as_ref().is_some_and(|rollout| rollout.phase >= Phase::Canary);
         let right = view.route() == Some(&view.route_for(record, incumbent));
         if !right && !traffic_elsewhere {
             return Some(Next::Do(Step::Route(generation)));

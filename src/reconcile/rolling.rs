@@ -10,13 +10,14 @@ use super::step::{Next, Step};
 use super::transition::LONGEST_RETRY;
 use super::view::View;
 use super::world::DesiredService;
-use super::{irreversible, jobs, joined, later, order, pending, preflight, repair, sharing, window};
+use super::{canary, irreversible, jobs, joined, later, order, pending, preflight, repair, sharing, window};
 use crate::types::{ContainerState, Job, Reason, Refusal, Strategy};
 
 /// What a rollout does next.
 pub(super) fn next(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next {
     let switched = rollout.phase == Phase::Switching && routed(view, record, rollout);
-    if incumbent_serves(rollout) && !switched {
+    // In its canary it stands in for an incumbent that has ended, before that is started again.
+    if incumbent_serves(rollout) && !switched && rollout.phase != Phase::Canary {
         // A restart that has to wait must not hold the candidate up: it may be the cure.
         if let Some(next @ Next::Do(_)) = repair::next(view, record) {
             return next;
@@ -67,6 +68,7 @@ pub(super) fn next(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -
         }
         Phase::Starting => starting(view, record, rollout),
         Phase::Proving | Phase::Switching => proving(view, record, rollout),
+        Phase::Canary => canary::next(view, record, rollout),
         Phase::Baking => baking(view, record, rollout),
         Phase::Abandoning => abandoning(view, record, rollout),
     };
@@ -83,7 +85,9 @@ pub(super) fn next(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -
 pub(super) fn incumbent_serves(rollout: &Rollout) -> bool {
     match rollout.phase {
         Phase::Pulling | Phase::Preparing => true,
-        Phase::Starting | Phase::Proving | Phase::Switching => strategy(rollout) == Strategy::BlueGreen,
+        Phase::Starting | Phase::Proving | Phase::Canary | Phase::Switching => {
+            strategy(rollout) == Strategy::BlueGreen
+        }
         // Not stopped yet.
         Phase::Yielding => rollout.yielded_at.is_none(),
         Phase::Baking | Phase::Abandoning => false,
@@ -99,7 +103,12 @@ fn routed(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> bool {
     view.route() == Some(&view.route_for(record, &rollout.to))
 }
 
-/// Why a candidate that has no traffic yet is given up: an operator holds the service as it is, or a newer commit wants
+/// Whether the incumbent's route has a branch to a candidate.
+fn has_part(view: &View<'_>) -> bool {
+    view.route().is_some_and(|route| route.canary.is_some())
+}
+
+/// Why a candidate that does not have all traffic yet is given up: an operator holds the service as it is, or a newer commit wants
 /// something else.
 pub(super) fn superseded(view: &View<'_>, rollout: &Rollout) -> Option<Refusal> {
     if rollout.phase == Phase::Abandoning {
@@ -154,7 +163,7 @@ fn window(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Option<
 }
 
 /// The pause after an effect that may be tried again.
-fn paused(view: &View<'_>, rollout: &Rollout) -> Option<Next> {
+pub(super) fn paused(view: &View<'_>, rollout: &Rollout) -> Option<Next> {
     let at = rollout.retry_at.filter(|at| pending(view.now, *at, LONGEST_RETRY))?;
     let trouble = rollout.trouble.clone()?;
     Some(Next::Held { refusal: trouble, until: Some(at) })
@@ -287,27 +296,22 @@ fn proving(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next {
                 let message = format!("generation {generation} was not healthy within {limit}: {why}");
                 return Next::Do(Step::Fail(Refusal::new(Reason::DeployTimeout, message)));
             }
-            // Without probes time alone decides, after the second that a process has to run.
-            let until = match (view.container(generation), view.check(&rollout.to).probes.is_empty()) {
-                (Some(ContainerState::Running { started_at, .. }), true) => {
-                    let steady = view.check(&rollout.to).steady;
-                    Some(later(*started_at, steady)).filter(|at| *at > view.now).unwrap_or(deadline)
-                }
-                _ => deadline,
-            };
+            let until = view.steady_at(&rollout.to).unwrap_or(deadline);
             Next::Wait { until: Some(until.min(deadline)), why }
         }
         None => wait("not probed yet".to_owned()),
     }
 }
 
-/// It may have the traffic, unless what it needs comes first.
+/// It may have the traffic, or a part of it first, unless what it needs comes before that.
 fn switch(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next {
     // What was meant already is done, and where nothing serves nobody is to wait.
     let down = strategy(rollout) == Strategy::Recreate && record.incumbent.is_some();
     let order = order::before_switch(view, rollout).filter(|_| rollout.phase < Phase::Switching && !down);
     let wait = order.or_else(|| paused(view, rollout));
-    wait.unwrap_or(Next::Do(Step::Switch(rollout.to.generation)))
+    let generation = rollout.to.generation;
+    let first = canary::is_due(view, record, rollout);
+    wait.unwrap_or(Next::Do(if first { Step::Canary(generation) } else { Step::Switch(generation) }))
 }
 
 /// Another service may still have the port because its own change of this commit is under way; one that has it for
@@ -318,9 +322,10 @@ fn keeps_port(view: &View<'_>, rollout: &Rollout) -> Option<Refusal> {
     taken.filter(|_| rollout.phase == Phase::Switching && over).cloned()
 }
 
-fn baking(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next {
+/// What is wrong with a candidate that has traffic.
+pub(super) fn sick(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Option<(Reason, String)> {
     let generation = rollout.to.generation;
-    let sick = match view.container(generation) {
+    match view.container(generation) {
         Some(ContainerState::Running { .. }) => ails(view, record, rollout),
         state @ Some(ContainerState::Exited(_))
             if completed(&view.check(&rollout.to), &rollout.to, state) =>
@@ -330,14 +335,21 @@ fn baking(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next {
         Some(ContainerState::Exited(exit)) => {
             Some((Reason::Exited, format!("generation {generation} {exit}")))
         }
-        // Gone with a reboot. It was judged healthy, and the incumbent may not serve again.
-        Some(ContainerState::Remains) | None if irreversible::holds(record, rollout) => {
-            return promote(record, rollout);
-        }
-        // Gone with a reboot: the candidate is started and proved anew while the incumbent serves.
-        Some(ContainerState::Remains) | None => return Next::Do(Step::Advance(Phase::Starting)),
-    };
-    if let (Some((reason, message)), Some(_)) = (sick, &record.incumbent) {
+        Some(ContainerState::Remains) | None => None,
+    }
+}
+
+fn baking(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next {
+    let generation = rollout.to.generation;
+    if matches!(view.container(generation), None | Some(ContainerState::Remains)) {
+        return match irreversible::holds(record, rollout) {
+            // Gone with a reboot. It was judged healthy, and the incumbent may not serve again.
+            true => promote(record, rollout),
+            // Gone with a reboot: the candidate is started and proved anew while the incumbent serves.
+            false => Next::Do(Step::Advance(Phase::Starting)),
+        };
+    }
+    if let (Some((reason, message)), Some(_)) = (sick(view, record, rollout), &record.incumbent) {
         return Next::Do(Step::Fail(Refusal::new(reason, format!("{message} after the switch"))));
     }
     let at_home = |deployed| joined::left_behind(view, deployed).is_none();
@@ -394,7 +406,7 @@ fn abandoning(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Nex
                 }
             } else if stays(record, incumbent, view.container(incumbent.generation)).is_some() {
                 // It had ended before: there is nobody to wait for, and nobody to lead clients to.
-                if routed(view, record, rollout) {
+                if routed(view, record, rollout) || has_part(view) {
                     return Next::Do(Step::Return { to: None, from: generation });
                 }
             } else if strategy(rollout) == Strategy::Recreate
@@ -408,6 +420,9 @@ fn abandoning(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Nex
                 return next;
             } else if let Some(other) = repair::comes_after(view, incumbent) {
                 return wait(format!("generation {} is started once {other} runs", incumbent.generation));
+            } else if has_part(view) {
+                // The rest of it reaches nobody.
+                return Next::Do(Step::Return { to: None, from: generation });
             } else if routed(view, record, rollout) && view.runs(generation) {
                 // A sick candidate with traffic is better than none, until the incumbent can be started.
                 return repair::next(view, record).unwrap_or_else(|| wait("the old generation".to_owned()));

@@ -80,7 +80,7 @@ fn has_begun(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> bool
             let made = view.container(rollout.to.generation).is_some();
             yielded || prepared || made || view.busy().is_some()
         }
-        Phase::Proving | Phase::Switching | Phase::Baking | Phase::Abandoning => true,
+        Phase::Proving | Phase::Canary | Phase::Switching | Phase::Baking | Phase::Abandoning => true,
     }
 }
 

@@ -48,6 +48,8 @@ pub enum Step {
     Start(Generation),
     /// Write down that the candidate has come further; the world already shows it.
     Advance(Phase),
+    /// Send a part of new connections to the candidate, and the rest to the incumbent.
+    Canary(Generation),
     /// Send new connections to the candidate.
     Switch(Generation),
     /// Make the candidate the incumbent.
@@ -114,6 +116,7 @@ impl Step {
             Self::Stop(_) => "stop",
             Self::Start(_) => "start",
             Self::Advance(_) => "advance",
+            Self::Canary(_) => "canary",
             Self::Switch(_) => "switch",
             Self::Promote(_) => "promote",
             Self::Fail(_) => "fail",
@@ -134,9 +137,9 @@ impl Step {
 
     /// Every word of [`Step::word`], for the test that kills the agent around each of them.
     pub const WORDS: &[&str] = &[
-        "begin", "pull", "prepare", "stop", "start", "advance", "switch", "promote", "fail", "return",
-        "discard", "conclude", "retire", "amend", "route", "report", "note", "sweep", "withdraw", "remove",
-        "release", "finish", "run", "ended", "clear",
+        "begin", "pull", "prepare", "stop", "start", "advance", "canary", "switch", "promote", "fail",
+        "return", "discard", "conclude", "retire", "amend", "route", "report", "note", "sweep", "withdraw",
+        "remove", "release", "finish", "run", "ended", "clear",
     ];
 }
 
@@ -151,6 +154,7 @@ impl fmt::Display for Step {
             | Self::Run(g)
             | Self::Stop(g)
             | Self::Start(g)
+            | Self::Canary(g)
             | Self::Switch(g)
             | Self::Promote(g)
             | Self::Discard(g)

@@ -4,6 +4,7 @@
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
+use super::canary;
 use super::changes::listed;
 use super::receipt::{ReceiptResult, Side, Transition};
 use super::record::{
@@ -63,6 +64,7 @@ pub fn intend(record: &ServiceRecord, step: &Step, end: Option<&Exit>, now: Time
     let mut record = record.clone();
     jobs::intend(&mut record, step, now);
     match step {
+        Step::Canary(_) => enter(&mut record, Phase::Canary, now),
         Step::Switch(_) => enter(&mut record, Phase::Switching, now),
         Step::Start(generation) | Step::Pull(generation) => {
             let tells = matches!(step, Step::Start(_)) && !yielded(&record);
@@ -144,6 +146,7 @@ pub fn begin(
         started_at: now,
         phase_since: now,
         candidate_started_at: None,
+        canary_since: None,
         switched_at: None,
         healthy_seconds: None,
         pull: PullCost::default(),
@@ -190,6 +193,7 @@ pub fn conclude(
             let incumbent = record.incumbent.as_mut().filter(|it| it.generation == *generation);
             receipt = incumbent.and_then(|incumbent| told(name, incumbent, now));
         }
+        Step::Canary(_) => canary::begun(&mut record, now),
         Step::Advance(Phase::Baking) | Step::Switch(_) => switched(&mut record, now),
         Step::Advance(phase) => enter(&mut record, *phase, now),
         Step::Promote(_) => receipt = promote(name, &mut record, now),
@@ -291,6 +295,7 @@ fn enter(record: &mut ServiceRecord, phase: Phase, now: Timestamp) {
         }
         if phase == Phase::Starting {
             rollout.candidate_started_at = None;
+            rollout.canary_since = None;
         }
     }
 }
@@ -328,7 +333,9 @@ fn trouble(record: &mut ServiceRecord, step: &Step, refusal: &Refusal, retry: bo
     let no_way_back = record.rollout.as_ref().is_some_and(|rollout| irreversible::holds(record, rollout));
     let Some(rollout) = &mut record.rollout else { return };
     let about_candidate = match step {
-        Step::Pull(g) | Step::Start(g) | Step::Prepare(g) | Step::Switch(g) => *g == rollout.to.generation,
+        Step::Pull(g) | Step::Start(g) | Step::Prepare(g) | Step::Canary(g) | Step::Switch(g) => {
+            *g == rollout.to.generation
+        }
         _ => false,
     };
     // Once it is given up, the reason for that is the one that counts.
@@ -350,11 +357,16 @@ fn switched(record: &mut ServiceRecord, now: Timestamp) {
     if let Some(rollout) = &mut record.rollout {
         // The latest one: after a reboot it is proved, switched to and watched anew.
         rollout.switched_at = Some(now);
-        if rollout.healthy_seconds.is_none() {
-            rollout.healthy_seconds = rollout
-                .candidate_started_at
-                .map(|start| Duration::try_from(now.duration_since(start)).unwrap_or_default().as_secs_f64());
-        }
+        healthy(rollout, now);
+    }
+}
+
+/// Notes how long it took to be healthy: until it first had new connections.
+pub(super) fn healthy(rollout: &mut Rollout, now: Timestamp) {
+    if rollout.healthy_seconds.is_none() {
+        rollout.healthy_seconds = rollout
+            .candidate_started_at
+            .map(|start| Duration::try_from(now.duration_since(start)).unwrap_or_default().as_secs_f64());
     }
 }
 
@@ -392,7 +404,7 @@ fn give_up(name: &ServiceName, record: &mut ServiceRecord, now: Timestamp) -> Op
     {
         incumbent.down = Some(Down::Barred);
     }
-    let result = match rollout.switched_at {
+    let result = match rollout.switched_at.or(rollout.canary_since) {
         Some(_) => ReceiptResult::RolledBack,
         None => ReceiptResult::Failed,
     };

@@ -6,6 +6,7 @@ use super::errors::ErrorHistory;
 use super::health::{EffectiveCheck, Verdict, judge};
 use super::record::{Deployed, ServiceRecord};
 use super::world::{Busy, Desired, DesiredService, Observed};
+use super::{canary, later};
 use crate::types::{ContainerState, Generation, InstanceId, Refusal, Route, ServiceName, Timestamp};
 
 /// What there is to know of one service, and the little that it needs of the others.
@@ -76,6 +77,17 @@ impl<'a> View<'a> {
         Some(judge(&self.check(deployed), self.observed.health.get(&id), *started_at, self.now))
     }
 
+    /// When time alone decides about a running container without probes: after the second that a process has to run.
+    pub fn steady_at(&self, deployed: &Deployed) -> Option<Timestamp> {
+        let check = self.check(deployed);
+        match self.container(deployed.generation) {
+            Some(ContainerState::Running { started_at, .. }) if check.probes.is_empty() => {
+                Some(later(*started_at, check.steady)).filter(|at| *at > self.now)
+            }
+            _ => None,
+        }
+    }
+
     /// Whether the deadline may count against a running container: a probe of this start of it has failed, or there is
     /// nothing to probe.
     pub fn is_asked(&self, deployed: &Deployed) -> bool {
@@ -109,7 +121,7 @@ impl<'a> View<'a> {
     }
 }
 
-/// The route by which `deployed` gets the service's traffic.
+/// The route by which `deployed` gets the service's traffic; for as long as a candidate has a part of it, with that.
 pub(crate) fn route_for(name: &ServiceName, record: &ServiceRecord, deployed: &Deployed) -> Route {
     let mut ports = deployed.spec.ports.clone();
     ports.sort();
@@ -119,5 +131,6 @@ pub(crate) fn route_for(name: &ServiceName, record: &ServiceRecord, deployed: &D
         generation: deployed.generation,
         address: deployed.address,
         ports,
+        canary: canary::branch(record, deployed),
     }
 }

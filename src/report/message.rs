@@ -61,6 +61,7 @@ kinds! {
     RolloutBegun "rollout-begun" "5e93c1d80b7a4f26b9d4e8f2a6037c15" Info "A new generation of a service is on its way."
     ImagePulled "image-pulled" "a17c4f6de0b3485295f8d3b0c2e6914a" Info "The image of a generation is complete on this host."
     CandidateStarted "candidate-started" "c84e20f5a96b4d1783b5c7d9ef014a62" Info "The container of a new generation runs, without traffic."
+    CanaryBegun "canary-begun" "28d959203b154663b87375a893d7a6b0" Info "A part of new connections goes to the new generation, which was judged healthy."
     Switched "switched" "3b6a9d4e72c1480fa0e5f8b7d1c92e54" Info "New connections go to the new generation."
     Deployed "deployed" "f01d7c3b58e94a6c92b8a4e6d05f3c71" Info "The new generation is the incumbent."
     RollingBack "rolling-back" "86f2b5d0c4e7491ba3d9f6c81e0a7b25" Error "A new generation is given up."

@@ -2,7 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::types::{CommitId, Digest, Exit, Generation, HostName, ImageRef, Reason, ServiceName, Timestamp};
+use crate::types::{
+    CommitId, Digest, Exit, Generation, HostName, ImageRef, Reason, ServiceName, Share, Timestamp,
+};
 
 /// All of it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -221,6 +223,12 @@ pub struct RolloutStatus {
     /// Under `recreate`: since when nothing serves.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub down_since: Option<Timestamp>,
+    /// The part of new connections that it has, in phase `canary`.
+    #[serde(default)]
+    pub share: Option<Share>,
+    /// When it is to get all of them, in phase `canary`.
+    #[serde(default)]
+    pub switches_at: Option<Timestamp>,
     /// While its image is pulled, for those who ask: the file has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub progress: Option<PullStatus>,

@@ -5,6 +5,7 @@
 
 mod archive;
 mod calendar;
+mod canary;
 mod capability;
 mod commit;
 mod dependency;
@@ -26,6 +27,7 @@ mod window;
 
 pub use archive::fill_fallback;
 pub use calendar::{Calendar, Zones};
+pub use canary::{Branch, Canary, Share, ShareBy, WHOLE, seed};
 pub use capability::{CAPABILITIES, DEFAULT_CAPABILITIES};
 pub use commit::{CommitId, CommitInfo};
 pub use dependency::{Condition, Dependency};

@@ -48,7 +48,7 @@ reasons! {
     StorageIo "storage-io" "The disk gave an error; nothing was marked as complete." "Check the disk and the kernel log."
     Unhealthy "unhealthy" "The health check failed as often as it may." "Read the container's last log lines, then fix the image or the check."
     Exited "exited" "The container ended by itself." "Read the container's last log lines."
-    OutOfMemory "out-of-memory" "The kernel killed a process of the new version for want of memory, after the switch, and never one of the old version." "Raise mem_limit, or find out what grew."
+    OutOfMemory "out-of-memory" "The kernel killed a process of the new version for want of memory while it had traffic, and never one of the old version." "Raise mem_limit, or find out what grew."
     ErrorRate "error-rate" "Connections to the new version were refused, reset or dropped, far more of them than of the old version's." "Read the container's last log lines; deploy.max_error_rate says how many are too many."
     DeployTimeout "deploy-timeout" "The new version was not healthy within deploy.timeout." "Give it longer, or find out what it waits for."
     PreFailed "pre-failed" "The command of deploy.pre ended with an error or ran out of time." "Read its output in the logs; the old version was not touched."

@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use super::{Generation, InstanceId, PortMapping, Refusal, ServiceName, Timestamp};
+use super::{Branch, Generation, InstanceId, PortMapping, Refusal, ServiceName, Timestamp};
 
 /// One container as it was found.
 #[derive(Debug, Clone, PartialEq)]
@@ -81,4 +81,6 @@ pub struct Route {
     pub address: Ipv4Addr,
     /// Ports of the host that lead into it, sorted: two routes that do the same are equal.
     pub ports: Vec<PortMapping>,
+    /// A second generation that gets a part of new connections.
+    pub canary: Option<Branch>,
 }

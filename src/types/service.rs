@@ -8,8 +8,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    ByteSize, ConfigFile, Dependency, HealthCheck, ImageRef, NetworkMode, Options, Probe, RestartPolicy,
-    Schedule, ServiceName, VolumeMount, Window,
+    ByteSize, Canary, ConfigFile, Dependency, HealthCheck, ImageRef, NetworkMode, Options, Probe,
+    RestartPolicy, Schedule, ServiceName, VolumeMount, Window,
 };
 
 /// One service as the repo declares it for this host. `I` is [`ImageRef`] as declared and
@@ -260,7 +260,7 @@ pub struct Deploy {
     /// How long the new generation has to be healthy in a row before the switch.
     #[serde(default, skip_serializing_if = "Duration::is_zero")]
     pub min_healthy_time: Duration,
-    /// After the switch: how many more per cent of its connections may fail than of the old generation's. `None`: see
+    /// Once it has traffic: how many more per cent of its connections may fail than of the old generation's. `None`: see
     /// `reconcile::errors`; 100: they are not looked at.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_error_rate: Option<u8>,
@@ -276,6 +276,9 @@ pub struct Deploy {
     /// When the old generation is told to end.
     #[serde(default, skip_serializing_if = "DrainSignal::is_late")]
     pub drain_signal: DrainSignal,
+    /// The part of new connections that it gets before it gets all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub canary: Option<Canary>,
 }
 
 fn yes() -> bool {
@@ -318,6 +321,7 @@ impl Default for Deploy {
             reversible: true,
             window: Vec::new(),
             drain_signal: DrainSignal::default(),
+            canary: None,
         }
     }
 }

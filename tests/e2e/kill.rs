@@ -110,6 +110,25 @@ fn a_failing_deploy_survives_a_kill_at_every_failpoint() {
 
 #[test]
 #[cfg_attr(not(feature = "failpoints"), ignore = "needs the feature failpoints")]
+fn a_canary_survives_a_kill_at_every_failpoint() {
+    let words = ["canary"];
+    let hit = kill_around(
+        &points(&words),
+        |lab, port, round| {
+            let image = lab.image(&format!("d{round}"), Kind::Good);
+            let file = format!("{}canary = \"50%\"\ncanary_time = \"1s\"\n", web(&image, port, ""));
+            lab.deploy("web", &file, &format!("web d{round}"));
+        },
+        |lab, _, round| {
+            lab.sync();
+            assert_eq!(lab.service("web")["image"], lab.reference(&format!("d{round}")));
+        },
+    );
+    assert_eq!(hit, BTreeSet::from_iter(points(&words)));
+}
+
+#[test]
+#[cfg_attr(not(feature = "failpoints"), ignore = "needs the feature failpoints")]
 fn a_pull_survives_a_kill_before_and_after_each_name() {
     let points = ["pull::before_rename", "pull::after_rename", "pull::before_record", "pull::after_record"];
     let points = points.map(str::to_owned);
@@ -201,8 +220,8 @@ fn one_shots_run_once_whenever_the_agent_is_killed() {
 fn every_word_is_tried_somewhere() {
     // The ways that a kill test walks, and the words that stand on none of them, each with the reason.
     let walked = [
-        "begin", "pull", "start", "switch", "promote", "retire", "fail", "discard", "conclude", "prepare",
-        "ended", "clear", "finish", "run", "amend",
+        "begin", "pull", "start", "canary", "switch", "promote", "retire", "fail", "discard", "conclude",
+        "prepare", "ended", "clear", "finish", "run", "amend",
     ];
     let elsewhere = [
         ("advance", "only after a crash: tests/plan walks it with a crash at each point"),

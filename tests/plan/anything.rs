@@ -74,6 +74,7 @@ fn spec() -> BoxedStrategy<Spec> {
         Just(",volume=data,pre,irreversible"),
         Just(",window=01:00-02:00"),
         Just(",schedule=minutely"),
+        Just(",canary=10%:20s"),
     ];
     (0..3u8, settings, length(), length(), length(), 0..4u32)
         .prop_map(|(image, settings, a, b, c, retries)| {
@@ -148,6 +149,7 @@ fn phase() -> impl Strategy<Value = Phase> {
         Phase::Yielding,
         Phase::Starting,
         Phase::Proving,
+        Phase::Canary,
         Phase::Switching,
         Phase::Baking,
         Phase::Abandoning,
@@ -165,6 +167,7 @@ fn rollout() -> BoxedStrategy<Rollout> {
             started_at: times.0,
             phase_since: times.1,
             candidate_started_at: times.2,
+            canary_since: times.3.filter(|_| rest.1 % 2 == 0),
             switched_at: times.3,
             healthy_seconds: None,
             pull: PullCost { bytes: rest.3, seconds: rest.4 },
@@ -276,6 +279,7 @@ fn observed() -> BoxedStrategy<Observed> {
         generation,
         address,
         ports: declared("img:1").ports,
+        canary: None,
     });
     let images: Vec<_> = (0..3)
         .map(|n| Behaviour::default().digest(&declared(&format!("img:{n}")).image.to_string()))

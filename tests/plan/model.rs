@@ -17,7 +17,7 @@ use std::time::Duration;
 use gitopsd::reconcile::errors::ErrorHistory;
 use gitopsd::reconcile::health::{EffectiveCheck, ProbeHistory};
 use gitopsd::reconcile::receipt::Transition;
-use gitopsd::reconcile::record::{Deployed, Phase, ServiceRecord, Spec};
+use gitopsd::reconcile::record::{Deployed, Phase, Rollout, ServiceRecord, Spec};
 use gitopsd::reconcile::step::{Plan, Step};
 use gitopsd::reconcile::world::{Busy, Desired, Observed, Room};
 use gitopsd::reconcile::{later, plan};
@@ -277,25 +277,29 @@ impl Host {
         self.behaviour_of(&container.tag).exits_after.map(|after| later(started_at, after))
     }
 
-    /// The candidates that are probed, with the start of their container and the time of the next probe.
+    /// The containers that are probed, with the start of their container and the time of the next probe.
     fn probed(&self) -> Vec<(InstanceId, EffectiveCheck, Timestamp)> {
         let mut due = Vec::new();
         for (name, record) in &self.records {
             let Some(rollout) = &record.rollout else { continue };
-            if !matches!(rollout.phase, Phase::Proving | Phase::Switching | Phase::Baking) {
+            if !matches!(rollout.phase, Phase::Proving | Phase::Canary | Phase::Switching | Phase::Baking) {
                 continue;
             }
-            let id = InstanceId::new(name, rollout.to.generation);
-            let check = self.check(&rollout.to.spec);
-            if let Some(started_at) = self.started_at(&id)
-                && !check.probes.is_empty()
-            {
-                let at = match self.health.get(&id).filter(|history| history.started_at == started_at) {
-                    Some(history) => history.next_probe_at(&check),
-                    // A probe takes its time: the agent plans at least once before its first answer.
-                    None => later(started_at.max(self.agent_since), Duration::from_millis(5)),
-                };
-                due.push((id, check, at));
+            // Beside a candidate with a part of traffic it matters whether the incumbent is well.
+            let incumbent = record.incumbent.iter().filter(|_| rollout.phase == Phase::Canary);
+            for deployed in incumbent.chain([&rollout.to]) {
+                let id = InstanceId::new(name, deployed.generation);
+                let check = self.check(&deployed.spec);
+                if let Some(started_at) = self.started_at(&id)
+                    && !check.probes.is_empty()
+                {
+                    let at = match self.health.get(&id).filter(|history| history.started_at == started_at) {
+                        Some(history) => history.next_probe_at(&check),
+                        // A probe takes its time: the agent plans at least once before its first answer.
+                        None => later(started_at.max(self.agent_since), Duration::from_millis(5)),
+                    };
+                    due.push((id, check, at));
+                }
             }
         }
         due
@@ -391,12 +395,13 @@ impl Host {
         Some((started_at, self.behaviour_of(&self.containers[id].tag).counters(started_at, self.now)))
     }
 
-    /// What the agent looks at while a candidate bakes.
+    /// What the agent looks at while a candidate has traffic.
     fn look_for_errors(&mut self) {
         let mut former = std::mem::take(&mut self.errors);
         for (name, record) in &self.records {
-            let baking = record.rollout.as_ref().filter(|rollout| rollout.phase == Phase::Baking);
-            let Some((rollout, incumbent)) = baking.zip(record.incumbent.as_ref()) else { continue };
+            let has_traffic = |rollout: &&Rollout| matches!(rollout.phase, Phase::Canary | Phase::Baking);
+            let rollout = record.rollout.as_ref().filter(has_traffic);
+            let Some((rollout, incumbent)) = rollout.zip(record.incumbent.as_ref()) else { continue };
             let id = InstanceId::new(name, rollout.to.generation);
             let old = self.counters(&InstanceId::new(name, incumbent.generation));
             let Some((started_at, new)) = self.counters(&id) else { continue };
@@ -436,6 +441,7 @@ impl Host {
         self.agent_since = self.now;
         if crash == Crash::Reboot {
             self.routes.clear();
+            self.audit.branches.clear();
             for (id, container) in &mut self.containers {
                 // What was begun is known by a mark, and how it ended by a durable record.
                 container.state = match (&container.state, id.job) {

@@ -119,6 +119,14 @@ fn settings() -> impl Strategy<Value = &'static str> {
         ",bind=/srv/a,green,bake=5s,drain=1s",
         ",bind=/srv,pre,bake=5s",
         ",bind=/srv,after=db,bake=5s",
+        ",canary=10%:20s",
+        ",canary=10%:20s,bake=5s,drain=1s",
+        ",canary=50%:2s,bake=0s",
+        ",canary=10%:20s,volume=data",
+        ",canary=10%:20s,after=db,steady=3s",
+        ",canary=10%:20s,irreversible,bake=5s",
+        ",canary=10%:5s,check=none",
+        ",canary=10%:5s,restart=no,check=none,ports=none",
     ])
 }
 
@@ -151,6 +159,7 @@ fn event() -> impl Strategy<Value = Event> {
         "lingers=15s",
         "refuses=0s",
         "refuses=30s",
+        "oom=5s",
         "oom=10s",
         "checks-itself",
         "uses=30m",

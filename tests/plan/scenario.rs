@@ -8,7 +8,7 @@
 //!                                       web=img:1,bake=5s,drain=2s,signal=early,timeout=30s,volume=data,after=db,joins=db,pre,check=none,ports=none,env=X,grace=3s,port=81,restart=no,
 //!                                       bind=/srv (written to),green (side by side all the same),mem=64m,label=X
 //!                                       healthy=db,completed=db,optional=db (as after=db, with a condition), post,
-//!                                       irreversible, window=09:00-17:00, schedule=*:0/5, limit=30s, forgets
+//!                                       canary=10%:60s, irreversible, window=09:00-17:00, schedule=*:0/5, limit=30s, forgets
 //!                        web=broken     its file cannot be read
 //!                        -web           its file is gone
 //!                        empty          all files are gone
@@ -43,7 +43,7 @@ use std::time::Duration;
 use gitopsd::reconcile::later;
 use gitopsd::reconcile::step::Next;
 use gitopsd::types::{
-    ByteSize, Condition, ContainerState, Declared, Dependency, DrainSignal, HealthCheck, InstanceId,
+    ByteSize, Canary, Condition, ContainerState, Declared, Dependency, DrainSignal, HealthCheck, InstanceId,
     NetworkMode, PortMapping, Probe, Protocol, Schedule, ServiceName, Strategy, VolumeMount, VolumeSource,
     parse_duration,
 };
@@ -113,6 +113,11 @@ pub fn declared(text: &str) -> Declared {
             "limit" => spec.schedule.as_mut().unwrap().timeout = Some(time()),
             "forgets" => spec.schedule.as_mut().unwrap().persistent = false,
             "window" => spec.deploy.window.push(value.parse().unwrap()),
+            "canary" => {
+                let (share, time) = value.split_once(':').unwrap();
+                let time = parse_duration(time).unwrap();
+                spec.deploy.canary = Some(Canary { time, ..Canary::new(share.parse().unwrap()) });
+            }
             "joins" => {
                 spec.options.network_mode = Some(NetworkMode::Service(value.parse().unwrap()));
                 spec.ports.clear();

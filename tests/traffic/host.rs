@@ -167,6 +167,7 @@ impl Agent {
             generation: id.generation,
             address: self.address(last),
             ports: ports.iter().map(|text| port(text)).collect(),
+            canary: None,
         }
     }
 

@@ -16,4 +16,5 @@ mod reach;
 mod reloads;
 mod six;
 mod sockets;
+mod spread;
 mod switch;

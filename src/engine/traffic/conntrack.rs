@@ -24,13 +24,13 @@ const INET: u8 = libc::AF_INET as u8;
 const INET6: u8 = libc::AF_INET6 as u8;
 
 /// Deletes the UDP flows that `leads` would lead elsewhere than they go, or that were redirected to one of `lost` and
-/// that nothing leads there any more. `leads`: where what a client sends to an address is sent on to; `None` = nowhere
-/// by the rules in question. With `all` every flow of the host is looked at, else those answered by one of `lost`.
+/// that nothing leads there any more. `leads`: where what a client sends to an address may be sent on to; nothing =
+/// nowhere by the rules in question. With `all` every flow of the host is looked at, else those answered by one of `lost`.
 /// Returns how many there were.
 pub fn forget_stale(
     lost: &[IpAddr],
     all: bool,
-    leads: impl Fn(SocketAddr) -> Option<SocketAddr>,
+    leads: impl Fn(SocketAddr) -> Vec<SocketAddr>,
 ) -> io::Result<usize> {
     let mut netlink = NetlinkSocket::new();
     let mut flows = Vec::new();
@@ -88,10 +88,10 @@ struct Flow {
     original: Vec<u8>,
 }
 
-fn is_stale(flow: &Flow, lost: &[IpAddr], leads: impl Fn(SocketAddr) -> Option<SocketAddr>) -> bool {
-    match leads(flow.to) {
-        Some(wanted) => wanted != flow.from,
-        None => flow.from != flow.to && lost.contains(&flow.from.ip()),
+fn is_stale(flow: &Flow, lost: &[IpAddr], leads: impl Fn(SocketAddr) -> Vec<SocketAddr>) -> bool {
+    match leads(flow.to).as_slice() {
+        [] => flow.from != flow.to && lost.contains(&flow.from.ip()),
+        wanted => !wanted.contains(&flow.from),
     }
 }
 
@@ -155,7 +155,8 @@ mod tests {
     #[test]
     fn what_goes_where_the_rules_lead_stays() {
         let at = |text: &str| text.parse::<SocketAddr>().unwrap();
-        let leads = |to: SocketAddr| (to == at("192.0.2.1:53")).then(|| at("10.98.1.8:5353"));
+        let leads =
+            |to: SocketAddr| (to == at("192.0.2.1:53")).then(|| at("10.98.1.8:5353")).into_iter().collect();
         let lost = ["10.98.1.7".parse().unwrap()];
         let stale = |to: &str, from: &str| {
             is_stale(&Flow { to: at(to), from: at(from), original: Vec::new() }, &lost, leads)

@@ -5,11 +5,12 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use serde_json::Value;
 
-use super::ruleset::{Entry, entries, hairpins};
+use super::ruleset::{Entry, addresses, entries, hairpins};
 use super::skeleton::{Sets, is_member_set};
+use super::spread::Draw;
 use crate::engine::Route;
 use crate::engine::native::net::names::Subnet6;
-use crate::types::{Generation, PortMapping, Protocol, ServiceName};
+use crate::types::{Branch, Generation, PortMapping, Protocol, ServiceName};
 
 /// What the kernel has.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -31,10 +32,19 @@ pub struct Table {
 /// The rules of one service's chain, as far as they are ours.
 #[derive(Default)]
 struct Rules {
+    whole: Lane,
+    /// Those before which something is drawn, and what.
+    drawn: Lane,
+    draws: Vec<Draw>,
+    strange: bool,
+}
+
+/// The rules that lead to one generation.
+#[derive(Default)]
+struct Lane {
     service: Option<(Ipv4Addr, Generation, Ipv4Addr)>,
     ports: Vec<(Ipv4Addr, PortMapping)>,
     ports6: Vec<(Ipv6Addr, PortMapping)>,
-    strange: bool,
 }
 
 /// Understands a listing; `None` if it is no listing at all.
@@ -81,40 +91,78 @@ fn route(
     subnet6: Option<Subnet6>,
 ) -> Option<(ServiceName, Route)> {
     let service: ServiceName = chain.strip_prefix("svc-")?.parse().ok()?;
-    let (service_address, generation, address) = rules.service?;
-    let six = subnet6.map(|subnet6| subnet6.of(address));
-    let one_target = rules.ports.iter().all(|(target, _)| *target == address)
-        && rules.ports6.iter().all(|(target, _)| Some(*target) == six);
-    let mut ports: Vec<PortMapping> = rules.ports.iter().map(|(_, port)| port.clone()).collect();
-    // A port of every address has a rule for each family.
-    let both = |port: &PortMapping| PortMapping { host_ip: Ipv4Addr::UNSPECIFIED.into(), ..port.clone() };
-    let mut halves: Vec<&PortMapping> =
-        ports.iter().filter(|port| port.host_ip == IpAddr::V4(Ipv4Addr::UNSPECIFIED)).collect();
-    let mut only6 = Vec::new();
-    for (_, port) in &rules.ports6 {
-        match halves.iter().position(|half| port.host_ip.is_unspecified() && **half == both(port)) {
-            Some(place) => {
-                halves.swap_remove(place);
-            }
-            None => only6.push(port.clone()),
-        }
-    }
-    let paired = halves.is_empty() || six.is_none();
-    ports.extend(only6);
-    ports.sort();
-    let route = Route { service: service.clone(), service_address, generation, address, ports };
+    let (service_address, generation, address) = rules.whole.service?;
+    let ports = rules.whole.ports(address, subnet6)?;
+    let canary = match &rules.drawn.service {
+        Some(_) => Some(branch(&service, service_address, rules, subnet6)?),
+        None if rules.draws.is_empty() => None,
+        None => return None,
+    };
+    let route = Route { service: service.clone(), service_address, generation, address, ports, canary };
     let led_to = |entry| table.entries.get(&entry).is_some_and(|into| into == chain);
-    let whole = entries(&route).into_iter().all(led_to)
-        && hairpins(address, subnet6).iter().all(|(_, own)| table.hairpins.contains(own));
-    (one_target && paired && whole && !rules.strange).then_some((service, route))
+    let hairpin = |address| hairpins(address, subnet6).iter().all(|(_, own)| table.hairpins.contains(own));
+    let whole = entries(&route).into_iter().all(led_to) && addresses(&route).all(hairpin);
+    (whole && !rules.strange).then_some((service, route))
 }
 
-/// Takes one rule apart: matches on destination and port, then the DNAT.
+/// The branch that the drawn rules make: all of them to one generation, with one share.
+fn branch(
+    service: &ServiceName,
+    service_address: Ipv4Addr,
+    rules: &Rules,
+    subnet6: Option<Subnet6>,
+) -> Option<Branch> {
+    let (at, generation, address) = rules.drawn.service?;
+    let Draw { share, by, .. } = *rules.draws.first()?;
+    let one = |draw: &Draw| draw.belongs(service, generation) && (draw.share, draw.by) == (share, by);
+    let ports = rules.drawn.ports(address, subnet6)?;
+    (at == service_address && rules.draws.iter().all(one)).then_some(Branch {
+        generation,
+        address,
+        share,
+        by,
+        ports,
+    })
+}
+
+impl Lane {
+    /// The ports that lead to `address`, sorted; `None` if one leads elsewhere, or in one family only.
+    fn ports(&self, address: Ipv4Addr, subnet6: Option<Subnet6>) -> Option<Vec<PortMapping>> {
+        let six = subnet6.map(|subnet6| subnet6.of(address));
+        let one_target = self.ports.iter().all(|(target, _)| *target == address)
+            && self.ports6.iter().all(|(target, _)| Some(*target) == six);
+        let mut ports: Vec<PortMapping> = self.ports.iter().map(|(_, port)| port.clone()).collect();
+        // A port of every address has a rule for each family.
+        let both = |port: &PortMapping| PortMapping { host_ip: Ipv4Addr::UNSPECIFIED.into(), ..port.clone() };
+        let mut halves: Vec<&PortMapping> =
+            ports.iter().filter(|port| port.host_ip == IpAddr::V4(Ipv4Addr::UNSPECIFIED)).collect();
+        let mut only6 = Vec::new();
+        for (_, port) in &self.ports6 {
+            match halves.iter().position(|half| port.host_ip.is_unspecified() && **half == both(port)) {
+                Some(place) => {
+                    halves.swap_remove(place);
+                }
+                None => only6.push(port.clone()),
+            }
+        }
+        let paired = halves.is_empty() || six.is_none();
+        ports.extend(only6);
+        ports.sort();
+        (one_target && paired).then_some(ports)
+    }
+}
+
+/// Takes one rule apart: matches on destination and port, what is drawn, then the DNAT.
 fn add_rule(rules: &mut Rules, rule: &Value) -> Option<()> {
     let mut at: Option<IpAddr> = None;
     let mut port = None;
+    let mut draw = None;
     for expression in rule.get("expr")?.as_array()? {
         if let Some(matched) = expression.get("match") {
+            if let Some(drawn) = Draw::read(matched) {
+                draw = Some(drawn);
+                continue;
+            }
             let payload = matched.get("left")?.get("payload")?;
             let right = matched.get("right")?;
             match (text(payload, "protocol")?, text(payload, "field")?) {
@@ -124,13 +172,15 @@ fn add_rule(rules: &mut Rules, rule: &Value) -> Option<()> {
             }
         } else {
             let dnat = expression.get("dnat")?;
+            rules.draws.extend(draw);
+            let lane = if draw.is_some() { &mut rules.drawn } else { &mut rules.whole };
             let target: IpAddr = text(dnat, "addr")?.parse().ok()?;
             match (port, target) {
                 (None, IpAddr::V4(target)) => {
                     let comment = text(rule, "comment")?;
                     let generation = comment.strip_prefix("generation ")?.parse().ok()?;
                     let IpAddr::V4(at) = at? else { return None };
-                    rules.service = Some((at, Generation(generation), target));
+                    lane.service = Some((at, Generation(generation), target));
                 }
                 (None, IpAddr::V6(_)) => return None,
                 (Some((protocol, host_port)), target) => {
@@ -142,8 +192,8 @@ fn add_rule(rules: &mut Rules, rule: &Value) -> Option<()> {
                         protocol,
                     };
                     match target {
-                        IpAddr::V4(to) => rules.ports.push((to, mapping(Ipv4Addr::UNSPECIFIED.into()))),
-                        IpAddr::V6(to) => rules.ports6.push((to, mapping(Ipv6Addr::UNSPECIFIED.into()))),
+                        IpAddr::V4(to) => lane.ports.push((to, mapping(Ipv4Addr::UNSPECIFIED.into()))),
+                        IpAddr::V6(to) => lane.ports6.push((to, mapping(Ipv6Addr::UNSPECIFIED.into()))),
                     }
                 }
             }

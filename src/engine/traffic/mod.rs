@@ -15,6 +15,7 @@ mod ports;
 mod ruleset;
 mod skeleton;
 mod sockets;
+mod spread;
 mod udp;
 pub mod watch;
 
@@ -29,7 +30,7 @@ use super::native::net::links::Links;
 use super::native::net::names::{Names, Subnet, Subnet6};
 use super::native::net::{namespace, namespace_path};
 use super::{EngineError, Route, Traffic};
-use crate::types::{InstanceId, Membership, PortMapping, Reason, ServiceName};
+use crate::types::{Branch, InstanceId, Membership, PortMapping, Reason, ServiceName};
 use forward::Look;
 use listing::Table;
 use owner::Writer;
@@ -185,7 +186,7 @@ impl NftTraffic {
     fn check(&self, route: &Route, now: &Table) -> Result<(), EngineError> {
         // Services that have the host's network are reached at the host's own address.
         let of_host = |address| address == self.frame.subnet.gateway() && address == route.address;
-        for address in [route.service_address, route.address] {
+        for address in ruleset::addresses(route).chain([route.service_address]) {
             if !self.frame.subnet.usable(address) && !of_host(address) {
                 return Err(EngineError::plain(
                     Reason::Network,
@@ -407,12 +408,15 @@ fn new_ports(now: &Table, route: &Route) -> Vec<PortMapping> {
 
 /// Whether two routes lead the same way; the order of ports says nothing.
 fn same(a: &Route, b: &Route) -> bool {
-    let ports = |route: &Route| {
-        let mut ports = route.ports.clone();
+    let sorted = |ports: &[PortMapping]| {
+        let mut ports = ports.to_vec();
         ports.sort();
         ports.dedup();
         ports
     };
+    let branch =
+        |route: &Route| route.canary.clone().map(|branch| Branch { ports: sorted(&branch.ports), ..branch });
     (a.service_address, a.generation, a.address) == (b.service_address, b.generation, b.address)
-        && ports(a) == ports(b)
+        && sorted(&a.ports) == sorted(&b.ports)
+        && branch(a) == branch(b)
 }

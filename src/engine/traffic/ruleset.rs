@@ -9,9 +9,10 @@ use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::listing::Table;
+use super::spread::Draw;
 use crate::engine::Route;
 use crate::engine::native::net::names::Subnet6;
-use crate::types::{PortMapping, Protocol, ServiceName};
+use crate::types::{Branch, PortMapping, Protocol, ServiceName};
 
 /// What leads into the chain of a service: an element of one of the maps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -75,6 +76,11 @@ pub fn entries(route: &Route) -> BTreeSet<Entry> {
     entries
 }
 
+/// Where a route leads: to one generation, and to a second one.
+pub fn addresses(route: &Route) -> impl Iterator<Item = Ipv4Addr> {
+    std::iter::once(route.address).chain(route.canary.iter().map(|branch| branch.address))
+}
+
 /// Sends new connections of a service along `route`: its rules are replaced, ports that came or went follow.
 ///
 /// `now` is the table as it is; no entry of `route` may belong to another service.
@@ -82,6 +88,18 @@ pub fn switch(table: &str, subnet6: Option<Subnet6>, now: &Table, route: &Route)
     let chain = chain(&route.service);
     let address = route.address;
     let mut text = format!("add chain inet {table} {chain}\nflush chain inet {table} {chain}\n");
+    if let Some(branch) = &route.canary {
+        line(
+            &mut text,
+            format_args!(
+                "add rule inet {table} {chain} ip daddr {} {} dnat ip to {} comment \"generation {}\"",
+                route.service_address,
+                Draw::of(&route.service, branch, false),
+                branch.address,
+                branch.generation
+            ),
+        );
+    }
     line(
         &mut text,
         format_args!(
@@ -93,8 +111,23 @@ pub fn switch(table: &str, subnet6: Option<Subnet6>, now: &Table, route: &Route)
     let mut ports: Vec<&PortMapping> = route.ports.iter().collect();
     ports.sort_by_key(|port| (port.host_ip.is_unspecified(), *port));
     for port in ports {
+        let PortMapping { host_port, protocol, .. } = port;
+        let other =
+            |branch: &&Branch| branch.ports.iter().find(|other| Entry::of(other) == Entry::of(port)).cloned();
+        if let Some(branch) = &route.canary
+            && let Some(other) = other(&branch)
+        {
+            for (at, to) in ways(&other, branch.address, subnet6) {
+                let draw = Draw::of(&route.service, branch, to.starts_with("ip6"));
+                line(
+                    &mut text,
+                    format_args!(
+                        "add rule inet {table} {chain} {at}{protocol} dport {host_port} {draw} dnat {to}"
+                    ),
+                );
+            }
+        }
         for (at, to) in ways(port, address, subnet6) {
-            let PortMapping { host_port, protocol, .. } = port;
             line(
                 &mut text,
                 format_args!("add rule inet {table} {chain} {at}{protocol} dport {host_port} dnat {to}"),
@@ -107,10 +140,13 @@ pub fn switch(table: &str, subnet6: Option<Subnet6>, now: &Table, route: &Route)
         let (map, key) = entry.element();
         line(&mut text, format_args!("add element inet {table} {map} {{ {key} : goto {chain} }}"));
     }
-    if let Some(old) = now.routes.get(&route.service).filter(|old| old.address != address) {
-        take_hairpin(&mut text, table, subnet6, now, old);
+    let leads_to: Vec<Ipv4Addr> = addresses(route).collect();
+    for old in now.routes.get(&route.service).into_iter().flat_map(addresses) {
+        if !leads_to.contains(&old) {
+            take_hairpin(&mut text, table, subnet6, now, &route.service, old);
+        }
     }
-    for (set, own) in hairpins(address, subnet6) {
+    for (set, own) in leads_to.iter().flat_map(|address| hairpins(*address, subnet6)) {
         if !now.hairpins.contains(&own) {
             line(&mut text, format_args!("add element inet {table} {set} {{ {own} . {own} }}"));
         }
@@ -145,8 +181,8 @@ pub fn withdraw(table: &str, subnet6: Option<Subnet6>, now: &Table, service: &Se
     let chain = chain(service);
     let mut text = String::new();
     take_entries(&mut text, table, now, &chain, &BTreeSet::new());
-    if let Some(old) = now.routes.get(service) {
-        take_hairpin(&mut text, table, subnet6, now, old);
+    for old in now.routes.get(service).into_iter().flat_map(addresses) {
+        take_hairpin(&mut text, table, subnet6, now, service, old);
     }
     if now.chains.contains(&chain) {
         line(&mut text, format_args!("flush chain inet {table} {chain}"));
@@ -164,9 +200,16 @@ fn take_entries(text: &mut String, table: &str, now: &Table, chain: &str, keep: 
 }
 
 /// Unless another service has that address too, as those that share a network have.
-fn take_hairpin(text: &mut String, table: &str, subnet6: Option<Subnet6>, now: &Table, old: &Route) {
-    let address = old.address;
-    if now.routes.values().any(|route| route.service != old.service && route.address == address) {
+fn take_hairpin(
+    text: &mut String,
+    table: &str,
+    subnet6: Option<Subnet6>,
+    now: &Table,
+    service: &ServiceName,
+    address: Ipv4Addr,
+) {
+    let mut others = now.routes.values().filter(|route| route.service != *service).flat_map(addresses);
+    if others.any(|other| other == address) {
         return;
     }
     for (set, own) in hairpins(address, subnet6) {
@@ -196,6 +239,7 @@ mod tests {
             generation: Generation(generation),
             address: Ipv4Addr::new(10, 98, 1, last),
             ports: ports.iter().map(port).collect(),
+            canary: None,
         }
     }
 
@@ -203,7 +247,7 @@ mod tests {
         let mut table = Table::default();
         table.chains.insert(chain(&route.service));
         table.entries.extend(entries(route).into_iter().map(|entry| (entry, chain(&route.service))));
-        table.hairpins.insert(route.address.into());
+        table.hairpins.extend(addresses(route).map(IpAddr::V4));
         table.routes.insert(route.service.clone(), route.clone());
         table
     }
@@ -241,6 +285,39 @@ delete element inet t hairpin { 10.98.1.7 . 10.98.1.7 }
 add element inet t hairpin { 10.98.1.8 . 10.98.1.8 }
 "
         );
+    }
+
+    #[test]
+    fn a_branch_comes_before_what_it_takes_from() {
+        let ports = [("0.0.0.0", 80, 8080, Protocol::Tcp), ("127.0.0.1", 53, 53, Protocol::Udp)];
+        let old = route(1, 7, &ports);
+        let branch = Branch {
+            generation: Generation(2),
+            address: Ipv4Addr::new(10, 98, 1, 8),
+            share: "10%".parse().unwrap(),
+            by: crate::types::ShareBy::Connection,
+            ports: route(2, 8, &[("0.0.0.0", 80, 9090, Protocol::Tcp)]).ports,
+        };
+        let shared = Route { canary: Some(branch), ..old.clone() };
+        assert_eq!(
+            switch("t", None, &after(&old), &shared),
+            "\
+add chain inet t svc-shop
+flush chain inet t svc-shop
+add rule inet t svc-shop ip daddr 10.98.0.80 numgen random mod 1000 < 100 dnat ip to 10.98.1.8 comment \"generation 2\"
+add rule inet t svc-shop ip daddr 10.98.0.80 dnat ip to 10.98.1.7 comment \"generation 1\"
+add rule inet t svc-shop ip daddr 127.0.0.1 udp dport 53 dnat ip to 10.98.1.7:53
+add rule inet t svc-shop tcp dport 80 numgen random mod 1000 < 100 dnat ip to 10.98.1.8:9090
+add rule inet t svc-shop tcp dport 80 dnat ip to 10.98.1.7:8080
+add element inet t hairpin { 10.98.1.8 . 10.98.1.8 }
+"
+        );
+        // The return takes the branch's own away, and nothing of the one that stays.
+        let back = switch("t", None, &after(&shared), &old);
+        assert!(back.ends_with("8080\ndelete element inet t hairpin { 10.98.1.8 . 10.98.1.8 }\n"), "{back}");
+        assert!(!back.contains("numgen"), "{back}");
+        let gone = withdraw("t", None, &after(&shared), &old.service);
+        assert_eq!(gone.matches("delete element inet t hairpin").count(), 2, "{gone}");
     }
 
     #[test]

@@ -2,13 +2,13 @@
 
 use std::cell::OnceCell;
 use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use nix::ifaddrs::getifaddrs;
 use nix::sys::socket::SockaddrStorage;
 
 use super::conntrack;
-use super::ruleset::hairpins;
+use super::ruleset::{addresses, hairpins};
 use crate::engine::Route;
 use crate::engine::native::net::names::Subnet6;
 use crate::types::{PortMapping, Protocol};
@@ -21,16 +21,17 @@ pub fn follow(subnet6: Option<Subnet6>, old: Option<&Route>, new: Option<&Route>
         ports.iter().filter(|port| port.protocol == Protocol::Udp).cloned().collect()
     };
     let (before, after) = (udp(old), udp(new));
-    let moved = old.map(|old| old.address) != new.map(|new| new.address);
+    let to = |route: Option<&Route>| -> Vec<Ipv4Addr> { route.into_iter().flat_map(addresses).collect() };
+    let moved = to(old) != to(new);
     if !moved && before == after && !anew {
         return;
     }
-    let lost: Vec<IpAddr> =
-        old.iter().flat_map(|old| hairpins(old.address, subnet6)).map(|(_, address)| address).collect();
+    let lost = to(old).into_iter().flat_map(|address| hairpins(address, subnet6));
+    let lost: Vec<IpAddr> = lost.map(|(_, address)| address).collect();
     // Whoever sent to a port before it was published is known to conntrack as somebody who wants the host.
     let all = !after.is_empty() && (anew || after.iter().any(|port| !before.contains(port)));
     let local = OnceCell::new();
-    let leads = |to| new.and_then(|new| leads(new, subnet6, &local, to));
+    let leads = |to| new.map(|new| leads(new, subnet6, &local, to)).unwrap_or_default();
     // The switch itself is done; these flows follow once their clients have been silent for a while.
     if let Err(error) = conntrack::forget_stale(&lost, all, leads)
         && let Some(route) = new.or(old)
@@ -39,17 +40,31 @@ pub fn follow(subnet6: Option<Subnet6>, old: Option<&Route>, new: Option<&Route>
     }
 }
 
-/// Where the rules of a route send on what is sent to `to`.
+/// Where the rules of a route send on what is sent to `to`: nowhere, to one generation, or to one of two.
 fn leads(
     route: &Route,
     subnet6: Option<Subnet6>,
     local: &OnceCell<BTreeSet<IpAddr>>,
     to: SocketAddr,
-) -> Option<SocketAddr> {
+) -> Vec<SocketAddr> {
     if to.ip() == IpAddr::V4(route.service_address) {
-        return Some((route.address, to.port()).into());
+        return addresses(route).map(|address| (address, to.port()).into()).collect();
     }
-    let udp = route.ports.iter().filter(|port| port.protocol == Protocol::Udp && port.host_port == to.port());
+    let whole = leads_by(&route.ports, route.address, subnet6, local, to);
+    let branch = route.canary.as_ref().filter(|_| whole.is_some());
+    let part = branch.and_then(|branch| leads_by(&branch.ports, branch.address, subnet6, local, to));
+    whole.into_iter().chain(part).collect()
+}
+
+/// The same by the ports that lead to one generation's `address`.
+fn leads_by(
+    ports: &[PortMapping],
+    address: Ipv4Addr,
+    subnet6: Option<Subnet6>,
+    local: &OnceCell<BTreeSet<IpAddr>>,
+    to: SocketAddr,
+) -> Option<SocketAddr> {
+    let udp = ports.iter().filter(|port| port.protocol == Protocol::Udp && port.host_port == to.port());
     // The narrower mapping first, as in the rules.
     let at = udp.clone().find(|port| port.host_ip == to.ip());
     let everywhere = |port: &&PortMapping| {
@@ -57,8 +72,8 @@ fn leads(
     };
     let port = at.or_else(|| udp.clone().find(everywhere))?;
     let address: IpAddr = match to {
-        SocketAddr::V4(_) => route.address.into(),
-        SocketAddr::V6(_) => subnet6?.of(route.address).into(),
+        SocketAddr::V4(_) => address.into(),
+        SocketAddr::V6(_) => subnet6?.of(address).into(),
     };
     Some((address, port.container_port).into())
 }
@@ -84,7 +99,7 @@ fn is_local(local: &OnceCell<BTreeSet<IpAddr>>, address: IpAddr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::Generation;
+    use crate::types::{Branch, Generation, ShareBy};
 
     #[test]
     fn the_narrower_mapping_comes_first() {
@@ -104,10 +119,11 @@ mod tests {
                 port("0.0.0.0", 54, 5354, Protocol::Tcp),
                 port("127.0.0.1", 53, 5355, Protocol::Udp),
             ],
+            canary: None,
         };
         let six = Some(Subnet6::new("fd00:1:2:3::".parse().unwrap()));
         let own = OnceCell::from(BTreeSet::from(["192.0.2.1", "2001:db8::1"].map(|it| it.parse().unwrap())));
-        let to = |to: &str| leads(&route, six, &own, to.parse().unwrap()).map(|to| to.to_string());
+        let to = |to: &str| leads(&route, six, &own, to.parse().unwrap()).first().map(ToString::to_string);
         assert_eq!(to("10.98.0.200:99").as_deref(), Some("10.98.1.7:99"));
         assert_eq!(to("127.0.0.1:53").as_deref(), Some("10.98.1.7:5355"));
         assert_eq!(to("127.0.0.2:53").as_deref(), Some("10.98.1.7:5353"));
@@ -116,5 +132,20 @@ mod tests {
         for elsewhere in ["192.0.2.2:53", "192.0.2.1:54", "[::1]:53", "[2001:db8::2]:53"] {
             assert_eq!(to(elsewhere), None, "{elsewhere}");
         }
+        // With a part for another generation a flow may be of either; a port that only one has is that one's.
+        let branch = Branch {
+            generation: Generation(2),
+            address: "10.98.1.8".parse().unwrap(),
+            share: "10%".parse().unwrap(),
+            by: ShareBy::Connection,
+            ports: vec![port("127.0.0.1", 53, 5356, Protocol::Udp)],
+        };
+        let shared = Route { canary: Some(branch), ..route };
+        let both = |to: &str| -> Vec<String> {
+            leads(&shared, six, &own, to.parse().unwrap()).iter().map(ToString::to_string).collect()
+        };
+        assert_eq!(both("10.98.0.200:99"), ["10.98.1.7:99", "10.98.1.8:99"]);
+        assert_eq!(both("127.0.0.1:53"), ["10.98.1.7:5355", "10.98.1.8:5356"]);
+        assert_eq!(both("127.0.0.2:53"), ["10.98.1.7:5353"]);
     }
 }

@@ -6,11 +6,11 @@ use std::time::Duration;
 use gitopsd::reconcile::jobs;
 use gitopsd::reconcile::later;
 use gitopsd::reconcile::receipt::Transition;
-use gitopsd::reconcile::record::{Deployed, PullCost, ServiceRecord, Spec};
+use gitopsd::reconcile::record::{Deployed, Phase, PullCost, ServiceRecord, Spec};
 use gitopsd::reconcile::step::{Amendment, Step};
 use gitopsd::reconcile::transition::{self, Addresses, Outcome};
 use gitopsd::types::{
-    ContainerState, Exit, Generation, InstanceId, Job, Reason, Refusal, Route, ServiceName,
+    Branch, ContainerState, Exit, Generation, InstanceId, Job, Reason, Refusal, Route, ServiceName,
 };
 
 use super::{Container, Effect, Host};
@@ -205,7 +205,15 @@ impl Host {
                     container.state = ContainerState::Exited(exit);
                 }
             }
+            Step::Canary(_) => {
+                let incumbent = self.incumbent(name).map(|incumbent| incumbent.generation);
+                return self.point_traffic(name, incumbent);
+            }
             Step::Switch(generation) | Step::Route(generation) => {
+                match step {
+                    Step::Switch(_) => self.audit_canary(name, *generation),
+                    _ => self.audit_route(name, *generation),
+                }
                 return self.point_traffic(name, Some(*generation));
             }
             Step::Return { to, .. } => return self.point_traffic(name, *to),
@@ -320,6 +328,7 @@ impl Host {
         if self.ports_taken && to.is_some() && from != to {
             return Outcome::Retry(Refusal::new(Reason::PortInUse, "port 80/tcp belongs to service other"));
         }
+        let (before, mut part) = (self.routes.get(name).and_then(|route| route.canary.clone()), None);
         match to {
             None => {
                 self.routes.remove(name);
@@ -333,8 +342,14 @@ impl Host {
                     generation,
                     address: deployed.address,
                     ports: spec.unwrap_or(&deployed.spec).ports.clone(),
+                    canary: branch(record, deployed),
                 };
                 self.audit_switch(name, generation);
+                if let Some(branch) = &route.canary {
+                    self.audit_switch(name, branch.generation);
+                    self.audit.branches.entry(InstanceId::new(name, branch.generation)).or_insert(self.now);
+                }
+                part = route.canary.clone();
                 self.routes.insert(name.clone(), route);
             }
         }
@@ -342,6 +357,31 @@ impl Host {
             let word = |g: Option<Generation>| g.map_or("nothing".to_owned(), |g| g.to_string());
             self.say(name, &format!("traffic: {} -> {}", word(from), word(to)));
         }
+        if let Some(branch) = part.filter(|part| before.as_ref() != Some(part)) {
+            self.say(name, &format!("traffic: {} of it -> {}", branch.share, branch.generation));
+        }
         Outcome::Done
     }
+}
+
+/// As the repo has it: the part that a candidate gets before it gets all.
+fn branch(record: &ServiceRecord, deployed: &Deployed) -> Option<Branch> {
+    let rollout = record.rollout.as_ref().filter(|rollout| rollout.phase == Phase::Canary)?;
+    let canary = rollout.to.spec.deploy.canary?;
+    let incumbent = record.incumbent.as_ref()?.generation == deployed.generation;
+    let published: Vec<_> = deployed.spec.ports.iter().map(|port| port.host_port).collect();
+    incumbent.then(|| Branch {
+        generation: rollout.to.generation,
+        address: rollout.to.address,
+        share: canary.share,
+        by: canary.by,
+        ports: rollout
+            .to
+            .spec
+            .ports
+            .iter()
+            .filter(|port| published.contains(&port.host_port))
+            .cloned()
+            .collect(),
+    })
 }

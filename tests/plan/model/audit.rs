@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use gitopsd::reconcile::later;
 use gitopsd::reconcile::receipt::{ReceiptResult, Side, Transition};
-use gitopsd::reconcile::record::{Cause, Down, ServiceRecord, Spec};
+use gitopsd::reconcile::record::{Cause, Down, Phase, ServiceRecord, Spec};
 use gitopsd::reconcile::step::{Next, Plan, Step};
 use gitopsd::types::{
     CommitId, ContainerState, Generation, InstanceId, Job, Reason, ServiceName, Strategy, Timestamp,
@@ -28,6 +28,8 @@ pub struct Audit {
     specs: BTreeMap<InstanceId, Spec>,
     /// The rollouts whose end has a receipt.
     ended: BTreeMap<InstanceId, (String, u32)>,
+    /// Since when a candidate's container has a part of its service's traffic.
+    pub branches: BTreeMap<InstanceId, Timestamp>,
     /// How often the agent was killed.
     pub crashes: u32,
     /// The one-shots that were started, and when that was written down.
@@ -56,6 +58,15 @@ impl Host {
             let id = InstanceId::new(name, route.generation);
             let judged = self.audit.passed.contains(&id);
             self.demand(judged, "traffic never points at a generation that was not judged healthy", name);
+            let Some(branch) = &route.canary else { continue };
+            let id = InstanceId::new(name, branch.generation);
+            let judged = self.audit.passed.contains(&id);
+            self.demand(judged, "no part of it points at a generation that was not judged healthy", name);
+            let declared = self.audit.specs.get(&id).and_then(|spec| spec.deploy.canary);
+            let exact = declared.is_some_and(|canary| (canary.share, canary.by) == (branch.share, branch.by));
+            self.demand(exact, "a candidate has the part that its commit declares", name);
+            let other = branch.generation != route.generation && branch.address != route.address;
+            self.demand(other, "a part goes to another generation than the rest", name);
         }
         let services: BTreeSet<_> = self.containers.keys().map(|id| &id.service).collect();
         for name in services {
@@ -133,12 +144,47 @@ impl Host {
         self.demand(alone, "two runs of a service never overlap", &id.service);
     }
 
+    /// A candidate is about to get all new connections.
+    pub(super) fn audit_canary(&self, name: &ServiceName, generation: Generation) {
+        let record = &self.records[name];
+        let Some(rollout) = record.rollout.as_ref().filter(|it| it.to.generation == generation) else {
+            return;
+        };
+        let Some(canary) = rollout.to.spec.deploy.canary else { return };
+        let runs = |generation| {
+            let container = self.containers.get(&InstanceId::new(name, generation));
+            container.is_some_and(|container| running(&container.state))
+        };
+        let beside = record.incumbent.as_ref().is_some_and(|incumbent| runs(incumbent.generation));
+        let excused = rollout.to.spec.strategy() != Strategy::BlueGreen
+            || rollout.cause == Cause::Rollback
+            || rollout.switched_at.is_some()
+            || !runs(generation)
+            || !beside;
+        let since = self.audit.branches.get(&InstanceId::new(name, generation));
+        let long = since.is_some_and(|since| later(*since, canary.time) <= self.now);
+        self.demand(excused || long, "a candidate gets all after it was well with its part", name);
+    }
+
+    /// A route is about to be put right.
+    pub(super) fn audit_route(&self, name: &ServiceName, generation: Generation) {
+        let record = &self.records[name];
+        let canary = record.rollout.as_ref().is_some_and(|it| it.phase == Phase::Canary);
+        let Some(incumbent) = record.incumbent.as_ref().filter(|_| canary) else { return };
+        let container = self.containers.get(&InstanceId::new(name, incumbent.generation));
+        let up = container.is_some_and(|container| running(&container.state));
+        let in_turn = generation != incumbent.generation && !up;
+        self.demand(in_turn, "a canary has all only while the incumbent does not run", name);
+    }
+
     /// A container is about to be stopped or taken away.
     pub(super) fn audit_end(&self, name: &ServiceName, step: &Step, generation: Generation) {
         let id = InstanceId::new(name, generation);
         let Some(record) = self.records.get(name) else { return };
-        let has_traffic = self.routes.get(name).is_some_and(|route| route.generation == generation)
-            && self.containers.get(&id).is_some_and(|container| running(&container.state));
+        let has_traffic = self.routes.get(name).is_some_and(|route| {
+            let part = route.canary.as_ref().is_some_and(|branch| branch.generation == generation);
+            route.generation == generation || part
+        }) && self.containers.get(&id).is_some_and(|container| running(&container.state));
         let incumbent = record.incumbent.as_ref();
         let good = match step {
             Step::Stop(_) => record.rollout.as_ref().is_some_and(|rollout| {
@@ -202,7 +248,10 @@ impl Host {
             let steady =
                 self.audit.specs.get(&id).is_some_and(|spec| self.behaviour_of_spec(spec).keeps_serving());
             let up = self.containers.get(&id).is_some_and(|container| running(&container.state));
-            let served = self.routes.get(name).is_some_and(|route| route.generation == from.generation);
+            let served = self
+                .routes
+                .get(name)
+                .is_some_and(|route| route.generation == from.generation && route.canary.is_none());
             let local = self.images.contains(&from.digest);
             // A start that a crash cut short is tried again after its pause.
             let pausing = !up && self.incumbent(name).is_some_and(|incumbent| incumbent.restarts > 0);
@@ -281,6 +330,8 @@ impl Host {
             self.demand(job || own, &format!("nothing is left over ({id})"), name);
         }
         self.audit_changed(name);
+        let whole = self.routes.get(name).is_none_or(|route| route.canary.is_none());
+        self.demand(whole, "after any crash the host converges (a part of traffic)", name);
         let routed = self.routes.get(name).map(|route| route.generation);
         // There is nobody behind the route of one that ended for good, and none after a boot.
         let over = self.incumbent(name).is_some_and(|incumbent| {

@@ -132,9 +132,9 @@ impl Expressions {
     }
 
     /// A hash of `length` bytes from the second register on, below `modulus`, in the order of the network.
-    pub fn hash(&mut self, length: u32, modulus: u32) {
+    pub fn hash(&mut self, length: u32, modulus: u32, seed: u32) {
         let data = Attributes::default().number(1, register(4)).number(2, FIRST).number(3, length);
-        self.push("hash", data.number(4, modulus).number(5, 0).number(7, 0));
+        self.push("hash", data.number(4, modulus).number(5, seed).number(7, 0));
         self.network_order();
     }
 

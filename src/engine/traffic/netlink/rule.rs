@@ -82,10 +82,11 @@ impl Rule {
                 words.expect("mod")?;
                 let modulus = words.next()?.parse().ok()?;
                 // Without one the kernel takes another one for each rule, and clients would move at every change.
-                ["seed", "0x0"].into_iter().try_for_each(|word| words.expect(word))?;
+                words.expect("seed")?;
+                let seed = u32::from_str_radix(words.next()?.strip_prefix("0x")?, 16).ok()?;
                 self.of_family(field.family()?);
                 self.load(field, register(4));
-                self.made.hash(field.units() * 4, modulus);
+                self.made.hash(field.units() * 4, modulus, seed);
                 self.below(words)?;
             }
             "dnat" | "snat" => {

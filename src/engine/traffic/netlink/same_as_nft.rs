@@ -11,13 +11,13 @@ use super::super::skeleton::Frame;
 use super::super::{nft, owner, ruleset};
 use crate::engine::Route;
 use crate::engine::native::net::names::{Names, Subnet, Subnet6};
-use crate::types::{Generation, Membership, PortMapping, Protocol};
+use crate::types::{Branch, Generation, Membership, PortMapping, Protocol, ShareBy};
 
 /// What is not in any of our scripts today, but may be asked for.
 const MORE: &str = r#"
 add chain inet gitopsd spare
 add rule inet gitopsd svc-shop tcp dport 80 numgen random mod 100 < 10 dnat ip to 10.98.1.7:8080
-add rule inet gitopsd svc-shop tcp dport 80 jhash ip saddr mod 100 seed 0x0 < 10 dnat ip to 10.98.1.7:8080
+add rule inet gitopsd svc-shop tcp dport 80 jhash ip saddr mod 100 seed 0xdeadbeef < 10 dnat ip to 10.98.1.7:8080
 add rule inet gitopsd svc-shop tcp dport 80 jhash ip6 saddr mod 3 seed 0x0 < 1 dnat ip6 to [fd00::7]:8080
 insert rule inet gitopsd svc-shop ip saddr 10.0.0.0/8 ip daddr != 10.64.0.0/11 goto spare
 insert rule inet gitopsd svc-shop ct original ip daddr 10.98.0.0/17 udp dport 53 accept
@@ -72,7 +72,7 @@ fn frame(six: bool) -> Frame {
     }
 }
 
-fn route(service: &str, generation: u64, last: u8) -> Route {
+fn route(service: &str, generation: u64, last: u8, by: Option<ShareBy>) -> Route {
     let port = |host_ip: &str, host_port, protocol| PortMapping {
         host_ip: host_ip.parse().unwrap(),
         host_port,
@@ -80,18 +80,27 @@ fn route(service: &str, generation: u64, last: u8) -> Route {
         protocol,
     };
     let base = if service == "shop" { 80 } else { 9000 };
+    let ports = vec![
+        port("0.0.0.0", base, Protocol::Tcp),
+        port("0.0.0.0", base, Protocol::Udp),
+        port("127.0.0.1", base + 1, Protocol::Tcp),
+        port("::", base + 2, Protocol::Udp),
+        port("2001:db8::1", base + 3, Protocol::Tcp),
+    ];
+    let canary = by.map(|by| Branch {
+        generation: Generation(generation + 1),
+        address: Ipv4Addr::new(10, 98, 1, last + 1),
+        share: "12.5%".parse().unwrap(),
+        by,
+        ports: ports.clone(),
+    });
     Route {
         service: service.parse().unwrap(),
         service_address: Ipv4Addr::new(10, 98, 0, if service == "shop" { 200 } else { 201 }),
         generation: Generation(generation),
         address: Ipv4Addr::new(10, 98, 1, last),
-        ports: vec![
-            port("0.0.0.0", base, Protocol::Tcp),
-            port("0.0.0.0", base, Protocol::Udp),
-            port("127.0.0.1", base + 1, Protocol::Tcp),
-            port("::", base + 2, Protocol::Udp),
-            port("2001:db8::1", base + 3, Protocol::Tcp),
-        ],
+        ports,
+        canary,
     }
 }
 
@@ -105,15 +114,23 @@ fn whole(frame: &Frame) -> Vec<String> {
     let first = frame.script(&Table::default(), Some(&sets));
     let mut table = Table::default();
     let mut scripts = vec![first, frame.script(&table, None)];
-    for (service, generation, last) in [("shop", 1, 7), ("db", 1, 9), ("shop", 2, 8)] {
-        let route = route(service, generation, last);
+    let (connection, client) = (Some(ShareBy::Connection), Some(ShareBy::Client));
+    for (service, generation, last, by) in [
+        ("shop", 1, 7, None),
+        ("db", 1, 19, None),
+        ("shop", 1, 7, client),
+        ("shop", 2, 8, None),
+        ("db", 1, 19, connection),
+    ] {
+        let route = route(service, generation, last, by);
         scripts.push(ruleset::switch("gitopsd", frame.subnet6, &table, &route));
         table.chains.insert(ruleset::chain(&route.service));
         let chain = ruleset::chain(&route.service);
         table.entries.extend(ruleset::entries(&route).into_iter().map(|entry| (entry, chain.clone())));
-        table.hairpins =
-            ruleset::hairpins(route.address, frame.subnet6).into_iter().map(|(_, own)| own).collect();
         table.routes.insert(route.service.clone(), route);
+        let led_to = table.routes.values().flat_map(ruleset::addresses);
+        let own = led_to.flat_map(|address| ruleset::hairpins(address, frame.subnet6));
+        table.hairpins = own.map(|(_, own)| own).collect();
     }
     scripts.push(MORE.to_owned());
     scripts.push(ruleset::withdraw("gitopsd", frame.subnet6, &table, &"shop".parse().unwrap()));

@@ -1,0 +1,150 @@
+//! A candidate that was judged healthy gets a part of new connections first, and all of them once it was well with that
+//! (`deploy.canary`).
+//!
+//! The incumbent stays what serves: its route has a branch to the candidate for as long as [`Phase::Canary`] lasts, and
+//! nothing else knows of it. So a return is a route without the branch, like any other.
+
+use super::health::Verdict;
+use super::next::wait;
+use super::record::{Cause, Deployed, Phase, Rollout, ServiceRecord};
+use super::restarts::completed;
+use super::rolling::{paused, sick};
+use super::step::{Next, Step};
+use super::transition::healthy;
+use super::view::View;
+use super::{later, pending, repair};
+use crate::types::{Branch, Canary, ContainerState, PortMapping, Refusal, Strategy, Timestamp};
+
+/// What a candidate gets before it gets all: nothing of the kind where two cannot be at once.
+fn declared(rollout: &Rollout) -> Option<Canary> {
+    let spec = &rollout.to.spec;
+    let two = spec.strategy() == Strategy::BlueGreen && !spec.network_mode().is_shared();
+    spec.deploy.canary.filter(|_| two)
+}
+
+/// Whether a candidate that was judged healthy gets a part first. Beside an incumbent that does not run a part would
+/// leave the rest to nobody; one that had all of it before a reboot has been through this; and an operator who goes back
+/// is in a hurry.
+pub(super) fn is_due(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> bool {
+    let serves = record.incumbent.as_ref().is_some_and(|incumbent| view.runs(incumbent.generation));
+    let first = rollout.cause == Cause::Commit && rollout.switched_at.is_none();
+    first
+        && serves
+        // One that has done what it is for has no use for connections.
+        && view.runs(rollout.to.generation)
+        && declared(rollout).is_some_and(|canary| left(view, rollout, canary).is_none_or(|it| it.is_some()))
+}
+
+/// When its time with a part is over: `None`, it has not begun; `Some(None)`, that was.
+fn left(view: &View<'_>, rollout: &Rollout, canary: Canary) -> Option<Option<Timestamp>> {
+    let over = later(rollout.canary_since?, canary.time);
+    Some(Some(over).filter(|over| pending(view.now, *over, canary.time)))
+}
+
+/// What a candidate with its part does next.
+pub(super) fn next(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next {
+    let generation = rollout.to.generation;
+    let state = view.container(generation);
+    let all = || paused(view, rollout).unwrap_or(Next::Do(Step::Switch(generation)));
+    // Gone with a reboot: it is started and proved anew, and gets its part anew.
+    if matches!(state, None | Some(ContainerState::Remains)) {
+        return Next::Do(Step::Advance(Phase::Starting));
+    }
+    let (Some(canary), Some(incumbent)) = (declared(rollout), &record.incumbent) else { return all() };
+    if let Some((reason, message)) = sick(view, record, rollout) {
+        let message = format!("{message}, with {} of new connections", canary.share);
+        return Next::Do(Step::Fail(Refusal::new(reason, message)));
+    }
+    if completed(&view.check(&rollout.to), &rollout.to, state) {
+        return all();
+    }
+    let left = left(view, rollout, canary);
+    if left != Some(None) {
+        return beside(view, record, rollout, incumbent, left.flatten()).unwrap_or_else(all);
+    }
+    match view.verdict(&rollout.to) {
+        Some(Verdict::Healthy) => all(),
+        // On the edge, or a new agent that has not asked yet: it gets no more before that is decided.
+        Some(Verdict::Undecided { why } | Verdict::Unhealthy(why)) => wait(why),
+        None => wait("not probed yet".to_owned()),
+    }
+}
+
+/// What is to be done for its part until its time is `over`; `None`: there is nobody to share with.
+fn beside(
+    view: &View<'_>,
+    record: &ServiceRecord,
+    rollout: &Rollout,
+    incumbent: &Deployed,
+    over: Option<Timestamp>,
+) -> Option<Next> {
+    let (generation, old) = (rollout.to.generation, incumbent.generation);
+    let up = view.runs(old);
+    let has_all = view.route() == Some(&view.route_for(record, &rollout.to));
+    if !up && !has_all {
+        // The incumbent has ended. What is well stands in until it is back, as connections to it would be refused; not
+        // where it had no part yet.
+        return over.map(|_| Next::Do(Step::Route(generation)));
+    }
+    let pause = match repair::next(view, record) {
+        Some(next @ Next::Do(_)) => return Some(next),
+        Some(Next::Wait { until, .. }) => until,
+        // It stays as it is.
+        _ if !up => return None,
+        _ => None,
+    };
+    if !up || (has_all && view.verdict(incumbent) != Some(Verdict::Healthy)) {
+        let until = [over, pause, view.steady_at(incumbent)].into_iter().flatten().min();
+        let why = format!("generation {generation} has all new connections until generation {old} is back");
+        return Some(Next::Wait { until, why });
+    }
+    let has_part = view.route() == Some(&view.route_for(record, incumbent));
+    match (declared(rollout), over) {
+        (Some(canary), Some(_)) if has_part => {
+            let share = canary.share;
+            let why = format!("generation {generation} has {share} of new connections and is watched");
+            let look = view.errors(&rollout.to).map(|errors| errors.next_look_at(&rollout.to.spec.deploy));
+            let until = over.into_iter().chain(look.filter(|at| *at > view.now)).min();
+            Some(Next::Wait { until, why })
+        }
+        _ => Some(paused(view, rollout).unwrap_or(Next::Do(Step::Canary(generation)))),
+    }
+}
+
+/// The branch that the route of `deployed` has: in [`Phase::Canary`] that of the incumbent, to the candidate.
+pub(super) fn branch(record: &ServiceRecord, deployed: &Deployed) -> Option<Branch> {
+    let rollout = record.rollout.as_ref().filter(|rollout| rollout.phase == Phase::Canary)?;
+    let incumbent = record.incumbent.as_ref()?;
+    let canary = declared(rollout).filter(|_| incumbent.generation == deployed.generation)?;
+    // A port that only one of them publishes is no choice: an old one stays with the incumbent, a new one comes with
+    // the switch.
+    let same = |a: &PortMapping, b: &PortMapping| {
+        (a.host_ip, a.host_port, a.protocol) == (b.host_ip, b.host_port, b.protocol)
+    };
+    let both = |port: &&PortMapping| deployed.spec.ports.iter().any(|old| same(old, port));
+    let mut ports: Vec<PortMapping> = rollout.to.spec.ports.iter().filter(both).cloned().collect();
+    ports.sort();
+    Some(Branch {
+        generation: rollout.to.generation,
+        address: rollout.to.address,
+        share: canary.share,
+        by: canary.by,
+        ports,
+    })
+}
+
+/// The share that the candidate has of new connections, and when it is to get all of them.
+pub fn progress(rollout: &Rollout) -> Option<(Canary, Option<Timestamp>)> {
+    let canary = declared(rollout).filter(|_| rollout.phase == Phase::Canary)?;
+    Some((canary, rollout.canary_since.map(|since| later(since, canary.time))))
+}
+
+/// Takes in that it has its part; the first time counts.
+pub(super) fn begun(record: &mut ServiceRecord, now: Timestamp) {
+    let rollout = record.rollout.as_mut().filter(|rollout| rollout.phase == Phase::Canary);
+    if let Some(rollout) = rollout {
+        rollout.canary_since.get_or_insert(now);
+        (rollout.retry_at, rollout.trouble) = (None, None);
+        healthy(rollout, now);
+    }
+}
