@@ -13,4 +13,5 @@
 mod anything;
 mod model;
 mod properties;
+mod rest;
 mod scenario;
