@@ -8,11 +8,11 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use super::next::{held, wait};
-use super::order;
 use super::record::{Cause, Down, Phase, Rollout, ServiceRecord, Spec};
 use super::step::Next;
 use super::view::View;
 use super::world::DesiredService;
+use super::{order, preflight, rolling};
 use crate::types::{Reason, Refusal, ServiceName, VolumeSource};
 
 /// A directory or file of the host that is written to. Named volumes are each service's own.
@@ -129,19 +129,28 @@ fn comes_first(
     let waits_for_others =
         || order::missing(there, &theirs.to).is_some() || order::before_start(there, theirs).is_some();
     let blocked = theirs.phase <= Phase::Starting && waits_for_others();
-    if blocked || taken(there, record, theirs).is_some() && !has_begun(there, record, theirs) {
+    let begun = has_begun(there, record, theirs);
+    // Before it has touched anything it gives way to who need not wait.
+    let waits = || taken(there, record, theirs).is_some() || is_held(there, record, theirs);
+    if blocked || (!begun && waits()) {
         return false;
     }
     let tried_again = theirs.retry_at.is_some();
     if depends(view, view.name, there.name) {
         return !tried_again;
     }
-    if has_begun(there, record, theirs) {
+    if begun {
         return true;
     }
     let waits = sharers(there, theirs).any(|(name, ..)| depends(view, there.name, name));
     let ready = theirs.phase != Phase::Pulling && !tried_again && !waits;
     ready && ours.phase != Phase::Pulling && there.name < view.name
+}
+
+/// Whether a candidate may not go on by itself, for as long as its window is closed or memory is short.
+fn is_held(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> bool {
+    let short = || preflight::before_start(view, record, rollout).is_some();
+    rolling::window(view, record, rollout).is_some() || (rollout.phase == Phase::Starting && short())
 }
 
 /// Whether what `from` is or is to be depends on `on`, by however many others.
