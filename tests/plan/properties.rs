@@ -120,6 +120,8 @@ fn settings() -> impl Strategy<Value = &'static str> {
         ",bind=/srv/a,green,bake=5s,drain=1s",
         ",bind=/srv,pre,bake=5s",
         ",bind=/srv,after=db,bake=5s",
+        ",bind=/var/b,bake=5s",
+        ",bind=/var/b,green,bake=5s",
         ",canary=10%:20s",
         ",canary=10%:20s,bake=5s,drain=1s",
         ",canary=50%:2s,bake=0s",
