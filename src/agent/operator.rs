@@ -148,6 +148,11 @@ impl Agent {
     fn roll_back(&mut self, service: &ServiceName, before: ServiceRecord, by: String) -> Reply {
         let now = clock::now();
         let refused = |refusal: Refusal| Reply::failed(format!("{service}: {}", refusal.message));
+        let mut back = before.clone();
+        if let Some(generation) = operator::bring_back(&mut back) {
+            let what = format!("{service} brings generation {generation} back");
+            return self.held_back(service, back, by, &what);
+        }
         let step = match operator::rollback(&before) {
             Ok(step) => step,
             Err(refusal) => return refused(refusal),
@@ -158,7 +163,7 @@ impl Agent {
                 .and_then(|addresses| transition::begin(Some(&before), &step, addresses, now)),
             step => transition::conclude(service, &before, step, &Outcome::Done, now).record,
         };
-        let Some(mut after) = after else {
+        let Some(after) = after else {
             let host = match &step {
                 Step::Begin { spec, .. } => spec.joins(),
                 _ => None,
@@ -174,26 +179,37 @@ impl Agent {
                 None => Refusal::new(Reason::Network, "the subnet has no free address left"),
             });
         };
-        let head = self.desired.as_ref().map(|desired| desired.commit.id.clone());
-        let reason = "rolled back".to_owned();
-        let hold = Hold { reason, by: by.clone(), since: now, until: None, while_commit: None };
-        operator::hold_back(&mut after, hold, head);
         let what = match &step {
             Step::Begin { spec, .. } => format!("{service} goes back to {}", spec.image.reference),
             _ => format!("{service} gives its new generation up"),
         };
-        let until = match after.hold.as_ref().is_some_and(|hold| hold.while_commit.is_some()) {
-            true => "until the commit moves or ",
-            false => "until ",
-        };
-        let message = Message::of(Kind::HoldBegan, service, format!("{service}: {by} rolls it back"));
-        let done = format!("{what}, and is held {until}`gitopsd resume {service}`");
-        self.effects.clear(service);
-        self.effects.cut_short(service, Some(&after));
-        let reply = self.keep(service, after, message, done);
+        let reply = self.held_back(service, after, by, &what);
         if reply.code == 0 {
             self.tell(news::of(service, Some(&before), &step, &Outcome::Done, None));
         }
         reply
+    }
+
+    /// Holds a service that goes back, says so, and does what is next at once.
+    fn held_back(
+        &mut self,
+        service: &ServiceName,
+        mut after: ServiceRecord,
+        by: String,
+        what: &str,
+    ) -> Reply {
+        let head = self.desired.as_ref().map(|desired| desired.commit.id.clone());
+        let reason = "rolled back".to_owned();
+        let message = Message::of(Kind::HoldBegan, service, format!("{service}: {by} rolls it back"));
+        let hold = Hold { reason, by, since: clock::now(), until: None, while_commit: None };
+        operator::hold_back(&mut after, hold, head);
+        let until = match after.hold.as_ref().is_some_and(|hold| hold.while_commit.is_some()) {
+            true => "until the commit moves or ",
+            false => "until ",
+        };
+        let done = format!("{what}, and is held {until}`gitopsd resume {service}`");
+        self.effects.clear(service);
+        self.effects.cut_short(service, Some(&after));
+        self.keep(service, after, message, done)
     }
 }

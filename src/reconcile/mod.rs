@@ -12,6 +12,7 @@ pub mod canary;
 pub mod changes;
 pub mod drain;
 pub mod errors;
+mod exchange;
 pub mod health;
 mod irreversible;
 pub mod jobs;

@@ -4,7 +4,7 @@ use super::record::{Cause, ServiceRecord, Spec};
 use super::step::{Next, Planned, Situation, Step};
 use super::view::View;
 use super::world::DesiredService;
-use super::{amend, drain, jobs, joined, order, preflight, repair, rolling, window};
+use super::{amend, drain, exchange, jobs, joined, order, preflight, repair, rolling, window};
 use crate::types::{CommitInfo, Reason, Refusal};
 
 /// Decides for one service.
@@ -179,6 +179,9 @@ fn want(view: &View<'_>, record: Option<&ServiceRecord>, wanted: &DesiredService
 
 /// A new candidate, unless what it needs of the host cannot be had.
 fn begin(view: &View<'_>, record: Option<&ServiceRecord>, spec: &Spec, commit: &CommitInfo) -> Next {
+    if let Some(refusal) = exchange::refusal(view, spec) {
+        return held(refusal);
+    }
     if let Some(held) = preflight::before_begin(view, record, spec) {
         return held;
     }

@@ -37,8 +37,8 @@ pub fn resume(record: &mut ServiceRecord) {
     if let Some(incumbent) = &mut record.incumbent {
         (incumbent.restarts, incumbent.restarted_at) = (0, None);
         incumbent.ends = 0;
-        // One that ended for good is started once more.
-        incumbent.down = incumbent.down.map(|_| Down::Wanted);
+        // One that ended for good is started once more; one that may not come back by itself waits for a candidate.
+        incumbent.down = incumbent.down.map(|down| if down == Down::Barred { down } else { Down::Wanted });
     }
 }
 
@@ -47,6 +47,18 @@ pub fn hurry(record: &mut ServiceRecord) {
     if let Some(rollout) = &mut record.rollout {
         rollout.retry_at = None;
     }
+}
+
+/// Lets an incumbent come back that was stopped for a candidate which did not make it: with nothing under way that is
+/// what to go back to, and not the one before it. Gives which it is.
+pub fn bring_back(record: &mut ServiceRecord) -> Option<Generation> {
+    if record.rollout.is_some() {
+        return None;
+    }
+    let incumbent = record.incumbent.as_mut().filter(|it| it.down == Some(Down::Barred))?;
+    incumbent.down = Some(Down::Wanted);
+    (incumbent.restarts, incumbent.restarted_at) = (0, None);
+    Some(incumbent.generation)
 }
 
 /// The step that goes back to the previous generation, or why there is nothing to go back to.

@@ -14,9 +14,20 @@ use crate::types::{Condition, ContainerState, Dependency, InstanceId, Reason, Re
 
 /// Why `deployed` may not start: the first service it needs that is not so far.
 pub(super) fn missing(view: &View<'_>, deployed: &Deployed) -> Option<Refusal> {
-    let unmet = deployed.spec.dependencies().find(|needed| needed.required && !is_met(view, needed))?;
+    let unmet =
+        dependencies(view, deployed).into_iter().find(|needed| needed.required && !is_met(view, needed))?;
     let message = format!("{}, which it depends on, is not {}", unmet.service, unmet.condition);
     Some(Refusal::new(Reason::Dependency, message))
+}
+
+/// What a candidate needs: by the commit in force, where that is the same container.
+fn dependencies(view: &View<'_>, deployed: &Deployed) -> Vec<Dependency> {
+    match view.wanted() {
+        Some(DesiredService::Run(spec)) if needs_new_generation(&deployed.spec, spec).is_none() => {
+            spec.dependencies().collect()
+        }
+        _ => deployed.spec.dependencies().collect(),
+    }
 }
 
 /// Whether the generation that has traffic is so far. While a candidate bakes it is what serves: under `recreate` its

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use super::changes::{self, Difference, summary};
+use super::exchange;
 use super::ports::{self, Claim, Claims};
 use super::record::ServiceRecord;
 use crate::types::{Declared, ImageRef, Refusal, ServiceName, Share, Strategy};
@@ -109,7 +110,7 @@ pub fn preview(
     for (name, wanted) in declared {
         let incumbent = records.get(name).and_then(|record| record.incumbent.as_ref());
         let contested = wanted.as_ref().ok().and_then(|spec| ports::refusal(&claims, name, &spec.ports));
-        let wanted = match contested {
+        let wanted = match contested.or_else(|| exchange::declared_refusal(declared, records, name)) {
             Some(refusal) => Err(refusal),
             None => wanted.as_ref().map_err(Clone::clone),
         };

@@ -153,7 +153,7 @@ fn pulling(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next {
 }
 
 /// The window has closed while the image was pulled. What is felt already goes on to its end.
-fn window(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Option<Next> {
+pub(super) fn window(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Option<Next> {
     let pre = record.jobs.pre.as_ref().is_some_and(|run| run.generation == rollout.to.generation);
     let felt = pre || rollout.yielded_at.is_some() || rollout.candidate_started_at.is_some();
     match rollout.cause {

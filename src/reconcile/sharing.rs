@@ -8,22 +8,26 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use super::next::{held, wait};
-use super::order;
 use super::record::{Cause, Down, Phase, Rollout, ServiceRecord, Spec};
-use super::step::Next;
+use super::step::{Next, Step};
 use super::view::View;
 use super::world::DesiredService;
-use crate::types::{Reason, Refusal, ServiceName, VolumeSource};
+use super::{exchange, order, preflight, rolling};
+use crate::types::{Reason, Refusal, ServiceName, ServiceSpec, VolumeSource};
 
 /// A directory or file of the host that is written to. Named volumes are each service's own.
-type Place<'a> = &'a Path;
+pub(super) type Place<'a> = &'a Path;
 
 /// Why a candidate has to wait before anything of it runs; `None` = it is its turn.
 pub(super) fn turn(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Option<Next> {
     if has_begun(view, record, rollout) {
         return None;
     }
-    if let Some((other, place)) = taken(view, record, rollout) {
+    // Before anything of it runs: two that wait for each other would do so for good.
+    if let Some(refusal) = exchange::refusal(view, &rollout.to.spec) {
+        return Some(Next::Do(Step::Fail(refusal)));
+    }
+    if let Some((other, place)) = taken(view, &rollout.to.spec).first() {
         let message = format!("{} is still written to by {other}, which is to leave it", place.display());
         return Some(held(Refusal::new(Reason::VolumeInUse, message)));
     }
@@ -51,7 +55,7 @@ fn sharers<'a>(
 }
 
 /// The volumes and directories that it writes to.
-fn written(spec: &Spec) -> BTreeSet<Place<'_>> {
+pub(super) fn written<I>(spec: &ServiceSpec<I>) -> BTreeSet<Place<'_>> {
     let writes = spec.volumes.iter().filter(|volume| !volume.read_only);
     let bound = writes.filter_map(|volume| match &volume.source {
         VolumeSource::Bind(path) => Some(path.as_path()),
@@ -65,13 +69,13 @@ fn common<'a>(ours: &BTreeSet<Place<'a>>, theirs: &BTreeSet<Place<'_>>) -> Optio
     ours.iter().find(|place| is_among(place, theirs)).copied()
 }
 
-fn is_among(place: Place<'_>, others: &BTreeSet<Place<'_>>) -> bool {
+pub(super) fn is_among(place: Place<'_>, others: &BTreeSet<Place<'_>>) -> bool {
     others.iter().any(|other| place.starts_with(other) || other.starts_with(place))
 }
 
 /// Whether something of a change has touched the volume already, or may have: its one-shot ran, the incumbent was
 /// stopped for it, or its container was made.
-fn has_begun(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> bool {
+pub(super) fn has_begun(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> bool {
     match rollout.phase {
         Phase::Pulling => false,
         Phase::Preparing | Phase::Yielding | Phase::Starting => {
@@ -84,24 +88,22 @@ fn has_begun(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> bool
     }
 }
 
-/// Who writes to a volume that this candidate is about to take, and is to stop doing so.
-fn taken<'a>(
-    view: &View<'a>,
-    record: &'a ServiceRecord,
-    rollout: &'a Rollout,
-) -> Option<(&'a ServiceName, Place<'a>)> {
-    let had = record.incumbent.as_ref().map(|incumbent| written(&incumbent.spec)).unwrap_or_default();
-    let mut new = written(&rollout.to.spec).into_iter().filter(|place| !is_among(place, &had));
-    new.find_map(|place| {
-        let leaves = |(name, theirs): &(&ServiceName, &ServiceRecord)| {
+/// Who writes to a directory that this service would take with `spec`, and is to stop doing so.
+pub(super) fn taken<'a>(view: &View<'a>, spec: &'a Spec) -> Vec<(&'a ServiceName, Place<'a>)> {
+    let incumbent = view.record.and_then(|record| record.incumbent.as_ref());
+    let had = incumbent.map(|incumbent| written(&incumbent.spec)).unwrap_or_default();
+    let new = written(spec).into_iter().filter(|place| !is_among(place, &had));
+    let all = new.flat_map(|place| {
+        let leaves = move |(name, theirs): &(&ServiceName, &ServiceRecord)| {
             // Who waits for us cannot leave first.
             *name != view.name
                 && !order::reaches(view, name, view.name)
                 && theirs.live_generations().any(|live| is_among(place, &written(&live.spec)))
                 && is_leaving(view, name, place)
         };
-        view.records.iter().find(leaves).map(|(name, _)| (name, place))
-    })
+        view.records.iter().filter(leaves).map(move |(name, _)| (name, place))
+    });
+    all.collect()
 }
 
 /// Whether the repo no longer wants a service to write there. Of one whose file is broken nothing is known.
@@ -129,19 +131,28 @@ fn comes_first(
     let waits_for_others =
         || order::missing(there, &theirs.to).is_some() || order::before_start(there, theirs).is_some();
     let blocked = theirs.phase <= Phase::Starting && waits_for_others();
-    if blocked || taken(there, record, theirs).is_some() && !has_begun(there, record, theirs) {
+    let begun = has_begun(there, record, theirs);
+    // Before it has touched anything it gives way to who need not wait.
+    let waits = || !taken(there, &theirs.to.spec).is_empty() || is_held(there, record, theirs);
+    if blocked || (!begun && waits()) {
         return false;
     }
     let tried_again = theirs.retry_at.is_some();
     if depends(view, view.name, there.name) {
         return !tried_again;
     }
-    if has_begun(there, record, theirs) {
+    if begun {
         return true;
     }
     let waits = sharers(there, theirs).any(|(name, ..)| depends(view, there.name, name));
     let ready = theirs.phase != Phase::Pulling && !tried_again && !waits;
     ready && ours.phase != Phase::Pulling && there.name < view.name
+}
+
+/// Whether a candidate may not go on by itself, for as long as its window is closed or memory is short.
+fn is_held(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> bool {
+    let short = || preflight::before_start(view, record, rollout).is_some();
+    rolling::window(view, record, rollout).is_some() || (rollout.phase == Phase::Starting && short())
 }
 
 /// Whether what `from` is or is to be depends on `on`, by however many others.

@@ -28,6 +28,13 @@ impl<'a> View<'a> {
         Self { name, record: self.records.get(name), ..self }
     }
 
+    /// Another service, by a name from elsewhere; `None` = nothing is known of it.
+    pub fn known(self, name: &ServiceName) -> Option<Self> {
+        let recorded = self.records.get_key_value(name).map(|(name, _)| name);
+        let wanted = || Some(self.desired?.services.get_key_value(name)?.0);
+        recorded.or_else(wanted).map(|name| self.of(name))
+    }
+
     /// What the repo wants of it; `None` = it is not wanted, or nothing is known yet.
     pub fn wanted(&self) -> Option<&'a DesiredService> {
         self.desired.and_then(|desired| desired.services.get(self.name))

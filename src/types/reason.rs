@@ -59,7 +59,7 @@ reasons! {
     StartFailed "start-failed" "The container could not be started." "The message says which part refused; correct the service file or the host."
     PortInUse "port-in-use" "A port that the service publishes is taken on this host." "Stop the other user of the port, or publish another one; before anything is begun it is looked at again by itself."
     Memory "memory" "The host has too little memory for a second copy of the service." "Free memory, lower what the service uses, or let it stop first with deploy.strategy = \"recreate\"; it is looked at again by itself. policy.memory_overcommit = true switches the question off."
-    VolumeInUse "volume-in-use" "A directory of the host is still written to by a service that is to leave it." "It goes on by itself once that service is removed or changed; see why it is not."
+    VolumeInUse "volume-in-use" "A directory of the host is still written to by a service that is to leave it." "It goes on by itself once that service is removed or changed; see why it is not. Two that are to take each other's directories need two commits."
     Network "network" "A network, address or traffic rule could not be set up." "The message says which; `nft list ruleset` and `ip link` show the rest."
     Policy "policy" "The host's policy does not allow what the repo asks for." "Change the service file, or the policy in the host's own configuration."
     ConfigInvalid "config-invalid" "A file of the config repo has errors." "Run `gitopsd check`, correct them and commit."

@@ -12,5 +12,7 @@
 
 mod anything;
 mod model;
+mod preview;
 mod properties;
+mod rest;
 mod scenario;

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use gitopsd::reconcile::plan;
-use gitopsd::reconcile::record::Down;
+use gitopsd::reconcile::record::{Down, Phase};
 use gitopsd::reconcile::step::{Next, Planned};
 use gitopsd::reconcile::world::DesiredService;
 use gitopsd::types::{ContainerState, InstanceId, Reason, Refusal, ServiceName};
@@ -16,6 +16,7 @@ use proptest::test_runner::{Config, FileFailurePersistence, RngSeed};
 
 use super::model::audit_changes::share;
 use super::model::{Crash, Host};
+use super::rest;
 use super::scenario::{declared_for, image};
 
 /// 256 cases, the same ones in every run, so that a change fails by what it changes; with `PROPTEST_CASES` so many others.
@@ -119,6 +120,8 @@ fn settings() -> impl Strategy<Value = &'static str> {
         ",bind=/srv/a,green,bake=5s,drain=1s",
         ",bind=/srv,pre,bake=5s",
         ",bind=/srv,after=db,bake=5s",
+        ",bind=/var/b,bake=5s",
+        ",bind=/var/b,green,bake=5s",
         ",canary=10%:20s",
         ",canary=10%:20s,bake=5s,drain=1s",
         ",canary=50%:2s,bake=0s",
@@ -175,7 +178,7 @@ fn event() -> impl Strategy<Value = Event> {
     prop_oneof![
         8 => (service(), tag(), settings()).prop_map(|(service, tag, settings)| {
             // Nothing depends on itself: the config refuses that.
-            let own = service == "db" && (settings.contains(",after=db") || settings.contains(",joins=db"));
+            let own = service == "db" && settings.contains("=db");
             let settings = if own { "" } else { settings };
             Event::Run(service, format!("{tag}{settings}"))
         }),
@@ -291,22 +294,30 @@ proptest! {
             let crash_loops = host
                 .incumbent(name)
                 .is_some_and(|incumbent| !host.behaviour_of_spec(&incumbent.spec).keeps_serving());
-            // Held for the want of another service, or of what that one is to leave, is the only rest with a candidate
-            // under way.
-            let blocked = matches!(&planned.next, Next::Held { refusal, .. }
-                if matches!(refusal.reason, Reason::Dependency | Reason::VolumeInUse));
+            // Waiting for another service, or for what that one is to leave, is the only rest with a candidate under
+            // way.
+            let blocked = rest::waits_for(&planned.next).is_some();
+            let unfinished = rest::is_unfinished(&host, &plan, name);
+            prop_assert!(!blocked || unfinished, "{name} waits for nothing: {}\n{}", planned.next, host.tail());
             // There is only the way forward, and it is tried for as long as it takes.
             let forward = host.records.get(name).and_then(|record| record.rollout.as_ref());
-            let forward = forward.is_some_and(|rollout| !rollout.to.spec.deploy.reversible);
+            let forward = forward
+                .is_some_and(|rollout| !rollout.to.spec.deploy.reversible && rollout.phase >= Phase::Starting);
             // The last one-shot of a generation may be as long as it likes.
-            let rests = matches!(planned.next, Next::Settled | Next::Held { .. }) || crash_loops || forward;
+            let still = matches!(planned.next, Next::Settled | Next::Held { .. }) || blocked;
+            let rests = still || crash_loops || forward;
             prop_assert!(rests, "{name} does not rest: {}\n{}", planned.next, host.tail());
             // The network that it shares went with its container, and the only try at this commit has failed.
             let guest = host.incumbent(name).is_some_and(|incumbent| incumbent.spec.joins().is_some());
             let lost = guest && matches!(planned.next, Next::Held { .. });
             let closed = matches!(&planned.next, Next::Held { refusal, .. } if refusal.reason == Reason::Window);
             let down = matches!(&planned.next, Next::Held { refusal, .. } if refusal.reason == Reason::Irreversible);
-            if blocked || crash_loops || lost || closed || forward || down {
+            if crash_loops || lost || forward || down {
+                continue;
+            }
+            if blocked || closed {
+                let serves = rest::keeps_serving(&host, name);
+                prop_assert!(serves, "{name} is held, and does not serve\n{}", host.tail());
                 continue;
             }
             host.audit_rest_of(name);

@@ -224,7 +224,7 @@ fn udp_flows_keep_their_side_until_it_is_gone() {
 #[test]
 fn ports_that_move_are_shared_where_both_have_them() {
     let host = Host::new();
-    let agent = two(&host, false);
+    let agent = two(&host, false).open();
     serve(&agent.run_dir.join("netns/shop.2"), (Ipv4Addr::UNSPECIFIED, 9090).into(), "shop.2");
     let blue =
         agent.route("shop.1", 11, &["0.0.0.0:80:8080/tcp", "0.0.0.0:81:8080/tcp", "127.0.0.1:80:8080/tcp"]);

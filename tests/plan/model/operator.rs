@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use gitopsd::reconcile::later;
 use gitopsd::reconcile::operator;
-use gitopsd::reconcile::record::Hold;
+use gitopsd::reconcile::record::{Hold, ServiceRecord};
 use gitopsd::reconcile::step::Step;
 use gitopsd::reconcile::transition::{self, Outcome};
 use gitopsd::types::{ContainerState, Generation, InstanceId, Refusal, ServiceName};
@@ -43,14 +43,10 @@ impl Host {
     /// `gitopsd rollback`.
     pub fn rollback(&mut self, name: &ServiceName) -> Result<(), Refusal> {
         let Some(record) = self.records.get(name).cloned() else { return Ok(()) };
-        let step = operator::rollback(&record)?;
-        let mut record = match &step {
-            Step::Begin { generation, spec, .. } => {
-                self.audit_begin(name, &step);
-                let addresses = self.addresses(*generation, spec);
-                transition::begin(Some(&record), &step, addresses, self.now).unwrap()
-            }
-            step => transition::conclude(name, &record, step, &Outcome::Done, self.now).record.unwrap(),
+        let mut back = record.clone();
+        let mut record = match operator::bring_back(&mut back) {
+            Some(_) => back,
+            None => self.goes_back(name, &record)?,
         };
         let hold = Hold {
             reason: "rolled back".to_owned(),
@@ -66,6 +62,18 @@ impl Host {
         );
         self.records.insert(name.clone(), record);
         Ok(())
+    }
+
+    fn goes_back(&mut self, name: &ServiceName, record: &ServiceRecord) -> Result<ServiceRecord, Refusal> {
+        let step = operator::rollback(record)?;
+        Ok(match &step {
+            Step::Begin { generation, spec, .. } => {
+                self.audit_begin(name, &step);
+                let addresses = self.addresses(*generation, spec);
+                transition::begin(Some(record), &step, addresses, self.now).unwrap()
+            }
+            step => transition::conclude(name, record, step, &Outcome::Done, self.now).record.unwrap(),
+        })
     }
 
     /// Somebody loses the service's traffic rule.
