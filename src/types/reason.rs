@@ -70,6 +70,7 @@ reasons! {
     Signature "signature" "The commit is not signed by a key this host trusts." "Sign the commit, or add the key to allowed_signers."
     GitUnreachable "git-unreachable" "The config repo did not answer, is gone, or has no such branch." "Check the server, the address and the branch; everything stays as it is meanwhile."
     NotesRefused "notes-refused" "The git server does not take this host's receipts." "Let the host's key write refs/notes/gitopsd/*, or set report.push = false; deploys go on meanwhile."
+    SigningKey "signing-key" "The key that this host signs its receipts with cannot be used." "Put a key in its place (`ssh-keygen -t ed25519 -N '' -f FILE`), or take report.key out of the host's configuration; receipts wait in the outbox meanwhile, deploys go on."
     HostKey "hostkey" "The git server's ssh key is not the one in known_hosts." "Check the server; if the key really changed, update known_hosts."
     Dependency "dependency" "A service named in depends_on, or whose network it shares, is not running yet." "It starts by itself once the other one runs."
     Held "held" "An operator holds the service as it is." "`gitopsd resume SERVICE` lets it follow the repo again."

@@ -38,3 +38,5 @@ mod secrets;
 mod service;
 mod sidebyside;
 mod state;
+mod tampering;
+mod trust;
