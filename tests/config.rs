@@ -319,12 +319,14 @@ fn signers_that_nothing_is_checked_by_are_an_error() {
     assert_eq!(signatures.allowed_signers.as_deref(), Some(Path::new("/etc/gitopsd/allowed_signers")));
     assert_eq!(signatures.trusted_keys, None);
     assert!(!signatures.head_only && trust.first_commit.is_some() && trust.min_commit_time.is_some());
-    let both = load("verify = [\"openpgp\", \"ssh\"]\ntrusted_keys = \"/a\"\n[report]\nkey = \"/k\"").unwrap();
+    let both =
+        load("verify = [\"openpgp\", \"ssh\"]\ntrusted_keys = \"/a\"\n[report]\nkey = \"/k\"").unwrap();
     let signatures = both.repo.trust.signatures.unwrap();
     assert_eq!(signatures.trusted_keys.as_deref(), Some(Path::new("/a")));
     assert!(signatures.allowed_signers.is_some());
     assert_eq!(both.report.key.as_deref(), Some(Path::new("/k")));
-    let only = load("verify = \"openpgp\"\nverify_commits = \"head\"").unwrap().repo.trust.signatures.unwrap();
+    let only =
+        load("verify = \"openpgp\"\nverify_commits = \"head\"").unwrap().repo.trust.signatures.unwrap();
     assert_eq!(only.trusted_keys.as_deref(), Some(Path::new("/etc/gitopsd/trusted_keys")));
     assert!(only.allowed_signers.is_none() && only.head_only);
     assert!(load("verify = \"off\"").unwrap().repo.trust.signatures.is_none());

@@ -301,6 +301,11 @@ impl Agent {
         );
         self.tell(Some(Message::new(Kind::AgentStarted, text)));
         self.tell_reset();
+        // Each look says so too; but the repo may be out of reach for long.
+        let trusted = self.config.repo.trust.signatures.as_ref().map(crate::git::trusted_signers);
+        if let Some(Err(why)) = trusted {
+            tracing::error!("nobody's signature counts: {why}");
+        }
         match self.state.begin_boot() {
             Ok(Before::SameBoot) => {}
             Ok(Before::OrderlyBoot) => self.begin_anew(),

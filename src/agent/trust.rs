@@ -89,7 +89,8 @@ fn message(reset: &Reset) -> Message {
     let Reset { by, reason, .. } = reset;
     match &reset.commit {
         Some(commit) => {
-            let text = format!("{by} has this host believe commit {} and what follows it: {reason}", commit.short());
+            let text =
+                format!("{by} has this host believe commit {} and what follows it: {reason}", commit.short());
             Message::new(Kind::TrustReset, text).at(commit)
         }
         None => {

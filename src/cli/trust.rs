@@ -66,7 +66,15 @@ fn reset(
             // Its lock keeps an agent from starting meanwhile.
             let state = StateDir::open(&config.state_dir)?;
             let former = state.load_high_water()?.map(|mark| mark.commit);
-            state.save_reset(&Reset { commit, by, reason, at: clock::now(), former, admitted: None, told: false })?;
+            state.save_reset(&Reset {
+                commit,
+                by,
+                reason,
+                at: clock::now(),
+                former,
+                admitted: None,
+                told: false,
+            })?;
             crate::agent::control::Reply::done("no agent is running: it counts when one looks at the repo")
         }
         reply => reply?,
@@ -154,7 +162,11 @@ fn gather(config: &AgentConfig) -> Result<Trust, Failure> {
             Some(Err(why)) => (None, Some(why)),
             None => (None, None),
         };
-        let info = info.map(|CommitInfo { subject, author, committed_at, .. }| Info { subject, author, committed_at });
+        let info = info.map(|CommitInfo { subject, author, committed_at, .. }| Info {
+            subject,
+            author,
+            committed_at,
+        });
         Mark { commit: mark.commit, admitted_at: mark.admitted_at, info, signer, unsigned }
     });
     let mut verify = Vec::new();
@@ -228,7 +240,9 @@ fn render(trust: &Trust, now: Timestamp, out: &mut dyn Write) -> Result<(), Fail
             }
             row("", format!("believed here {} ago, {}", ago(mark.admitted_at, now), mark.admitted_at));
             match (&mark.signer, &mark.unsigned, &mark.info) {
-                (Some(signer), ..) => row("", format!("signed by {} with {}", signer.principal, signer.fingerprint)),
+                (Some(signer), ..) => {
+                    row("", format!("signed by {} with {}", signer.principal, signer.fingerprint))
+                }
                 (None, Some(why), _) => row("", format!("its signature counts for nothing now: {why}")),
                 (None, None, None) => row("", "the agent's copy of the repo does not hold it".to_owned()),
                 (None, None, Some(_)) => {}

@@ -76,9 +76,8 @@ impl TrustPart {
                     .to_owned(),
             );
         }
-        (self.trusted_keys.is_some() && !openpgp).then(|| {
-            "`repo.trusted_keys` are OpenPGP keys, and `repo.verify` is not \"openpgp\"".to_owned()
-        })
+        (self.trusted_keys.is_some() && !openpgp)
+            .then(|| "`repo.trusted_keys` are OpenPGP keys, and `repo.verify` is not \"openpgp\"".to_owned())
     }
 
     pub(super) fn finish(self) -> TrustConfig {

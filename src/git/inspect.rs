@@ -35,8 +35,9 @@ pub fn inspect(
     commit: &CommitId,
     signatures: Option<&SignatureConfig>,
 ) -> Result<Inspected, GitError> {
-    let failed =
-        |error| GitError::with(Reason::GitUnreachable, format!("look for commit {commit} in the copy"), error);
+    let failed = |error| {
+        GitError::with(Reason::GitUnreachable, format!("look for commit {commit} in the copy"), error)
+    };
     library::init().map_err(failed)?;
     let cache = git2::Repository::open_bare(cache_dir.join("repo.git")).map_err(failed)?;
     let oid = oid_of(commit)?;
@@ -53,8 +54,5 @@ pub fn inspect(
 /// Why nobody's signature counts.
 pub fn trusted_signers(config: &SignatureConfig) -> Result<TrustedSigners, String> {
     let signers = Signers::load(config)?;
-    Ok(TrustedSigners {
-        signers: signers.listed(),
-        revoked: signers.revoked().iter().cloned().collect(),
-    })
+    Ok(TrustedSigners { signers: signers.listed(), revoked: signers.revoked().iter().cloned().collect() })
 }

@@ -102,7 +102,10 @@ impl Repository {
         let Some(path) = &self.key else { return Ok(None) };
         let key = signature::SigningKey::load(path);
         key.map(Some).map_err(|why| {
-            GitError::plain(Reason::SigningKey, format!("receipts cannot be signed: {}: {why}", path.display()))
+            GitError::plain(
+                Reason::SigningKey,
+                format!("receipts cannot be signed: {}: {why}", path.display()),
+            )
         })
     }
 }

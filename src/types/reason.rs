@@ -67,7 +67,7 @@ reasons! {
     TooManyRemovals "too-many-removals" "The revision removes more services from this host than policy.max_removals." "Remove fewer in one commit, or raise max_removals."
     NotFastForward "not-fast-forward" "The branch no longer holds the commit this host last acted on." "Undo the force-push; roll back with `git revert` instead. Where the new history is meant: `gitopsd sync --accept COMMIT` with the full name of its head."
     RepoIdMismatch "repo-id-mismatch" "The repository's repo_id is not the one this host expects." "Correct repo.url or repo.repo_id in the host's configuration."
-    Signature "signature" "The commit is not signed by a key this host trusts." "Sign the commit, or add the key to allowed_signers."
+    Signature "signature" "The commit is not signed by a key this host trusts." "Sign the commit, or add the key to allowed_signers (of OpenPGP: trusted_keys); `gitopsd trust` says who may sign."
     GitUnreachable "git-unreachable" "The config repo did not answer, is gone, or has no such branch." "Check the server, the address and the branch; everything stays as it is meanwhile."
     NotesRefused "notes-refused" "The git server does not take this host's receipts." "Let the host's key write refs/notes/gitopsd/*, or set report.push = false; deploys go on meanwhile."
     SigningKey "signing-key" "The key that this host signs its receipts with cannot be used." "Put a key in its place (`ssh-keygen -t ed25519 -N '' -f FILE`), or take report.key out of the host's configuration; receipts wait in the outbox meanwhile, deploys go on."

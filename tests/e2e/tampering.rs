@@ -109,8 +109,10 @@ fn receipts_outlive_a_forge_that_is_away() {
     let audit = lab.path("audit.git");
     let notes = "refs/notes/gitopsd/host-1";
     let listed = lab.git(&audit, &["notes", &format!("--ref={notes}"), "list"]);
-    let text: String =
-        listed.lines().map(|line| lab.git(&audit, &["cat-file", "blob", line.split(' ').next().unwrap()]) + "\n").collect();
+    let text: String = listed
+        .lines()
+        .map(|line| lab.git(&audit, &["cat-file", "blob", line.split(' ').next().unwrap()]) + "\n")
+        .collect();
     for receipt in history.iter().filter(|receipt| receipt["to"]["generation"].as_u64() > Some(1)) {
         let id = format!("\"id\":{}", receipt["id"]);
         assert_eq!(text.matches(&id).count(), 1, "{id} in {text}");

@@ -70,11 +70,16 @@ fn a_reset_is_told_in_the_journal_the_events_and_git_with_its_reason() {
     lab.ok(&["trust", "reset", "--reason", "history was cleaned of a secret"]);
     lab.wait_serving("web", &v2);
     let said = trust(&lab);
-    assert_eq!((&said["mark"]["commit"], &said["reset"]["admitted"]), (&rewritten.as_str().into(), &rewritten.as_str().into()));
+    assert_eq!(
+        (&said["mark"]["commit"], &said["reset"]["admitted"]),
+        (&rewritten.as_str().into(), &rewritten.as_str().into())
+    );
     assert_eq!((&said["reset"]["former"], &said["refused"]["standing"]), (&head, &false.into()), "{said}");
     let events = lab.ok(&["events"]);
     assert!(events.contains("\"trust-reset\"") && events.contains("cleaned of a secret"), "{events}");
-    wait_for("the receipt in git", || receipts(&lab).contains("history was cleaned of a secret").then_some(()));
+    wait_for("the receipt in git", || {
+        receipts(&lab).contains("history was cleaned of a secret").then_some(())
+    });
     let text = receipts(&lab);
     assert!(text.contains("trust: ") && text.contains("\"kind\":\"trust-reset\""), "{text}");
     // It is no service's receipt, and none that cannot be read.

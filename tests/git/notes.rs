@@ -267,6 +267,7 @@ fn a_thousand_receipts_stay_cheap() {
     let counted = lab.git("config.git", &["count-objects", "-v"]);
     println!("packed: {counted}");
     // In KiB (git-count-objects(1)): the budget of a thousand deploys.
-    let size: u64 = counted.lines().find_map(|line| line.strip_prefix("size-pack: ")).unwrap().parse().unwrap();
+    let size: u64 =
+        counted.lines().find_map(|line| line.strip_prefix("size-pack: ")).unwrap().parse().unwrap();
     assert!(size < 1024, "a thousand receipts take {size} KiB");
 }

@@ -298,7 +298,8 @@ fn signatures_that_are_none_of_this_commit() {
         assert!(error.contains(why) && !git, "{why}: {error} {git}");
     }
     // Stricter than git: a hash that was broken, line ends that may change, what stands beside the signature, an expiry.
-    let old_hash = gpg.sign(time, &["rsa"], &["--digest-algo", "SHA1", "--allow-weak-digest-algos"], &unsigned);
+    let old_hash =
+        gpg.sign(time, &["rsa"], &["--digest-algo", "SHA1", "--allow-weak-digest-algos"], &unsigned);
     let lines = gpg.sign(time, &["ann"], &["--textmode"], &unsigned);
     let short = gpg.sign(time, &["ann"], &["--default-sig-expire", "1d"], &unsigned);
     for (signature, why) in [
@@ -358,8 +359,7 @@ fn both_kinds_at_once_and_never_one_for_the_other() {
     gpg.trust(true, &[]);
     key(&lab, "bob", &["ed25519"]);
     fs::write(lab.path("allowed"), format!("bob {}\n", public(&lab, "bob"))).unwrap();
-    let only_gpg =
-        SignatureConfig { trusted_keys: Some(lab.path("trusted")), ..SignatureConfig::default() };
+    let only_gpg = SignatureConfig { trusted_keys: Some(lab.path("trusted")), ..SignatureConfig::default() };
     let only_ssh =
         SignatureConfig { allowed_signers: Some(lab.path("allowed")), ..SignatureConfig::default() };
     let both = SignatureConfig { trusted_keys: Some(lab.path("trusted")), ..only_ssh.clone() };

@@ -31,11 +31,8 @@ fn judge(lab: &Lab, allowed: &str, args: &[&str]) -> Output {
 fn git_verifies_what_hosts_sign() {
     let lab = Lab::new().with_repo();
     let name = "web-1".parse().unwrap();
-    let kinds: [(&str, &[&str]); 3] = [
-        ("ed", &["ed25519"]),
-        ("p256", &["ecdsa", "-b", "256"]),
-        ("p384", &["ecdsa", "-b", "384"]),
-    ];
+    let kinds: [(&str, &[&str]); 3] =
+        [("ed", &["ed25519"]), ("p256", &["ecdsa", "-b", "256"]), ("p384", &["ecdsa", "-b", "384"])];
     let mut last = None;
     // Several of each: numbers of ECDSA come with and without a zero before them.
     for round in 0..8 {
@@ -76,7 +73,10 @@ fn a_receipt_that_somebody_forged_is_seen() {
     let honest = lab.git("config.git", &["rev-parse", NOTES]);
     // Somebody who can push replaces the whole ref.
     lab.git("config.git", &["update-ref", "-d", NOTES]);
-    lab.git("config.git", &["notes", "--ref=gitopsd/web-1", "add", "-m", "{\"id\":\"forged\"}", commit.as_str()]);
+    lab.git(
+        "config.git",
+        &["notes", "--ref=gitopsd/web-1", "add", "-m", "{\"id\":\"forged\"}", commit.as_str()],
+    );
     let forged = lab.git("config.git", &["rev-parse", NOTES]);
     repository.publish(None, &name, &[receipt(&commit, "b")]).unwrap();
     let allowed = format!("gitopsd@web-1 {}\n", public(&lab, "host"));

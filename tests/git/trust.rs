@@ -24,7 +24,8 @@ fn run(lab: &Lab, args: &[&str]) -> (i32, String) {
         .env("SUDO_USER", "ada")
         .output()
         .unwrap();
-    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let text =
+        format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     (output.status.code().unwrap(), text)
 }
 
@@ -90,7 +91,10 @@ fn it_says_what_is_believed_by_whom_and_what_was_refused() {
     assert_eq!((signers.len(), &signers[0]["line"], &signers[1]["authority"]), (2, &2.into(), &true.into()));
     assert_eq!(mark["signer"]["fingerprint"], signers[0]["fingerprint"]);
     assert_eq!(signers[1]["valid_before"], "2030-01-01T00:00:00Z");
-    assert_eq!((&said["refused"]["reason"], &said["refused"]["standing"]), (&"signature".into(), &true.into()));
+    assert_eq!(
+        (&said["refused"]["reason"], &said["refused"]["standing"]),
+        (&"signature".into(), &true.into())
+    );
     let (_, text) = run(&lab, &[]);
     for part in [
         head.as_str(),
@@ -134,7 +138,10 @@ fn a_reset_is_kept_for_the_agent_with_its_reason() {
     assert_eq!((reset.commit.unwrap().as_str(), reset.former), (other, Some(head.clone())));
     assert!(reset.admitted.is_none() && !reset.told);
     let (_, text) = run(&lab, &[]);
-    assert!(text.contains(&format!("0123456789 or a descendant of it, or one of {}", head.short())), "{text}");
+    assert!(
+        text.contains(&format!("0123456789 or a descendant of it, or one of {}", head.short())),
+        "{text}"
+    );
     assert!(text.contains("moved to a new forge (in force until a head is believed)"), "{text}");
     // A word that cannot be read was not said, and is not one of before either.
     fs::write(lab.path("state/trust-reset.json"), "{").unwrap();

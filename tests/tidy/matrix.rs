@@ -5,7 +5,8 @@ use std::path::Path;
 
 /// The rows that the page has to have.
 fn wanted() -> Vec<String> {
-    let numbered = |letter: &str, count: usize| (1..=count).map(|n| format!("{letter}{n}")).collect::<Vec<_>>();
+    let numbered =
+        |letter: &str, count: usize| (1..=count).map(|n| format!("{letter}{n}")).collect::<Vec<_>>();
     [numbered("G", 20), vec!["N9".to_owned()], numbered("A", 9)].concat()
 }
 
@@ -59,12 +60,21 @@ fn every_row_has_its_test_or_is_not_claimed() {
 #[test]
 fn rows_without_a_test_are_found() {
     let read = |file: &str| {
-        (file == "a.rs").then(|| "#[test]\nfn one() {}\n\nfn two() {}\n\n#[test]\n#[ignore]\nfn three() {}\n".to_owned())
+        (file == "a.rs")
+            .then(|| "#[test]\nfn one() {}\n\nfn two() {}\n\n#[test]\n#[ignore]\nfn three() {}\n".to_owned())
     };
     let of = |shown: &str| wrong(&["G1", "x", "y", shown].map(str::to_owned), read);
     assert_eq!(of("`a.rs::one`"), None);
     assert_eq!(of("not claimed yet"), None);
-    for sin in ["", "`a.rs::two`", "`a.rs::three`", "`a.rs::on`", "`b.rs::one`", "`one`", "`a.rs::one`, `a.rs::four`"] {
+    for sin in [
+        "",
+        "`a.rs::two`",
+        "`a.rs::three`",
+        "`a.rs::on`",
+        "`b.rs::one`",
+        "`one`",
+        "`a.rs::one`, `a.rs::four`",
+    ] {
         assert!(of(sin).is_some(), "{sin}");
     }
 }

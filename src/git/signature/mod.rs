@@ -145,13 +145,14 @@ impl Signers {
             return keyring.verify(armored, message, &self.revoked, time);
         }
         if begins("SIGNED MESSAGE") || begins("CERTIFICATE") {
-            return Err("it is signed with X.509, and this version checks signatures of SSH and OpenPGP".to_owned());
+            return Err(
+                "it is signed with X.509, and this version checks signatures of SSH and OpenPGP".to_owned()
+            );
         }
         let signature = SshSignature::parse(armored)?;
-        let (_, signers) = self
-            .ssh
-            .as_ref()
-            .ok_or("it is signed with an SSH key, and by `repo.verify` of this host that counts for nothing")?;
+        let (_, signers) = self.ssh.as_ref().ok_or(
+            "it is signed with an SSH key, and by `repo.verify` of this host that counts for nothing",
+        )?;
         if signature.namespace != NAMESPACE {
             return Err(format!(
                 "its signature is for `{}`, and that of a commit is for `{NAMESPACE}`",

@@ -43,7 +43,8 @@ impl SigningKey {
     }
 
     fn parse(text: &str) -> Result<Self, String> {
-        let inside = text.trim().strip_prefix(BEGIN).and_then(|text| text.strip_suffix(END)).ok_or(UNKNOWN)?;
+        let inside =
+            text.trim().strip_prefix(BEGIN).and_then(|text| text.strip_suffix(END)).ok_or(UNKNOWN)?;
         let base64: String = inside.chars().filter(|c| !c.is_ascii_whitespace()).collect();
         let blob = decode(&base64)?;
         let mut reader = Reader(blob.strip_prefix(MAGIC).ok_or(UNKNOWN)?);
@@ -87,7 +88,9 @@ fn pair(reader: &mut Reader<'_>) -> Result<Pair, String> {
         "ecdsa-sha2-nistp384" => ("ecdsa-sha2-nistp384", 48, &signature::ECDSA_P384_SHA384_FIXED_SIGNING),
         other => {
             let name: String = other.chars().filter(|c| !c.is_control()).take(64).collect();
-            return Err(format!("keys of the kind `{name}` do not sign here: make one with `ssh-keygen -t ed25519`"));
+            return Err(format!(
+                "keys of the kind `{name}` do not sign here: make one with `ssh-keygen -t ed25519`"
+            ));
         }
     };
     reader.string()?; // The curve, which is in the name.
@@ -96,8 +99,7 @@ fn pair(reader: &mut Reader<'_>) -> Result<Pair, String> {
     let missing = usize::checked_sub(size, number.len()).ok_or("it is damaged")?;
     let mut secret = vec![0; missing];
     secret.extend_from_slice(number);
-    let pair =
-        EcdsaKeyPair::from_private_key_and_public_key(algorithm, &secret, point, &SystemRandom::new());
+    let pair = EcdsaKeyPair::from_private_key_and_public_key(algorithm, &secret, point, &SystemRandom::new());
     pair.map(|pair| Pair::Ecdsa(name, size, pair)).map_err(rejected)
 }
 
@@ -158,7 +160,10 @@ mod tests {
         for (text, why) in [
             ("", "no private key"),
             ("-----BEGIN RSA PRIVATE KEY-----\nhunter2\n-----END RSA PRIVATE KEY-----", "no private key"),
-            ("-----BEGIN OPENSSH PRIVATE KEY-----\naHVudGVyMg==\n-----END OPENSSH PRIVATE KEY-----", "no private"),
+            (
+                "-----BEGIN OPENSSH PRIVATE KEY-----\naHVudGVyMg==\n-----END OPENSSH PRIVATE KEY-----",
+                "no private",
+            ),
         ] {
             let error = SigningKey::parse(text).err().unwrap();
             assert!(error.contains(why) && !error.contains("hunter2"), "{error}");

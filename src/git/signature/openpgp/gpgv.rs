@@ -27,7 +27,9 @@ pub fn find() -> Result<PathBuf, String> {
 
 fn find_in(places: &[&Path]) -> Result<PathBuf, String> {
     let program = places.iter().map(|place| place.join("gpgv")).find(|program| program.is_file());
-    program.ok_or_else(|| "gpgv, which checks OpenPGP signatures, is not here: install the package gpgv".to_owned())
+    program.ok_or_else(|| {
+        "gpgv, which checks OpenPGP signatures, is not here: install the package gpgv".to_owned()
+    })
 }
 
 /// Has it look at a signature (not armored) over `message` with the keys of a keyring (not armored). Gives its status

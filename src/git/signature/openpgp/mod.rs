@@ -83,7 +83,10 @@ impl Keyring {
         match good.expired {
             // Only that it is so by now is known then.
             Some(dates) if dates.iter().min().is_none_or(|first| time > *first) => {
-                return Err(format!("{} may not sign any more at {time}: it has expired", primary.fingerprint));
+                return Err(format!(
+                    "{} may not sign any more at {time}: it has expired",
+                    primary.fingerprint
+                ));
             }
             None if !content => return Err("gpgv is not content with its signature".to_owned()),
             _ => {}

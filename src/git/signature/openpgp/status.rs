@@ -65,7 +65,9 @@ pub fn read(text: &str) -> Result<Good, String> {
     let made = word(valid, 3).parse().ok().and_then(|second| Timestamp::from_second(second).ok());
     let made = made.ok_or("its signature says not when it was made")?;
     if !HASHES.contains(&word(valid, 8).as_str()) {
-        return Err(format!("its signature by {primary} is over a hash that counts for nothing (SHA-1, say)"));
+        return Err(format!(
+            "its signature by {primary} is over a hash that counts for nothing (SHA-1, say)"
+        ));
     }
     if word(valid, 9) != BINARY {
         return Err(format!("its signature by {primary} is of another kind than that of a commit"));
