@@ -448,6 +448,7 @@ fn the_page_and_the_parser_know_the_same_keys() {
             "path(&section, \"",
             "path(repo, \"",
             "secret(repo, \"",
+            "secret(&report, \"",
             "path(section, \"",
             "secret(section, \"",
             "command(section, \"",
