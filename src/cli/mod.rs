@@ -21,6 +21,7 @@ mod operate;
 mod pack;
 mod plan;
 mod progress;
+mod provenance;
 mod pull;
 mod run;
 mod status;

@@ -8,7 +8,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::table::{self, ago};
-use super::{Failure, operate, run, write_json};
+use super::{Failure, operate, provenance, run, write_json};
 use crate::agent::clock;
 use crate::agent::control::Command;
 use crate::config::agent::{AgentConfig, TrustConfig};
@@ -37,14 +37,17 @@ enum What {
         #[arg(long, value_name = "COMMIT")]
         to: Option<CommitId>,
     },
+    /// Show which commits of receipts are signed by the hosts that they are of, in any clone; needs no agent and no root.
+    /// Exit 0 where all are since a host's first one, 1 otherwise
+    Receipts(provenance::Wanted),
 }
 
 /// Shows it, or changes it.
 pub fn trust(config: &Path, wanted: &Wanted, json: bool, out: &mut dyn Write) -> Result<u8, Failure> {
-    let config = run::config(config)?;
     match &wanted.what {
-        None => show(&config, json, out),
-        Some(What::Reset { reason, to }) => reset(&config, to.clone(), reason, json, out),
+        None => show(&run::config(config)?, json, out),
+        Some(What::Reset { reason, to }) => reset(&run::config(config)?, to.clone(), reason, json, out),
+        Some(What::Receipts(wanted)) => provenance::receipts(wanted, json, out),
     }
 }
 

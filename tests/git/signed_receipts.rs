@@ -96,6 +96,65 @@ fn a_receipt_that_somebody_forged_is_seen() {
     assert_ne!(tip, honest);
 }
 
+/// `gitopsd trust receipts` in the remote: exit code and JSON.
+fn provenance(lab: &Lab) -> (i32, serde_json::Value) {
+    let output = Command::new(env!("CARGO_BIN_EXE_gitopsd"))
+        .args(["--json", "trust", "receipts", "--signers"])
+        .args([lab.path("hosts"), lab.path("config.git")])
+        .output()
+        .unwrap();
+    let value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+    (output.status.code().unwrap(), value)
+}
+
+#[test]
+fn what_is_a_hosts_own_is_told_from_what_is_not() {
+    let lab = Lab::new().with_repo();
+    for name in ["host", "other"] {
+        key(&lab, name, &["ed25519"]);
+    }
+    fs::write(
+        lab.path("hosts"),
+        format!("gitopsd@web-1 {}\ngitopsd@web-3 {}\n", public(&lab, "host"), public(&lab, "other")),
+    )
+    .unwrap();
+    let commit = follow(&lab.open(), None).unwrap().id().clone();
+    let write = |key: Option<&str>, host: &str, id: &str| {
+        let repository = lab.open().signing_with(key.map(|key| lab.path(key)));
+        repository.publish(None, &host.parse().unwrap(), &[receipt(&commit, id)]).unwrap();
+    };
+    // One from before it had a key, then its own ones; a host that has none.
+    write(None, "web-1", "a");
+    write(Some("host"), "web-1", "b");
+    write(Some("host"), "web-1", "c");
+    write(None, "web-2", "d");
+    let (code, said) = provenance(&lab);
+    assert_eq!(code, 0, "{said}");
+    let hosts = said["hosts"].as_array().unwrap();
+    assert_eq!(
+        (&hosts[0]["signed"], &hosts[0]["before"], &hosts[0]["known"]),
+        (&2.into(), &1.into(), &true.into())
+    );
+    assert_eq!(
+        (&hosts[1]["host"], &hosts[1]["known"], &hosts[1]["ok"]),
+        (&"web-2".into(), &false.into(), &true.into())
+    );
+    // Another host's key, and none, under its name; a host with a key that never used it.
+    write(Some("other"), "web-1", "e");
+    lab.git("config.git", &["notes", "--ref=gitopsd/web-1", "append", "-m", "forged", commit.as_str()]);
+    write(Some("host"), "web-1", "f");
+    write(None, "web-3", "g");
+    let (code, said) = provenance(&lab);
+    assert_eq!((code, &said["ok"]), (1, &false.into()), "{said}");
+    let hosts = said["hosts"].as_array().unwrap();
+    let foreign: Vec<&str> =
+        hosts[0]["foreign"].as_array().unwrap().iter().map(|it| it["why"].as_str().unwrap()).collect();
+    assert_eq!(foreign, ["it is signed by gitopsd@web-3", "it is not signed"], "{said}");
+    assert_eq!((&hosts[0]["signed"], &hosts[2]["ok"]), (&3.into(), &false.into()));
+    fs::write(lab.path("hosts"), "rubbish").unwrap();
+    assert_eq!(provenance(&lab).0, 1);
+}
+
 #[test]
 fn without_its_key_nothing_is_written() {
     let lab = Lab::new().with_repo();
