@@ -331,7 +331,12 @@ fn signers(trust: &Trust, out: &mut dyn Write) -> std::io::Result<()> {
         rows.push(vec![
             signer.principals.clone(),
             signer.fingerprint.clone(),
-            if valid.is_empty() { "always".to_owned() } else { valid.join(", ") },
+            match (valid.is_empty(), signer.format) {
+                (false, _) => valid.join(", "),
+                // Its file says when it expires and whether it is revoked, and gpgv reads it.
+                (true, "openpgp") => "as the key says".to_owned(),
+                (true, _) => "always".to_owned(),
+            },
             format!("{}{line}", signer.file.display()),
         ]);
     }
