@@ -279,7 +279,7 @@ fn the_host_configuration_gives_all_errors_and_merges_drop_ins() {
     let config = load().unwrap();
     assert_eq!((config.repo.poll, config.host.labels.len()), (Duration::from_secs(5), 1));
     assert_eq!(config.repo.url.as_str(), "/srv/config.git");
-    let bad = "instance = \"Bad\"\nstate_dir = \"rel\"\n[repo]\nurl = \"/x\"\nverify = \"openpgp\"\npassword = \"hunter2\"\n[engine]\nkind = \"docker\"\nsubnet = \"10.0.0.1/16\"\n[webhook]\n";
+    let bad = "instance = \"Bad\"\nstate_dir = \"rel\"\n[repo]\nurl = \"/x\"\nverify = \"x509\"\npassword = \"hunter2\"\n[engine]\nkind = \"docker\"\nsubnet = \"10.0.0.1/16\"\n[webhook]\n";
     std::fs::write(&path, bad).unwrap();
     let text = load().unwrap_err().to_string();
     for part in ["instance", "state_dir", "verify", "password_file", "kind", "subnet", "webhook"] {
@@ -316,8 +316,31 @@ fn signers_that_nothing_is_checked_by_are_an_error() {
     );
     let trust = trust.unwrap().repo.trust;
     let signatures = trust.signatures.unwrap();
-    assert_eq!(signatures.allowed_signers, Path::new("/etc/gitopsd/allowed_signers"));
+    assert_eq!(signatures.allowed_signers.as_deref(), Some(Path::new("/etc/gitopsd/allowed_signers")));
+    assert_eq!(signatures.trusted_keys, None);
     assert!(!signatures.head_only && trust.first_commit.is_some() && trust.min_commit_time.is_some());
+    let both =
+        load("verify = [\"openpgp\", \"ssh\"]\ntrusted_keys = \"/a\"\n[report]\nkey = \"/k\"").unwrap();
+    let signatures = both.repo.trust.signatures.unwrap();
+    assert_eq!(signatures.trusted_keys.as_deref(), Some(Path::new("/a")));
+    assert!(signatures.allowed_signers.is_some());
+    assert_eq!(both.report.key.as_deref(), Some(Path::new("/k")));
+    let only =
+        load("verify = \"openpgp\"\nverify_commits = \"head\"").unwrap().repo.trust.signatures.unwrap();
+    assert_eq!(only.trusted_keys.as_deref(), Some(Path::new("/etc/gitopsd/trusted_keys")));
+    assert!(only.allowed_signers.is_none() && only.head_only);
+    assert!(load("verify = \"off\"").unwrap().repo.trust.signatures.is_none());
+    for (keys, why) in [
+        ("verify = \"ssh\"\ntrusted_keys = \"/a\"", "`repo.verify` is not \"openpgp\""),
+        ("verify = \"openpgp\"\nallowed_signers = \"/a\"", "`repo.verify` is not \"ssh\""),
+        ("verify = \"x509\"", "X.509"),
+        ("verify = []", "is an empty list"),
+        ("verify = [\"ssh\", \"off\"]", "`verify` takes"),
+        ("verify = 1", "takes a string"),
+    ] {
+        let text = load(keys).unwrap_err().to_string();
+        assert!(text.contains(why), "{keys}: {text}");
+    }
     for keys in [
         "verify = \"yes\"",
         "verify = \"ssh\"\nverify_commits = \"all\"",
@@ -426,6 +449,7 @@ fn the_page_and_the_parser_know_the_same_keys() {
             "path(&section, \"",
             "path(repo, \"",
             "secret(repo, \"",
+            "secret(&report, \"",
             "path(section, \"",
             "secret(section, \"",
             "command(section, \"",

@@ -16,8 +16,14 @@ mod named;
 mod network;
 #[path = "git/notes.rs"]
 mod notes;
+#[path = "git/openpgp.rs"]
+mod openpgp;
 #[path = "git/signatures.rs"]
 mod signatures;
+#[path = "git/signed_receipts.rs"]
+mod signed_receipts;
+#[path = "git/trust.rs"]
+mod trust;
 #[path = "git/watch.rs"]
 mod watch;
 

@@ -12,6 +12,8 @@
 
 #[path = "tidy/code.rs"]
 mod code;
+#[path = "tidy/matrix.rs"]
+mod matrix;
 #[path = "tidy/pages.rs"]
 mod pages;
 

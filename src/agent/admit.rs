@@ -1,19 +1,13 @@
 //! What a look at the repo brings: believed, made durable, acted on.
 
-use super::control::Accept;
 use super::source::Revision;
 use super::{Agent, clock};
 use crate::report::Message;
 use crate::report::message::Kind;
-use crate::state::trust::HighWater;
+use crate::state::trust::{HighWater, Reset};
 use crate::types::{Refusal, Timestamp};
 
 impl Agent {
-    /// Takes an operator's word that a commit is to be believed, for the next looks: until another head is admitted.
-    pub(super) fn accept(&mut self, accept: Accept) {
-        self.accepted = Some(accept);
-    }
-
     /// Takes an operator's word that windows do not count for the commit in force, and the one that the next look finds.
     pub(super) fn waive_windows(&mut self) {
         self.waives = true;
@@ -48,7 +42,7 @@ impl Agent {
                 self.source.reached_at = Some(now);
                 let moved =
                     self.desired.as_ref().is_none_or(|desired| desired.commit.id != revision.commit.id);
-                if moved || first {
+                if moved || first || revision.reset.is_some() {
                     // A new agent reads the same commit again: what an operator said of it still holds.
                     let former = self.desired.as_ref().filter(|_| !moved);
                     revision.waives_window |= former.is_some_and(|desired| desired.window_waived);
@@ -64,7 +58,7 @@ impl Agent {
     }
 
     /// Takes a revision over: the mark first, then what it wants.
-    fn admit(&mut self, revision: Revision, moved: bool, now: Timestamp) {
+    fn admit(&mut self, mut revision: Revision, moved: bool, now: Timestamp) {
         let commit = revision.commit.clone();
         // Before anything names them: a candidate of this commit could not be started without.
         if let Err(error) = self.state.keep_contents(&revision.view.contents) {
@@ -83,11 +77,16 @@ impl Agent {
             }
             self.high_water = Some(mark);
         }
+        let reset = revision.reset.take();
+        self.conclude_reset(reset.as_ref(), &commit.id, moved);
         self.signer = revision.signer.clone().map(|signer| (commit.id.clone(), signer));
         if moved {
             let mut text = format!("commit {} by {}: {}", commit.id.short(), commit.author, commit.subject);
-            if let Some(accept) = self.accepted.take().filter(|accept| accept.commit == commit.id) {
-                text.push_str(&format!(" (its history was rewritten, and {} accepts that)", accept.by));
+            if let Some(Reset { commit: accepted, by, reason, .. }) = &reset {
+                text.push_str(&match accepted {
+                    Some(_) => format!(" (its history was rewritten, and {by} accepts that: {reason})"),
+                    None => format!(" ({by} had the commit before it forgotten: {reason})"),
+                });
             }
             if let Some(signer) = &revision.signer {
                 text.push_str(&format!(" (signed by {}, {})", signer.principal, signer.fingerprint));

@@ -28,6 +28,15 @@ pub enum Command {
         #[serde(default)]
         now: bool,
     },
+    /// Forget the commit that was believed last.
+    TrustReset {
+        /// And believe this one, and what descends from it; `None`: as on first contact.
+        commit: Option<CommitId>,
+        /// Who asks.
+        by: String,
+        /// Why, in their words.
+        reason: String,
+    },
     /// Back to the previous generation.
     Rollback {
         /// Which service.
@@ -76,7 +85,7 @@ pub enum Command {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Accept {
-    /// The head of the branch, in full: no other one is believed.
+    /// The head of the branch, or a commit that it descends from, in full.
     pub commit: CommitId,
     /// Who says so.
     pub by: String,

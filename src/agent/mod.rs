@@ -30,6 +30,7 @@ mod shims;
 mod socket;
 mod source;
 mod summary;
+mod trust;
 mod waiters;
 mod wake;
 mod wakers;
@@ -56,9 +57,8 @@ use crate::state::addresses::Pool;
 use crate::state::clean::Before;
 use crate::state::journal::Journal;
 use crate::state::lock::InstanceLock;
-use crate::state::trust::HighWater;
+use crate::state::trust::{HighWater, Reset};
 use crate::types::{CommitId, Digest, Exit, HealthCheck, Hosts, InstanceId, Refusal, ServiceName};
-use control::Accept;
 use effects::{Effects, Hands};
 use garbage::Garbage;
 use native::Native;
@@ -109,8 +109,8 @@ pub struct Agent {
     high_water: Option<HighWater>,
     /// Who signed the commit that is acted on, where that is checked.
     signer: Option<(CommitId, Signer)>,
-    /// A rewritten history that an operator believes.
-    accepted: Option<Accept>,
+    /// What an operator has it believe instead of descendants of the mark, until a head is admitted.
+    reset: Option<Reset>,
     /// An operator does not wait for windows: until the next look is over.
     waives: bool,
     source: Source,
@@ -220,7 +220,8 @@ impl Agent {
         let registry = registry.with_s3(config.s3.clone()).with_put_behind(move |pid| behind.put_behind(pid));
         let registry = Arc::new(registry);
         let repository = Repository::open(&config.repo, &config.state_dir.join("git"));
-        let repository = Arc::new(repository.map_err(|error| AgentError::Host(error.to_refusal()))?);
+        let repository = repository.map_err(|error| AgentError::Host(error.to_refusal()))?;
+        let repository = Arc::new(repository.signing_with(config.report.key.clone()));
         let (waker, wakes) = mpsc::channel();
         let socket = Socket::listen(&config.run_dir, waker.clone())
             .map_err(|error| AgentError::io(format!("listening in {}", config.run_dir.display()), error))?;
@@ -248,7 +249,7 @@ impl Agent {
             desired,
             high_water: state.load_high_water()?,
             signer: None,
-            accepted: None,
+            reset: trust::in_force(&state),
             waives: false,
             pool: Pool::new(config.engine.subnet),
             effects: Effects::new(hands.clone(), waker.clone()),
@@ -299,6 +300,12 @@ impl Agent {
             self.config.host.name, self.config.repo.url, self.config.repo.branch
         );
         self.tell(Some(Message::new(Kind::AgentStarted, text)));
+        self.tell_reset();
+        // Each look says so too; but the repo may be out of reach for long.
+        let trusted = self.config.repo.trust.signatures.as_ref().map(crate::git::trusted_signers);
+        if let Some(Err(why)) = trusted {
+            tracing::error!("nobody's signature counts: {why}");
+        }
         match self.state.begin_boot() {
             Ok(Before::SameBoot) => {}
             Ok(Before::OrderlyBoot) => self.begin_anew(),

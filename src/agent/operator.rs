@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::control::{Answer, Answers, Command, Reply};
+use super::control::{Accept, Answer, Answers, Command, Reply};
 use super::waiters::Waiter;
 use super::{Agent, clock, news};
 use crate::reconcile::record::{Cause, Hold, Phase, ServiceRecord};
@@ -27,8 +27,12 @@ impl Agent {
                     self.waive_windows();
                 }
                 let accepts = accept.is_some();
-                if let Some(accept) = accept {
-                    self.accept(accept);
+                if let Some(Accept { commit, by }) = accept {
+                    let reason = "gitopsd sync --accept".to_owned();
+                    if let Err(refusal) = self.reset_trust(Some(commit), by, reason) {
+                        let _ = answer.send(Answer::Reply(Reply::failed(refusal.to_string())));
+                        return;
+                    }
                 }
                 let look = self.look();
                 if wait || accepts {
@@ -37,6 +41,14 @@ impl Agent {
                 }
                 Reply::done("looking at the repo")
             }
+            Command::TrustReset { commit, by, reason } => match self.reset_trust(commit, by, reason) {
+                Ok(()) => {
+                    self.hurry();
+                    let look = self.look();
+                    return self.waiters.push(Waiter::new(look, false, None, answer));
+                }
+                Err(refusal) => Reply::failed(refusal.to_string()),
+            },
             Command::Rollback { service, by } => {
                 self.with_record(&service, |agent, record| agent.roll_back(&service, record, by))
             }

@@ -72,8 +72,7 @@ impl Agent {
             let mut names = Vec::new();
             let mut lines = Vec::new();
             for (name, receipt) in receipts.into_iter().take(BATCH) {
-                let line = serde_json::to_string(&receipt).unwrap_or_default();
-                lines.push((receipt.transition.commit.clone(), receipt.id.clone(), line));
+                lines.push((receipt.commit, receipt.id, receipt.line));
                 names.push(name);
             }
             let result = repository.publish(remote.as_ref(), &host, &lines);

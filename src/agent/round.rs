@@ -71,8 +71,7 @@ impl Agent {
     /// Looks at the repo now; gives the number of the look that will have seen it.
     pub(super) fn look(&mut self) -> u64 {
         let mark = self.high_water.as_ref().map(|mark| mark.commit.clone());
-        let accepted = self.accepted.as_ref().map(|accept| accept.commit.clone());
-        self.source.look(mark, accepted, clock::now())
+        self.source.look(mark, self.reset.clone(), clock::now())
     }
 
     /// Observes, plans, carries out, until no step is left that can be taken now. Gives whether it was cut short.

@@ -14,6 +14,7 @@ use crate::reconcile::later;
 use crate::reconcile::record::{Deployed, ServiceRecord};
 use crate::reconcile::world::{Desired, DesiredService};
 use crate::registry::{PullError, Registry};
+use crate::state::trust::Reset;
 use crate::types::{
     CommitId, CommitInfo, Declared, Digest, PinnedImage, Policy, Reason, Refusal, ServiceName, Timestamp,
 };
@@ -33,6 +34,8 @@ pub struct Revision {
     pub view: RepoView,
     /// Who signed it, where that is checked.
     pub signer: Option<Signer>,
+    /// The operator's word that it is believed by.
+    pub reset: Option<Reset>,
     /// Its message says that windows do not count for it.
     pub waives_window: bool,
 }
@@ -98,8 +101,8 @@ impl Source {
     /// Looks at the repo, beside the loop. While a look is under way, one more is put down for after it. Gives the
     /// number of the look that will have seen everything up to now.
     ///
-    /// `accepted`: this one commit is believed whatever it descends from.
-    pub fn look(&mut self, high_water: Option<CommitId>, accepted: Option<CommitId>, now: Timestamp) -> u64 {
+    /// `reset`: what an operator has it believe instead of descendants of the mark.
+    pub fn look(&mut self, high_water: Option<CommitId>, reset: Option<Reset>, now: Timestamp) -> u64 {
         if self.fetching {
             self.again = true;
             return self.looks + 2;
@@ -110,7 +113,7 @@ impl Source {
         let (host, policy, expected) = (self.host.clone(), self.policy.clone(), self.repo.repo_id.clone());
         let waker = self.waker.clone();
         self.runtime.spawn_blocking(move || {
-            let trust = Trust { high_water, accepted, repo_id: expected };
+            let trust = Trust { high_water, reset, repo_id: expected };
             let result = read_head(&repository, &trust, &host, &policy);
             // The loop may be gone: then nobody is left to tell.
             let _ = waker.send(Wake::Fetched(Box::new(result)));
@@ -270,8 +273,8 @@ fn known_digest(
 struct Trust {
     /// It descends from this one.
     high_water: Option<CommitId>,
-    /// Or is this one.
-    accepted: Option<CommitId>,
+    /// Or from what an operator said.
+    reset: Option<Reset>,
     /// The repo calls itself so.
     repo_id: Option<String>,
 }
@@ -284,8 +287,15 @@ fn read_head(
     policy: &Policy,
 ) -> Result<Revision, Refusal> {
     let head = repository.fetch().map_err(|error| error.to_refusal())?;
-    let accepted = trust.accepted.as_ref() == Some(head.id());
-    let mark = trust.high_water.as_ref().filter(|_| !accepted);
+    let reset = match &trust.reset {
+        Some(Reset { commit: Some(commit), .. }) => {
+            repository.leads_to(&head, commit).map_err(|error| error.to_refusal())?
+        }
+        Some(_) => true,
+        None => false,
+    };
+    let reset = trust.reset.as_ref().filter(|_| reset);
+    let mark = reset.map_or(trust.high_water.as_ref(), |reset| reset.commit.as_ref());
     let trusted = repository.admit(&head, mark).map_err(|error| error.to_refusal())?;
     let signer = trusted.signer().cloned();
     let commit = repository.info(&trusted).map_err(|error| error.to_refusal())?;
@@ -301,6 +311,6 @@ fn read_head(
             let message = format!("the repo calls itself `{found}`, and repo.repo_id expects `{expected}`");
             Err(Refusal::new(Reason::RepoIdMismatch, message))
         }
-        _ => Ok(Revision { commit, view, signer, waives_window }),
+        _ => Ok(Revision { commit, view, signer, reset: reset.cloned(), waives_window }),
     }
 }

@@ -89,6 +89,8 @@ pub enum Verb {
         /// Which service
         service: ServiceName,
     },
+    /// Show which commits this host believes, by whose signatures, and what it refused; `reset` has it begin anew
+    Trust(super::trust::Wanted),
     /// Show what a service wrote
     Logs(super::logs::Wanted),
     /// Run a command inside a service's container

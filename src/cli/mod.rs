@@ -21,12 +21,14 @@ mod operate;
 mod pack;
 mod plan;
 mod progress;
+mod provenance;
 mod pull;
 mod run;
 mod status;
 mod table;
 mod teardown;
 mod top;
+mod trust;
 
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
@@ -90,6 +92,7 @@ fn dispatch(args: &Args, out: &mut dyn Write) -> Result<u8, Failure> {
         Verb::At(wanted) => at::at(&args.config, wanted, json, out),
         Verb::Blame(wanted) => blame::blame(&args.config, wanted, json, out),
         Verb::Why { service } => status::why(&args.config, service, json, out),
+        Verb::Trust(wanted) => trust::trust(&args.config, wanted, json, out),
         Verb::Events { follow } => history::events(&args.config, *follow, out),
         Verb::Logs(wanted) => logs::logs(&args.config, wanted, json, out),
         Verb::Exec(_) if json => {

@@ -52,7 +52,7 @@ fn unheard(config: &AgentConfig, error: std::io::Error) -> Failure {
     }
 }
 
-fn answer(reply: Reply, json: bool, out: &mut dyn Write) -> Result<u8, Failure> {
+pub(super) fn answer(reply: Reply, json: bool, out: &mut dyn Write) -> Result<u8, Failure> {
     if json {
         write_json(out, &serde_json::json!({ "ok": reply.code == 0, "message": reply.message }))?;
         return Ok(reply.code);
@@ -127,7 +127,7 @@ pub fn resume(config: &Path, service: &ServiceName, json: bool, out: &mut dyn Wr
 }
 
 /// Who is at the keyboard: the one behind sudo, where there is one.
-fn operator() -> String {
+pub(super) fn operator() -> String {
     let named = ["SUDO_USER", "USER", "LOGNAME"].iter().find_map(|name| std::env::var(name).ok());
     named.filter(|name| !name.is_empty()).unwrap_or_else(|| format!("uid {}", nix::unistd::getuid()))
 }

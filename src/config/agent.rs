@@ -74,10 +74,12 @@ pub struct TrustConfig {
 }
 
 /// Who may sign commits.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct SignatureConfig {
-    /// OpenSSH's file of allowed signers.
-    pub allowed_signers: PathBuf,
+    /// OpenSSH's file of allowed signers; `None`: no SSH signature counts.
+    pub allowed_signers: Option<PathBuf>,
+    /// OpenPGP keys, armored or not; `None`: no OpenPGP signature counts.
+    pub trusted_keys: Option<PathBuf>,
     /// Keys, or their fingerprints, that count no more.
     pub revoked_signers: Option<PathBuf>,
     /// Only the branch's head has to be signed; else every commit on its first-parent path since the last one believed.
@@ -179,6 +181,8 @@ pub struct ReportConfig {
     pub push: bool,
     /// Where to, if not to `repo.url`.
     pub remote: Option<SafeUrl>,
+    /// OpenSSH private key that they are signed with; `None`: they are not signed.
+    pub key: Option<PathBuf>,
     /// How many of the last lines of a generation that is given up go into its receipt; 0: none.
     pub log_lines: usize,
 }

@@ -81,6 +81,7 @@ struct Part {
     push: Option<bool>,
     log_lines: Option<usize>,
     remote: Option<SafeUrl>,
+    report_key: Option<PathBuf>,
 }
 
 /// Reads the configuration of this host. All errors at once.
@@ -178,8 +179,9 @@ fn read(file: &Path, text: &str) -> (Part, Vec<Diagnostic>) {
         part.push = report.boolean("push");
         part.remote = report.parsed("remote");
         part.log_lines = report.integer("log_lines", 0..=100).and_then(|count| usize::try_from(count).ok());
-        for key in ["key", "commit_status", "metrics"] {
-            report.unsupported(key, "receipts are pushed as git notes, unsigned");
+        part.report_key = secret(&report, "key");
+        for key in ["commit_status", "metrics"] {
+            report.unsupported(key, "receipts are pushed as git notes");
         }
         report.finish(|_| None);
     }
@@ -344,6 +346,7 @@ impl Part {
             push: over.push.or(self.push),
             log_lines: over.log_lines.or(self.log_lines),
             remote: over.remote.or(self.remote),
+            report_key: over.report_key.or(self.report_key),
         }
     }
 
@@ -362,11 +365,7 @@ impl Part {
             ));
         };
         if let Some(message) = self.trust.contradiction() {
-            return Err(ConfigErrors::one(
-                path,
-                message.to_owned(),
-                Some("repo.verify = \"ssh\"".to_owned()),
-            ));
+            return Err(ConfigErrors::one(path, message, Some("repo.verify = \"ssh\"".to_owned())));
         }
         let labels = self.labels.unwrap_or_default();
         let labels: BTreeSet<String> = labels.into_iter().collect();
@@ -409,6 +408,7 @@ impl Part {
             report: ReportConfig {
                 push: self.push.unwrap_or(true),
                 remote: self.remote,
+                key: self.report_key,
                 log_lines: self.log_lines.unwrap_or(20),
             },
         })

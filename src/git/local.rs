@@ -9,6 +9,7 @@ use std::fs;
 use std::io::Write as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
+use std::time::Duration;
 
 use git2::{ErrorCode, ObjectType, Oid, RepositoryOpenFlags};
 use nix::sched::{CloneFlags, unshare};
@@ -19,6 +20,9 @@ use super::GitError;
 use super::cache::{Cache, TRUSTED};
 use super::credentials::named;
 use crate::types::{Reason, SafeUrl};
+
+/// Longest that a ref is locked by somebody who is alive.
+const LOCKED: Duration = Duration::from_secs(10);
 
 /// An open repository of somebody else's.
 pub(super) struct Repo {
@@ -141,6 +145,7 @@ impl Repo {
             GitError::with(Reason::NotesRefused, format!("write {name} to {}", named(&url)), e)
         };
         let dir = repository.path().to_owned();
+        let lock = dir.join(format!("{name}.lock"));
         as_owner(&dir, move || {
             let write = || {
                 let odb = repository.odb()?;
@@ -152,7 +157,15 @@ impl Repo {
                     None => repository.reference(name, new, false, "receipts"),
                 }
             };
-            match write() {
+            let result = match write() {
+                Err(e) if e.code() == ErrorCode::Locked && is_left_behind(&lock) => {
+                    // It may be gone by now: then the second try tells.
+                    let _ = fs::remove_file(&lock);
+                    write()
+                }
+                result => result,
+            };
+            match result {
                 Ok(_) => Ok(true),
                 Err(e) if matches!(e.code(), ErrorCode::Modified | ErrorCode::Exists | ErrorCode::Locked) => {
                     Ok(false)
@@ -167,6 +180,12 @@ impl Repo {
     fn error(&self, verb: &str, cause: git2::Error) -> GitError {
         GitError::with(Reason::GitUnreachable, format!("{verb} {}", named(&self.url)), cause)
     }
+}
+
+/// Whether a lock of this host's own ref is one of a process that was killed: it is held for milliseconds otherwise.
+fn is_left_behind(lock: &Path) -> bool {
+    let age = fs::symlink_metadata(lock).and_then(|found| found.modified()).map(|at| at.elapsed());
+    matches!(age, Ok(Ok(age)) if age > LOCKED)
 }
 
 fn lacking_tree(

@@ -13,10 +13,12 @@ mod credentials;
 mod error;
 mod fetch;
 mod hostkey;
+mod inspect;
 mod library;
 mod local;
 mod notes;
 mod patterns;
+mod provenance;
 mod publish;
 mod remote;
 mod signature;
@@ -24,7 +26,7 @@ mod tree;
 mod trust;
 mod watch;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -37,7 +39,9 @@ pub use blame::BlamedLine;
 pub use clone::{CommitLine, LocalClone, Written};
 pub use error::GitError;
 pub use fetch::FetchedHead;
-pub use signature::Signer;
+pub use inspect::{Inspected, TrustedSigners, inspect, trusted_signers};
+pub use provenance::Provenance;
+pub use signature::{Signer, TrustedSigner};
 pub use trust::TrustedCommit;
 pub use watch::{RefWatch, watch_paths};
 
@@ -55,6 +59,8 @@ pub struct Repository {
     publishing: Mutex<()>,
     /// The cache wants to be made anew by the next fetch.
     damaged: AtomicBool,
+    /// What commits of receipts are signed with.
+    key: Option<PathBuf>,
 }
 
 impl Repository {
@@ -83,6 +89,25 @@ impl Repository {
             fetching: Mutex::new(()),
             publishing: Mutex::new(()),
             damaged: AtomicBool::new(!sound),
+            key: None,
+        })
+    }
+
+    /// Signs the commits that hold receipts with this private key of OpenSSH's. It is read anew for each publication.
+    pub fn signing_with(mut self, key: Option<PathBuf>) -> Self {
+        self.key = key;
+        self
+    }
+
+    /// `signing-key`: unsigned receipts would pass for those of somebody who has no key, so there are none then.
+    fn signing_key(&self) -> Result<Option<signature::SigningKey>, GitError> {
+        let Some(path) = &self.key else { return Ok(None) };
+        let key = signature::SigningKey::load(path);
+        key.map(Some).map_err(|why| {
+            GitError::plain(
+                Reason::SigningKey,
+                format!("receipts cannot be signed: {}: {why}", path.display()),
+            )
         })
     }
 }

@@ -9,6 +9,8 @@ use git2::{ObjectType, Oid, Repository, Signature, Tree};
 use serde_json::Value;
 
 use super::GitError;
+use super::signature::SigningKey;
+use crate::state::receipts::TRUST_RESET;
 use crate::types::{CommitId, HostName, Reason, Timestamp};
 
 /// Longest note that is added to, in bytes.
@@ -21,6 +23,16 @@ const FILE: i32 = 0o100_644;
 /// The ref that holds a host's receipts. One host writes to it, so that there is nothing to merge.
 pub(super) fn ref_of(host: &HostName) -> String {
     format!("refs/notes/gitopsd/{host}")
+}
+
+/// The refs of every host.
+pub(super) fn of_every_host() -> String {
+    "refs/notes/gitopsd/*".to_owned()
+}
+
+/// The host that such a ref is of.
+pub(super) fn host_of(name: &str) -> Option<HostName> {
+    name.strip_prefix("refs/notes/gitopsd/")?.parse().ok()
 }
 
 /// Text to add to the note of one commit, and the id of the receipt in it.
@@ -58,6 +70,10 @@ pub(super) fn entries(receipts: &[(CommitId, String, String)]) -> Result<Entries
 /// `shop 1.4.2: deployed on web-1 in 3.1 s`, or with what went wrong at the end.
 fn summary(receipt: &Value) -> Option<String> {
     let text = |name: &str| receipt.get(name).and_then(Value::as_str);
+    if text("kind") == Some(TRUST_RESET) {
+        let (host, by, why) = (text("host")?, text("by")?, text("message")?);
+        return tame(format!("trust: {by} has {host} believe this commit, whatever it descends from: {why}"));
+    }
     let (service, result, host) = (text("service")?, text("result")?, text("host")?);
     let image = receipt.pointer("/to/image").and_then(Value::as_str).unwrap_or_default();
     let image = image.split('@').next().unwrap_or_default();
@@ -77,17 +93,23 @@ fn summary(receipt: &Value) -> Option<String> {
             line.push_str(&format!(": {message}"));
         }
     }
-    // A message holds what a container or a server wrote. It may neither end the line nor pass for a receipt.
+    tame(line)
+}
+
+/// A message holds what a container, a server or a person wrote. It may neither end the line nor pass for a receipt.
+fn tame(line: String) -> Option<String> {
     let line: String = line.chars().map(|c| if c.is_control() { ' ' } else { c }).take(300).collect();
     (!line.starts_with('{')).then_some(line)
 }
 
-/// Adds to the notes of `base` what they do not hold yet; gives `base` itself when that is nothing.
+/// Adds to the notes of `base` what they do not hold yet, in a commit signed by `key` where there is one; gives `base`
+/// itself when that is nothing.
 pub(super) fn append(
     cache: &Repository,
     base: Option<Oid>,
     entries: &Entries,
     host: &HostName,
+    key: Option<&SigningKey>,
 ) -> Result<Option<Oid>, git2::Error> {
     let parent = base.map(|id| cache.find_commit(id)).transpose()?;
     let mut tree = parent.as_ref().map(git2::Commit::tree).transpose()?;
@@ -124,7 +146,13 @@ pub(super) fn append(
     let author = Signature::now("gitopsd", &format!("gitopsd@{host}"))?;
     let message = format!("{added} receipt{} of {host}\n", if added == 1 { "" } else { "s" });
     let parents: Vec<_> = parent.iter().collect();
-    cache.commit(None, &author, &author, &message, &tree, &parents).map(Some)
+    let Some(key) = key else {
+        return cache.commit(None, &author, &author, &message, &tree, &parents).map(Some);
+    };
+    let content = cache.commit_create_buffer(&author, &author, &message, &tree, &parents)?;
+    let signature = key.sign(&content).map_err(|error| git2::Error::from_str(&error))?;
+    let content = content.as_str().map_err(|_| git2::Error::from_str("a receipt's commit is not text"))?;
+    cache.commit_signed(content, &signature, None).map(Some)
 }
 
 /// All receipts of a notes commit, to be added to another one.

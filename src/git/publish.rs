@@ -179,6 +179,7 @@ impl Repository {
         entries: &Entries,
     ) -> Result<Option<Oid>, GitError> {
         let name = notes::ref_of(host);
+        let key = self.signing_key()?;
         let ours = match cache.refname_to_id(&name) {
             Err(error) if error.code() == git2::ErrorCode::NotFound => None,
             other => Some(self.reading(other)?),
@@ -197,11 +198,11 @@ impl Repository {
                         "{name} of the remote is not what this host wrote; its own receipts go on top"
                     );
                     let own = self.reading(notes::all(cache, ours))?;
-                    self.reading(notes::append(cache, Some(theirs), &own, host))?
+                    self.reading(notes::append(cache, Some(theirs), &own, host, key.as_ref()))?
                 }
             }
         };
-        let tip = self.reading(notes::append(cache, base, entries, host))?;
+        let tip = self.reading(notes::append(cache, base, entries, host, key.as_ref()))?;
         if let Some(tip) = tip.filter(|tip| ours != Some(*tip)) {
             self.reading(cache.reference(&name, tip, true, "").map(drop))?;
         }

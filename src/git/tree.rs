@@ -340,7 +340,7 @@ fn join(at: &str, name: &str) -> String {
     if at.is_empty() { name.to_owned() } else { format!("{at}/{name}") }
 }
 
-fn info(commit: &git2::Commit<'_>) -> Result<CommitInfo, GitError> {
+pub(super) fn info(commit: &git2::Commit<'_>) -> Result<CommitInfo, GitError> {
     let author = commit.author();
     let message = String::from_utf8_lossy(commit.message_bytes());
     let author = format!(

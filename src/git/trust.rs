@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use git2::{ErrorCode, Oid};
 
 use super::cache::TRUSTED;
-use super::signature::{self, AllowedSigners, Signer};
+use super::signature::{self, Signer, Signers};
 use super::{FetchedHead, GitError, Repository, id_of, oid_of};
 use crate::config::agent::SignatureConfig;
 use crate::types::{CommitId, Reason, Timestamp};
@@ -139,7 +139,7 @@ impl Repository {
         high_water: Option<&CommitId>,
         config: &SignatureConfig,
     ) -> Result<Signer, GitError> {
-        let signers = signature::load(&config.allowed_signers, config.revoked_signers.as_deref())
+        let signers = Signers::load(config)
             .map_err(|why| GitError::plain(Reason::Signature, format!("nobody's signature counts: {why}")))?;
         let mark = high_water.or(self.config.trust.first_commit.as_ref()).map(oid_of).transpose()?;
         // A key that has expired meanwhile cannot sign with yesterday's date: time goes on from the mark.
@@ -171,7 +171,7 @@ impl Repository {
         oid: Oid,
         head: Oid,
         floor: Timestamp,
-        signers: &AllowedSigners,
+        signers: &Signers,
     ) -> Result<Signer, GitError> {
         let commit = self.reading(cache.find_commit(oid))?;
         let author = String::from_utf8_lossy(commit.author().name_bytes()).into_owned();
@@ -182,10 +182,15 @@ impl Repository {
             GitError::plain(Reason::Signature, message)
         };
         let raw = self.reading(cache.odb().and_then(|odb| Ok(odb.read(oid)?.data().to_vec())))?;
-        let (armored, message) = signature::split(&raw).map_err(refused)?;
-        let armored = std::str::from_utf8(&armored).map_err(|_| refused("its signature is not text"))?;
-        let time = time_of(&commit).max(floor);
-        signature::verify(armored, &message, signers, time).map_err(|why| refused(&why))
+        check(&raw, signers, time_of(&commit).max(floor)).map_err(|why| refused(&why))
+    }
+
+    /// Whether a fetched head is `mark`, or descends from it.
+    ///
+    /// # Errors
+    /// `storage-io`: the cache is damaged.
+    pub fn leads_to(&self, head: &FetchedHead, mark: &CommitId) -> Result<bool, GitError> {
+        self.descends(&self.cache.repository()?, oid_of(head.id())?, oid_of(mark)?)
     }
 
     /// Whether `mark` is `tip` or one of its ancestors. A mark that the cache lacks is no ancestor of anything in it.
@@ -205,8 +210,15 @@ impl Repository {
     }
 }
 
+/// Who signed a commit, of which these are the bytes, made at `time`; or why that counts for nothing.
+pub(super) fn check(raw: &[u8], signers: &Signers, time: Timestamp) -> Result<Signer, String> {
+    let (armored, message) = signature::split(raw)?;
+    let armored = std::str::from_utf8(&armored).map_err(|_| "its signature is not text")?;
+    signers.verify(armored, &message, time)
+}
+
 /// The committer's time. One of another millennium counts as none.
-fn time_of(commit: &git2::Commit<'_>) -> Timestamp {
+pub(super) fn time_of(commit: &git2::Commit<'_>) -> Timestamp {
     Timestamp::from_second(commit.time().seconds()).unwrap_or(Timestamp::UNIX_EPOCH)
 }
 

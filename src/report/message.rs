@@ -55,6 +55,7 @@ kinds! {
     AgentStopping "agent-stopping" "0b9e6d2c57a84d31b6f4c8a1e03d7f92" Info "The agent ends; containers go on."
     RevisionAdmitted "revision-admitted" "e2a4b8c613f7490d95d80c6f1b7e3a24" Info "A new commit of the config repo is believed and acted on."
     RevisionRefused "revision-refused" "49d07f3ab1c84e62a5e9f0d3c7b81264" Error "A commit is not believed, or cannot be read: nothing of it is acted on."
+    TrustReset "trust-reset" "68427e64751fff52804b9bf67950d65a" Warning "An operator has the host believe a rewritten history, or forget the commit that it believed last."
     SourceLost "source-lost" "b3f85c0e9a2d47618c4b7de05f1a9326" Warning "The config repo cannot be reached; everything stays as it is."
     SourceFound "source-found" "18c6ae94d7f04b25b0e3a95c62f8d147" Info "The config repo can be reached again."
     ServiceRefused "service-refused" "d5a07be82f164c93a8c1064fe7b92d38" Error "What a commit wants of a service cannot be done, or not now; it stays as it is."

@@ -7,6 +7,7 @@
 //!   reserve/                      space and inodes given back when the disk is full, so that state can still be written
 //!   boot.json                     which boot an agent was last at work in, and whether it ended in order
 //!   trust.json                    the newest commit ever admitted
+//!   trust-reset.json              the last word of an operator who had another one believed
 //!   desired.json                  what that commit wants of this host, its tags resolved
 //!   configs/<sha256>              contents of config files that a generation may run with
 //!   services/<service>.json       what the journal remembers of a service; `.previous.json` is the one before

@@ -39,3 +39,5 @@ mod secrets;
 mod service;
 mod sidebyside;
 mod state;
+mod tampering;
+mod trust;

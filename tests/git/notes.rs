@@ -245,6 +245,23 @@ fn two_writers_of_one_ref_lose_nothing() {
 }
 
 #[test]
+fn a_lock_that_a_kill_left_behind_is_taken_away() {
+    let lab = Lab::new().with_repo();
+    let repository = lab.open();
+    let commit = follow(&repository, None).unwrap().id().clone();
+    repository.publish(None, &host("web-1"), &[receipt(&commit, "a")]).unwrap();
+    let lock = lab.path("config.git/refs/notes/gitopsd/web-1.lock");
+    let file = fs::File::create(&lock).unwrap();
+    // One of somebody who may be alive.
+    let error = repository.publish(None, &host("web-1"), &[receipt(&commit, "b")]).unwrap_err();
+    assert_eq!(error.reason, Reason::NotesRefused, "{error}");
+    assert!(error.to_string().contains("locked") && lock.exists(), "{error}");
+    file.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+    repository.publish(None, &host("web-1"), &[receipt(&commit, "b")]).unwrap();
+    assert!(!lock.exists() && log(&lab, "config.git").contains("\"id\":\"b\""));
+}
+
+#[test]
 fn a_thousand_receipts_stay_cheap() {
     let lab = Lab::new().with_repo();
     let repository = lab.open();
@@ -264,5 +281,10 @@ fn a_thousand_receipts_stay_cheap() {
     let list = lab.git("config.git", &["notes", "--ref=gitopsd/web-1", "list"]);
     assert_eq!(list.lines().count(), 1_000);
     lab.git("config.git", &["gc", "-q"]);
-    println!("packed: {}", lab.git("config.git", &["count-objects", "-vH"]));
+    let counted = lab.git("config.git", &["count-objects", "-v"]);
+    println!("packed: {counted}");
+    // In KiB (git-count-objects(1)): the budget of a thousand deploys.
+    let size: u64 =
+        counted.lines().find_map(|line| line.strip_prefix("size-pack: ")).unwrap().parse().unwrap();
+    assert!(size < 1024, "a thousand receipts take {size} KiB");
 }

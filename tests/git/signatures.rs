@@ -12,7 +12,7 @@ use crate::git_server::Lab;
 use crate::{config, follow, id};
 
 /// A new key below the lab: the path of its private half. Its public half has `.pub`.
-fn key(lab: &Lab, name: &str, kind: &[&str]) -> PathBuf {
+pub fn key(lab: &Lab, name: &str, kind: &[&str]) -> PathBuf {
     let path = lab.path(name);
     let made = Command::new("ssh-keygen")
         .args(["-q", "-N", "", "-C", name, "-f"])
@@ -25,12 +25,12 @@ fn key(lab: &Lab, name: &str, kind: &[&str]) -> PathBuf {
     path
 }
 
-fn public(lab: &Lab, name: &str) -> String {
+pub fn public(lab: &Lab, name: &str) -> String {
     fs::read_to_string(lab.path(&format!("{name}.pub"))).unwrap().trim().to_owned()
 }
 
 /// A commit, signed with a key of the lab or not at all, made at a time; pushed.
-fn commit(lab: &Lab, subject: &str, with: Option<&str>, date: Option<&str>) -> CommitId {
+pub fn commit(lab: &Lab, subject: &str, with: Option<&str>, date: Option<&str>) -> CommitId {
     fs::write(lab.path("work/services/shop.toml"), format!("# {subject}\nimage = \"r.io/shop:1\"\n"))
         .unwrap();
     lab.git("work", &["add", "-A"]);
@@ -51,7 +51,7 @@ fn commit(lab: &Lab, subject: &str, with: Option<&str>, date: Option<&str>) -> C
     id(&lab.git("work", &["rev-parse", "HEAD"]))
 }
 
-fn trusting(lab: &Lab, trust: TrustConfig) -> Repository {
+pub fn trusting(lab: &Lab, trust: TrustConfig) -> Repository {
     let config = RepoConfig { trust, ..config(&lab.url()) };
     Repository::open(&config, &lab.cache()).unwrap()
 }
@@ -61,14 +61,14 @@ fn signed_by(lab: &Lab, lines: &str) -> Repository {
     fs::write(lab.path("allowed"), lines).unwrap();
     fs::write(lab.path("revoked"), "").unwrap();
     let signatures = SignatureConfig {
-        allowed_signers: lab.path("allowed"),
+        allowed_signers: Some(lab.path("allowed")),
         revoked_signers: Some(lab.path("revoked")),
-        head_only: false,
+        ..SignatureConfig::default()
     };
     trusting(lab, TrustConfig { signatures: Some(signatures), ..TrustConfig::default() })
 }
 
-fn refused(result: Result<TrustedCommit, GitError>) -> String {
+pub fn refused(result: Result<TrustedCommit, GitError>) -> String {
     let error = result.unwrap_err();
     assert_eq!(error.reason, Reason::Signature, "{error}");
     error.to_string()
@@ -280,8 +280,11 @@ fn nothing_unsigned_hides_under_a_signed_head() {
     let error = refused(follow(&repository, Some(&mark)));
     assert_eq!(error, format!("commit {hidden} by Ann Admin, on the way to {head}: it is not signed"));
     // Whoever asks for less gets it.
-    let signatures =
-        SignatureConfig { allowed_signers: lab.path("allowed"), revoked_signers: None, head_only: true };
+    let signatures = SignatureConfig {
+        allowed_signers: Some(lab.path("allowed")),
+        head_only: true,
+        ..SignatureConfig::default()
+    };
     let lenient = trusting(&lab, TrustConfig { signatures: Some(signatures), ..TrustConfig::default() });
     assert_eq!(follow(&lenient, Some(&mark)).unwrap().id(), &head);
     // What a signed merge brings in is vouched for by who signed the merge.

@@ -41,7 +41,18 @@ fn unknown(command: &str, helps: &mut BTreeMap<String, Option<String>>) -> Optio
         let output = Command::new(env!("CARGO_BIN_EXE_gitopsd")).args([verb, "--help"]).output().unwrap();
         output.status.success().then(|| String::from_utf8(output.stdout).unwrap())
     });
-    let Some(help) = help else { return Some(format!("there is no verb `{verb}`")) };
+    let Some(mut help) = help.clone() else { return Some(format!("there is no verb `{verb}`")) };
+    // A verb of verbs: the options are those of the second one.
+    let mut words = words.peekable();
+    let second = words.peek().copied().filter(|word| !word.starts_with('-') && help.contains("\nCommands:"));
+    if let Some(second) = second {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_gitopsd"));
+        let output = command.args([verb, second, "--help"]).output().unwrap();
+        if !output.status.success() {
+            return Some(format!("`{verb}` has no `{second}`"));
+        }
+        help = String::from_utf8(output.stdout).unwrap();
+    }
     let missing = words.filter_map(|word| {
         let option = word.trim_matches(['[', ']']);
         let option = option.split('=').next().unwrap_or_default();

@@ -3,24 +3,22 @@
 //! Source: ssh-keygen(1), "ALLOWED SIGNERS".
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD_NO_PAD;
 use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
 
-use super::Signer;
 use super::key::PublicKey;
 use super::sshsig::Shown;
 use super::wire::decode;
+use super::{Signer, TrustedSigner};
 use crate::git::patterns::covers;
 use crate::types::Timestamp;
 
-/// Those who may sign, and those who may not any more.
+/// Those who may sign.
 #[derive(Debug, Default)]
 pub struct AllowedSigners {
     lines: Vec<Line>,
-    revoked: BTreeSet<String>,
 }
 
 #[derive(Debug)]
@@ -51,39 +49,34 @@ impl AllowedSigners {
         if lines.is_empty() {
             return Err("1: nobody may sign: it has no line with a key".to_owned());
         }
-        Ok(Self { lines, revoked: BTreeSet::new() })
+        Ok(Self { lines })
     }
 
-    /// Adds those who may not sign any more: keys or fingerprints, one a line.
-    ///
-    /// # Errors
-    /// `LINE: what is wrong`.
-    pub fn revoke(&mut self, text: &str) -> Result<(), String> {
-        for (number, line) in (1..).zip(text.lines()) {
-            let line = line.trim();
-            if line.is_empty() || line.starts_with('#') {
-                continue;
-            }
-            let print = if line.starts_with("SHA256:") {
-                let print = line.split_whitespace().next().unwrap_or_default().trim_end_matches('=');
-                let bytes = STANDARD_NO_PAD.decode(print.trim_start_matches("SHA256:"));
-                if !bytes.is_ok_and(|bytes| bytes.len() == 32) {
-                    return Err(format!("{number}: `{print}` is no fingerprint"));
-                }
-                print.to_owned()
-            } else {
-                let (_, key) = key(line).map_err(|error| format!("{number}: {error}"))?;
-                key.fingerprint()
-            };
-            self.revoked.insert(print);
-        }
-        Ok(())
+    /// Who may sign, for people; `file` is where it says so.
+    pub fn listed(&self, file: &Path) -> impl Iterator<Item = TrustedSigner> {
+        self.lines.iter().map(|line| TrustedSigner {
+            format: "ssh",
+            file: file.to_owned(),
+            line: Some(line.number),
+            principals: line.principals.clone(),
+            fingerprint: line.key.fingerprint(),
+            authority: line.authority,
+            namespaces: line.namespaces.clone(),
+            valid_after: line.after,
+            valid_before: line.before,
+        })
     }
 
     /// Who signed, where that one may sign for `namespace` at `time`.
-    pub fn find(&self, shown: &Shown, namespace: &str, time: Timestamp) -> Result<Signer, String> {
+    pub fn find(
+        &self,
+        shown: &Shown,
+        namespace: &str,
+        time: Timestamp,
+        revoked: &BTreeSet<String>,
+    ) -> Result<Signer, String> {
         let fingerprint = shown.key().fingerprint();
-        let revoked = |key: &PublicKey| self.revoked.contains(&key.fingerprint());
+        let revoked = |key: &PublicKey| revoked.contains(&key.fingerprint());
         let authority = match shown {
             Shown::Key(_) => None,
             Shown::Certificate(certificate) => Some(&certificate.authority),
@@ -156,7 +149,7 @@ fn parse_line(number: usize, line: &str) -> Result<Line, String> {
 }
 
 /// The options before a key, and the key: `[options] kind base64 [comment]`.
-fn key(text: &str) -> Result<(&str, PublicKey), String> {
+pub(super) fn key(text: &str) -> Result<(&str, PublicKey), String> {
     let text = text.trim();
     let is_kind = |word: &str| {
         ["ssh-", "ecdsa-", "sk-"].iter().any(|prefix| word.starts_with(prefix)) && !word.contains(['=', '"'])

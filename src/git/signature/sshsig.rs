@@ -2,6 +2,8 @@
 //!
 //! Source: OpenSSH's PROTOCOL.sshsig.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use sha2::{Digest as _, Sha256, Sha512};
 
 use super::certificate::Certificate;
@@ -82,10 +84,44 @@ impl SshSignature {
             "sha512" => Sha512::digest(message).to_vec(),
             _ => return Err("its signature is over a hash that is not supported".to_owned()),
         };
-        let mut signed = MAGIC.to_owned();
-        for part in [self.namespace.as_bytes(), &self.reserved, self.hash.as_bytes(), &digest] {
-            put(&mut signed, part);
-        }
+        let signed = to_sign(&self.namespace, &self.reserved, &self.hash, &digest);
         self.signer.key().verify(&self.signature, &signed)
     }
+}
+
+/// What a key signs instead of the message itself.
+fn to_sign(namespace: &str, reserved: &[u8], hash: &str, digest: &[u8]) -> Vec<u8> {
+    let mut signed = MAGIC.to_owned();
+    for part in [namespace.as_bytes(), reserved, hash.as_bytes(), digest] {
+        put(&mut signed, part);
+    }
+    signed
+}
+
+/// Makes an armored signature over `message`: `key` is the public key's blob, `sign` makes a signature blob of the ssh
+/// protocol.
+pub fn make(
+    key: &[u8],
+    namespace: &str,
+    message: &[u8],
+    sign: impl FnOnce(&[u8]) -> Result<Vec<u8>, String>,
+) -> Result<String, String> {
+    const HASH: &str = "sha512";
+    let signature = sign(&to_sign(namespace, &[], HASH, &Sha512::digest(message)))?;
+    let mut blob = MAGIC.to_owned();
+    blob.extend_from_slice(&1_u32.to_be_bytes());
+    for part in [key, namespace.as_bytes(), &[], HASH.as_bytes(), &signature] {
+        put(&mut blob, part);
+    }
+    let mut text = format!("{BEGIN}\n");
+    for (at, c) in STANDARD.encode(blob).chars().enumerate() {
+        // As ssh-keygen breaks its lines.
+        if at > 0 && at % 70 == 0 {
+            text.push('\n');
+        }
+        text.push(c);
+    }
+    text.push('\n');
+    text.push_str(END);
+    Ok(text)
 }
