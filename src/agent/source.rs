@@ -46,7 +46,7 @@ pub struct Source {
     repo: RepoConfig,
     host: HostIdentity,
     policy: Policy,
-    splay: Duration,
+    poll: crate::git::Poll,
     fetching: bool,
     again: bool,
     /// Looks that have ended.
@@ -72,9 +72,10 @@ impl Source {
         repo: RepoConfig,
         host: HostIdentity,
         policy: Policy,
+        instance: &str,
         now: Timestamp,
     ) -> Self {
-        let splay = crate::git::splay(&host.name, repo.poll);
+        let poll = crate::git::Poll::new(instance, &host.name, repo.poll);
         Self {
             repository,
             registry,
@@ -83,7 +84,7 @@ impl Source {
             repo,
             host,
             policy,
-            splay,
+            poll,
             fetching: false,
             again: false,
             looks: 0,
@@ -105,7 +106,7 @@ impl Source {
             return self.looks + 2;
         }
         self.fetching = true;
-        self.next_poll = later(now, self.repo.poll + self.splay);
+        self.next_poll = self.poll.after(now);
         let repository = self.repository.clone();
         let (host, policy, expected) = (self.host.clone(), self.policy.clone(), self.repo.repo_id.clone());
         let waker = self.waker.clone();
@@ -123,6 +124,11 @@ impl Source {
         self.looks += 1;
         self.fetching = false;
         std::mem::take(&mut self.again)
+    }
+
+    /// Whether a look is due by itself. A time too far ahead is one from before the clock was set back.
+    pub fn is_due(&self, now: Timestamp) -> bool {
+        !self.fetching && (now >= self.next_poll || self.next_poll > self.poll.latest(now))
     }
 
     /// Whether a look is under way.

@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use git2::{ErrorCode, Oid};
 
 use super::cache::TRUSTED;
+use super::depth;
 use super::signature::{self, AllowedSigners, Signer};
 use super::{FetchedHead, GitError, Repository, id_of, oid_of};
 use crate::config::agent::SignatureConfig;
@@ -52,8 +53,8 @@ impl Repository {
         head: &FetchedHead,
         high_water: Option<&CommitId>,
     ) -> Result<TrustedCommit, GitError> {
-        let cache = self.cache.repository()?;
         let oid = oid_of(head.id())?;
+        let cache = self.deep_enough(oid, high_water)?;
         self.reading(cache.find_commit(oid).and_then(|commit| commit.tree()).map(drop))?;
         if let Some(mark) = high_water
             && !self.descends(&cache, oid, oid_of(mark)?)?
@@ -192,6 +193,9 @@ impl Repository {
     fn descends(&self, cache: &git2::Repository, tip: Oid, mark: Oid) -> Result<bool, GitError> {
         if tip == mark {
             return Ok(true);
+        }
+        if cache.is_shallow() {
+            return Ok(depth::reaches(cache, tip, mark));
         }
         Ok(has(cache, mark) && self.reading(cache.graph_descendant_of(tip, mark))?)
     }

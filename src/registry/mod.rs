@@ -41,6 +41,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
+pub(crate) use http::client_for;
 pub use ahead::{PullProgress, PullResult, Wanted};
 pub use error::{Disposition, PullError};
 pub use pack::{Packed, PackedLayer};

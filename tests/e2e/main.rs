@@ -17,6 +17,11 @@ mod deploy;
 mod drains;
 mod faults;
 mod files;
+#[path = "../support/forge_server.rs"]
+mod forge_server;
+#[path = "../support/git_server.rs"]
+#[expect(dead_code, reason = "tests of git use the rest of it")]
+mod git_server;
 mod health;
 mod image;
 mod images;
@@ -33,8 +38,11 @@ mod mended;
 mod networks;
 mod operator;
 mod ports;
+#[path = "../support/proxy_server.rs"]
+mod proxy_server;
 mod runtimes;
 mod secrets;
 mod service;
 mod sidebyside;
 mod state;
+mod woken;
