@@ -334,7 +334,12 @@ fn sections_about_forges_are_read_whole_or_not_at_all() {
         (format!("{repo}[status]\nforge = \"github\"\n"), "status.token_file"),
         (format!("{ssh}[status]\nforge = \"github\"\ntoken_file = \"/t\"\n"), "status.url"),
         (format!("{repo}[status]\nforge = \"github\"\ntoken = \"hunter2\"\n"), "token_file"),
-        (format!("{repo}[status]\nforge = \"github\"\nurl = \"https://github.com\"\ntoken_file = \"/t\"\n"), "url"),
+        (
+            format!(
+                "{repo}[status]\nforge = \"github\"\nurl = \"https://github.com\"\ntoken_file = \"/t\"\n"
+            ),
+            "url",
+        ),
         (format!("{repo}[report]\ntoken_file = \"/a\"\n"), "remote"),
         (format!("{repo}credential_helper = [\"store\"]\n"), "absolute path"),
     ] {

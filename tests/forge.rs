@@ -131,7 +131,12 @@ fn gitea_and_forgejo() {
 fn refusals_say_what_the_forge_says_and_never_the_token() {
     let lab = Lab::new();
     for (answer, reason, part, pause) in [
-        ("401 Unauthorized\r\n|{\"message\": \"Bad credentials\"}", Reason::Auth, "401 Bad credentials", None),
+        (
+            "401 Unauthorized\r\n|{\"message\": \"Bad credentials\"}",
+            Reason::Auth,
+            "401 Bad credentials",
+            None,
+        ),
         ("404 Not Found\r\n|{\"message\": \"Not Found\"}", Reason::StatusRefused, "404 Not Found", None),
         ("429 Too Many\r\nRetry-After: 90\r\n|slow down", Reason::StatusRefused, "slow down", Some(90)),
         ("503 Away\r\nRetry-After: 999999\r\n|", Reason::StatusRefused, "503", Some(3600)),
@@ -151,6 +156,9 @@ fn refusals_say_what_the_forge_says_and_never_the_token() {
         assert!(error.refusal.reason == Reason::Auth && error.refusal.message.contains(part), "{error:?}");
     }
     fs::remove_file(lab.token().join("token")).unwrap();
-    assert_eq!(lab.post(Forge::GitHub, "ops/config", Verdict::Success).unwrap_err().refusal.reason, Reason::Auth);
+    assert_eq!(
+        lab.post(Forge::GitHub, "ops/config", Verdict::Success).unwrap_err().refusal.reason,
+        Reason::Auth
+    );
     assert_eq!(lab.server.requests().len(), before, "nothing is sent without a token");
 }

@@ -253,7 +253,10 @@ impl Agent {
             desired => (desired?, None),
         };
         let poster = config.status.as_ref().map(|status| Poster::new(status, &config.host.name));
-        let board = board::Board::new(poster.transpose().map_err(AgentError::Host)?, forge::memory::load(&config.state_dir));
+        let board = board::Board::new(
+            poster.transpose().map_err(AgentError::Host)?,
+            forge::memory::load(&config.state_dir),
+        );
         Ok(Self {
             journal,
             desired,

@@ -89,7 +89,9 @@ impl Agent {
         self.outbox.pushing = false;
         let cleared = result.and_then(|Pushed { names, place }| {
             if let Place::NewBranch { branch, why } = place {
-                let text = format!("the git server refuses this host's notes ({why}): receipts go to the branch {branch}");
+                let text = format!(
+                    "the git server refuses this host's notes ({why}): receipts go to the branch {branch}"
+                );
                 self.tell(Some(Message::new(Kind::ReceiptsOnBranch, text)));
             }
             for name in &names {

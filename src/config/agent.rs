@@ -236,7 +236,10 @@ impl std::str::FromStr for Listen {
             return Ok(Self::Systemd);
         }
         let address = text.parse().map(Self::Address);
-        address.map_err(|_| "it takes an address with a port, as \"127.0.0.1:9000\" or \"[::1]:9000\", or \"systemd\"".to_owned())
+        address.map_err(|_| {
+            "it takes an address with a port, as \"127.0.0.1:9000\" or \"[::1]:9000\", or \"systemd\""
+                .to_owned()
+        })
     }
 }
 

@@ -30,7 +30,9 @@ impl ForgePart {
             let message = "`url` takes the repository's address at the forge, as \"https://git.example.org/ops/config\"";
             section.findings.error(section.key_span("url"), message, None);
         }
-        section.finish(|key| (key == "token").then(|| "`token`: a secret is named by its file, as `token_file`".to_owned()));
+        section.finish(|key| {
+            (key == "token").then(|| "`token`: a secret is named by its file, as `token_file`".to_owned())
+        });
         part
     }
 
@@ -94,7 +96,14 @@ mod tests {
         ] {
             assert_eq!(of(url).as_deref(), Some(expected));
         }
-        for url in ["https://github.com/ops", "git@github.com:ops/config", "/srv/a/b", "https://h/a//b", "https://h/a/../b", "https://h/a/b?c"] {
+        for url in [
+            "https://github.com/ops",
+            "git@github.com:ops/config",
+            "/srv/a/b",
+            "https://h/a//b",
+            "https://h/a/../b",
+            "https://h/a/b?c",
+        ] {
             assert_eq!(of(url), None, "{url}");
         }
     }

@@ -8,8 +8,8 @@ use std::time::Duration;
 use super::agent::{AgentConfig, HostIdentity, RegistryConfig, RepoConfig, S3Config};
 use super::diagnostic::Diagnostic;
 use super::engine::EnginePart;
-use super::images::ImagesPart;
 use super::forge::ForgePart;
+use super::images::ImagesPart;
 use super::port::absolute;
 use super::registry;
 use super::report::ReportPart;
@@ -298,7 +298,9 @@ pub(super) fn secret(section: &Section<'_, '_>, key: &'static str) -> Option<Pat
 /// A program by its absolute path, and its arguments.
 pub(super) fn program(section: &Section<'_, '_>, key: &'static str) -> Option<Vec<String>> {
     let words: Vec<String> = section.strings(key)?.into_iter().map(|(word, _)| word).collect();
-    if words.first().is_none_or(|program| absolute(program).is_none()) || words.iter().any(|word| word.contains('\0')) {
+    if words.first().is_none_or(|program| absolute(program).is_none())
+        || words.iter().any(|word| word.contains('\0'))
+    {
         let message = format!("`{key}` takes a program by its absolute path, and its arguments, as an array");
         section.findings.error(section.key_span(key), message, None);
         return None;

@@ -120,7 +120,8 @@ impl Poster {
     fn headers(&self) -> Result<HeaderMap, String> {
         let token = token(&self.token_file)?;
         let secret = |text: String| {
-            let mut value = HeaderValue::from_str(&text).map_err(|_| "the token holds what no header may".to_owned())?;
+            let mut value =
+                HeaderValue::from_str(&text).map_err(|_| "the token holds what no header may".to_owned())?;
             value.set_sensitive(true);
             Ok::<_, String>(value)
         };
@@ -164,11 +165,14 @@ impl Poster {
 /// Where statuses are posted to, up to the commit's name. `path` is `owner/repo`, below the forge's own place.
 fn address(forge: Forge, origin: &str, path: &str) -> String {
     match forge {
-        Forge::GitHub if origin == "https://github.com" => format!("https://api.github.com/repos/{path}/statuses/"),
+        Forge::GitHub if origin == "https://github.com" => {
+            format!("https://api.github.com/repos/{path}/statuses/")
+        }
         Forge::GitLab => {
             let project = utf8_percent_encode(path, NON_ALPHANUMERIC).to_string();
             // These are what paths hold beside letters and digits, and need no escape (RFC 3986, section 2.3).
-            let project = project.replace("%2D", "-").replace("%2E", ".").replace("%5F", "_").replace("%7E", "~");
+            let project =
+                project.replace("%2D", "-").replace("%2E", ".").replace("%5F", "_").replace("%7E", "~");
             format!("{origin}/api/v4/projects/{project}/statuses/")
         }
         // The last two parts are the repository; what is before them is where the forge is installed.
@@ -223,11 +227,36 @@ mod tests {
     #[test]
     fn addresses() {
         for (forge, origin, path, expected) in [
-            (Forge::GitHub, "https://github.com", "ops/config", "https://api.github.com/repos/ops/config/statuses/"),
-            (Forge::GitHub, "https://ghe.lan", "ops/config", "https://ghe.lan/api/v3/repos/ops/config/statuses/"),
-            (Forge::GitLab, "https://gitlab.com", "a/b/c-d.e", "https://gitlab.com/api/v4/projects/a%2Fb%2Fc-d.e/statuses/"),
-            (Forge::Gitea, "https://codeberg.org", "ops/config", "https://codeberg.org/api/v1/repos/ops/config/statuses/"),
-            (Forge::Gitea, "http://h:3000", "git/ops/config", "http://h:3000/git/api/v1/repos/ops/config/statuses/"),
+            (
+                Forge::GitHub,
+                "https://github.com",
+                "ops/config",
+                "https://api.github.com/repos/ops/config/statuses/",
+            ),
+            (
+                Forge::GitHub,
+                "https://ghe.lan",
+                "ops/config",
+                "https://ghe.lan/api/v3/repos/ops/config/statuses/",
+            ),
+            (
+                Forge::GitLab,
+                "https://gitlab.com",
+                "a/b/c-d.e",
+                "https://gitlab.com/api/v4/projects/a%2Fb%2Fc-d.e/statuses/",
+            ),
+            (
+                Forge::Gitea,
+                "https://codeberg.org",
+                "ops/config",
+                "https://codeberg.org/api/v1/repos/ops/config/statuses/",
+            ),
+            (
+                Forge::Gitea,
+                "http://h:3000",
+                "git/ops/config",
+                "http://h:3000/git/api/v1/repos/ops/config/statuses/",
+            ),
         ] {
             assert_eq!(address(forge, origin, path), expected);
         }

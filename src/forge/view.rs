@@ -72,12 +72,20 @@ pub fn of(status: &Status) -> Option<CommitStatus> {
         commit: revision.commit.clone(),
         verdict,
         about,
-        description: description.chars().map(|c| if c.is_control() { ' ' } else { c }).take(LONGEST).collect(),
+        description: description
+            .chars()
+            .map(|c| if c.is_control() { ' ' } else { c })
+            .take(LONGEST)
+            .collect(),
     };
-    let first = |wanted: &dyn Fn(&ServiceStatus) -> bool| status.services.iter().find(|service| wanted(service));
+    let first =
+        |wanted: &dyn Fn(&ServiceStatus) -> bool| status.services.iter().find(|service| wanted(service));
     // What waits for a window, for another service or for an operator is not lost.
     let waits = |service: &ServiceStatus| {
-        matches!(service.reason, Some(Reason::Window | Reason::Dependency | Reason::VolumeInUse | Reason::Held))
+        matches!(
+            service.reason,
+            Some(Reason::Window | Reason::Dependency | Reason::VolumeInUse | Reason::Held)
+        )
     };
     let failed = |service: &ServiceStatus| {
         let stands = matches!(service.state, ServiceState::Failed | ServiceState::Running);
@@ -91,7 +99,11 @@ pub fn of(status: &Status) -> Option<CommitStatus> {
     }
     if let Some(service) = first(&|service| service.state == ServiceState::Deploying) {
         let image = service.rollout.as_ref().map(|rollout| rollout.image.to_string()).unwrap_or_default();
-        return Some(with(Verdict::Pending, String::new(), &format!("{}: {image} is on its way", service.name)));
+        return Some(with(
+            Verdict::Pending,
+            String::new(),
+            &format!("{}: {image} is on its way", service.name),
+        ));
     }
     if let Some(service) = first(&|service| service.state == ServiceState::Held) {
         let text = format!("{} is held by an operator", service.name);
@@ -99,11 +111,16 @@ pub fn of(status: &Status) -> Option<CommitStatus> {
     }
     if let Some(service) = first(&waits) {
         let message = service.message.as_deref().unwrap_or("it waits");
-        return Some(with(Verdict::Pending, format!("{} waits", service.name), &format!("{}: {message}", service.name)));
+        return Some(with(
+            Verdict::Pending,
+            format!("{} waits", service.name),
+            &format!("{}: {message}", service.name),
+        ));
     }
     let all_run = status.services.iter().all(|service| service.state == ServiceState::Running);
     // A repo that cannot be reached, or a head that is not believed, says nothing against what runs.
-    let done = status.agent.state == AgentState::InSync || (all_run && status.agent.state != AgentState::Progressing);
+    let done = status.agent.state == AgentState::InSync
+        || (all_run && status.agent.state != AgentState::Progressing);
     let count = status.services.len();
     Some(match (done, count) {
         (true, 0) => with(Verdict::Success, String::new(), "nothing of it is for this host"),
@@ -119,12 +136,14 @@ pub fn of(status: &Status) -> Option<CommitStatus> {
 /// one came is brought to its end first.
 pub fn next(shown: Option<&Shown>, wanted: &CommitStatus) -> Option<CommitStatus> {
     match shown {
-        Some(shown) if shown.commit != wanted.commit && shown.verdict == Verdict::Pending => Some(CommitStatus {
-            commit: shown.commit.clone(),
-            verdict: Verdict::Superseded,
-            about: String::new(),
-            description: format!("commit {} came before it was done", wanted.commit.short()),
-        }),
+        Some(shown) if shown.commit != wanted.commit && shown.verdict == Verdict::Pending => {
+            Some(CommitStatus {
+                commit: shown.commit.clone(),
+                verdict: Verdict::Superseded,
+                about: String::new(),
+                description: format!("commit {} came before it was done", wanted.commit.short()),
+            })
+        }
         Some(shown)
             if shown.commit == wanted.commit
                 && shown.verdict == wanted.verdict

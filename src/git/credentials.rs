@@ -131,11 +131,13 @@ impl<'a> Session<'a> {
                 }
                 let Some(key) = &self.config.ssh_key else {
                     if std::env::var_os("SSH_AUTH_SOCK").is_none() {
-                        let message = "the git server wants a key: set repo.ssh_key, or SSH_AUTH_SOCK for the service";
+                        let message =
+                            "the git server wants a key: set repo.ssh_key, or SSH_AUTH_SOCK for the service";
                         return Err(GitError::plain(Reason::Auth, message));
                     }
                     if self.secret_shown.replace(true) {
-                        let message = format!("the git server refused all keys of the ssh agent for user {user}");
+                        let message =
+                            format!("the git server refused all keys of the ssh agent for user {user}");
                         return Err(GitError::plain(Reason::Auth, message));
                     }
                     return Cred::ssh_key_from_agent(user).map_err(cannot);
@@ -143,7 +145,8 @@ impl<'a> Session<'a> {
                 let certificate = certificate_of(key)?;
                 if self.secret_shown.replace(true) {
                     let with = if certificate.is_some() { ", with its certificate," } else { "" };
-                    let message = format!("the git server refused the key {}{with} of user {user}", key.display());
+                    let message =
+                        format!("the git server refused the key {}{with} of user {user}", key.display());
                     return Err(GitError::plain(Reason::Auth, message));
                 }
                 // Read here, so that a missing file is named.
@@ -166,7 +169,9 @@ impl<'a> Session<'a> {
                 let (field, file) = match (&self.config.token_file, &self.config.password_file) {
                     (Some(file), _) => ("repo.token_file", Some(file)),
                     (None, Some(file)) => ("repo.password_file", Some(file)),
-                    (None, None) if !self.config.credential_helper.is_empty() => ("repo.credential_helper", None),
+                    (None, None) if !self.config.credential_helper.is_empty() => {
+                        ("repo.credential_helper", None)
+                    }
                     (None, None) => {
                         let hint = "set repo.token_file, or repo.username and repo.password_file";
                         return Err(GitError::plain(
@@ -195,7 +200,8 @@ impl<'a> Session<'a> {
     }
 
     fn ask_helper(&self, origin: &str, user: Option<&str>) -> Result<(String, String), GitError> {
-        let refused = |why: String| GitError::plain(Reason::Auth, format!("{origin} wants credentials: {why}"));
+        let refused =
+            |why: String| GitError::plain(Reason::Auth, format!("{origin} wants credentials: {why}"));
         helper::ask(&self.config.credential_helper, origin, user)
             .map_err(refused)?
             .ok_or_else(|| refused("repo.credential_helper knows of none".to_owned()))

@@ -7,12 +7,12 @@
 use std::collections::HashSet;
 use std::sync::atomic::Ordering;
 
-use git2::Oid;
+use git2::{Oid, Signature};
 
 use super::cache::FETCHED;
 use super::{GitError, Repository, oid_of};
 use crate::config::agent::SignatureConfig;
-use crate::types::{CommitId, Reason};
+use crate::types::{CommitId, HostName, Reason};
 
 /// So many commits on every path from the head: more than a host misses while it is rebuilt, and more than libgit2 looks at
 /// when it tells a server what is here.
@@ -56,10 +56,14 @@ impl Repository {
         drop(cache);
         self.deepen()?;
         let cache = self.cache.repository()?;
-        match cache.find_commit(head).is_ok() {
+        let is_there = cache.find_commit(head).is_ok();
+        match is_there {
             true => Ok(cache),
             false => {
-                let message = format!("{}: the branch moved away from {head} while its history was fetched", self.config.url);
+                let message = format!(
+                    "{}: the branch moved away from {head} while its history was fetched",
+                    self.config.url
+                );
                 Err(GitError::plain(Reason::GitUnreachable, message))
             }
         }
@@ -73,6 +77,22 @@ impl Repository {
         let tip = self.download(&fresh, &self.config.url, &self.branch_ref(), FETCHED, None, ALL)?;
         tip.ok_or_else(|| self.no_branch())?;
         self.replace_by(fresh)
+    }
+}
+
+/// As whom, and when, a commit of receipts is made: after the branch's head, where history ends somewhere.
+///
+/// A push has libgit2 walk back from the heads of the remote, by date, until all that is left is older than what it sends. A
+/// clock that is behind would have it walk past the end.
+pub(super) fn author(cache: &git2::Repository, host: &HostName) -> Result<Signature<'static>, git2::Error> {
+    let (name, mail) = ("gitopsd", format!("gitopsd@{host}"));
+    let now = Signature::now(name, &mail)?;
+    let head = cache.find_reference(FETCHED).and_then(|head| head.peel_to_commit());
+    match head.map(|head| head.time().seconds()) {
+        Ok(seconds) if cache.is_shallow() && seconds >= now.when().seconds() => {
+            Signature::new(name, &mail, &git2::Time::new(seconds.saturating_add(1), 0))
+        }
+        _ => Ok(now),
     }
 }
 

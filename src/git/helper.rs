@@ -18,10 +18,15 @@ const MOST: u64 = 64 << 10;
 
 /// Name and password of an http address; `None`: the helper knows of nothing. What it says is a secret, and shown to
 /// nobody.
-pub(super) fn ask(words: &[String], url: &str, user: Option<&str>) -> Result<Option<(String, String)>, String> {
+pub(super) fn ask(
+    words: &[String],
+    url: &str,
+    user: Option<&str>,
+) -> Result<Option<(String, String)>, String> {
     let Some((program, arguments)) = words.split_first() else { return Ok(None) };
     let failed = |why: &str| format!("the credential helper {program}: {why}");
-    let question = question(url, user).ok_or_else(|| failed("the address is none that it could be asked about"))?;
+    let question =
+        question(url, user).ok_or_else(|| failed("the address is none that it could be asked about"))?;
     let mut child = Command::new(program)
         .args(arguments)
         .arg("get")
@@ -64,9 +69,8 @@ fn read_answer(child: &mut Child) -> Result<String, String> {
         })
         .map_err(|error| error.to_string())?;
     let until = Instant::now() + PATIENCE;
-    let text = told
-        .recv_timeout(PATIENCE)
-        .map_err(|_| format!("no answer within {} s", PATIENCE.as_secs()))??;
+    let text =
+        told.recv_timeout(PATIENCE).map_err(|_| format!("no answer within {} s", PATIENCE.as_secs()))??;
     // It has said what it has to say; one that stays all the same is ended too.
     while Instant::now() < until {
         match child.try_wait() {
@@ -108,7 +112,8 @@ fn parse(text: &str) -> Option<(String, String)> {
         let mut lines = text.lines().filter_map(|line| line.split_once('='));
         lines.find(|(name, _)| *name == key).map(|(_, value)| value.to_owned())
     };
-    Some((value("username").unwrap_or_default(), value("password")?)).filter(|(_, password)| !password.is_empty())
+    Some((value("username").unwrap_or_default(), value("password")?))
+        .filter(|(_, password)| !password.is_empty())
 }
 
 #[cfg(test)]

@@ -40,8 +40,10 @@ pub(super) fn ref_at(on_branch: bool, host: &HostName) -> String {
 
 /// The host whose receipts a ref of a clone holds.
 pub(super) fn host_of(name: &str) -> Option<HostName> {
-    let of_remote = || name.strip_prefix("refs/remotes/")?.split_once('/')?.1.strip_prefix("gitopsd/receipts/");
-    let host = name.strip_prefix("refs/notes/gitopsd/").or_else(|| name.strip_prefix(BRANCHES)).or_else(of_remote);
+    let of_remote =
+        || name.strip_prefix("refs/remotes/")?.split_once('/')?.1.strip_prefix("gitopsd/receipts/");
+    let host =
+        name.strip_prefix("refs/notes/gitopsd/").or_else(|| name.strip_prefix(BRANCHES)).or_else(of_remote);
     host?.parse().ok()
 }
 

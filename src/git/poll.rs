@@ -20,7 +20,8 @@ impl Poll {
     /// The place follows from the names alone: the same after every start.
     pub fn new(instance: &str, host: &HostName, interval: Duration) -> Self {
         let interval = i64::try_from(interval.as_millis()).unwrap_or(i64::MAX / 4).max(1);
-        let hash = Sha256::new().chain_update(instance).chain_update([0]).chain_update(host.as_str()).finalize();
+        let hash =
+            Sha256::new().chain_update(instance).chain_update([0]).chain_update(host.as_str()).finalize();
         let number = hash.iter().take(4).fold(0_u64, |sum, byte| sum << 8 | u64::from(*byte));
         let place = u128::from(number) * u128::from(interval.unsigned_abs()) >> 32;
         Self { interval, place: i64::try_from(place).unwrap_or(0) }

@@ -102,9 +102,8 @@ impl Repository {
                         let theirs = listed(connection, &session, url, name)?;
                         match is_final(&refused, theirs) {
                             Some(end) => Ok(end),
-                            None => {
-                                self.publish_over(&cache, connection, &session, url, name, theirs, host, entries)
-                            }
+                            None => self
+                                .publish_over(&cache, connection, &session, url, name, theirs, host, entries),
                         }
                     })?
                 }

@@ -41,9 +41,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
-pub(crate) use http::client_for;
 pub use ahead::{PullProgress, PullResult, Wanted};
 pub use error::{Disposition, PullError};
+pub(crate) use http::client_for;
 pub use pack::{Packed, PackedLayer};
 pub use pull::{Progress, Pulled};
 pub use repair::{Known, Remedy, RepairProgress, Repaired};

@@ -37,7 +37,9 @@ pub(super) fn bind(listen: &Listen) -> std::io::Result<TcpListener> {
 fn handed_over() -> std::io::Result<std::net::TcpListener> {
     let other = |why: &str| std::io::Error::other(why.to_owned());
     let mut found = sd_notify::listen_fds()?;
-    let fd = found.next().ok_or_else(|| other("systemd has handed over no socket: is gitopsd-webhook.socket enabled?"))?;
+    let fd = found
+        .next()
+        .ok_or_else(|| other("systemd has handed over no socket: is gitopsd-webhook.socket enabled?"))?;
     // A duplicate of it, which is ours by type: no other code of this process owns the number that is only named here.
     let own = pidfd_open(getpid(), PidfdFlags::empty())?;
     let socket: OwnedFd = pidfd_getfd(own, fd, PidfdGetfdFlags::empty())?;

@@ -37,7 +37,8 @@ impl Pace {
         let mut level = self.level.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let now = Instant::now();
         let since = now.saturating_duration_since(level.at);
-        let grown = u64::try_from(since.as_micros()).unwrap_or(u64::MAX).saturating_mul(self.rate) / 1_000_000;
+        let grown =
+            u64::try_from(since.as_micros()).unwrap_or(u64::MAX).saturating_mul(self.rate) / 1_000_000;
         // What has not grown to a byte yet goes on growing.
         if grown > 0 {
             level.bytes = level.bytes.saturating_add(grown).min(self.burst);

@@ -51,10 +51,17 @@ pub(super) fn secrets(file: &Path) -> Result<Vec<Secret>, String> {
         return Err(bad("larger than 64 KiB".to_owned()));
     }
     let text = std::fs::read_to_string(file).map_err(|error| bad(error.to_string()))?;
-    let secrets: Vec<Secret> =
-        text.lines().map(str::trim).filter(|line| !line.is_empty()).map(|line| Secret(line.to_owned())).collect();
+    let secrets: Vec<Secret> = text
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+        .map(|line| Secret(line.to_owned()))
+        .collect();
     if secrets.is_empty() || secrets.len() > MOST {
-        return Err(bad(format!("it holds {} secrets, and 1 to {MOST} are taken, one a line", secrets.len())));
+        return Err(bad(format!(
+            "it holds {} secrets, and 1 to {MOST} are taken, one a line",
+            secrets.len()
+        )));
     }
     if secrets.iter().any(|secret| secret.0.len() < SHORTEST) {
         return Err(bad(format!("a secret has at least {SHORTEST} characters (`openssl rand -hex 32`)")));
@@ -82,9 +89,9 @@ impl Claims {
             let signatures = std::str::from_utf8(field("webhook-signature")?).ok()?;
             // A replayed one makes a look more, and a wrong clock here is no reason to miss a push: the time is not judged.
             let before = [id, b".", time, b"."].concat();
-            let decoded = signatures.split(' ').filter_map(|one| {
-                STANDARD.decode(one.strip_prefix("v1,")?).ok()?.try_into().ok()
-            });
+            let decoded = signatures
+                .split(' ')
+                .filter_map(|one| STANDARD.decode(one.strip_prefix("v1,")?).ok()?.try_into().ok());
             Some((before, decoded.take(MOST).collect::<Vec<_>>()))
         })();
         let token = field("x-gitlab-token").map(|token| Sha256::digest(token).into());
@@ -183,7 +190,8 @@ mod tests {
     use super::*;
 
     fn holds(fields: &[(&str, &str)], body: &[u8], secrets: &[&str]) -> Option<bool> {
-        let find = |name: &str| fields.iter().find(|(field, _)| *field == name).map(|(_, value)| value.as_bytes());
+        let find =
+            |name: &str| fields.iter().find(|(field, _)| *field == name).map(|(_, value)| value.as_bytes());
         let claims = Claims::read(find);
         let secrets: Vec<Secret> = secrets.iter().map(|text| Secret((*text).to_owned())).collect();
         let mut verifier = Verifier::new(&claims, &secrets);
@@ -205,7 +213,11 @@ mod tests {
         ] {
             let fields = [(name, value.as_str())];
             assert_eq!(holds(&fields, b"Hello, World!", &[secret]), Some(true), "{name}");
-            assert_eq!(holds(&fields, b"Hello, World!", &["another one, first", secret]), Some(true), "{name}");
+            assert_eq!(
+                holds(&fields, b"Hello, World!", &["another one, first", secret]),
+                Some(true),
+                "{name}"
+            );
             assert_eq!(holds(&fields, b"Hello, World?", &[secret]), Some(false), "{name}");
             assert_eq!(holds(&fields, b"Hello, World!", &["another"]), Some(false), "{name}");
         }
@@ -228,7 +240,10 @@ mod tests {
             ]
         };
         assert_eq!(holds(&fields(signature), body, &[secret]), Some(true));
-        assert_eq!(holds(&fields("v1,AAAA v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="), body, &[secret]), Some(true));
+        assert_eq!(
+            holds(&fields("v1,AAAA v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="), body, &[secret]),
+            Some(true)
+        );
         assert_eq!(holds(&fields(signature), b"{}", &[secret]), Some(false));
         assert_eq!(holds(&fields("v1a,g0hM"), body, &[secret]), None);
         assert_eq!(holds(&fields(signature)[..2], body, &[secret]), None);

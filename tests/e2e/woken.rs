@@ -25,7 +25,11 @@ fn on_top(lab: &Lab, text: &str) {
 
 /// A service that is for another host: there is a commit to follow, and nothing to run.
 fn elsewhere(lab: &Lab, tag: &str) -> String {
-    lab.deploy("web", &format!("image = \"r.example.org/web:{tag}\"\nhosts = [\"nobody\"]\n"), &format!("web {tag}"))
+    lab.deploy(
+        "web",
+        &format!("image = \"r.example.org/web:{tag}\"\nhosts = [\"nobody\"]\n"),
+        &format!("web {tag}"),
+    )
 }
 
 fn served(lab: &Lab) -> HttpServer {
@@ -34,9 +38,7 @@ fn served(lab: &Lab) -> HttpServer {
 }
 
 fn wait_commit(lab: &Lab, commit: &str) {
-    wait_for(&format!("commit {commit}"), || {
-        (lab.status()["revision"]["commit"] == commit).then_some(())
-    });
+    wait_for(&format!("commit {commit}"), || (lab.status()["revision"]["commit"] == commit).then_some(()));
 }
 
 fn webhook(lab: &Lab) -> Value {
@@ -127,7 +129,10 @@ fn a_socket_of_systemd_is_taken_over() {
     let told = webhook(&lab);
     agent.kill().unwrap();
     agent.wait().unwrap();
-    assert_eq!((sent.as_str(), &told["listen"], &told["deliveries"]), ("202", &Value::from(address), &Value::from(1)));
+    assert_eq!(
+        (sent.as_str(), &told["listen"], &told["deliveries"]),
+        ("202", &Value::from(address), &Value::from(1))
+    );
 }
 
 #[test]
@@ -253,7 +258,9 @@ fn a_forge_shows_what_became_of_each_commit() {
     let work = lab.path("work");
     let first = lab.git(&work, &["rev-parse", "HEAD"]);
     lab.wait_receipt("deployed");
-    wait_for("the first commit to be shown", || shown(&forge).contains(&(first.clone(), "success".to_owned())).then_some(()));
+    wait_for("the first commit to be shown", || {
+        shown(&forge).contains(&(first.clone(), "success".to_owned())).then_some(())
+    });
     let events = lab.ok(&["events"]);
     assert_eq!(events.matches("status-stuck").count(), 1, "{events}");
     assert!(!events.contains("s3cret") && !lab.agent_log().contains("s3cret"));
@@ -261,7 +268,9 @@ fn a_forge_shows_what_became_of_each_commit() {
     // One that is not well.
     let sick = lab.image("2", Kind::Sick);
     let second = lab.deploy("web", &web(&sick, port, ""), "web 2");
-    wait_for("the second commit to fail", || shown(&forge).contains(&(second.clone(), "failure".to_owned())).then_some(()));
+    wait_for("the second commit to fail", || {
+        shown(&forge).contains(&(second.clone(), "failure".to_owned())).then_some(())
+    });
     let of_second: Vec<String> =
         shown(&forge).into_iter().filter(|(commit, _)| *commit == second).map(|(_, state)| state).collect();
     assert_eq!(of_second, ["pending", "failure"], "each once, and in order");
@@ -275,7 +284,9 @@ fn a_forge_shows_what_became_of_each_commit() {
     lab.wait_agent();
     let good = lab.image("3", Kind::Good);
     let third = lab.deploy("web", &web(&good, port, ""), "web 3");
-    wait_for("the third commit", || shown(&forge).contains(&(third.clone(), "success".to_owned())).then_some(()));
+    wait_for("the third commit", || {
+        shown(&forge).contains(&(third.clone(), "success".to_owned())).then_some(())
+    });
     assert!(shown(&forge)[count..].iter().all(|(commit, _)| *commit == third), "{:?}", shown(&forge));
 }
 
@@ -308,10 +319,8 @@ fn bench_watch() {
     fs::write(lab.path("secret"), SECRET).unwrap();
     elsewhere(&lab, "0");
     let (local, remote) = (lab.path("repo.git").display().to_string(), server.url("repo.git"));
-    let listen = format!(
-        "[webhook]\nlisten = \"127.0.0.1:0\"\nsecret_file = \"{}\"\n",
-        lab.path("secret").display()
-    );
+    let listen =
+        format!("[webhook]\nlisten = \"127.0.0.1:0\"\nsecret_file = \"{}\"\n", lab.path("secret").display());
     println!("| way | remote | `git push` itself, ms | to its commit believed, ms: median | least | most |");
     println!("|---|---|---|---|---|---|");
     let mut tag = 0;

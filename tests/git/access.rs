@@ -28,8 +28,7 @@ fn credential_helpers_of_git() {
     settings.ca_file = Some(authority);
     let program = Path::new("/usr/lib/git-core/git-credential-store");
     let store = lab.path("credentials").display().to_string();
-    settings.credential_helper =
-        vec![program.display().to_string(), "--file".to_owned(), store.clone()];
+    settings.credential_helper = vec![program.display().to_string(), "--file".to_owned(), store.clone()];
     let place = server.url("").trim_start_matches("https://").trim_end_matches('/').to_owned();
     fs::write(&store, format!("https://deploy:hunter2@{place}\nhttps://other:no@git.example.org\n")).unwrap();
     fetch(&settings, &lab.cache()).unwrap();
@@ -79,7 +78,8 @@ fn keygen(args: &[&str], dir: &Path) {
 /// A server, and settings without a key.
 fn ssh(lab: &Lab) -> (SshServer, RepoConfig) {
     let server = SshServer::start(&lab.path("sshd"));
-    let mut settings = config(&format!("ssh://root@127.0.0.1:{}{}", server.port, lab.path("config.git").display()));
+    let mut settings =
+        config(&format!("ssh://root@127.0.0.1:{}{}", server.port, lab.path("config.git").display()));
     let known = format!("[127.0.0.1]:{} {}\n", server.port, server.host_key("host_ed25519"));
     fs::write(lab.path("known_hosts"), known).unwrap();
     settings.known_hosts = Some(lab.path("known_hosts"));
@@ -143,7 +143,8 @@ fn keys_of_an_ssh_agent() {
     let lab = Lab::new().with_repo();
     let (server, settings) = ssh(&lab);
     let socket = lab.path("agent.sock");
-    let agent = Command::new("ssh-agent").arg("-D").arg("-a").arg(&socket).stdout(Stdio::null()).spawn().unwrap();
+    let agent =
+        Command::new("ssh-agent").arg("-D").arg("-a").arg(&socket).stdout(Stdio::null()).spawn().unwrap();
     let _agent = Keyring(agent);
     let until = Instant::now() + Duration::from_secs(10);
     while !socket.exists() {
@@ -151,7 +152,8 @@ fn keys_of_an_ssh_agent() {
         std::thread::sleep(Duration::from_millis(10));
     }
     let add = |key: &Path| {
-        let output = Command::new("ssh-add").arg("-q").arg(key).env("SSH_AUTH_SOCK", &socket).output().unwrap();
+        let output =
+            Command::new("ssh-add").arg("-q").arg(key).env("SSH_AUTH_SOCK", &socket).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     };
     let fetch = || {
@@ -167,7 +169,8 @@ fn keys_of_an_ssh_agent() {
     keygen(&["-N", "", "-t", "ecdsa", "-f", "stranger"], &lab.path("sshd"));
     add(&lab.path("sshd/stranger"));
     let refused = fetch();
-    let said = String::from_utf8_lossy(&refused.stdout).into_owned() + &String::from_utf8_lossy(&refused.stderr);
+    let said =
+        String::from_utf8_lossy(&refused.stdout).into_owned() + &String::from_utf8_lossy(&refused.stderr);
     assert!(!refused.status.success() && said.contains("ssh agent"), "{said}");
     add(&server.client_key);
     let output = fetch();

@@ -41,7 +41,8 @@ fn notes_that_a_hook_refuses_go_to_a_branch() {
     let repository = Repository::open(&settings, &lab.cache()).unwrap();
     let commit = follow(&repository, None).unwrap();
     let name = "web-1".parse().unwrap();
-    let publish = |repository: &Repository, id: &str| repository.publish(None, &name, &[receipt(commit.id(), id)]);
+    let publish =
+        |repository: &Repository, id: &str| repository.publish(None, &name, &[receipt(commit.id(), id)]);
 
     match publish(&repository, "1").unwrap() {
         Place::NewBranch { branch, why } => {
@@ -66,7 +67,10 @@ fn notes_that_a_hook_refuses_go_to_a_branch() {
     // A server of another address is asked by itself.
     let elsewhere = lab.path("other.git").display().to_string().parse().unwrap();
     lab.git("", &["init", "-q", "--bare", "other.git"]);
-    assert_eq!(repository.publish(Some(&elsewhere), &name, &[receipt(commit.id(), "5")]).unwrap(), Place::Notes);
+    assert_eq!(
+        repository.publish(Some(&elsewhere), &name, &[receipt(commit.id(), "5")]).unwrap(),
+        Place::Notes
+    );
 
     // Never forced: each push came on top of the former.
     assert_eq!(lab.git("config.git", &["rev-list", "--count", BRANCH]), "4");
@@ -87,7 +91,11 @@ fn notes_that_a_hook_refuses_go_to_a_branch() {
 fn a_refusal_of_the_whole_push_goes_to_a_branch_too() {
     let lab = Lab::new().with_repo();
     let server = http(&lab);
-    hook(&lab, "pre-receive", "while read old new ref; do case $ref in refs/heads/*) ;; *) exit 1;; esac; done");
+    hook(
+        &lab,
+        "pre-receive",
+        "while read old new ref; do case $ref in refs/heads/*) ;; *) exit 1;; esac; done",
+    );
     let repository = Repository::open(&config(&server.url("config.git")), &lab.cache()).unwrap();
     let commit = follow(&repository, None).unwrap();
     let placed = repository.publish(None, &"web-1".parse().unwrap(), &[receipt(commit.id(), "1")]).unwrap();
@@ -138,7 +146,8 @@ fn a_remote_of_its_own_has_credentials_of_its_own() {
     let repository = open(&access);
     let commit = follow(&repository, None).unwrap();
     let name = "web-1".parse().unwrap();
-    let publish = |repository: &Repository| repository.publish(Some(&remote), &name, &[receipt(commit.id(), "1")]);
+    let publish =
+        |repository: &Repository| repository.publish(Some(&remote), &name, &[receipt(commit.id(), "1")]);
     assert_eq!(publish(&repository).unwrap(), Place::Notes);
     assert!(lab.git("config.git", &["for-each-ref", "refs/notes"]).is_empty(), "the repo has none");
     assert!(lab.git("vault/audit.git", &["for-each-ref"]).contains("refs/notes/gitopsd/web-1"));

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use gitopsd::config::agent::{SignatureConfig, TrustConfig};
+use gitopsd::config::agent::{RepoConfig, SignatureConfig, TrustConfig};
 use gitopsd::git::Repository;
 use gitopsd::types::Reason;
 
@@ -12,9 +12,14 @@ use crate::{config, file, follow, id};
 
 /// `main` gets so many commits more, each with another image.
 pub fn grow(lab: &Lab, count: usize) {
+    let time = lab.git("config.git", &["log", "-1", "--format=%ct", "main"]).parse().unwrap();
+    grow_at(lab, count, time);
+}
+
+/// The same, from a time on.
+fn grow_at(lab: &Lab, count: usize, time: i64) {
     let mut stream = String::new();
     let from = lab.git("config.git", &["rev-parse", "main"]);
-    let time: i64 = lab.git("config.git", &["log", "-1", "--format=%ct", "main"]).parse().unwrap();
     for n in 1..=count {
         let (text, subject) = (format!("image = \"r.io/shop:{n}\"\n"), format!("shop {n}"));
         stream.push_str(&format!(
@@ -59,7 +64,9 @@ fn a_first_contact_takes_the_newest_and_later_ones_what_is_new() {
         commit = follow(&repository, Some(commit.id())).unwrap();
         assert_eq!(held(&lab, "cache"), (all, true));
         // And it may be written to.
-        repository.publish(None, &"web-1".parse().unwrap(), &[receipt(commit.id(), &all.to_string())]).unwrap();
+        repository
+            .publish(None, &"web-1".parse().unwrap(), &[receipt(commit.id(), &all.to_string())])
+            .unwrap();
     }
     let before = server.requests.load(std::sync::atomic::Ordering::SeqCst);
     assert!(!repository.fetch().unwrap().moved);
@@ -128,11 +135,15 @@ fn where_every_commit_is_to_be_signed_all_are_there() {
     drop(repository);
     fs::write(lab.path("signers"), "").unwrap();
     let signed = |head_only| TrustConfig {
-        signatures: Some(SignatureConfig { allowed_signers: lab.path("signers"), revoked_signers: None, head_only }),
+        signatures: Some(SignatureConfig {
+            allowed_signers: lab.path("signers"),
+            revoked_signers: None,
+            head_only,
+        }),
         ..TrustConfig::default()
     };
     settings.trust = signed(true);
-    let fetch = |settings, cache: &str| {
+    let fetch = |settings: &RepoConfig, cache: &str| {
         let repository = Repository::open(settings, &lab.path(cache)).unwrap();
         assert_eq!(follow(&repository, None).unwrap_err().reason, Reason::Signature);
     };
@@ -143,6 +154,26 @@ fn where_every_commit_is_to_be_signed_all_are_there() {
         fetch(&settings, cache);
         assert_eq!(held(&lab, cache), (1_001, false), "{cache}");
     }
+}
+
+/// Receipts are older than what the copy ends with: libgit2 cannot push them, until the copy has no end.
+#[test]
+fn clocks_of_another_century_cost_one_fetch() {
+    let lab = Lab::new().with_repo();
+    let now = lab.git("config.git", &["log", "-1", "--format=%ct", "main"]).parse().unwrap();
+    grow_at(&lab, 500, 4_000_000_000);
+    grow_at(&lab, 1, now);
+    lab.git("config.git", &["config", "http.receivepack", "true"]);
+    let server = HttpServer::start(&lab.path(""), None);
+    let repository = Repository::open(&config(&server.url("config.git")), &lab.cache()).unwrap();
+    let commit = follow(&repository, None).unwrap();
+    assert_eq!(held(&lab, "cache"), (200, true));
+    let publish = || repository.publish(None, &"web-1".parse().unwrap(), &[receipt(commit.id(), "1")]);
+    publish().unwrap_err();
+    follow(&repository, Some(commit.id())).unwrap();
+    assert_eq!(held(&lab, "cache"), (502, false));
+    publish().unwrap();
+    assert!(lab.git("config.git", &["log", "--notes=gitopsd/*", "-1"]).contains("\"id\":\"1\""));
 }
 
 /// What a repo of 100,000 commits costs, and what it would cost in full: `cargo nextest run --test git --run-ignored only
@@ -159,7 +190,8 @@ fn a_hundred_thousand_commits() {
         call();
         println!("{what}: {:.2} s", since.elapsed().as_secs_f64());
     };
-    let size = |cache: &str| lab.git(&format!("{cache}/repo.git"), &["count-objects", "-vH"]).replace('\n', ", ");
+    let size =
+        |cache: &str| lab.git(&format!("{cache}/repo.git"), &["count-objects", "-vH"]).replace('\n', ", ");
     let repository = Repository::open(&settings, &lab.cache()).unwrap();
     let mut commit = None;
     timed("first fetch", &mut || commit = Some(follow(&repository, None).unwrap()));

@@ -65,7 +65,8 @@ fn no_write_over_ssh_and_of_a_directory() {
     let lab = Lab::new().with_repo();
     looks_write_nothing(&lab.open(), &lab.cache());
     let server = SshServer::start(&lab.path("sshd"));
-    let mut config = config(&format!("ssh://root@127.0.0.1:{}{}", server.port, lab.path("config.git").display()));
+    let mut config =
+        config(&format!("ssh://root@127.0.0.1:{}{}", server.port, lab.path("config.git").display()));
     config.ssh_key = Some(server.client_key.clone());
     let known = format!("[127.0.0.1]:{} {}\n", server.port, server.host_key("host_ed25519"));
     std::fs::write(lab.path("known_hosts"), known).unwrap();

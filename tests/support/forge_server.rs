@@ -57,11 +57,18 @@ impl ForgeServer {
                 let mut body = vec![0; length.map_or(0, |length| length.parse().unwrap())];
                 reader.read_exact(&mut body).unwrap();
                 let body = serde_json::from_slice(&body).unwrap_or_default();
-                taken.lock().unwrap().push(Request { line: line.trim_end().to_owned(), fields, body, at: Instant::now() });
-                let answer: String = told.lock().unwrap().pop_front().unwrap_or_else(|| "201 Created\r\n|{}".to_owned());
+                taken.lock().unwrap().push(Request {
+                    line: line.trim_end().to_owned(),
+                    fields,
+                    body,
+                    at: Instant::now(),
+                });
+                let answer: String =
+                    told.lock().unwrap().pop_front().unwrap_or_else(|| "201 Created\r\n|{}".to_owned());
                 let (head, body) = answer.split_once('|').unwrap();
                 let length = body.len();
-                let text = format!("HTTP/1.1 {head}Content-Length: {length}\r\nConnection: close\r\n\r\n{body}");
+                let text =
+                    format!("HTTP/1.1 {head}Content-Length: {length}\r\nConnection: close\r\n\r\n{body}");
                 let _ = (&stream).write_all(text.as_bytes());
             }
         });

@@ -306,9 +306,13 @@ impl SshServer {
     pub fn start(dir: &Path) -> Self {
         fs::create_dir_all(dir).unwrap();
         fs::create_dir_all("/run/sshd").unwrap();
-        for (name, kind) in
-            [("host_ed25519", "ed25519"), ("host_ecdsa", "ecdsa"), ("host_rsa", "rsa"), ("client", "ed25519"), ("user_ca", "ed25519")]
-        {
+        for (name, kind) in [
+            ("host_ed25519", "ed25519"),
+            ("host_ecdsa", "ecdsa"),
+            ("host_rsa", "rsa"),
+            ("client", "ed25519"),
+            ("user_ca", "ed25519"),
+        ] {
             let status = Command::new("ssh-keygen")
                 .args(["-q", "-N", "", "-t", kind, "-f"])
                 .arg(dir.join(name))
