@@ -179,7 +179,8 @@ fn secrets_are_read_anew() {
         lab.file("secret", bad.as_bytes());
         assert_eq!(lab.post(body, &new), "503", "{bad:?}");
         // Least of all does an empty key open the door: `openssl dgst -sha256 -hmac ''` of the body, and an empty token.
-        let empty = "X-Signature-256: 22f8eea909400af98adf3681a9f31923ef6b7fcba4abb553d92823a3e9d5c25e".to_owned();
+        let empty =
+            "X-Signature-256: 22f8eea909400af98adf3681a9f31923ef6b7fcba4abb553d92823a3e9d5c25e".to_owned();
         assert_eq!(lab.post(body, &[empty]), "503", "{bad:?}");
         assert_ne!(lab.post(body, &fields(&["X-Gitlab-Token;"])), "202", "{bad:?}");
     }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::wake::Wake;
 use super::{Agent, clock};
-use crate::forge::{self, CommitStatus, PostError, Poster, Shown};
+use crate::forge::{self, CommitStatus, PostError, Poster, Shown, Verdict};
 use crate::reconcile::later;
 use crate::report::Message;
 use crate::report::message::Kind;
@@ -29,11 +29,13 @@ pub struct Board {
     /// What is under way.
     posting: Option<CommitStatus>,
     attempts: u32,
-    /// Nothing is posted before this.
-    not_before: Option<Timestamp>,
+    /// Nothing is posted before this: the forge was in trouble.
+    retry_at: Option<Timestamp>,
+    /// Nothing more of the commit that was shown last is posted before this.
+    pace_until: Option<Timestamp>,
     told: bool,
-    /// The end of the pause is to be waited for: there is something to show.
-    wants: bool,
+    /// When there is something to show, and it waits: until when.
+    due_at: Option<Timestamp>,
 }
 
 impl Board {
@@ -44,12 +46,12 @@ impl Board {
 
     /// When there is something to do by itself.
     pub fn next_try(&self) -> Option<Timestamp> {
-        self.not_before.filter(|_| self.wants && self.posting.is_none())
+        self.due_at.filter(|_| self.posting.is_none())
     }
 
     /// Whether nothing can be posted right now.
     pub fn is_quiet(&self) -> bool {
-        self.posting.is_none() && (!self.wants || self.attempts > 0)
+        self.posting.is_none() && (self.due_at.is_none() || self.attempts > 0)
     }
 }
 
@@ -59,9 +61,16 @@ impl Agent {
         let Some(poster) = self.board.poster.clone().filter(|_| self.board.posting.is_none()) else { return };
         let wanted = self.status.as_ref().and_then(forge::of);
         let news = wanted.and_then(|wanted| forge::next(self.board.shown.as_ref(), &wanted));
-        self.board.wants = news.is_some();
-        let due = self.board.not_before.is_none_or(|at| clock::now() >= at);
-        let Some(news) = news.filter(|_| due) else { return };
+        self.board.due_at = None;
+        let Some(news) = news else { return };
+        // A commit is brought to its end, and the next one begun, at once.
+        let again = self.board.shown.as_ref().is_some_and(|shown| shown.commit == news.commit);
+        let paced = again && news.verdict != Verdict::Superseded;
+        let waits = self.board.retry_at.max(self.board.pace_until.filter(|_| paced));
+        if waits.is_some_and(|at| clock::now() < at) {
+            self.board.due_at = waits;
+            return;
+        }
         self.board.posting = Some(news.clone());
         let waker = self.waker.clone();
         self.hands.runtime.spawn(async move {
@@ -79,8 +88,8 @@ impl Agent {
         match result {
             Ok(()) => {
                 let shown = Shown::after(board.shown.as_ref(), &status);
-                board.not_before = Some(later(now, PACE.saturating_mul(shown.count).min(LONGEST_PACE)));
-                (board.attempts, board.told) = (0, false);
+                board.pace_until = Some(later(now, PACE.saturating_mul(shown.count).min(LONGEST_PACE)));
+                (board.attempts, board.retry_at, board.told) = (0, None, false);
                 if let Err(error) = forge::memory::save(&self.config.state_dir, &shown) {
                     // Known to this agent; the next one may say the same once more.
                     tracing::warn!("{}", error.to_refusal());
@@ -90,7 +99,7 @@ impl Agent {
             Err(error) => {
                 let pause = FIRST_PAUSE.saturating_mul(1 << board.attempts.min(16)).min(LONGEST_PAUSE);
                 board.attempts = board.attempts.saturating_add(1);
-                board.not_before = Some(later(now, pause.max(error.pause.unwrap_or_default())));
+                board.retry_at = Some(later(now, pause.max(error.pause.unwrap_or_default())));
                 if !std::mem::replace(&mut board.told, true) {
                     let text = format!("{}; it is tried again, deploys go on", error.refusal.message);
                     let message = Message::new(Kind::StatusStuck, text).because(&error.refusal);

@@ -9,7 +9,7 @@ use git2::{CertificateCheckStatus, Cred, CredentialType, ErrorClass, ErrorCode, 
 
 use super::hostkey::{Answer, KnownHosts};
 use super::remote::Remote;
-use super::{GitError, helper, library};
+use super::{GitError, credential_helper, library};
 use crate::config::agent::RepoConfig;
 use crate::types::{Reason, SafeUrl};
 
@@ -202,7 +202,7 @@ impl<'a> Session<'a> {
     fn ask_helper(&self, origin: &str, user: Option<&str>) -> Result<(String, String), GitError> {
         let refused =
             |why: String| GitError::plain(Reason::Auth, format!("{origin} wants credentials: {why}"));
-        helper::ask(&self.config.credential_helper, origin, user)
+        credential_helper::ask(&self.config.credential_helper, origin, user)
             .map_err(refused)?
             .ok_or_else(|| refused("repo.credential_helper knows of none".to_owned()))
     }

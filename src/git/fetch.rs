@@ -158,7 +158,7 @@ impl Repository {
                 let refspec = format!("+{remote_ref}:{local_ref}");
                 let mut options = FetchOptions::new();
                 options.remote_callbacks(session.callbacks());
-                options.proxy_options(proxy());
+                options.proxy_options(proxy(url));
                 options.follow_redirects(RemoteRedirect::None);
                 options.download_tags(git2::AutotagOption::None);
                 options.update_fetchhead(false);
@@ -193,7 +193,7 @@ impl Repository {
             library::set_home(&home).map_err(|e| GitError::with(Reason::Internal, "set libgit2 up", e))?;
         }
         let mut connection = remote
-            .connect_auth(direction, Some(session.callbacks()), Some(proxy()))
+            .connect_auth(direction, Some(session.callbacks()), Some(proxy(url)))
             .map_err(|e| session.error(format!("connect to {}", named(url)), e))?;
         drop(ssh_home);
         call(&mut connection)
@@ -206,10 +206,13 @@ enum Failed {
     Cache(GitError),
 }
 
-/// The proxy of the unit's environment (`https_proxy`, `no_proxy`), if there is one.
-pub(super) fn proxy<'a>() -> ProxyOptions<'a> {
+/// The proxy of the unit's environment (`https_proxy`, `no_proxy`), if there is one. For plain http libgit2 has none: it would
+/// speak to the server itself as to a proxy (1.9, httpclient.c).
+pub(super) fn proxy<'a>(url: &SafeUrl) -> ProxyOptions<'a> {
     let mut options = ProxyOptions::new();
-    options.auto();
+    if url.scheme() == Some("https") {
+        options.auto();
+    }
     options
 }
 

@@ -184,7 +184,7 @@ impl Repository {
         });
         let mut options = PushOptions::new();
         options.remote_callbacks(callbacks);
-        options.proxy_options(proxy());
+        options.proxy_options(proxy(url));
         options.follow_redirects(RemoteRedirect::None);
         options.packbuilder_parallelism(1);
         let pushed = connection.remote().push(&[format!("{ours}:{name}")], Some(&mut options));

@@ -138,19 +138,6 @@ fn a_socket_of_systemd_is_taken_over() {
 #[test]
 fn a_proxy_of_the_environment_and_a_credential_of_systemd() {
     let mut lab = Lab::new();
-    let commit = elsewhere(&lab, "1");
-    // Plain: the name is known to the proxy alone.
-    let server = served(&lab);
-    let port = server.url("").trim_end_matches('/').rsplit(':').next().unwrap().parse().unwrap();
-    let proxy = ProxyServer::start(port);
-    on_top(&lab, "[repo]\nurl = \"http://git.invalid/repo.git\"\npoll = \"1h\"\n");
-    let place = format!("http://127.0.0.1:{}", proxy.port);
-    lab.start_agent_with(&[("http_proxy", place.as_str())]);
-    lab.wait_agent();
-    wait_commit(&lab, &commit);
-    assert!(proxy.lines()[0].starts_with("GET http://git.invalid"), "{:?}", proxy.lines());
-    lab.stop_agent();
-
     // Through a tunnel, to a server of an own authority that wants a token.
     let (certificate, authority) = tls(&lab.path(""));
     let server = HttpServer::start(&lab.path(""), Some(certificate));
@@ -175,7 +162,7 @@ fn a_proxy_of_the_environment_and_a_credential_of_systemd() {
     wait_commit(&lab, &commit);
     assert!(proxy.lines()[0].starts_with(&format!("CONNECT 127.0.0.1:{port} ")), "{:?}", proxy.lines());
     lab.stop_agent();
-    // What NO_PROXY names goes by none.
+    // What NO_PROXY names goes by none, and plain http does not.
     let before = proxy.lines().len();
     let commit = elsewhere(&lab, "3");
     lab.start_agent_with(&[
@@ -183,6 +170,14 @@ fn a_proxy_of_the_environment_and_a_credential_of_systemd() {
         ("no_proxy", "127.0.0.1"),
         ("CREDENTIALS_DIRECTORY", credentials.as_str()),
     ]);
+    lab.wait_agent();
+    wait_commit(&lab, &commit);
+    assert_eq!(proxy.lines().len(), before);
+    lab.stop_agent();
+    let server = served(&lab);
+    on_top(&lab, &format!("[repo]\nurl = \"{}\"\npoll = \"1h\"\n", server.url("repo.git")));
+    let commit = elsewhere(&lab, "4");
+    lab.start_agent_with(&[("http_proxy", place.as_str())]);
     lab.wait_agent();
     wait_commit(&lab, &commit);
     assert_eq!(proxy.lines().len(), before);

@@ -1,4 +1,4 @@
-//! A proxy of http that writes down what it was asked for: whole addresses, and tunnels by CONNECT (RFC 9110, section 9.3.6).
+//! A proxy of http that writes down what it was asked for, and makes tunnels (CONNECT: RFC 9110, section 9.3.6).
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -37,21 +37,16 @@ fn relay(client: &TcpStream, to: u16, written: &Mutex<Vec<String>>) -> Option<()
     let mut line = String::new();
     reader.read_line(&mut line).ok()?;
     written.lock().unwrap().push(line.trim_end().to_owned());
-    let mut server = TcpStream::connect(("127.0.0.1", to)).ok()?;
-    if line.starts_with("CONNECT ") {
-        let mut field = String::new();
-        while field != "\r\n" {
-            field.clear();
-            reader.read_line(&mut field).ok()?;
-        }
-        (&*client).write_all(b"HTTP/1.1 200 Connection established\r\n\r\n").ok()?;
-    } else {
-        // `GET http://host/path HTTP/1.1` becomes `GET /path HTTP/1.1`.
-        let mut words = line.split(' ');
-        let (method, address, version) = (words.next()?, words.next()?, words.next()?);
-        let path = address.splitn(4, '/').nth(3)?;
-        server.write_all(format!("{method} /{path} {version}").as_bytes()).ok()?;
+    if !line.starts_with("CONNECT ") {
+        return (&*client).write_all(b"HTTP/1.1 501 Not Implemented\r\nContent-Length: 0\r\n\r\n").ok();
     }
+    let mut server = TcpStream::connect(("127.0.0.1", to)).ok()?;
+    let mut field = String::new();
+    while field != "\r\n" {
+        field.clear();
+        reader.read_line(&mut field).ok()?;
+    }
+    (&*client).write_all(b"HTTP/1.1 200 Connection established\r\n\r\n").ok()?;
     let (mut answers, mut back) = (server.try_clone().ok()?, client.try_clone().ok()?);
     let answering = std::thread::spawn(move || {
         let _ = std::io::copy(&mut answers, &mut back);
