@@ -493,6 +493,8 @@ fn the_page_and_the_parser_know_the_same_keys() {
             "size(section, \"",
             "map(section, \"",
             "mode(section, \"",
+            "program(section, \"",
+            "program(repo, \"",
             "flag(\"",
             "rates(\"",
             "size(&options, \"",
