@@ -134,7 +134,7 @@ fn the_deliveries_of_each_forge_wake() {
         ("403", vec![format!("X-Hub-Signature-256: sha256={other}")]),
         ("403", vec![format!("X-Gitea-Signature: {other}")]),
         ("403", fields(&["X-Gitlab-Token: correct horse battery stapl"])),
-        ("403", signed(&STANDARD.encode(other.as_bytes()[..32].to_vec()))),
+        ("403", signed(&STANDARD.encode(&other.as_bytes()[..32]))),
         ("401", vec![]),
         ("401", fields(&["X-GitHub-Event: push"])),
         // SHA-1 is not enough.

@@ -234,7 +234,6 @@ impl Agent {
             .map_err(|error| AgentError::io(format!("listening in {}", config.run_dir.display()), error))?;
         let traffic: Arc<dyn Traffic> = Arc::new(traffic);
         let watches = wakers::begin(&config, &handle, &waker, traffic.clone())?;
-        let now = clock::now();
         let hands = Hands { engine, traffic, registry, runtime: handle.clone() };
         let source = Source::new(
             repository.clone(),
@@ -245,7 +244,6 @@ impl Agent {
             config.host.clone(),
             config.policy.clone(),
             &config.instance,
-            now,
         );
         // It is read out of the repo anew. Its former version may be of an older commit, and is not to be deployed.
         let (desired, lost) = match state.load_desired() {

@@ -73,7 +73,6 @@ impl Source {
         host: HostIdentity,
         policy: Policy,
         instance: &str,
-        now: Timestamp,
     ) -> Self {
         let poll = crate::git::Poll::new(instance, &host.name, repo.poll);
         Self {
@@ -88,7 +87,8 @@ impl Source {
             fetching: false,
             again: false,
             looks: 0,
-            next_poll: now,
+            // At once.
+            next_poll: Timestamp::UNIX_EPOCH,
             reached_at: None,
             refusal: None,
             declared: BTreeMap::new(),

@@ -188,9 +188,13 @@ mod tests {
         let (good, away) = (service("a", "running", "null"), service("a", "deploying", "null"));
         let bad = service("b", "failed", "\"unhealthy\"");
         assert_eq!(verdict("in-sync", &[]), (Verdict::Success, "nothing of it is for this host".to_owned()));
-        assert_eq!(verdict("in-sync", &[good.clone()]).0, Verdict::Success);
-        assert_eq!(verdict("stale", &[good.clone()]).0, Verdict::Success, "the repo is away");
-        assert_eq!(verdict("progressing", &[good.clone()]).0, Verdict::Pending, "a tag is looked up");
+        assert_eq!(verdict("in-sync", std::slice::from_ref(&good)).0, Verdict::Success);
+        assert_eq!(verdict("stale", std::slice::from_ref(&good)).0, Verdict::Success, "the repo is away");
+        assert_eq!(
+            verdict("progressing", std::slice::from_ref(&good)).0,
+            Verdict::Pending,
+            "a tag is looked up"
+        );
         assert_eq!(verdict("progressing", &[away.clone(), good]).0, Verdict::Pending);
         assert_eq!(verdict("degraded", &[service("a", "held", "null")]).0, Verdict::Pending);
         assert_eq!(verdict("degraded", &[service("a", "failed", "\"window\"")]).0, Verdict::Pending);

@@ -23,7 +23,7 @@ impl Poll {
         let hash =
             Sha256::new().chain_update(instance).chain_update([0]).chain_update(host.as_str()).finalize();
         let number = hash.iter().take(4).fold(0_u64, |sum, byte| sum << 8 | u64::from(*byte));
-        let place = u128::from(number) * u128::from(interval.unsigned_abs()) >> 32;
+        let place = (u128::from(number) * u128::from(interval.unsigned_abs())) >> 32;
         Self { interval, place: i64::try_from(place).unwrap_or(0) }
     }
 

@@ -20,6 +20,12 @@ const ATTEMPTS: usize = 4;
 /// Where the remote's notes are fetched to.
 const THEIRS: &str = "refs/gitopsd/notes";
 
+/// The ref that is written to, and what it was when it was looked at.
+struct Target<'a> {
+    name: &'a str,
+    theirs: Option<Oid>,
+}
+
 /// What one attempt came to.
 enum Attempt {
     /// The remote holds all receipts.
@@ -102,8 +108,15 @@ impl Repository {
                         let theirs = listed(connection, &session, url, name)?;
                         match is_final(&refused, theirs) {
                             Some(end) => Ok(end),
-                            None => self
-                                .publish_over(&cache, connection, &session, url, name, theirs, host, entries),
+                            None => self.publish_over(
+                                &cache,
+                                connection,
+                                &session,
+                                url,
+                                Target { name, theirs },
+                                host,
+                                entries,
+                            ),
                         }
                     })?
                 }
@@ -155,8 +168,7 @@ impl Repository {
         connection: &mut git2::RemoteConnection<'_, '_, '_>,
         session: &Session<'_>,
         url: &SafeUrl,
-        name: &str,
-        theirs: Option<Oid>,
+        Target { name, theirs }: Target<'_>,
         host: &HostName,
         entries: &Entries,
     ) -> Result<Attempt, GitError> {
