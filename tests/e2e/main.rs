@@ -18,6 +18,7 @@ mod drains;
 mod faults;
 mod files;
 #[path = "../support/forge_server.rs"]
+#[expect(dead_code, reason = "tests of the forge look at more of a request")]
 mod forge_server;
 #[path = "../support/git_server.rs"]
 #[expect(dead_code, reason = "tests of git use the rest of it")]

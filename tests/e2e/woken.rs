@@ -283,6 +283,41 @@ fn a_forge_shows_what_became_of_each_commit() {
     assert!(shown(&forge)[count..].iter().all(|(commit, _)| *commit == third), "{:?}", shown(&forge));
 }
 
+#[test]
+fn receipts_go_to_a_branch_where_the_server_takes_no_notes_and_it_is_said_once() {
+    let mut lab = Lab::new();
+    let server = served(&lab);
+    on_top(&lab, &format!("[repo]\nurl = \"{}\"\npoll = \"1s\"\n", server.url("repo.git")));
+    let hook = lab.path("repo.git/hooks/update");
+    fs::write(&hook, "#!/bin/sh\ncase $1 in refs/notes/*) exit 1;; esac\n").unwrap();
+    fs::set_permissions(&hook, fs::Permissions::from_mode(0o755)).unwrap();
+    let port = lab.serve();
+    for version in ["2", "3"] {
+        let image = lab.image(version, Kind::Good);
+        lab.deploy("web", &web(&image, port, ""), &format!("web {version}"));
+        lab.wait_serving("web", &image);
+    }
+    wait_for("three receipts on the branch", || {
+        let count = Command::new("git")
+            .args(["--git-dir", lab.path("repo.git").to_str().unwrap(), "-c", "safe.directory=*"])
+            .args(["rev-list", "--count", "gitopsd/receipts/host-1"])
+            .output()
+            .unwrap();
+        (String::from_utf8_lossy(&count.stdout).trim() == "3" && lab.status()["outbox"] == 0).then_some(())
+    });
+    let events = lab.ok(&["events"]);
+    assert_eq!(events.matches("receipts-on-branch").count(), 1, "{events}");
+    assert_eq!(events.matches("receipts-stuck").count(), 0, "{events}");
+    // Whoever clones has them.
+    lab.git(&lab.path(""), &["clone", "-q", "repo.git", "reader"]);
+    let reader = lab.path("reader").display().to_string();
+    let fleet: Value = serde_json::from_str(&lab.ok(&["fleet", &reader, "--json"])).unwrap();
+    assert_eq!(
+        (&fleet["hosts"][0]["host"], &fleet["hosts"][0]["state"]),
+        (&"host-1".into(), &"in-step".into())
+    );
+}
+
 /// When the agent said that it believes a commit, in milliseconds since 1970.
 fn admitted(lab: &Lab, commit: &str) -> i64 {
     wait_for(&format!("commit {commit} to be believed"), || {
