@@ -63,7 +63,10 @@ install: ## binary, unit, default configuration, man pages, completions under $(
 	install -D -m 755 $(BIN) $(DESTDIR)$(PREFIX)/bin/gitopsd
 	install -D -m 644 systemd/gitopsd.service $(DESTDIR)$(UNITDIR)/gitopsd.service
 	install -D -m 644 systemd/gitopsd.slice $(DESTDIR)$(UNITDIR)/gitopsd.slice
-	sed -i 's#^ExecStart=/usr/bin/#ExecStart=$(PREFIX)/bin/#' $(DESTDIR)$(UNITDIR)/gitopsd.service
+	install -D -m 644 systemd/gitopsd-webhook.socket $(DESTDIR)$(UNITDIR)/gitopsd-webhook.socket
+	install -D -m 644 systemd/gitopsd-sync.service $(DESTDIR)$(UNITDIR)/gitopsd-sync.service
+	install -D -m 644 systemd/gitopsd-sync.path $(DESTDIR)$(UNITDIR)/gitopsd-sync.path
+	sed -i 's#^ExecStart=/usr/bin/#ExecStart=$(PREFIX)/bin/#' $(DESTDIR)$(UNITDIR)/gitopsd.service $(DESTDIR)$(UNITDIR)/gitopsd-sync.service
 	test -e $(DESTDIR)$(SYSCONFDIR)/gitopsd/gitopsd.toml || install -D -m 600 packaging/gitopsd.toml $(DESTDIR)$(SYSCONFDIR)/gitopsd/gitopsd.toml
 	install -d $(DESTDIR)$(PREFIX)/share/man/man1 $(DESTDIR)$(PREFIX)/share/bash-completion/completions \
 	  $(DESTDIR)$(PREFIX)/share/zsh/vendor-completions $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d

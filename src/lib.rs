@@ -12,5 +12,8 @@ pub mod git;
 pub mod registry;
 pub mod report;
 
+pub mod forge;
+pub mod webhook;
+
 pub mod agent;
 pub mod cli;

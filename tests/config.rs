@@ -282,10 +282,10 @@ fn the_host_configuration_gives_all_errors_and_merges_drop_ins() {
     let bad = "instance = \"Bad\"\nstate_dir = \"rel\"\n[repo]\nurl = \"/x\"\nverify = \"x509\"\npassword = \"hunter2\"\n[engine]\nkind = \"docker\"\nsubnet = \"10.0.0.1/16\"\n[webhook]\n";
     std::fs::write(&path, bad).unwrap();
     let text = load().unwrap_err().to_string();
-    for part in ["instance", "state_dir", "verify", "password_file", "kind", "subnet", "webhook"] {
+    for part in ["instance", "state_dir", "verify", "password_file", "kind", "subnet"] {
         assert!(text.contains(part), "{part} is missing in:\n{text}");
     }
-    assert_eq!(text.matches("error:").count(), 7, "{text}");
+    assert_eq!(text.matches("error:").count(), 6, "{text}");
     let output = Command::new(env!("CARGO_BIN_EXE_gitopsd"))
         .arg("--config")
         .arg(&path)
@@ -293,6 +293,59 @@ fn the_host_configuration_gives_all_errors_and_merges_drop_ins() {
         .output()
         .unwrap();
     assert_eq!(output.status.code(), Some(78));
+}
+
+#[test]
+fn sections_about_forges_are_read_whole_or_not_at_all() {
+    use gitopsd::config::agent::{Forge, Listen};
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("gitopsd.toml");
+    let load = |text: &str| {
+        std::fs::write(&path, text).unwrap();
+        gitopsd::config::load(&path)
+    };
+    let repo = "[repo]\nurl = \"https://git.example.org/ops/config.git\"\n";
+    let plain = load(repo).unwrap();
+    assert!(plain.webhook.is_none() && plain.status.is_none() && plain.report.access.is_none());
+    let config = load(&format!(
+        "{repo}credential_helper = [\"/usr/bin/helper\", \"-v\"]\n[webhook]\nlisten = \"127.0.0.1:9000\"\nsecret_file = \"credential:hook\"\n\
+         [status]\nforge = \"forgejo\"\ntoken_file = \"/t\"\n\
+         [report]\nremote = \"https://git.example.org/ops/audit.git\"\ntoken_file = \"/a\"\n"
+    ))
+    .unwrap();
+    assert_eq!(config.repo.credential_helper, ["/usr/bin/helper", "-v"]);
+    let webhook = config.webhook.unwrap();
+    assert_eq!(webhook.listen, Listen::Address("127.0.0.1:9000".parse().unwrap()));
+    assert!(webhook.secret_file.ends_with("hook"));
+    let status = config.status.unwrap();
+    assert_eq!((status.forge, status.url.as_str()), (Forge::Gitea, "https://git.example.org/ops/config.git"));
+    assert_eq!(config.report.access.unwrap().token_file.as_deref(), Some(Path::new("/a")));
+    let systemd = load(&format!("{repo}[webhook]\nlisten = \"systemd\"\nsecret_file = \"/s\"\n")).unwrap();
+    assert_eq!(systemd.webhook.unwrap().listen, Listen::Systemd);
+
+    let ssh = "[repo]\nurl = \"git@git.example.org:ops/config.git\"\n";
+    for (text, part) in [
+        (format!("{repo}[webhook]\nlisten = \"127.0.0.1:9000\"\n"), "secret_file"),
+        (format!("{repo}[webhook]\nsecret_file = \"/s\"\n"), "listen"),
+        (format!("{repo}[webhook]\nlisten = \"9000\"\nsecret_file = \"/s\"\n"), "address with a port"),
+        (format!("{repo}[webhook]\nlisten = \"systemd\"\nsecret = \"hunter2\"\n"), "secret_file"),
+        (format!("{repo}[status]\nforge = \"svn\"\ntoken_file = \"/t\"\n"), "github"),
+        (format!("{repo}[status]\ntoken_file = \"/t\"\n"), "status.forge"),
+        (format!("{repo}[status]\nforge = \"github\"\n"), "status.token_file"),
+        (format!("{ssh}[status]\nforge = \"github\"\ntoken_file = \"/t\"\n"), "status.url"),
+        (format!("{repo}[status]\nforge = \"github\"\ntoken = \"hunter2\"\n"), "token_file"),
+        (
+            format!(
+                "{repo}[status]\nforge = \"github\"\nurl = \"https://github.com\"\ntoken_file = \"/t\"\n"
+            ),
+            "url",
+        ),
+        (format!("{repo}[report]\ntoken_file = \"/a\"\n"), "remote"),
+        (format!("{repo}credential_helper = [\"store\"]\n"), "absolute path"),
+    ] {
+        let error = load(&text).unwrap_err().to_string();
+        assert!(error.contains(part) && !error.contains("hunter2"), "{text}: {error}");
+    }
 }
 
 #[test]
@@ -425,6 +478,9 @@ fn the_page_and_the_parser_know_the_same_keys() {
         "trust",
         "depends",
         "times",
+        "report",
+        "webhook",
+        "forge",
     ] {
         let source = std::fs::read_to_string(root().join(format!("src/config/{file}.rs"))).unwrap();
         let source = source.split("#[cfg(test)]").next().unwrap().to_owned();
@@ -465,6 +521,8 @@ fn the_page_and_the_parser_know_the_same_keys() {
             "size(section, \"",
             "map(section, \"",
             "mode(section, \"",
+            "program(section, \"",
+            "program(repo, \"",
             "flag(\"",
             "rates(\"",
             "size(&options, \"",
@@ -485,7 +543,10 @@ fn the_page_and_the_parser_know_the_same_keys() {
     taken.sort();
     taken.dedup();
     // Sections have headings of their own.
-    let sections = ["repo", "host", "engine", "registry", "s3", "images", "policy", "report", "defaults"];
+    let sections = [
+        "repo", "host", "engine", "registry", "s3", "images", "policy", "report", "webhook", "status",
+        "defaults",
+    ];
     for key in taken.iter().filter(|key| !sections.contains(&key.as_str())) {
         assert!(documented.contains(&key.as_str()), "docs/config.md does not have `{key}`");
     }

@@ -6,6 +6,12 @@
 #[path = "support/git_server.rs"]
 mod git_server;
 
+#[path = "git/access.rs"]
+mod access;
+#[path = "git/branch.rs"]
+mod branch;
+#[path = "git/depth.rs"]
+mod depth;
 #[path = "git/fleet.rs"]
 mod fleet;
 #[path = "git/hostile.rs"]
@@ -18,6 +24,8 @@ mod network;
 mod notes;
 #[path = "git/openpgp.rs"]
 mod openpgp;
+#[path = "git/settled.rs"]
+mod settled;
 #[path = "git/signatures.rs"]
 mod signatures;
 #[path = "git/signed_receipts.rs"]
@@ -48,6 +56,7 @@ fn config(url: &str) -> RepoConfig {
         username: None,
         password_file: None,
         token_file: None,
+        credential_helper: Vec::new(),
         ca_file: None,
         trust: gitopsd::config::agent::TrustConfig::default(),
     }

@@ -5,6 +5,7 @@
 
 mod admit;
 mod ailing;
+mod board;
 pub mod clock;
 mod conclude;
 pub mod control;
@@ -43,6 +44,7 @@ use crate::config::ZoneCache;
 use crate::config::agent::AgentConfig;
 use crate::engine::Traffic;
 use crate::engine::native::Network as _;
+use crate::forge::{self, Poster};
 use crate::git::{Repository, Signer};
 use crate::reconcile::step::Plan;
 use crate::reconcile::world::{Desired, Observed};
@@ -149,6 +151,7 @@ pub struct Agent {
     repository: Arc<Repository>,
     outbox_changed: bool,
     outbox: outbox::Outbox,
+    board: board::Board,
     waiters: Vec<Waiter>,
     zones: ZoneCache,
     garbage: Garbage,
@@ -160,7 +163,7 @@ pub struct Agent {
     wakes: mpsc::Receiver<Wake>,
     /// Keeps what runs beside the loop alive.
     runtime: Option<tokio::runtime::Runtime>,
-    _watches: wakers::Watches,
+    watches: wakers::Watches,
     _instance: InstanceLock,
 }
 
@@ -220,14 +223,17 @@ impl Agent {
         let registry = registry.with_s3(config.s3.clone()).with_put_behind(move |pid| behind.put_behind(pid));
         let registry = Arc::new(registry);
         let repository = Repository::open(&config.repo, &config.state_dir.join("git"));
-        let repository = repository.map_err(|error| AgentError::Host(error.to_refusal()))?;
+        let mut repository = repository.map_err(|error| AgentError::Host(error.to_refusal()))?;
+        if let (Some(remote), Some(access)) = (&config.report.remote, &config.report.access) {
+            let audit = repository.with_audit(remote, access);
+            repository = audit.map_err(|error| AgentError::Host(error.to_refusal()))?;
+        }
         let repository = Arc::new(repository.signing_with(config.report.key.clone()));
         let (waker, wakes) = mpsc::channel();
         let socket = Socket::listen(&config.run_dir, waker.clone())
             .map_err(|error| AgentError::io(format!("listening in {}", config.run_dir.display()), error))?;
         let traffic: Arc<dyn Traffic> = Arc::new(traffic);
         let watches = wakers::begin(&config, &handle, &waker, traffic.clone())?;
-        let now = clock::now();
         let hands = Hands { engine, traffic, registry, runtime: handle.clone() };
         let source = Source::new(
             repository.clone(),
@@ -237,13 +243,18 @@ impl Agent {
             config.repo.clone(),
             config.host.clone(),
             config.policy.clone(),
-            now,
+            &config.instance,
         );
         // It is read out of the repo anew. Its former version may be of an older commit, and is not to be deployed.
         let (desired, lost) = match state.load_desired() {
             Err(error @ crate::state::StateError::Damaged { .. }) => (None, Some(error.to_refusal())),
             desired => (desired?, None),
         };
+        let poster = config.status.as_ref().map(|status| Poster::new(status, &config.host.name));
+        let board = board::Board::new(
+            poster.transpose().map_err(AgentError::Host)?,
+            forge::memory::load(&config.state_dir),
+        );
         Ok(Self {
             journal,
             desired,
@@ -272,6 +283,7 @@ impl Agent {
             ends: BTreeMap::new(),
             outbox_changed: true,
             outbox: outbox::Outbox::default(),
+            board,
             waiters: Vec::new(),
             zones: ZoneCache::default(),
             garbage: Garbage::at_start(),
@@ -288,7 +300,7 @@ impl Agent {
             waker,
             wakes,
             runtime: Some(runtime),
-            _watches: watches,
+            watches,
             _instance: instance,
         })
     }

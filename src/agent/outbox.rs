@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use super::wake::Wake;
+use super::wake::{Pushed, Wake};
 use super::{Agent, clock};
+use crate::git::Place;
 use crate::reconcile::later;
 use crate::report::Message;
 use crate::report::message::Kind;
@@ -77,14 +78,21 @@ impl Agent {
             }
             let result = repository.publish(remote.as_ref(), &host, &lines);
             // The loop may be gone: then they wait in the outbox.
-            let _ = waker.send(Wake::Pushed(result.map(|()| names).map_err(|error| error.to_refusal())));
+            let pushed = result.map(|place| Pushed { names, place });
+            let _ = waker.send(Wake::Pushed(pushed.map_err(|error| error.to_refusal())));
         });
     }
 
     /// A push has ended.
-    pub(super) fn pushed(&mut self, result: Result<Vec<String>, Refusal>) {
+    pub(super) fn pushed(&mut self, result: Result<Pushed, Refusal>) {
         self.outbox.pushing = false;
-        let cleared = result.and_then(|names| {
+        let cleared = result.and_then(|Pushed { names, place }| {
+            if let Place::NewBranch { branch, why } = place {
+                let text = format!(
+                    "the git server refuses this host's notes ({why}): receipts go to the branch {branch}"
+                );
+                self.tell(Some(Message::new(Kind::ReceiptsOnBranch, text)));
+            }
             for name in &names {
                 self.state.clear_outbox(name).map_err(|error| error.to_refusal())?;
             }

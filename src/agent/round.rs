@@ -33,13 +33,14 @@ impl Agent {
             self.push_receipts();
             self.collect_garbage();
             self.publish();
+            self.show();
             self.answer_waiters();
             self.notifier.alive();
             if !std::mem::replace(&mut ready, true) {
                 self.notifier.ready();
             }
             let rests = self.at_rest() || self.is_over();
-            let done = rests && self.outbox.is_quiet() && !self.is_collecting();
+            let done = rests && self.outbox.is_quiet() && self.board.is_quiet() && !self.is_collecting();
             if once && !more && done && self.source.looks > 0 {
                 return self.in_sync();
             }
@@ -60,7 +61,7 @@ impl Agent {
     /// Looks at the repo when it is time, and at tags that are to be tried again.
     fn poll(&mut self) {
         let now = clock::now();
-        if now >= self.source.next_poll && !self.source.is_looking() {
+        if self.source.is_due(now) {
             self.look();
         }
         if let Some(desired) = &mut self.desired {
@@ -136,6 +137,7 @@ impl Agent {
                 self.conclude(&service, &step, &outcome);
             }
             Wake::Pushed(result) => self.pushed(result),
+            Wake::Shown(result) => self.shown(result),
             Wake::Collected(collection) => self.collected(collection),
             Wake::Operator(command, answer) => self.operator(command, answer),
             // Taken care of by the caller.
@@ -175,6 +177,7 @@ impl Agent {
             self.desired.as_ref().and_then(Source::next_retry),
             self.effects.next_end(now),
             self.outbox.next_try(),
+            self.board.next_try(),
             self.waiters.iter().filter_map(Waiter::gives_up_at).min(),
         ];
         let limit = match (notify::watchdog(), &self.blind) {

@@ -49,7 +49,7 @@ pub struct Source {
     repo: RepoConfig,
     host: HostIdentity,
     policy: Policy,
-    splay: Duration,
+    poll: crate::git::Poll,
     fetching: bool,
     again: bool,
     /// Looks that have ended.
@@ -75,9 +75,9 @@ impl Source {
         repo: RepoConfig,
         host: HostIdentity,
         policy: Policy,
-        now: Timestamp,
+        instance: &str,
     ) -> Self {
-        let splay = crate::git::splay(&host.name, repo.poll);
+        let poll = crate::git::Poll::new(instance, &host.name, repo.poll);
         Self {
             repository,
             registry,
@@ -86,11 +86,12 @@ impl Source {
             repo,
             host,
             policy,
-            splay,
+            poll,
             fetching: false,
             again: false,
             looks: 0,
-            next_poll: now,
+            // At once.
+            next_poll: Timestamp::UNIX_EPOCH,
             reached_at: None,
             refusal: None,
             declared: BTreeMap::new(),
@@ -108,7 +109,7 @@ impl Source {
             return self.looks + 2;
         }
         self.fetching = true;
-        self.next_poll = later(now, self.repo.poll + self.splay);
+        self.next_poll = self.poll.after(now);
         let repository = self.repository.clone();
         let (host, policy, expected) = (self.host.clone(), self.policy.clone(), self.repo.repo_id.clone());
         let waker = self.waker.clone();
@@ -126,6 +127,11 @@ impl Source {
         self.looks += 1;
         self.fetching = false;
         std::mem::take(&mut self.again)
+    }
+
+    /// Whether a look is due by itself. A time too far ahead is one from before the clock was set back.
+    pub fn is_due(&self, now: Timestamp) -> bool {
+        !self.fetching && (now >= self.next_poll || self.next_poll > self.poll.latest(now))
     }
 
     /// Whether a look is under way.

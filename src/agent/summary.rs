@@ -12,7 +12,7 @@ use crate::reconcile::schedule::next_run;
 use crate::reconcile::step::{Next, Planned, Situation};
 use crate::report::status::{
     AgentState, AgentStatus, PullStatus, RepoStatus, RevisionStatus, RolloutStatus, ScheduleStatus,
-    ServiceState, ServiceStatus, Status,
+    ServiceState, ServiceStatus, Status, WebhookStatus,
 };
 use crate::types::{CommitInfo, ContainerState, Exit, InstanceId, Job, Reason, ServiceName, Timestamp};
 
@@ -75,6 +75,11 @@ impl Agent {
                 reached_at: self.source.reached_at,
                 reason: refusal.map(|refusal| refusal.reason),
                 message: refusal.map(|refusal| refusal.message.clone()),
+                webhook: self.watches.webhook.as_ref().map(|webhook| WebhookStatus {
+                    listen: webhook.address(),
+                    deliveries: webhook.deliveries(),
+                    refused: webhook.refused(),
+                }),
             },
             revision: self.desired.as_ref().map(|desired| RevisionStatus {
                 commit: desired.commit.id.clone(),

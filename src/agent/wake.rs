@@ -4,6 +4,8 @@ use std::sync::mpsc;
 
 use super::control::{Answers, Command};
 use super::source::Revision;
+use crate::forge::PostError;
+use crate::git::Place;
 use crate::reconcile::step::Step;
 use crate::reconcile::transition::Outcome;
 use crate::registry::{Collection, PullError};
@@ -37,13 +39,24 @@ pub enum Wake {
         outcome: Outcome,
     },
     /// Receipts were pushed: the names of those that are in git now.
-    Pushed(Result<Vec<String>, Refusal>),
+    Pushed(Result<Pushed, Refusal>),
+    /// The forge has answered.
+    Shown(Result<(), PostError>),
     /// Images are away; `None` = it was an operator's, who heard of it.
     Collected(Option<Collection>),
     /// An operator asks.
     Operator(Command, Answers),
     /// The agent is to end; containers go on.
     Stop,
+}
+
+/// Receipts that are in git now.
+#[derive(Debug)]
+pub struct Pushed {
+    /// Their names in the outbox.
+    pub names: Vec<String>,
+    /// Where they are.
+    pub place: Place,
 }
 
 /// Where wakes are sent. Never blocks.

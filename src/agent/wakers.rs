@@ -14,11 +14,14 @@ use crate::engine::Traffic;
 use crate::engine::native::net::names::Names;
 use crate::engine::traffic::watch::{self, Heard};
 use crate::git::{RefWatch, watch_paths};
+use crate::webhook::Webhook;
 
 /// Held as long as the agent is to be woken.
 pub struct Watches {
     _refs: Option<RefWatch>,
     _socket: Option<RecommendedWatcher>,
+    /// Where forges may say that the repo has moved.
+    pub webhook: Option<Webhook>,
 }
 
 /// Begins to listen to all of them.
@@ -73,7 +76,12 @@ pub fn begin(
         tracing::warn!("{}", error.to_refusal());
         None
     });
-    Ok(Watches { _refs: refs, _socket: socket })
+    let told = waker.clone();
+    let webhook = config.webhook.as_ref().map(|webhook| {
+        // The loop may be gone: then nobody is left to tell.
+        Webhook::begin(webhook, runtime, move || drop(told.send(Wake::RepoMoved("a webhook said so"))))
+    });
+    Ok(Watches { _refs: refs, _socket: socket, webhook })
 }
 
 /// Wakes the loop when somebody takes the control socket away. Without this watch the loop sees it at its next turn.

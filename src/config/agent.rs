@@ -31,6 +31,10 @@ pub struct AgentConfig {
     pub images: ImagesConfig,
     /// Where results go.
     pub report: ReportConfig,
+    /// Where forges may say that the repo has moved.
+    pub webhook: Option<WebhookConfig>,
+    /// Which forge shows what became of a commit here.
+    pub status: Option<ForgeConfig>,
 }
 
 /// `[repo]`
@@ -56,7 +60,9 @@ pub struct RepoConfig {
     pub password_file: Option<PathBuf>,
     /// For https: a bearer of the password's place, as forges hand them out.
     pub token_file: Option<PathBuf>,
-    /// Authorities to trust for https, instead of the system's.
+    /// For https: a program, and its arguments, that is asked for both (gitcredentials(7)).
+    pub credential_helper: Vec<String>,
+    /// Authorities to trust for https, beside the system's.
     pub ca_file: Option<PathBuf>,
     /// Which of its commits are believed.
     pub trust: TrustConfig,
@@ -183,6 +189,106 @@ pub struct ReportConfig {
     pub remote: Option<SafeUrl>,
     /// OpenSSH private key that they are signed with; `None`: they are not signed.
     pub key: Option<PathBuf>,
+    /// What `remote` is shown, if not what the repo is.
+    pub access: Option<RemoteAccess>,
     /// How many of the last lines of a generation that is given up go into its receipt; 0: none.
     pub log_lines: usize,
+}
+
+/// The keys of `[report]` that say how `report.remote` is reached: those of `[repo]`, for another place.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RemoteAccess {
+    /// Private key for ssh.
+    pub ssh_key: Option<PathBuf>,
+    /// Host keys for ssh; default: root's and the system's.
+    pub known_hosts: Option<PathBuf>,
+    /// For https (and ssh, default `git`).
+    pub username: Option<String>,
+    /// For https.
+    pub password_file: Option<PathBuf>,
+    /// For https.
+    pub token_file: Option<PathBuf>,
+    /// For https.
+    pub credential_helper: Vec<String>,
+    /// Authorities to trust for https, beside the system's.
+    pub ca_file: Option<PathBuf>,
+}
+
+/// `[webhook]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WebhookConfig {
+    /// Where it listens.
+    pub listen: Listen,
+    /// What deliveries are signed with: one secret a line.
+    pub secret_file: PathBuf,
+}
+
+/// Where something listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Listen {
+    /// At this address.
+    Address(std::net::SocketAddr),
+    /// At the socket that systemd hands over (systemd.socket(5)).
+    Systemd,
+}
+
+impl std::str::FromStr for Listen {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "systemd" {
+            return Ok(Self::Systemd);
+        }
+        let address = text.parse().map(Self::Address);
+        address.map_err(|_| {
+            "it takes an address with a port, as \"127.0.0.1:9000\" or \"[::1]:9000\", or \"systemd\""
+                .to_owned()
+        })
+    }
+}
+
+impl std::fmt::Display for Listen {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Address(address) => address.fmt(f),
+            Self::Systemd => f.write_str("the socket of systemd"),
+        }
+    }
+}
+
+/// `[status]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ForgeConfig {
+    /// Whose API it is.
+    pub forge: Forge,
+    /// The address of the repository there, as a browser has it.
+    pub url: SafeUrl,
+    /// What the forge knows this host by.
+    pub token_file: PathBuf,
+    /// Authorities to trust, beside the system's.
+    pub ca_file: Option<PathBuf>,
+}
+
+/// A forge that shows the status of commits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Forge {
+    /// github.com, and GitHub Enterprise Server.
+    GitHub,
+    /// gitlab.com, and GitLab of one's own.
+    GitLab,
+    /// Gitea, Forgejo, Codeberg.
+    Gitea,
+}
+
+impl std::str::FromStr for Forge {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "github" => Ok(Self::GitHub),
+            "gitlab" => Ok(Self::GitLab),
+            "gitea" | "forgejo" => Ok(Self::Gitea),
+            _ => Err("it takes \"github\", \"gitlab\", \"gitea\" or \"forgejo\""),
+        }
+    }
 }

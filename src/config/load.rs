@@ -5,14 +5,17 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::agent::{AgentConfig, HostIdentity, RegistryConfig, RepoConfig, ReportConfig, S3Config};
+use super::agent::{AgentConfig, HostIdentity, RegistryConfig, RepoConfig, S3Config};
 use super::diagnostic::Diagnostic;
 use super::engine::EnginePart;
+use super::forge::ForgePart;
 use super::images::ImagesPart;
 use super::port::absolute;
 use super::registry;
+use super::report::ReportPart;
 use super::section::{Findings, Section, parse};
 use super::trust::TrustPart;
+use super::webhook::WebhookPart;
 use crate::types::{HostName, Policy, SafeUrl};
 
 /// Everything that is wrong with a host's configuration.
@@ -59,6 +62,7 @@ struct Part {
     username: Option<String>,
     password_file: Option<PathBuf>,
     token_file: Option<PathBuf>,
+    credential_helper: Option<Vec<String>>,
     ca_file: Option<PathBuf>,
     trust: TrustPart,
     name: Option<HostName>,
@@ -78,10 +82,9 @@ struct Part {
     capabilities: Option<Vec<String>>,
     devices: Option<Vec<String>>,
     images: ImagesPart,
-    push: Option<bool>,
-    log_lines: Option<usize>,
-    remote: Option<SafeUrl>,
-    report_key: Option<PathBuf>,
+    report: ReportPart,
+    webhook: WebhookPart,
+    status: ForgePart,
 }
 
 /// Reads the configuration of this host. All errors at once.
@@ -176,16 +179,14 @@ fn read(file: &Path, text: &str) -> (Part, Vec<Diagnostic>) {
         part.images = ImagesPart::read(&images);
     }
     if let Some(report) = section.table("report") {
-        part.push = report.boolean("push");
-        part.remote = report.parsed("remote");
-        part.log_lines = report.integer("log_lines", 0..=100).and_then(|count| usize::try_from(count).ok());
-        part.report_key = secret(&report, "key");
-        for key in ["commit_status", "metrics"] {
-            report.unsupported(key, "receipts are pushed as git notes");
-        }
-        report.finish(|_| None);
+        part.report = ReportPart::read(&report);
     }
-    section.unsupported("webhook", "the repo is polled; a local one is watched");
+    if let Some(webhook) = section.table("webhook") {
+        part.webhook = WebhookPart::read(&webhook);
+    }
+    if let Some(status) = section.table("status") {
+        part.status = ForgePart::read(&status);
+    }
     if let Some(s3) = section.table("s3") {
         part.s3 = Some(S3Config {
             endpoint: s3.parsed("endpoint"),
@@ -217,6 +218,7 @@ fn read_repo(repo: &Section<'_, '_>, part: &mut Part) {
     part.username = repo.string("username");
     part.password_file = secret(repo, "password_file");
     part.token_file = secret(repo, "token_file");
+    part.credential_helper = program(repo, "credential_helper");
     part.ca_file = path(repo, "ca_file");
     part.trust = TrustPart::read(repo);
     repo.finish(|key| {
@@ -293,6 +295,19 @@ pub(super) fn secret(section: &Section<'_, '_>, key: &'static str) -> Option<Pat
     }
 }
 
+/// A program by its absolute path, and its arguments.
+pub(super) fn program(section: &Section<'_, '_>, key: &'static str) -> Option<Vec<String>> {
+    let words: Vec<String> = section.strings(key)?.into_iter().map(|(word, _)| word).collect();
+    if words.first().is_none_or(|program| absolute(program).is_none())
+        || words.iter().any(|word| word.contains('\0'))
+    {
+        let message = format!("`{key}` takes a program by its absolute path, and its arguments, as an array");
+        section.findings.error(section.key_span(key), message, None);
+        return None;
+    }
+    Some(words)
+}
+
 /// Names kernel objects, so it is short and plain.
 fn instance(section: &Section<'_, '_>) -> Option<String> {
     let text = section.string("instance")?;
@@ -324,6 +339,7 @@ impl Part {
             username: over.username.or(self.username),
             password_file: over.password_file.or(self.password_file),
             token_file: over.token_file.or(self.token_file),
+            credential_helper: over.credential_helper.or(self.credential_helper),
             ca_file: over.ca_file.or(self.ca_file),
             trust: self.trust.under(over.trust),
             name: over.name.or(self.name),
@@ -343,10 +359,9 @@ impl Part {
             capabilities: over.capabilities.or(self.capabilities),
             devices: over.devices.or(self.devices),
             images: self.images.under(over.images),
-            push: over.push.or(self.push),
-            log_lines: over.log_lines.or(self.log_lines),
-            remote: over.remote.or(self.remote),
-            report_key: over.report_key.or(self.report_key),
+            report: self.report.under(over.report),
+            webhook: self.webhook.under(over.webhook),
+            status: self.status.under(over.status),
         }
     }
 
@@ -367,6 +382,12 @@ impl Part {
         if let Some(message) = self.trust.contradiction() {
             return Err(ConfigErrors::one(path, message, Some("repo.verify = \"ssh\"".to_owned())));
         }
+        let contradicted = |(message, hint): (&str, &str)| {
+            ConfigErrors::one(path, message.to_owned(), Some(hint.to_owned()))
+        };
+        let webhook = self.webhook.finish().map_err(contradicted)?;
+        let status = self.status.finish(&url).map_err(contradicted)?;
+        let report = self.report.finish().map_err(contradicted)?;
         let labels = self.labels.unwrap_or_default();
         let labels: BTreeSet<String> = labels.into_iter().collect();
         Ok(AgentConfig {
@@ -384,6 +405,7 @@ impl Part {
                 username: self.username,
                 password_file: self.password_file,
                 token_file: self.token_file,
+                credential_helper: self.credential_helper.unwrap_or_default(),
                 ca_file: self.ca_file,
                 trust: self.trust.finish(),
             },
@@ -405,12 +427,9 @@ impl Part {
                 devices: self.devices.unwrap_or_default(),
             },
             images: self.images.finish(),
-            report: ReportConfig {
-                push: self.push.unwrap_or(true),
-                remote: self.remote,
-                key: self.report_key,
-                log_lines: self.log_lines.unwrap_or(20),
-            },
+            report,
+            webhook,
+            status,
         })
     }
 }

@@ -264,7 +264,7 @@ impl<'f, 'a> Section<'f, 'a> {
             let name = key.get_ref().as_ref();
             let place = if self.name.is_empty() { String::new() } else { format!(" in {}", self.name) };
             match elsewhere(name) {
-                Some(what) if matches!(name, "password" | "token") => {
+                Some(what) if matches!(name, "password" | "token" | "secret") => {
                     self.findings.error_unseen(key.span(), what, None);
                 }
                 Some(what) => self.findings.error(key.span(), what, None),

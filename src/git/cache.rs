@@ -93,9 +93,14 @@ impl Cache {
     /// A home directory for libgit2's ssh, holding these lines as its known_hosts.
     pub(super) fn ssh_home(&self, known_hosts: &str) -> Result<PathBuf, GitError> {
         let home = self.dir.with_file_name("ssh");
+        let path = home.join(".ssh/known_hosts");
+        // A look at a repo that has not moved writes nothing.
+        if fs::read(&path).is_ok_and(|there| there == known_hosts.as_bytes()) {
+            return Ok(home);
+        }
         let write = || {
             fs::create_dir_all(home.join(".ssh"))?;
-            fs::write(home.join(".ssh/known_hosts"), known_hosts)
+            fs::write(&path, known_hosts)
         };
         write().map_err(|e| GitError::disk(format!("write known host keys below {}", home.display()), e))?;
         Ok(home)
@@ -103,6 +108,11 @@ impl Cache {
 
     fn beside(&self, suffix: &str) -> PathBuf {
         self.dir.with_extension(format!("git.{suffix}"))
+    }
+
+    /// What stands beside the copy and outlives it.
+    pub(super) fn parent(&self) -> &Path {
+        self.dir.parent().unwrap_or(Path::new("/"))
     }
 
     /// An error about the cache as a whole.

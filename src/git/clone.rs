@@ -1,16 +1,14 @@
 //! What hosts wrote into git, read out of any clone: for `gitopsd fleet`, `at` and `blame`, which believe their own user.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use git2::{BranchType, ErrorCode, Oid};
 
 use super::tree::clean;
-use super::{GitError, id_of, library, notes, oid_of};
+use super::{GitError, id_of, library, notes, oid_of, place};
 use crate::state::receipts::{Receipt, TrustReceipt};
 use crate::types::{CommitId, HostName, Reason, Timestamp};
-
-/// Where the receipts of a host are, without the host.
-const NOTES: &str = "refs/notes/gitopsd/";
 
 /// A git repository on disk, its notes included.
 pub struct LocalClone {
@@ -81,20 +79,24 @@ impl LocalClone {
         branch.upstream().ok()?.get().target()
     }
 
-    /// The hosts that have written receipts, and what each wrote.
+    /// The hosts that have written receipts, and what each wrote: in notes, on branches of this clone, or on those that it
+    /// has fetched. What is there twice counts once.
     ///
     /// # Errors
     /// `git-unreachable`: the notes cannot be read.
     pub fn written(&self) -> Result<Vec<(HostName, Written)>, GitError> {
         let failed = |error| self.failed("read the receipts".to_owned(), error);
-        let mut all = Vec::new();
-        for found in self.repository.references_glob(&format!("{NOTES}*")).map_err(failed)? {
-            let found = found.map_err(failed)?;
-            let name: Option<HostName> =
-                found.name().ok().and_then(|name| name.strip_prefix(NOTES)?.parse().ok());
-            let (Some(host), Some(tip)) = (name, found.target()) else { continue };
+        let mut lines: BTreeMap<HostName, BTreeSet<String>> = BTreeMap::new();
+        for found in self.repository.references().map_err(failed)? {
+            // A name that is no text is none of ours.
+            let Ok(found) = found else { continue };
+            let host = found.name().ok().and_then(place::host_of);
+            let (Some(host), Some(tip)) = (host, found.target()) else { continue };
+            lines.entry(host).or_default().extend(notes::receipts(&self.repository, tip).map_err(failed)?);
+        }
+        let read = |lines: BTreeSet<String>| {
             let mut written = Written { receipts: Vec::new(), unreadable: 0 };
-            for json in notes::receipts(&self.repository, tip).map_err(failed)? {
+            for json in lines {
                 match serde_json::from_str::<Receipt>(&json) {
                     Ok(receipt) => written.receipts.push(receipt),
                     // What an operator said, which is about no service.
@@ -103,10 +105,9 @@ impl LocalClone {
                 }
             }
             written.receipts.sort_by_key(|receipt| receipt.transition.finished_at);
-            all.push((host, written));
-        }
-        all.sort_by(|a, b| a.0.cmp(&b.0));
-        Ok(all)
+            written
+        };
+        Ok(lines.into_iter().map(|(host, lines)| (host, read(lines))).collect())
     }
 
     /// How many commits lead from `commit` to `head`; `None` where none do: another branch, or a commit that is not here.

@@ -9,7 +9,7 @@ use git2::{CertificateCheckStatus, Cred, CredentialType, ErrorClass, ErrorCode, 
 
 use super::hostkey::{Answer, KnownHosts};
 use super::remote::Remote;
-use super::{GitError, library};
+use super::{GitError, credential_helper, library};
 use crate::config::agent::RepoConfig;
 use crate::types::{Reason, SafeUrl};
 
@@ -126,22 +126,32 @@ impl<'a> Session<'a> {
                 if allowed.contains(CredentialType::USERNAME) && !self.username_shown.replace(true) {
                     return Cred::username(user).map_err(cannot);
                 }
-                let Some(key) = &self.config.ssh_key else {
-                    return Err(GitError::plain(
-                        Reason::Auth,
-                        "the git server wants a key: set repo.ssh_key",
-                    ));
-                };
                 if !allowed.contains(CredentialType::SSH_KEY) {
                     return Err(GitError::plain(Reason::Auth, "the git server takes no ssh keys"));
                 }
+                let Some(key) = &self.config.ssh_key else {
+                    if std::env::var_os("SSH_AUTH_SOCK").is_none() {
+                        let message =
+                            "the git server wants a key: set repo.ssh_key, or SSH_AUTH_SOCK for the service";
+                        return Err(GitError::plain(Reason::Auth, message));
+                    }
+                    if self.secret_shown.replace(true) {
+                        let message =
+                            format!("the git server refused all keys of the ssh agent for user {user}");
+                        return Err(GitError::plain(Reason::Auth, message));
+                    }
+                    return Cred::ssh_key_from_agent(user).map_err(cannot);
+                };
+                let certificate = certificate_of(key)?;
                 if self.secret_shown.replace(true) {
-                    let message = format!("the git server refused the key {} of user {user}", key.display());
+                    let with = if certificate.is_some() { ", with its certificate," } else { "" };
+                    let message =
+                        format!("the git server refused the key {}{with} of user {user}", key.display());
                     return Err(GitError::plain(Reason::Auth, message));
                 }
                 // Read here, so that a missing file is named.
                 let text = read_secret("repo.ssh_key", key)?;
-                Cred::ssh_key_from_memory(user, None, &text, None).map_err(cannot)
+                Cred::ssh_key_from_memory(user, certificate.as_deref(), &text, None).map_err(cannot)
             }
             Remote::Http { origin } => {
                 if !allowed.contains(CredentialType::USER_PASS_PLAINTEXT) {
@@ -157,8 +167,11 @@ impl<'a> Session<'a> {
                     ));
                 }
                 let (field, file) = match (&self.config.token_file, &self.config.password_file) {
-                    (Some(file), _) => ("repo.token_file", file),
-                    (None, Some(file)) => ("repo.password_file", file),
+                    (Some(file), _) => ("repo.token_file", Some(file)),
+                    (None, Some(file)) => ("repo.password_file", Some(file)),
+                    (None, None) if !self.config.credential_helper.is_empty() => {
+                        ("repo.credential_helper", None)
+                    }
                     (None, None) => {
                         let hint = "set repo.token_file, or repo.username and repo.password_file";
                         return Err(GitError::plain(
@@ -173,12 +186,25 @@ impl<'a> Session<'a> {
                         format!("{origin} wants credentials, and {field} is for the host of repo.url alone"),
                     ));
                 }
+                let known = self.config.username.as_deref().or(user_in_url);
+                let (named, password) = match file {
+                    Some(file) => (String::new(), read_secret(field, file)?),
+                    None => self.ask_helper(origin, known)?,
+                };
                 // Forges that take a token in the password's place do not look at the name.
-                let user = self.config.username.as_deref().or(user_in_url).unwrap_or("x-access-token");
-                Cred::userpass_plaintext(user, &read_secret(field, file)?).map_err(cannot)
+                let user = Some(named.as_str()).filter(|name| !name.is_empty()).or(known);
+                Cred::userpass_plaintext(user.unwrap_or("x-access-token"), &password).map_err(cannot)
             }
             Remote::Local(_) => Err(GitError::plain(Reason::Auth, "a local repo asks for no credentials")),
         }
+    }
+
+    fn ask_helper(&self, origin: &str, user: Option<&str>) -> Result<(String, String), GitError> {
+        let refused =
+            |why: String| GitError::plain(Reason::Auth, format!("{origin} wants credentials: {why}"));
+        credential_helper::ask(&self.config.credential_helper, origin, user)
+            .map_err(refused)?
+            .ok_or_else(|| refused("repo.credential_helper knows of none".to_owned()))
     }
 
     fn check_host_key(&self, key: Option<&[u8]>) -> Result<CertificateCheckStatus, GitError> {
@@ -218,6 +244,17 @@ fn read_secret(field: &str, path: &Path) -> Result<String, GitError> {
     }
     // A private key needs its last line end; a password must not have one.
     Ok(if text.contains("PRIVATE KEY") { text } else { text.trim_end_matches(['\r', '\n']).to_owned() })
+}
+
+/// The certificate of a key, which stands beside it as `ssh` has it (ssh(1), `-i`); `None`: there is none.
+fn certificate_of(key: &Path) -> Result<Option<String>, GitError> {
+    let mut name = key.as_os_str().to_owned();
+    name.push("-cert.pub");
+    let path = PathBuf::from(name);
+    match path.exists() {
+        true => read_secret("the certificate of repo.ssh_key", &path).map(Some),
+        false => Ok(None),
+    }
 }
 
 /// Makes libgit2 trust the authorities of `repo.ca_file` too. It has one list a process, which only grows.

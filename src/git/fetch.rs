@@ -7,6 +7,7 @@ use git2::{Direction, FetchOptions, Oid, ProxyOptions, RemoteRedirect};
 
 use super::cache::FETCHED;
 use super::credentials::{Session, named};
+use super::depth::ALL;
 use super::error::is_damage;
 use super::remote::Remote;
 use super::{GitError, Repository, id_of, library, local};
@@ -56,23 +57,29 @@ impl Repository {
             }
         }
         let fresh = self.cache.make_beside()?;
-        let tip = self.download(&fresh, &self.config.url, &self.branch_ref(), FETCHED, None)?;
+        let tip = self.download(&fresh, &self.config.url, &self.branch_ref(), FETCHED, None, self.depth())?;
         let tip = tip.ok_or_else(|| self.no_branch())?;
         self.replace_by(fresh)?;
         self.damaged.store(false, Ordering::Release);
         Ok(FetchedHead { id: id_of(tip)?, moved: true })
     }
 
-    /// Puts all that the cache's refs lead to into one pack, beside, asking nobody.
+    /// Puts all that the cache's refs lead to into one pack, beside: asking nobody, but where history ends somewhere, which
+    /// only a fetch can tell the copy of.
     fn compact(&self) -> Result<(), GitError> {
         let fresh = self.cache.make_beside()?;
         let old = self.cache.repository()?;
+        if old.is_shallow() {
+            let (url, branch) = (&self.config.url, self.branch_ref());
+            let tip = self.download(&fresh, url, &branch, FETCHED, None, self.depth())?;
+            return tip.map_or(Ok(()), |_| self.replace_by(fresh));
+        }
         local::Repo::of_cache(old, &self.config.url).download(&fresh, FETCHED, FETCHED, None)?;
         self.replace_by(fresh)
     }
 
     /// Puts `fresh` in the cache's place, with what only the cache knows. No receipt is written meanwhile.
-    fn replace_by(&self, fresh: git2::Repository) -> Result<(), GitError> {
+    pub(super) fn replace_by(&self, fresh: git2::Repository) -> Result<(), GitError> {
         let _no_receipts = self.publishing.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         local::keep(&self.cache, &fresh, &self.config.url);
         drop(fresh);
@@ -83,7 +90,9 @@ impl Repository {
         let cache = self.cache.repository().map_err(Failed::Cache)?;
         let known =
             cache.find_reference(FETCHED).ok().and_then(|r| r.target()).filter(|id| has_tree(&cache, *id));
-        let tip = self.download(&cache, &self.config.url, &self.branch_ref(), FETCHED, known);
+        // What is there already stays as deep as it is.
+        let depth = if cache.find_reference(FETCHED).is_ok() { ALL } else { self.depth() };
+        let tip = self.download(&cache, &self.config.url, &self.branch_ref(), FETCHED, known, depth);
         // A write that failed halfway says nothing about who is at fault: the cache is the one that can be replaced.
         let tip = tip.map_err(|error| match error.reason {
             Reason::StorageIo => Failed::Cache(error),
@@ -101,7 +110,7 @@ impl Repository {
         format!("refs/heads/{}", self.config.branch)
     }
 
-    fn no_branch(&self) -> GitError {
+    pub(super) fn no_branch(&self) -> GitError {
         GitError::plain(
             Reason::GitUnreachable,
             format!("{} has no branch `{}` (see repo.branch)", named(&self.config.url), self.config.branch),
@@ -109,9 +118,29 @@ impl Repository {
     }
 
     /// Downloads what `remote_ref` of a remote stands for and points `local_ref` there, over one connection that ends
-    /// after the listing when the tip is `known`. `None`: the remote has no such ref, or hides it.
+    /// after the listing when the tip is `known`. Of a remote elsewhere it takes `depth` commits on each path, or
+    /// [`ALL`]. `None`: the remote has no such ref, or hides it.
     pub(super) fn download(
         &self,
+        into: &git2::Repository,
+        url: &SafeUrl,
+        remote_ref: &str,
+        local_ref: &str,
+        known: Option<Oid>,
+        depth: i32,
+    ) -> Result<Option<Oid>, GitError> {
+        match self.download_to(depth, into, url, remote_ref, local_ref, known) {
+            // Old and small servers (libgit2, smart_protocol.c).
+            Err(error) if depth != ALL && error.to_string().contains("doesn't support shallow") => {
+                self.download_to(ALL, into, url, remote_ref, local_ref, known)
+            }
+            result => result,
+        }
+    }
+
+    fn download_to(
+        &self,
+        depth: i32,
         into: &git2::Repository,
         url: &SafeUrl,
         remote_ref: &str,
@@ -122,17 +151,18 @@ impl Repository {
         if let Remote::Local(path) = &target {
             return local::Repo::open(path, url)?.download(into, remote_ref, local_ref, known);
         }
-        let session = Session::new(&self.config, &target)?;
+        let session = Session::new(self.access(url), &target)?;
         self.with_connection(into, url, &target, &session, Direction::Fetch, |connection| {
             let tip = listed(connection, &session, url, remote_ref)?;
             if tip.is_some() && tip != known {
                 let refspec = format!("+{remote_ref}:{local_ref}");
                 let mut options = FetchOptions::new();
                 options.remote_callbacks(session.callbacks());
-                options.proxy_options(proxy());
+                options.proxy_options(proxy(url));
                 options.follow_redirects(RemoteRedirect::None);
                 options.download_tags(git2::AutotagOption::None);
                 options.update_fetchhead(false);
+                options.depth(depth);
                 connection
                     .remote()
                     .fetch(&[&refspec], Some(&mut options), None)
@@ -163,7 +193,7 @@ impl Repository {
             library::set_home(&home).map_err(|e| GitError::with(Reason::Internal, "set libgit2 up", e))?;
         }
         let mut connection = remote
-            .connect_auth(direction, Some(session.callbacks()), Some(proxy()))
+            .connect_auth(direction, Some(session.callbacks()), Some(proxy(url)))
             .map_err(|e| session.error(format!("connect to {}", named(url)), e))?;
         drop(ssh_home);
         call(&mut connection)
@@ -176,10 +206,13 @@ enum Failed {
     Cache(GitError),
 }
 
-/// The proxy of the unit's environment (`https_proxy`, `no_proxy`), if there is one.
-pub(super) fn proxy<'a>() -> ProxyOptions<'a> {
+/// The proxy of the unit's environment (`https_proxy`, `no_proxy`), if there is one. For plain http libgit2 has none: it would
+/// speak to the server itself as to a proxy (1.9, httpclient.c).
+pub(super) fn proxy<'a>(url: &SafeUrl) -> ProxyOptions<'a> {
     let mut options = ProxyOptions::new();
-    options.auto();
+    if url.scheme() == Some("https") {
+        options.auto();
+    }
     options
 }
 

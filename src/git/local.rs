@@ -246,8 +246,18 @@ pub(super) fn keep(cache: &Cache, fresh: &git2::Repository, url: &SafeUrl) {
     if let Ok(notes) = repository.references_glob("refs/notes/gitopsd/*") {
         names.extend(notes.flatten().filter_map(|note| note.name().ok().map(str::to_owned)));
     }
+    let shallow = repository.is_shallow();
     let old = Repo::of_cache(repository, url);
     for name in names {
+        // Where history ends somewhere, only a fetch brings it: what it has brought is pointed at.
+        if let (true, Some(tip)) = (shallow && name == TRUSTED, old.tip(TRUSTED).ok().flatten()) {
+            if fresh.find_commit(tip).is_ok()
+                && let Err(error) = fresh.reference(TRUSTED, tip, true, "")
+            {
+                tracing::warn!("{name}: {}", error.message());
+            }
+            continue;
+        }
         if let Err(error) = old.download(fresh, &name, &name, None) {
             tracing::warn!("{name} was in the damaged copy of the config repo alone: {error}");
         }

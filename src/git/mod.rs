@@ -9,7 +9,9 @@ mod at;
 mod blame;
 mod cache;
 mod clone;
+mod credential_helper;
 mod credentials;
+mod depth;
 mod error;
 mod fetch;
 mod hostkey;
@@ -18,6 +20,8 @@ mod library;
 mod local;
 mod notes;
 mod patterns;
+mod place;
+mod poll;
 mod provenance;
 mod publish;
 mod remote;
@@ -29,10 +33,8 @@ mod watch;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
 
 use git2::Oid;
-use sha2::{Digest as _, Sha256};
 
 pub use at::files_at;
 pub use blame::BlamedLine;
@@ -40,18 +42,22 @@ pub use clone::{CommitLine, LocalClone, Written};
 pub use error::GitError;
 pub use fetch::FetchedHead;
 pub use inspect::{Inspected, TrustedSigners, inspect, trusted_signers};
+pub use place::Place;
+pub use poll::Poll;
 pub use provenance::Provenance;
 pub use signature::{Signer, TrustedSigner};
 pub use trust::TrustedCommit;
 pub use watch::{RefWatch, watch_paths};
 
-use crate::config::agent::RepoConfig;
-use crate::types::{CommitId, HostName, Reason};
+use crate::config::agent::{RemoteAccess, RepoConfig};
+use crate::types::{CommitId, Reason, SafeUrl};
 
 /// The config repo, by way of the agent's own copy of it. Shared freely between threads.
 #[derive(Debug)]
 pub struct Repository {
     config: RepoConfig,
+    /// How the remote of receipts is reached, where it is another one with credentials of its own.
+    audit: Option<RepoConfig>,
     cache: cache::Cache,
     /// Held by the one fetch that is under way.
     fetching: Mutex<()>,
@@ -61,6 +67,8 @@ pub struct Repository {
     damaged: AtomicBool,
     /// What commits of receipts are signed with.
     key: Option<PathBuf>,
+    /// With all history in it.
+    wants_all: AtomicBool,
 }
 
 impl Repository {
@@ -85,10 +93,12 @@ impl Repository {
         let (cache, sound) = cache::Cache::open(cache_dir)?;
         Ok(Self {
             config: config.clone(),
+            audit: None,
             cache,
             fetching: Mutex::new(()),
             publishing: Mutex::new(()),
             damaged: AtomicBool::new(!sound),
+            wants_all: AtomicBool::new(false),
             key: None,
         })
     }
@@ -110,14 +120,32 @@ impl Repository {
             )
         })
     }
-}
 
-/// How much later than others this host polls: stable, and up to a tenth of `poll`, so that a fleet started at once
-/// does not ask the server at once.
-pub fn splay(host: &HostName, poll: Duration) -> Duration {
-    let hash = Sha256::digest(host.as_str().as_bytes());
-    let number = hash.iter().take(4).fold(0_u32, |sum, byte| (sum << 8) | u32::from(*byte));
-    poll.mul_f64(f64::from(number) / f64::from(u32::MAX) / 10.0)
+    /// Has receipts for `remote` pushed with credentials of its own: those of the repo are not shown there.
+    ///
+    /// # Errors
+    /// `config-invalid`: the address is not one git can use here. `tls`: `report.ca_file` cannot be read.
+    pub fn with_audit(mut self, remote: &SafeUrl, access: &RemoteAccess) -> Result<Self, GitError> {
+        remote::Remote::parse(remote)?;
+        credentials::trust_authorities(access.ca_file.as_ref())?;
+        self.audit = Some(RepoConfig {
+            url: remote.clone(),
+            ssh_key: access.ssh_key.clone(),
+            known_hosts: access.known_hosts.clone().or_else(|| self.config.known_hosts.clone()),
+            username: access.username.clone(),
+            password_file: access.password_file.clone(),
+            token_file: access.token_file.clone(),
+            credential_helper: access.credential_helper.clone(),
+            ca_file: access.ca_file.clone(),
+            ..self.config.clone()
+        });
+        Ok(self)
+    }
+
+    /// What a remote is reached with.
+    fn access(&self, url: &SafeUrl) -> &RepoConfig {
+        self.audit.as_ref().filter(|audit| audit.url == *url).unwrap_or(&self.config)
+    }
 }
 
 fn id_of(oid: Oid) -> Result<CommitId, GitError> {
@@ -128,19 +156,4 @@ fn oid_of(id: &CommitId) -> Result<Oid, GitError> {
     id.as_str().parse().map_err(|e: git2::Error| {
         GitError::with(Reason::Unsupported, format!("commit {id} is not of a SHA-1 repository"), e)
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn splay_is_stable_and_small() {
-        let poll = Duration::from_secs(30);
-        let of = |name: &str| splay(&name.parse().unwrap(), poll);
-        assert_eq!(of("web-1"), of("web-1"));
-        let all: std::collections::BTreeSet<Duration> = (0..100).map(|n| of(&format!("web-{n}"))).collect();
-        assert!(all.len() > 90 && all.iter().all(|splay| *splay <= poll / 10));
-        assert!(all.last() > Some(&Duration::from_secs(2)));
-    }
 }

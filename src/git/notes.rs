@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use git2::{ObjectType, Oid, Repository, Signature, Tree};
+use git2::{ObjectType, Oid, Repository, Tree};
 use serde_json::Value;
 
 use super::GitError;
@@ -143,7 +143,7 @@ pub(super) fn append(
         }
     }
     let (Some(tree), true) = (tree, added > 0) else { return Ok(base) };
-    let author = Signature::now("gitopsd", &format!("gitopsd@{host}"))?;
+    let author = super::depth::author(cache, host)?;
     let message = format!("{added} receipt{} of {host}\n", if added == 1 { "" } else { "s" });
     let parents: Vec<_> = parent.iter().collect();
     let Some(key) = key else {

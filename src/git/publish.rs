@@ -5,8 +5,11 @@ use std::cell::RefCell;
 use git2::{Direction, Oid, PushOptions, RemoteRedirect};
 
 use super::credentials::{Session, named};
+use super::depth::ALL;
+use super::error::is_damage;
 use super::fetch::{listed, proxy};
 use super::notes::{self, Entries};
+use super::place::{self, Place};
 use super::remote::Remote;
 use super::{GitError, Repository, local};
 use crate::types::{CommitId, HostName, Reason, SafeUrl};
@@ -17,6 +20,12 @@ const ATTEMPTS: usize = 4;
 /// Where the remote's notes are fetched to.
 const THEIRS: &str = "refs/gitopsd/notes";
 
+/// The ref that is written to, and what it was when it was looked at.
+struct Target<'a> {
+    name: &'a str,
+    theirs: Option<Oid>,
+}
+
 /// What one attempt came to.
 enum Attempt {
     /// The remote holds all receipts.
@@ -25,50 +34,98 @@ enum Attempt {
     Fetch,
     /// The remote did not take the push, and says why; it was at this value before.
     Refused(Option<Oid>, String),
+    /// It does not take it at all, and says why.
+    Final(String),
 }
 
 impl Repository {
     /// Adds receipts (commit, id, one line of JSON with that id) to the notes of this host and pushes them to
-    /// `remote`, or to `repo.url`. Receipts that are there already are not added again, so that after any error the
-    /// same call may be made again. Receipts the remote has and the cache lacks are kept.
+    /// `remote`, or to `repo.url`: to the notes' own ref, or to a branch where the server refuses that for good. Receipts
+    /// that are there already are not added again, so that after any error the same call may be made again. Receipts the
+    /// remote has and the cache lacks are kept.
     ///
     /// # Errors
-    /// `notes-refused`: the server does not let this host write its ref. `auth`, `git-unreachable` and the others of
+    /// `notes-refused`: the server lets this host write neither. `auth`, `git-unreachable` and the others of
     /// [`Repository::fetch`].
     pub fn publish(
         &self,
         remote: Option<&SafeUrl>,
         host: &HostName,
         receipts: &[(CommitId, String, String)],
-    ) -> Result<(), GitError> {
+    ) -> Result<Place, GitError> {
         let _one_at_a_time = self.publishing.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let url = remote.unwrap_or(&self.config.url);
-        let target = Remote::parse(url)?;
         let entries = notes::entries(receipts)?;
-        let name = notes::ref_of(host);
+        let dir = self.cache.parent();
+        let on_branch = place::is_branch(dir, url)?;
+        let name = place::ref_at(on_branch, host);
+        let Some(why) = self.publish_to(url, &name, host, &entries)? else {
+            return Ok(if on_branch { Place::Branch } else { Place::Notes });
+        };
+        let refused = |what: String| Err(GitError::plain(Reason::NotesRefused, what));
+        let first = format!("push {name} to {}: {why}", named(url));
+        // Of a directory there is no server to refuse anything.
+        if on_branch || matches!(Remote::parse(url)?, Remote::Local(_)) {
+            return refused(first);
+        }
+        let branch = place::ref_at(true, host);
+        if let Some(again) = self.publish_to(url, &branch, host, &entries)? {
+            return refused(format!("{first}; and {branch}: {again}"));
+        }
+        place::remember(dir, url)?;
+        let branch = branch.strip_prefix("refs/heads/").unwrap_or(&branch).to_owned();
+        Ok(Place::NewBranch { branch, why })
+    }
+
+    /// Pushes to one ref of the remote. `Some`: the server refuses it for good, with its words.
+    fn publish_to(
+        &self,
+        url: &SafeUrl,
+        name: &str,
+        host: &HostName,
+        entries: &Entries,
+    ) -> Result<Option<String>, GitError> {
+        let target = Remote::parse(url)?;
         let mut refused: Option<(Option<Oid>, String)> = None;
+        // A refusal with nothing changed since is final; otherwise somebody else was first.
+        let is_final = |refused: &Option<(Option<Oid>, String)>, now: Option<Oid>| {
+            refused.as_ref().filter(|(then, _)| *then == now).map(|(_, why)| Attempt::Final(why.clone()))
+        };
         for _ in 0..ATTEMPTS {
             let cache = self.cache.repository()?;
             let attempt = match &target {
                 Remote::Local(path) => {
                     let repo = local::Repo::open(path, url)?;
-                    let theirs = repo.tip(&name)?;
-                    self.stop_if_unmoved(&name, url, theirs, &refused)?;
-                    self.publish_to_directory(&cache, repo, theirs, host, &entries)?
+                    let theirs = repo.tip(name)?;
+                    match is_final(&refused, theirs) {
+                        Some(end) => end,
+                        None => self.publish_to_directory(&cache, repo, name, theirs, host, entries)?,
+                    }
                 }
                 _ => {
-                    let session = Session::new(&self.config, &target)?;
+                    let session = Session::new(self.access(url), &target)?;
                     self.with_connection(&cache, url, &target, &session, Direction::Push, |connection| {
-                        let theirs = listed(connection, &session, url, &name)?;
-                        self.stop_if_unmoved(&name, url, theirs, &refused)?;
-                        self.publish_over(&cache, connection, &session, url, theirs, host, &entries)
+                        let theirs = listed(connection, &session, url, name)?;
+                        match is_final(&refused, theirs) {
+                            Some(end) => Ok(end),
+                            None => self.publish_over(
+                                &cache,
+                                connection,
+                                &session,
+                                url,
+                                Target { name, theirs },
+                                host,
+                                entries,
+                            ),
+                        }
                     })?
                 }
             };
             match attempt {
-                Attempt::Done => return Ok(()),
-                Attempt::Fetch => drop(self.download(&cache, url, &name, THEIRS, None)?),
+                Attempt::Done => return Ok(None),
+                Attempt::Fetch => drop(self.download(&cache, url, name, THEIRS, None, ALL)?),
                 Attempt::Refused(at, why) => refused = Some((at, why)),
+                Attempt::Final(why) => return Ok(Some(why)),
             }
         }
         let message = format!("{name} of {} moves faster than this host can follow", named(url));
@@ -82,26 +139,11 @@ impl Repository {
         self.prepare(&cache, None, host, &notes::entries(receipts)?).map(drop)
     }
 
-    /// A refusal with nothing changed since is final; otherwise somebody else was first.
-    fn stop_if_unmoved(
-        &self,
-        name: &str,
-        url: &SafeUrl,
-        now: Option<Oid>,
-        refused: &Option<(Option<Oid>, String)>,
-    ) -> Result<(), GitError> {
-        match refused {
-            Some((then, why)) if *then == now => {
-                Err(GitError::plain(Reason::NotesRefused, format!("push {name} to {}: {why}", named(url))))
-            }
-            _ => Ok(()),
-        }
-    }
-
     fn publish_to_directory(
         &self,
         cache: &git2::Repository,
         repo: local::Repo,
+        name: &str,
         theirs: Option<Oid>,
         host: &HostName,
         entries: &Entries,
@@ -114,7 +156,7 @@ impl Repository {
             _ => return Ok(Attempt::Done),
         };
         let objects = self.reading(repo.lacks(cache, new))?;
-        Ok(match repo.push(objects, &notes::ref_of(host), theirs, new)? {
+        Ok(match repo.push(objects, name, theirs, new)? {
             true => Attempt::Done,
             false => Attempt::Refused(theirs, "the ref is locked".to_owned()),
         })
@@ -126,7 +168,7 @@ impl Repository {
         connection: &mut git2::RemoteConnection<'_, '_, '_>,
         session: &Session<'_>,
         url: &SafeUrl,
-        theirs: Option<Oid>,
+        Target { name, theirs }: Target<'_>,
         host: &HostName,
         entries: &Entries,
     ) -> Result<Attempt, GitError> {
@@ -137,7 +179,7 @@ impl Repository {
             Some(new) if theirs != Some(new) => new,
             _ => return Ok(Attempt::Done),
         };
-        let name = notes::ref_of(host);
+        let ours = notes::ref_of(host);
         let status = RefCell::new(None);
         let mut callbacks = session.callbacks();
         callbacks.push_update_reference(|_, message| {
@@ -154,16 +196,21 @@ impl Repository {
         });
         let mut options = PushOptions::new();
         options.remote_callbacks(callbacks);
-        options.proxy_options(proxy());
+        options.proxy_options(proxy(url));
         options.follow_redirects(RemoteRedirect::None);
         options.packbuilder_parallelism(1);
-        let pushed = connection.remote().push(&[format!("{name}:{name}")], Some(&mut options));
+        let pushed = connection.remote().push(&[format!("{ours}:{name}")], Some(&mut options));
         drop(options);
         match (pushed, status.into_inner()) {
             (Ok(()), None) => Ok(Attempt::Done),
             (Ok(()), Some(why)) => Ok(Attempt::Refused(theirs, why)),
             (Err(e), _) if e.code() == git2::ErrorCode::NotFastForward => {
                 Ok(Attempt::Refused(theirs, e.message().to_owned()))
+            }
+            (Err(e), _) if cache.is_shallow() && is_damage(&e) => {
+                // libgit2 has walked past the end of the copy's history: the next fetch brings all of it.
+                self.want_all();
+                Err(session.error(format!("push {name} to {}", named(url)), e))
             }
             (Err(e), _) => Err(session.error(format!("push {name} to {}", named(url)), e)),
         }

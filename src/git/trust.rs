@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use git2::{ErrorCode, Oid};
 
 use super::cache::TRUSTED;
+use super::depth;
 use super::signature::{self, Signer, Signers};
 use super::{FetchedHead, GitError, Repository, id_of, oid_of};
 use crate::config::agent::SignatureConfig;
@@ -52,8 +53,8 @@ impl Repository {
         head: &FetchedHead,
         high_water: Option<&CommitId>,
     ) -> Result<TrustedCommit, GitError> {
-        let cache = self.cache.repository()?;
         let oid = oid_of(head.id())?;
+        let cache = self.deep_enough(oid, high_water)?;
         self.reading(cache.find_commit(oid).and_then(|commit| commit.tree()).map(drop))?;
         if let Some(mark) = high_water
             && !self.descends(&cache, oid, oid_of(mark)?)?
@@ -190,13 +191,17 @@ impl Repository {
     /// # Errors
     /// `storage-io`: the cache is damaged.
     pub fn leads_to(&self, head: &FetchedHead, mark: &CommitId) -> Result<bool, GitError> {
-        self.descends(&self.cache.repository()?, oid_of(head.id())?, oid_of(mark)?)
+        let tip = oid_of(head.id())?;
+        self.descends(&self.deep_enough(tip, Some(mark))?, tip, oid_of(mark)?)
     }
 
     /// Whether `mark` is `tip` or one of its ancestors. A mark that the cache lacks is no ancestor of anything in it.
     fn descends(&self, cache: &git2::Repository, tip: Oid, mark: Oid) -> Result<bool, GitError> {
         if tip == mark {
             return Ok(true);
+        }
+        if cache.is_shallow() {
+            return Ok(depth::reaches(cache, tip, mark));
         }
         Ok(has(cache, mark) && self.reading(cache.graph_descendant_of(tip, mark))?)
     }

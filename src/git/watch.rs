@@ -202,6 +202,10 @@ fn of_path(dir: &Path, path: &Path) -> Meaning {
     if heads.starts_with(path) {
         return Meaning::Moved;
     }
+    // Where hosts put receipts that a server takes nowhere else: what they say moves nothing.
+    if path.starts_with(heads.join("gitopsd/receipts")) {
+        return Meaning::Nothing;
+    }
     let is_lock = path.extension().is_some_and(|extension| extension == "lock");
     let names_branches =
         path.starts_with(&heads) || path == dir.join("HEAD") || path == dir.join("packed-refs");
@@ -221,6 +225,7 @@ mod tests {
             ("/srv/config.git/HEAD", Meaning::Changed),
             ("/srv/config.git/packed-refs", Meaning::Changed),
             ("/srv/config.git/refs/heads/main.lock", Meaning::Nothing),
+            ("/srv/config.git/refs/heads/gitopsd/receipts/web-1", Meaning::Nothing),
             ("/srv/config.git/refs/notes/gitopsd/web-1", Meaning::Nothing),
             ("/srv/config.git/objects", Meaning::Nothing),
             ("/srv/other.git", Meaning::Nothing),

@@ -208,6 +208,14 @@ impl Door {
     }
 }
 
+/// A client for one URL of something else than a registry, which follows no redirect. `whose` is for messages.
+pub(crate) fn client_for(whose: &str, ca_file: Option<PathBuf>, url: &Url) -> Result<Client, PullError> {
+    // Fails only when one is installed already, which is as good.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let proxies = Arc::new(Proxies::of_environment()?);
+    Door::new(whose, &Tls { ca_file, client: None }, &proxies)?.direct(url).cloned()
+}
+
 /// What is there, else what can be made.
 fn once(
     place: &OnceLock<Client>,

@@ -43,6 +43,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 pub use ahead::{PullProgress, PullResult, Wanted};
 pub use error::{Disposition, PullError};
+pub(crate) use http::client_for;
 pub use pack::{Packed, PackedLayer};
 pub use pull::{Progress, Pulled};
 pub use repair::{Known, Remedy, RepairProgress, Repaired};

@@ -87,6 +87,8 @@ kinds! {
     HoldEnded "hold-ended" "58e1d0f7b6c94a23a7f4b8d3c9e0256a" Info "A service follows the repo again."
     ReceiptsPushed "receipts-pushed" "fb20c6d8e5a7413b9d1f7c4e0a8b6352" Info "Receipts are in git."
     ReceiptsStuck "receipts-stuck" "17d9a3e6c0f84b52b8e4d7f1c5a69038" Warning "Receipts cannot be pushed; they wait in the outbox."
+    ReceiptsOnBranch "receipts-on-branch" "a7e27e6c44c0ce2cde84c6eaa0a14a59" Warning "The git server refuses git notes of this host; its receipts are pushed to a branch from now on."
+    StatusStuck "status-stuck" "0879a1a57b4c3e0c3def76ad37c8c2c3" Warning "The forge does not take the commit status of this host; it is tried again."
     ImagesCollected "images-collected" "3d5b8f07c2e14a96b0f7d9a4c6e21853" Info "Images that nothing needs were removed."
     StoreDamaged "store-damaged" "94c1f6a8e0d74b3586a2c7f3d9e05b1f" Error "A layer is not as it was unpacked: nothing new runs on it, and it is pulled again."
     StateTrouble "state-trouble" "a6e8c2f4d0b7495183c9f5e1b7d02a46" Error "State could not be read or written."

@@ -82,6 +82,20 @@ pub struct RepoStatus {
     pub reason: Option<Reason>,
     /// The same for people.
     pub message: Option<String>,
+    /// The listener for webhooks, where one is configured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub webhook: Option<WebhookStatus>,
+}
+
+/// The listener for webhooks. All numbers since the start of the agent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WebhookStatus {
+    /// Where it listens; `null` while it cannot.
+    pub listen: Option<std::net::SocketAddr>,
+    /// Deliveries whose signature was right.
+    pub deliveries: u64,
+    /// Requests that were refused.
+    pub refused: u64,
 }
 
 /// The commit that is acted on.

@@ -13,6 +13,7 @@
 //!   services/<service>.json       what the journal remembers of a service; `.previous.json` is the one before
 //!   receipts/<id>.json            what happened, the newest thousand
 //!   outbox/<id>.json              receipts that are not in git yet
+//!   commit-status.json            what a forge shows of this host
 //! ```
 //! `store/`, `containers/`, `volumes/` and `logs/` beside them belong to `registry` and `engine`, `git/` to `git`.
 

@@ -18,6 +18,12 @@ mod deploy;
 mod drains;
 mod faults;
 mod files;
+#[path = "../support/forge_server.rs"]
+#[expect(dead_code, reason = "tests of the forge look at more of a request")]
+mod forge_server;
+#[path = "../support/git_server.rs"]
+#[expect(dead_code, reason = "tests of git use the rest of it")]
+mod git_server;
 mod health;
 mod image;
 mod images;
@@ -34,6 +40,8 @@ mod mended;
 mod networks;
 mod operator;
 mod ports;
+#[path = "../support/proxy_server.rs"]
+mod proxy_server;
 mod runtimes;
 mod secrets;
 mod service;
@@ -41,3 +49,4 @@ mod sidebyside;
 mod state;
 mod tampering;
 mod trust;
+mod woken;

@@ -306,9 +306,13 @@ impl SshServer {
     pub fn start(dir: &Path) -> Self {
         fs::create_dir_all(dir).unwrap();
         fs::create_dir_all("/run/sshd").unwrap();
-        for (name, kind) in
-            [("host_ed25519", "ed25519"), ("host_ecdsa", "ecdsa"), ("host_rsa", "rsa"), ("client", "ed25519")]
-        {
+        for (name, kind) in [
+            ("host_ed25519", "ed25519"),
+            ("host_ecdsa", "ecdsa"),
+            ("host_rsa", "rsa"),
+            ("client", "ed25519"),
+            ("user_ca", "ed25519"),
+        ] {
             let status = Command::new("ssh-keygen")
                 .args(["-q", "-N", "", "-t", kind, "-f"])
                 .arg(dir.join(name))
@@ -330,7 +334,7 @@ impl SshServer {
         let d = dir.display();
         let text = format!(
             "ListenAddress 127.0.0.1:{port}\nHostKey {d}/host_ed25519\nHostKey {d}/host_ecdsa\nHostKey {d}/host_rsa\n\
-             AuthorizedKeysFile {d}/authorized_keys\nStrictModes no\nUsePAM no\nPermitRootLogin prohibit-password\n\
+             TrustedUserCAKeys {d}/user_ca.pub\nAuthorizedKeysFile {d}/authorized_keys\nStrictModes no\nUsePAM no\nPermitRootLogin prohibit-password\n\
              PasswordAuthentication no\nKbdInteractiveAuthentication no\nPidFile none\n\
              SetEnv GIT_CONFIG_COUNT=1 GIT_CONFIG_KEY_0=safe.directory GIT_CONFIG_VALUE_0=*\n"
         );

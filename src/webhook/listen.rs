@@ -1,0 +1,108 @@
+//! The socket, and who may hold a connection to it.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
+
+use super::request::{self, Answer};
+use super::{Shared, signature};
+use crate::config::agent::Listen;
+
+/// Longest time for one request, its answer included. A delivery takes some milliseconds.
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// Most connections. One more ends the oldest: a real one has had its answer by then, and one that drips has not.
+const MOST: usize = 64;
+
+/// Until it is tried again to listen.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// Opens the socket, within a runtime.
+pub(super) fn bind(listen: &Listen) -> std::io::Result<TcpListener> {
+    let listener = match listen {
+        Listen::Address(address) => std::net::TcpListener::bind(address)?,
+        Listen::Systemd => handed_over()?,
+    };
+    listener.set_nonblocking(true)?;
+    TcpListener::from_std(listener)
+}
+
+/// The socket that systemd has opened for this process (sd_listen_fds(3)).
+fn handed_over() -> std::io::Result<std::net::TcpListener> {
+    let other = |why: &str| std::io::Error::other(why.to_owned());
+    let mut found = sd_notify::listen_fds()?;
+    let fd = found
+        .next()
+        .ok_or_else(|| other("systemd has handed over no socket: is gitopsd-webhook.socket enabled?"))?;
+    // A duplicate of it, which is ours by type: no other code of this process owns the number that is only named here.
+    let own = pidfd_open(getpid(), PidfdFlags::empty())?;
+    let socket: OwnedFd = pidfd_getfd(own, fd, PidfdGetfdFlags::empty())?;
+    let listener = std::net::TcpListener::from(socket);
+    listener.local_addr().map_err(|_| other("what systemd has handed over is no socket of TCP"))?;
+    if !rustix::net::sockopt::socket_acceptconn(&listener)? {
+        return Err(other("the socket that systemd has handed over is not listened to"));
+    }
+    Ok(listener)
+}
+
+/// Listens for ever; `first` is what the first try came to.
+pub(super) async fn run(listen: Listen, first: std::io::Result<TcpListener>, shared: Arc<Shared>) {
+    let mut tried = first;
+    let mut said = String::new();
+    let listener = loop {
+        match tried {
+            Ok(listener) => break listener,
+            Err(error) => {
+                let text = format!("webhook: cannot listen at {listen}: {error}; it is tried again");
+                if text != said {
+                    tracing::warn!("{text}");
+                    said = text;
+                }
+            }
+        }
+        tokio::time::sleep(RETRY).await;
+        tried = bind(&listen).inspect(|listener| shared.listens(listener));
+    };
+    let mut connections: VecDeque<(SocketAddr, JoinHandle<()>)> = VecDeque::new();
+    loop {
+        let (stream, peer) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(_) => {
+                // Out of descriptors, or the client is gone already: give others time to close theirs.
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        connections.retain(|(_, connection)| !connection.is_finished());
+        if connections.len() >= MOST
+            && let Some((whose, oldest)) = connections.pop_front()
+        {
+            oldest.abort();
+            shared.judged(Answer::Slow, whose);
+        }
+        connections.push_back((peer, tokio::spawn(serve(stream, peer, shared.clone()))));
+    }
+}
+
+async fn serve(mut stream: TcpStream, peer: SocketAddr, shared: Arc<Shared>) {
+    let answered = tokio::time::timeout(DEADLINE, async {
+        let answer = match signature::secrets(&shared.secret_file) {
+            Ok(secrets) => request::judge(&mut stream, &secrets, &shared.pace).await?,
+            Err(_) => Answer::NoSecret,
+        };
+        // Counted, and the wake sent, before the forge hears of it.
+        shared.judged(answer, peer);
+        request::say(&mut stream, answer).await
+    });
+    match answered.await {
+        // The client has gone: it is told nothing, and nothing has come of it.
+        Ok(Ok(()) | Err(_)) => {}
+        Err(_) => shared.judged(Answer::Slow, peer),
+    }
+}
