@@ -16,10 +16,14 @@ mod named;
 mod network;
 #[path = "git/notes.rs"]
 mod notes;
+#[path = "git/plan.rs"]
+mod plan;
 #[path = "git/signatures.rs"]
 mod signatures;
 #[path = "git/watch.rs"]
 mod watch;
+#[path = "git/waves.rs"]
+mod waves;
 
 use std::fs;
 use std::path::{Path, PathBuf};

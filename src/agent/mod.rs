@@ -5,6 +5,7 @@
 
 mod admit;
 mod ailing;
+mod arrivals;
 pub mod clock;
 mod conclude;
 pub mod control;
@@ -14,6 +15,7 @@ mod errors;
 mod execute;
 mod fault;
 mod garbage;
+mod gate;
 pub mod images;
 mod jobs;
 mod memory;
@@ -30,6 +32,7 @@ mod shims;
 mod socket;
 mod source;
 mod summary;
+mod tags;
 mod waiters;
 mod wake;
 mod wakers;
@@ -149,6 +152,10 @@ pub struct Agent {
     repository: Arc<Repository>,
     outbox_changed: bool,
     outbox: outbox::Outbox,
+    /// What this host said last of a whole commit.
+    arrivals: arrivals::Arrivals,
+    /// What it found that tags stood for at the commit in force.
+    tags: Option<crate::state::tagged::KeptTags>,
     waiters: Vec<Waiter>,
     zones: ZoneCache,
     garbage: Garbage,
@@ -236,6 +243,8 @@ impl Agent {
             config.repo.clone(),
             config.host.clone(),
             config.policy.clone(),
+            config.report.remote.clone(),
+            config.follow,
             now,
         );
         // It is read out of the repo anew. Its former version may be of an older commit, and is not to be deployed.
@@ -271,6 +280,8 @@ impl Agent {
             ends: BTreeMap::new(),
             outbox_changed: true,
             outbox: outbox::Outbox::default(),
+            arrivals: arrivals::Arrivals::new(state.load_arrival()),
+            tags: state.load_tags(),
             waiters: Vec::new(),
             zones: ZoneCache::default(),
             garbage: Garbage::at_start(),

@@ -1,21 +1,25 @@
 //! What the repo wants: fetched, believed, read and resolved beside the loop; taken over within it.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
 
+use super::gate::{Passed, Porter, Read, Waits};
+use super::tags::Moved;
 use super::wake::{Wake, Waker};
 use crate::config::agent::{HostIdentity, RepoConfig};
-use crate::config::repo::{self, RepoView};
-use crate::git::{Repository, Signer};
+use crate::config::repo::RepoView;
+use crate::git::{Repository, Signer, Tags};
 use crate::reconcile::later;
 use crate::reconcile::record::{Deployed, ServiceRecord};
 use crate::reconcile::world::{Desired, DesiredService};
 use crate::registry::{PullError, Registry};
+use crate::report::waves::Concerns;
 use crate::types::{
-    CommitId, CommitInfo, Declared, Digest, PinnedImage, Policy, Reason, Refusal, ServiceName, Timestamp,
+    CommitId, CommitInfo, Declared, Digest, HostName, ImageRef, PinnedImage, Policy, Reason, Refusal,
+    RegistryRef, SafeUrl, ServiceName, Timestamp,
 };
 
 /// First pause before a tag that could not be looked up is tried again; doubled each time.
@@ -35,6 +39,17 @@ pub struct Revision {
     pub signer: Option<Signer>,
     /// Its message says that windows do not count for it.
     pub waives_window: bool,
+    /// What other hosts found that tags stand for, where this one goes by it.
+    pub tags: Tags,
+}
+
+/// What came of a look at the repo.
+#[derive(Debug)]
+pub struct Looked {
+    /// What is to be in force: the head, or, where that waits for other hosts, what is in force already.
+    pub revision: Option<Revision>,
+    /// The head, where it waits.
+    pub waits: Option<Waits>,
 }
 
 /// What is known of the repo, and what is being found out.
@@ -46,6 +61,17 @@ pub struct Source {
     repo: RepoConfig,
     host: HostIdentity,
     policy: Policy,
+    /// Where hosts write to, if not to the repo itself.
+    remote: Option<SafeUrl>,
+    /// Whether tags stand for what other hosts found.
+    follow: bool,
+    /// What these found.
+    tags: Tags,
+    concerns: Arc<Mutex<Concerns>>,
+    /// The wave of this host at the commit in force; `None`: it is in none.
+    pub wave: Option<usize>,
+    /// The head, where it waits for other hosts.
+    pub waits: Option<Waits>,
     splay: Duration,
     fetching: bool,
     again: bool,
@@ -72,6 +98,8 @@ impl Source {
         repo: RepoConfig,
         host: HostIdentity,
         policy: Policy,
+        remote: Option<SafeUrl>,
+        follow: bool,
         now: Timestamp,
     ) -> Self {
         let splay = crate::git::splay(&host.name, repo.poll);
@@ -83,6 +111,12 @@ impl Source {
             repo,
             host,
             policy,
+            remote,
+            follow,
+            tags: Tags::new(),
+            concerns: Arc::default(),
+            wave: None,
+            waits: None,
             splay,
             fetching: false,
             again: false,
@@ -98,20 +132,40 @@ impl Source {
     /// Looks at the repo, beside the loop. While a look is under way, one more is put down for after it. Gives the
     /// number of the look that will have seen everything up to now.
     ///
-    /// `accepted`: this one commit is believed whatever it descends from.
-    pub fn look(&mut self, high_water: Option<CommitId>, accepted: Option<CommitId>, now: Timestamp) -> u64 {
+    /// `accepted`: this one commit is believed whatever it descends from. `in_force`: what a head that waits for other
+    /// hosts leaves as it is; `waives`: none waits.
+    pub fn look(
+        &mut self,
+        high_water: Option<CommitId>,
+        accepted: Option<CommitId>,
+        in_force: Option<CommitId>,
+        waives: bool,
+        now: Timestamp,
+    ) -> u64 {
         if self.fetching {
             self.again = true;
             return self.looks + 2;
         }
         self.fetching = true;
         self.next_poll = later(now, self.repo.poll + self.splay);
-        let repository = self.repository.clone();
-        let (host, policy, expected) = (self.host.clone(), self.policy.clone(), self.repo.repo_id.clone());
+        // Should this look fail, the next one is due at the next poll.
+        if let Some(waits) = &mut self.waits {
+            waits.until = None;
+        }
+        let porter = Porter {
+            repository: self.repository.clone(),
+            host: self.host.clone(),
+            policy: self.policy.clone(),
+            remote: self.remote.clone(),
+            in_force,
+            first: self.reached_at.is_none(),
+            follow: self.follow,
+            concerns: self.concerns.clone(),
+        };
+        let trust = Trust { high_water, accepted, repo_id: self.repo.repo_id.clone(), waives };
         let waker = self.waker.clone();
         self.runtime.spawn_blocking(move || {
-            let trust = Trust { high_water, accepted, repo_id: expected };
-            let result = read_head(&repository, &trust, &host, &policy);
+            let result = read_head(&porter, &trust);
             // The loop may be gone: then nobody is left to tell.
             let _ = waker.send(Wake::Fetched(Box::new(result)));
         });
@@ -123,6 +177,12 @@ impl Source {
         self.looks += 1;
         self.fetching = false;
         std::mem::take(&mut self.again)
+    }
+
+    /// When the next look is due by itself: at the next poll, or when others have been well for long enough.
+    pub fn next_look(&self) -> Timestamp {
+        let over = self.waits.as_ref().and_then(|waits| waits.until);
+        over.map_or(self.next_poll, |over| over.min(self.next_poll))
     }
 
     /// Whether a look is under way.
@@ -140,6 +200,8 @@ impl Source {
     ) -> Desired {
         self.attempts.clear();
         self.declared.clear();
+        self.tags = revision.tags;
+        self.wave = Some(revision.view.place).filter(|place| *place < revision.view.waves.len());
         let mut services = BTreeMap::new();
         for (name, wanted) in revision.view.services {
             let service = match wanted {
@@ -163,6 +225,7 @@ impl Source {
             commit: revision.commit,
             declared_in_repo: revision.view.declared_in_repo,
             services,
+            removed: revision.view.removed,
             window_waived: revision.waives_window,
         }
     }
@@ -202,11 +265,41 @@ impl Source {
         let (registry, waker) = (self.registry.clone(), self.waker.clone());
         let (commit, service, image) = (commit.clone(), name.clone(), spec.image.clone());
         let fallback = spec.fallback.clone();
+        let recorded = self.recorded(&image);
         self.runtime.spawn(async move {
-            let result = registry.resolve_or(&image, &fallback).await;
+            let looked_for = match (&image, &recorded) {
+                (ImageRef::Registry(bare), Some((digest, _))) => {
+                    ImageRef::Registry(RegistryRef { digest: Some(digest.clone()), ..bare.clone() })
+                }
+                _ => image.clone(),
+            };
+            let result = registry.resolve_or(&looked_for, &fallback).await;
+            if let (ImageRef::Registry(bare), Some((recorded, by))) = (&image, recorded)
+                && let Some(now) = registry.top(bare).await.filter(|now| *now != recorded)
+            {
+                let service = service.clone();
+                // The loop may be gone: then nobody is left to tell.
+                let _ = waker.send(Wake::TagMoved(Box::new(Moved { service, image, recorded, by, now })));
+            }
             // The loop may be gone: then nobody is left to tell.
             let _ = waker.send(Wake::Resolved { commit, service, result });
         });
+    }
+
+    /// What another host found that a reference stands for.
+    fn recorded(&self, image: &ImageRef) -> Option<(Digest, HostName)> {
+        match image {
+            ImageRef::Registry(reference) if reference.digest.is_none() => {
+                self.tags.get(&image.to_string()).cloned()
+            }
+            _ => None,
+        }
+    }
+
+    /// The image of a service whose tag this host looked up by itself.
+    pub fn looked_up(&self, name: &ServiceName) -> Option<ImageRef> {
+        let image = &self.declared.get(name)?.image;
+        self.recorded(image).is_none().then(|| image.clone())
     }
 
     /// Looks those tags up again whose time has come.
@@ -274,33 +367,42 @@ struct Trust {
     accepted: Option<CommitId>,
     /// The repo calls itself so.
     repo_id: Option<String>,
+    /// An operator does not wait for other hosts.
+    waives: bool,
 }
 
 /// Stages 2 to 4 of the loop.
-fn read_head(
-    repository: &Repository,
-    trust: &Trust,
-    host: &HostIdentity,
-    policy: &Policy,
-) -> Result<Revision, Refusal> {
+fn read_head(porter: &Porter, trust: &Trust) -> Result<Looked, Refusal> {
+    let repository = &porter.repository;
     let head = repository.fetch().map_err(|error| error.to_refusal())?;
     let accepted = trust.accepted.as_ref() == Some(head.id());
     let mark = trust.high_water.as_ref().filter(|_| !accepted);
     let trusted = repository.admit(&head, mark).map_err(|error| error.to_refusal())?;
-    let signer = trusted.signer().cloned();
-    let commit = repository.info(&trusted).map_err(|error| error.to_refusal())?;
-    let waives_window = repository.waives_window(&trusted).map_err(|error| error.to_refusal())?;
-    let files = repository.files(&trusted).map_err(|error| error.to_refusal())?;
-    let view = repo::read(&files, host, policy);
-    if let Some(refusal) = &view.fatal {
+    let read = porter.read(trusted)?;
+    if let Some(refusal) = &read.view.fatal {
         return Err(refusal.clone());
     }
-    match (trust.repo_id.as_deref(), &view.repo_id) {
-        (Some(expected), found) if found.as_deref() != Some(expected) => {
-            let found = found.as_deref().unwrap_or("nothing");
-            let message = format!("the repo calls itself `{found}`, and repo.repo_id expects `{expected}`");
-            Err(Refusal::new(Reason::RepoIdMismatch, message))
-        }
-        _ => Ok(Revision { commit, view, signer, waives_window }),
+    if let (Some(expected), found) = (trust.repo_id.as_deref(), &read.view.repo_id)
+        && found.as_deref() != Some(expected)
+    {
+        let found = found.as_deref().unwrap_or("nothing");
+        let message = format!("the repo calls itself `{found}`, and repo.repo_id expects `{expected}`");
+        return Err(Refusal::new(Reason::RepoIdMismatch, message));
+    }
+    let passed = match trust.waives {
+        true => Passed { read: Some(read), waits: None },
+        false => porter.pass(read)?,
+    };
+    let revision = passed.read.map(|read| Revision::of(porter, read)).transpose()?;
+    Ok(Looked { revision, waits: passed.waits })
+}
+
+impl Revision {
+    fn of(porter: &Porter, read: Read) -> Result<Self, Refusal> {
+        let repository = &porter.repository;
+        let tags = porter.tags(&read)?;
+        let commit = repository.info(&read.commit).map_err(|error| error.to_refusal())?;
+        let waives_window = repository.waives_window(&read.commit).map_err(|error| error.to_refusal())?;
+        Ok(Self { commit, view: read.view, signer: read.commit.signer().cloned(), waives_window, tags })
     }
 }

@@ -15,6 +15,7 @@ mod grants;
 mod health;
 mod health_read;
 mod images;
+pub mod images_named;
 mod layer;
 mod load;
 mod named;
@@ -29,6 +30,7 @@ mod service;
 mod times;
 mod trust;
 mod volume;
+mod waves;
 pub(crate) mod words;
 mod zones;
 

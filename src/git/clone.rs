@@ -4,13 +4,13 @@ use std::path::{Path, PathBuf};
 
 use git2::{BranchType, ErrorCode, Oid};
 
-use super::tree::clean;
+use super::heard::NOTES;
+use super::tree::{clean, says_now};
 use super::{GitError, id_of, library, notes, oid_of};
+use crate::reconcile::arrival::Arrival;
+use crate::reconcile::tagged::Tagged;
 use crate::state::receipts::Receipt;
 use crate::types::{CommitId, HostName, Reason, Timestamp};
-
-/// Where the receipts of a host are, without the host.
-const NOTES: &str = "refs/notes/gitopsd/";
 
 /// A git repository on disk, its notes included.
 pub struct LocalClone {
@@ -23,6 +23,8 @@ pub struct LocalClone {
 pub struct Written {
     /// By the time they were over.
     pub receipts: Vec<Receipt>,
+    /// What it said of whole commits, in no order.
+    pub arrivals: Vec<Arrival>,
     /// Lines that this version cannot read: those of a later one.
     pub unreadable: usize,
 }
@@ -93,11 +95,14 @@ impl LocalClone {
             let name: Option<HostName> =
                 found.name().ok().and_then(|name| name.strip_prefix(NOTES)?.parse().ok());
             let (Some(host), Some(tip)) = (name, found.target()) else { continue };
-            let mut written = Written { receipts: Vec::new(), unreadable: 0 };
+            let mut written = Written { receipts: Vec::new(), arrivals: Vec::new(), unreadable: 0 };
             for json in notes::receipts(&self.repository, tip).map_err(failed)? {
-                match serde_json::from_str::<Receipt>(&json) {
-                    Ok(receipt) => written.receipts.push(receipt),
-                    Err(_) => written.unreadable += 1,
+                if let Ok(receipt) = serde_json::from_str::<Receipt>(&json) {
+                    written.receipts.push(receipt);
+                } else if let Ok(arrival) = serde_json::from_str::<Arrival>(&json) {
+                    written.arrivals.push(arrival);
+                } else if serde_json::from_str::<Tagged>(&json).is_err() {
+                    written.unreadable += 1;
                 }
             }
             written.receipts.sort_by_key(|receipt| receipt.transition.finished_at);
@@ -114,6 +119,12 @@ impl LocalClone {
             Ok((ahead, 0)) => Some(ahead),
             _ => None,
         }
+    }
+
+    /// Whether a commit's message says that hosts do not wait for one another: `Gitopsd-Waves: now`.
+    pub fn waives_waves(&self, commit: &CommitId) -> bool {
+        let found = oid_of(commit).ok().and_then(|oid| self.repository.find_commit(oid).ok());
+        found.is_some_and(|commit| says_now(commit.message_bytes(), "gitopsd-waves"))
     }
 
     /// A commit, for people; `None` where it is not here.

@@ -8,6 +8,7 @@ use git2::{Direction, FetchOptions, Oid, ProxyOptions, RemoteRedirect};
 use super::cache::FETCHED;
 use super::credentials::{Session, named};
 use super::error::is_damage;
+use super::heard::notes_in;
 use super::remote::Remote;
 use super::{GitError, Repository, id_of, library, local};
 use crate::types::{CommitId, Reason, SafeUrl};
@@ -125,6 +126,10 @@ impl Repository {
         let session = Session::new(&self.config, &target)?;
         self.with_connection(into, url, &target, &session, Direction::Fetch, |connection| {
             let tip = listed(connection, &session, url, remote_ref)?;
+            if remote_ref == self.branch_ref() {
+                let seen = connection.list().map(notes_in).ok();
+                *self.listing.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = seen;
+            }
             if tip.is_some() && tip != known {
                 let refspec = format!("+{remote_ref}:{local_ref}");
                 let mut options = FetchOptions::new();

@@ -11,7 +11,9 @@ mod cache;
 mod clone;
 mod credentials;
 mod error;
+mod evidence;
 mod fetch;
+mod heard;
 mod hostkey;
 mod library;
 mod local;
@@ -36,7 +38,9 @@ pub use at::files_at;
 pub use blame::BlamedLine;
 pub use clone::{CommitLine, LocalClone, Written};
 pub use error::GitError;
+pub use evidence::{Evidence, Tags};
 pub use fetch::FetchedHead;
+pub use heard::Heard;
 pub use signature::Signer;
 pub use trust::TrustedCommit;
 pub use watch::{RefWatch, watch_paths};
@@ -55,6 +59,8 @@ pub struct Repository {
     publishing: Mutex<()>,
     /// The cache wants to be made anew by the next fetch.
     damaged: AtomicBool,
+    /// The notes that the remote listed when the branch was looked at last.
+    listing: Mutex<Option<Vec<Heard>>>,
 }
 
 impl Repository {
@@ -83,6 +89,7 @@ impl Repository {
             fetching: Mutex::new(()),
             publishing: Mutex::new(()),
             damaged: AtomicBool::new(!sound),
+            listing: Mutex::new(None),
         })
     }
 }

@@ -9,7 +9,9 @@ use git2::{ObjectType, Oid, Repository, Signature, Tree};
 use serde_json::Value;
 
 use super::GitError;
-use crate::types::{CommitId, HostName, Reason, Timestamp};
+use crate::reconcile::arrival::Arrival;
+use crate::reconcile::tagged::Tagged;
+use crate::types::{CommitId, HostName, Reason, Timestamp, plural};
 
 /// Longest note that is added to, in bytes.
 const MAX_NOTE_BYTES: usize = 16 << 20;
@@ -58,6 +60,11 @@ pub(super) fn entries(receipts: &[(CommitId, String, String)]) -> Result<Entries
 /// `shop 1.4.2: deployed on web-1 in 3.1 s`, or with what went wrong at the end.
 fn summary(receipt: &Value) -> Option<String> {
     let text = |name: &str| receipt.get(name).and_then(Value::as_str);
+    match text("kind") {
+        Some("arrival") => return arrival(receipt),
+        Some("tags") => return tags(receipt),
+        _ => {}
+    }
     let (service, result, host) = (text("service")?, text("result")?, text("host")?);
     let image = receipt.pointer("/to/image").and_then(Value::as_str).unwrap_or_default();
     let image = image.split('@').next().unwrap_or_default();
@@ -77,7 +84,27 @@ fn summary(receipt: &Value) -> Option<String> {
             line.push_str(&format!(": {message}"));
         }
     }
-    // A message holds what a container or a server wrote. It may neither end the line nor pass for a receipt.
+    plain(&line)
+}
+
+/// `web-1: healthy at this commit`, or with what is not.
+fn arrival(word: &Value) -> Option<String> {
+    let word: Arrival = serde_json::from_value(word.clone()).ok()?;
+    plain(&match word.trouble() {
+        None => format!("{}: healthy at this commit", word.host),
+        Some(trouble) => format!("{}: failed at this commit: {trouble}", word.host),
+    })
+}
+
+/// `web-1 found 2 tags for this commit`.
+fn tags(word: &Value) -> Option<String> {
+    let word: Tagged = serde_json::from_value(word.clone()).ok()?;
+    let count = plural(word.tags.len(), "tag", "tags");
+    plain(&format!("{}: found what {count} stood for", word.host))
+}
+
+/// A message holds what a container or a server wrote. It may neither end the line nor pass for a receipt.
+fn plain(line: &str) -> Option<String> {
     let line: String = line.chars().map(|c| if c.is_control() { ' ' } else { c }).take(300).collect();
     (!line.starts_with('{')).then_some(line)
 }
@@ -138,6 +165,15 @@ pub(super) fn all(cache: &Repository, tip: Oid) -> Result<Entries, git2::Error> 
 pub(super) fn receipts(repository: &Repository, tip: Oid) -> Result<Vec<String>, git2::Error> {
     let entries = all(repository, tip)?.into_values().flatten();
     Ok(entries.filter_map(|entry| entry.text.lines().last().map(str::to_owned)).collect())
+}
+
+/// The lines of JSON in the note on one commit, oldest first.
+pub(super) fn lines_on(repository: &Repository, tip: Oid, commit: Oid) -> Result<Vec<String>, git2::Error> {
+    let tree = repository.find_commit(tip)?.tree()?;
+    let Some(id) = find(repository, &tree, &commit.to_string())? else { return Ok(Vec::new()) };
+    let text = read(repository, id)?;
+    let lines = text.split(|b| *b == b'\n').filter(|line| line.starts_with(b"{"));
+    Ok(lines.map(|line| String::from_utf8_lossy(line).into_owned()).collect())
 }
 
 fn collect(cache: &Repository, tree: &Tree<'_>, prefix: &str, into: &mut Entries) -> Result<(), git2::Error> {

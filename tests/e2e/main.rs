@@ -12,11 +12,16 @@
     reason = "a test says what is wrong by panicking"
 )]
 
+#[path = "../support/git_server.rs"]
+mod git_server;
+
 mod chaos;
 mod deploy;
 mod drains;
 mod faults;
+mod fifty;
 mod files;
+mod follow;
 mod health;
 mod image;
 mod images;
@@ -38,3 +43,4 @@ mod secrets;
 mod service;
 mod sidebyside;
 mod state;
+mod waves;
