@@ -12,6 +12,7 @@
     reason = "a test says what is wrong by panicking"
 )]
 
+#[allow(dead_code, reason = "the tests of git use the rest of it")]
 #[path = "../support/git_server.rs"]
 mod git_server;
 

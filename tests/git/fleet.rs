@@ -33,7 +33,7 @@ pub fn write(lab: &Lab, host: &str, commit: &CommitId, story: &Story<'_>) {
             json!({ "generation": generation, "image": format!("r.io/{service}:{tag}"), "digest": digest })
         })
     };
-    let number = |tag: &Option<&str>| tag.map_or(0, |tag| tag.split('.').next().unwrap().parse().unwrap());
+    let number = |tag: &Option<&str>| tag.map_or(0, |tag| tag.parse().unwrap());
     let bad = !["deployed", "removed"].contains(result);
     let id = format!("{service}-{at}");
     let receipt = json!({
