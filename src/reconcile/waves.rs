@@ -55,7 +55,8 @@ impl Gate {
 }
 
 /// Whether a host of wave `place` may act on a commit. Every earlier wave has to be well on it for its `wait`; the first
-/// that is not is the one that is told. A wave in which the commit changes nothing is passed at once.
+/// that is not is the one that is told. A wave in which the commit changes nothing is passed at once; one without any
+/// known host is waited for.
 pub fn gate(waves: &[Wave], place: usize, members: &[Member], now: Timestamp) -> Gate {
     for (number, wave) in waves.iter().enumerate().take(place) {
         let own: Vec<&Member> = members.iter().filter(|member| member.wave == number).collect();
@@ -71,6 +72,11 @@ pub fn gate(waves: &[Wave], place: usize, members: &[Member], now: Timestamp) ->
 fn one(number: usize, wave: &Wave, members: &[&Member], now: Timestamp) -> Gate {
     let name = number + 1;
     let count = members.iter().filter(|member| member.stand != Stand::Unconcerned).count();
+    if members.is_empty() {
+        // Its hosts are yet to come, or its patterns are wrong: silence is not health.
+        let message = format!("wave {name}: no host of it has ever said how it is");
+        return Gate::Wait { refusal: Refusal::new(Reason::Wave, message), until: None };
+    }
     let needed = (count * usize::from(wave.min_healthy)).div_ceil(100);
     if needed == 0 {
         return Gate::Open;
@@ -231,7 +237,8 @@ mod tests {
                     let long = |since: Timestamp| waves[number].wait.is_zero() || later(since, waves[number].wait) <= time(now);
                     good += u64::from(matches!(member.stand, Stand::Healthy(since) if long(since)));
                 }
-                good * 100 >= all * u64::from(waves[number].min_healthy)
+                let known = members.iter().any(|member| member.wave == number);
+                known && good * 100 >= all * u64::from(waves[number].min_healthy)
             });
             prop_assert_eq!(answer == Gate::Open, well);
             // Nobody waits for those after it.
