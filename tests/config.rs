@@ -448,6 +448,7 @@ fn the_page_and_the_parser_know_the_same_keys() {
         "trust",
         "depends",
         "times",
+        "waves",
     ] {
         let source = std::fs::read_to_string(root().join(format!("src/config/{file}.rs"))).unwrap();
         let source = source.split("#[cfg(test)]").next().unwrap().to_owned();
