@@ -240,11 +240,7 @@ impl Agent {
             hands.registry.clone(),
             handle.clone(),
             waker.clone(),
-            config.repo.clone(),
-            config.host.clone(),
-            config.policy.clone(),
-            config.report.remote.clone(),
-            config.follow,
+            &config,
             now,
         );
         // It is read out of the repo anew. Its former version may be of an older commit, and is not to be deployed.

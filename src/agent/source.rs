@@ -9,7 +9,7 @@ use tokio::runtime::Handle;
 use super::gate::{Passed, Porter, Read, Waits};
 use super::tags::Moved;
 use super::wake::{Wake, Waker};
-use crate::config::agent::{HostIdentity, RepoConfig};
+use crate::config::agent::{AgentConfig, HostIdentity, RepoConfig};
 use crate::config::repo::RepoView;
 use crate::git::{Repository, Signer, Tags};
 use crate::reconcile::later;
@@ -95,24 +95,20 @@ impl Source {
         registry: Arc<Registry>,
         runtime: Handle,
         waker: Waker,
-        repo: RepoConfig,
-        host: HostIdentity,
-        policy: Policy,
-        remote: Option<SafeUrl>,
-        follow: bool,
+        config: &AgentConfig,
         now: Timestamp,
     ) -> Self {
-        let splay = crate::git::splay(&host.name, repo.poll);
+        let splay = crate::git::splay(&config.host.name, config.repo.poll);
         Self {
             repository,
             registry,
             runtime,
             waker,
-            repo,
-            host,
-            policy,
-            remote,
-            follow,
+            repo: config.repo.clone(),
+            host: config.host.clone(),
+            policy: config.policy.clone(),
+            remote: config.report.remote.clone(),
+            follow: config.follow,
             tags: Tags::new(),
             concerns: Arc::default(),
             wave: None,

@@ -50,8 +50,8 @@ fn gather(git: &Git, commit: Oid, heard: &[Heard]) -> Result<Vec<Evidence>, git2
     for (host, tip) in heard {
         let word = |commit: &Oid| {
             let lines = notes::lines_on(git, *tip, *commit)?;
-            let words = lines.iter().filter_map(|line| serde_json::from_str::<Arrival>(line).ok());
-            Ok::<_, git2::Error>(words.filter(|word| word.host == *host).next_back())
+            let mut words = lines.iter().filter_map(|line| serde_json::from_str::<Arrival>(line).ok());
+            Ok::<_, git2::Error>(words.rfind(|word| word.host == *host))
         };
         let on = word(&commit)?;
         let mut before = None;
