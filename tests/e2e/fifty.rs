@@ -11,7 +11,6 @@ use std::time::{Duration, Instant};
 use crate::git_server::HttpServer;
 use crate::image::Kind;
 use crate::lab::hosts::{Fleet, inside};
-use crate::lab::wait_for;
 
 /// Passes connections on, and counts them.
 struct Counter {
@@ -67,16 +66,28 @@ impl Counter {
     }
 }
 
+/// Waits for something, as long as fifty agents on a busy machine may take.
+#[track_caller]
+fn wait_for(what: &str, mut found: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !found() {
+        assert!(begun.elapsed() < Duration::from_secs(240), "waited in vain for {what}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
 #[test]
 fn many_agents_one_git_server_one_registry() {
-    let count = if std::env::var_os("GITOPSD_TEST_ALL").is_some() { 50 } else { 6 };
+    let all = std::env::var_os("GITOPSD_TEST_ALL").is_some();
+    // Seconds between two looks: fifty agents on two processors leave little for a server beside them.
+    let (count, poll) = if all { (50, 15) } else { (6, 3) };
     let mut fleet = Fleet::new();
     let git = |args: &[&str]| fleet.lab.git(&fleet.lab.path("repo.git"), args);
     git(&["config", "http.receivepack", "true"]);
     let server = HttpServer::start(&fleet.lab.path(""), None);
     let registry = Counter::before(fleet.lab.registry_port);
     fleet.url = server.url("repo.git");
-    fleet.poll = "3s";
+    fleet.poll = if all { "15s" } else { "3s" };
     fleet.registry_port = registry.port;
     let through = |reference: &str| {
         reference.replace(&format!(":{}/", fleet.lab.registry_port), &format!(":{}/", registry.port))
@@ -86,13 +97,14 @@ fn many_agents_one_git_server_one_registry() {
     let names: Vec<String> = (1..=count).map(|number| format!("h-{number}")).collect();
     fleet.start(&names.iter().map(String::as_str).collect::<Vec<_>>());
     for host in &fleet.hosts {
-        wait_for("the first look", || host.status()["revision"]["commit"].is_string().then_some(()));
+        wait_for("the first look", || host.status()["revision"]["commit"].is_string());
     }
     // What it costs that nothing happens: one request a look.
     let (before, begun) = (server.requests.load(Ordering::SeqCst), Instant::now());
-    std::thread::sleep(Duration::from_secs(7));
+    std::thread::sleep(Duration::from_secs(2 * poll + 1));
     let idle = server.requests.load(Ordering::SeqCst) - before;
-    let looks = begun.elapsed().as_secs_f64() / 3.0 * f64::from(u32::try_from(count).unwrap());
+    let looks = begun.elapsed().as_secs_f64() / f64::from(u32::try_from(poll).unwrap())
+        * f64::from(u32::try_from(count).unwrap());
     println!("{count} agents at rest: {idle} requests in {:.1} s", begun.elapsed().as_secs_f64());
     assert!(f64::from(u32::try_from(idle).unwrap()) <= looks + f64::from(u32::try_from(count).unwrap()));
 
@@ -103,12 +115,13 @@ fn many_agents_one_git_server_one_registry() {
         let mut last = Duration::ZERO;
         for host in &fleet.hosts {
             for service in ["web", "more"] {
-                host.wait_serving(service, image);
+                let what = format!("{} to serve {service}", host.name);
+                wait_for(&what, || host.serves(service).as_ref() == Some(image));
             }
             last = begun.elapsed();
         }
         for host in &fleet.hosts {
-            wait_for("its receipts to be in git", || (host.status()["outbox"] == 0).then_some(()));
+            wait_for("its receipts to be in git", || host.status()["outbox"] == 0);
         }
         let pushed = begun.elapsed();
         let (spread, pulls) = registry.spread(begun);
@@ -121,10 +134,10 @@ fn many_agents_one_git_server_one_registry() {
             server.requests.load(Ordering::SeqCst),
         );
         // They do not come all at once: each has its own moment between two looks.
-        assert!(spread >= Duration::from_secs(1), "{spread:?}");
+        assert!(spread >= Duration::from_secs(poll) / 10, "{spread:?}");
     }
-    // Each agent has one thing to ask git for at a time, and one to write.
-    assert!(server.peak.load(Ordering::SeqCst) <= 2 * count);
+    // Each agent has one thing to ask git for at a time, and one to write; the end of one may not be seen yet.
+    assert!(server.peak.load(Ordering::SeqCst) <= 3 * count);
 
     // Every receipt of every host is in git, once, and under its own commit.
     let clone = fleet.clone_of();
