@@ -75,6 +75,53 @@ fn the_example_repo_is_clean() {
     assert_eq!(report.services, 1);
 }
 
+/// A parser that goes as deep as the text does would end the agent, and nothing could be told any more.
+#[test]
+fn text_nested_without_end_is_an_error_and_no_end() {
+    for text in [
+        "[".repeat(100_000),
+        format!("x = {}", "[".repeat(200_000)),
+        format!("x = {}", "{a=".repeat(100_000)),
+    ] {
+        let found = view(
+            &[("services/shop.toml", &text), ("services/web.toml", "image = \"r.io/web:1\"\n")],
+            &Policy::default(),
+        );
+        assert!(found.services[&name("shop")].is_err());
+        assert!(found.services[&name("web")].is_ok(), "it costs that service only");
+        assert!(
+            check(&repo(&[("hosts/web-1.toml", &text)]), None).diagnostics.iter().any(|it| it.is_error())
+        );
+    }
+    let keys = format!("{} = 1\n", vec!["a"; 100_000].join("."));
+    assert!(view(&[("services/shop.toml", &keys)], &Policy::default()).services[&name("shop")].is_err());
+}
+
+#[test]
+fn waves_and_what_is_meant_to_go() {
+    let top = "format = 1\nremoved = [\"old\"]\n[[wave]]\nhosts = [\"a-*\", \"role=edge\"]\nwait = \"10m\"\nmin_healthy = \"90%\"\n[[wave]]\nhosts = [\"web-*\"]\n";
+    let mut files = repo(&[("hosts/web-1.toml", "labels = [\"role=edge\"]\n")]);
+    files.insert("gitopsd.toml".to_owned(), top.as_bytes().to_vec());
+    let place = |host: &str, labels: &[&str]| {
+        let identity = self::host(host, labels);
+        let view = read(&files, &identity, &Policy::default());
+        assert!(view.diagnostics.is_empty(), "{:?}", view.diagnostics);
+        assert_eq!(view.removed, [name("old")].into());
+        assert_eq!((view.waves[0].wait, view.waves[0].min_healthy), (Duration::from_secs(600), 90));
+        assert_eq!((view.waves[1].wait, view.waves[1].min_healthy), (Duration::ZERO, 100));
+        view.place
+    };
+    assert_eq!([place("a-1", &[]), place("web-1", &[]), place("web-2", &[])], [0, 0, 1]);
+    assert_eq!([place("db-1", &["role=edge"]), place("db-1", &[])], [0, 2]);
+    assert!(check(&files, None).diagnostics.is_empty());
+    files.insert("hosts/db-1.toml".to_owned(), Vec::new());
+    let found = check(&files, None).diagnostics;
+    assert!(
+        found.len() == 1 && !found[0].is_error() && found[0].message.contains("in no [[wave]]"),
+        "{found:?}"
+    );
+}
+
 /// The example of the contract: every key of it is taken.
 #[test]
 fn a_service_with_every_key() {
@@ -481,6 +528,7 @@ fn the_page_and_the_parser_know_the_same_keys() {
         "report",
         "webhook",
         "forge",
+        "waves",
     ] {
         let source = std::fs::read_to_string(root().join(format!("src/config/{file}.rs"))).unwrap();
         let source = source.split("#[cfg(test)]").next().unwrap().to_owned();

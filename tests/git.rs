@@ -24,6 +24,8 @@ mod network;
 mod notes;
 #[path = "git/openpgp.rs"]
 mod openpgp;
+#[path = "git/plan.rs"]
+mod plan;
 #[path = "git/settled.rs"]
 mod settled;
 #[path = "git/signatures.rs"]
@@ -34,6 +36,8 @@ mod signed_receipts;
 mod trust;
 #[path = "git/watch.rs"]
 mod watch;
+#[path = "git/waves.rs"]
+mod waves;
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -24,6 +24,8 @@ mod crash;
 mod documents;
 #[path = "registry/environment.rs"]
 mod environment;
+#[path = "registry/lock.rs"]
+mod lock;
 #[path = "registry/logins.rs"]
 mod logins;
 #[path = "registry/mirrors.rs"]

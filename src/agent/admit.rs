@@ -1,6 +1,7 @@
 //! What a look at the repo brings: believed, made durable, acted on.
 
-use super::source::Revision;
+use super::gate::Waits;
+use super::source::{Looked, Revision};
 use super::{Agent, clock};
 use crate::report::Message;
 use crate::report::message::Kind;
@@ -15,7 +16,7 @@ impl Agent {
     }
 
     /// A look at the repo is over.
-    pub(super) fn fetched(&mut self, result: Result<Revision, Refusal>) {
+    pub(super) fn fetched(&mut self, result: Result<Looked, Refusal>) {
         let now = clock::now();
         if self.source.looked() {
             self.look();
@@ -32,29 +33,50 @@ impl Agent {
                 }
                 self.source.refusal = Some(refusal);
             }
-            Ok(mut revision) => {
+            Ok(Looked { revision, waits }) => {
                 // Not that of a look which had begun before it was said.
                 let waives = self.waives;
                 self.waives &= self.source.is_looking();
-                revision.waives_window |= waives;
                 let refused = self.source.refusal.take().is_some();
                 let first = self.source.reached_at.is_none();
                 self.source.reached_at = Some(now);
-                let moved =
-                    self.desired.as_ref().is_none_or(|desired| desired.commit.id != revision.commit.id);
-                if moved || first || revision.reset.is_some() {
-                    // A new agent reads the same commit again: what an operator said of it still holds.
-                    let former = self.desired.as_ref().filter(|_| !moved);
-                    revision.waives_window |= former.is_some_and(|desired| desired.window_waived);
-                    self.admit(revision, moved, now);
-                } else if waives {
-                    self.set_desired(|desired| desired.window_waived = true);
+                self.wait_for_others(waits);
+                if let Some(mut revision) = revision {
+                    revision.waives_window |= waives;
+                    let moved =
+                        self.desired.as_ref().is_none_or(|desired| desired.commit.id != revision.commit.id);
+                    if moved || first || revision.reset.is_some() {
+                        // A new agent reads the same commit again: what an operator said of it still holds.
+                        let former = self.desired.as_ref().filter(|_| !moved);
+                        revision.waives_window |= former.is_some_and(|desired| desired.window_waived);
+                        self.admit(revision, moved, now);
+                    } else if waives {
+                        self.set_desired(|desired| desired.window_waived = true);
+                    }
                 }
                 if refused && self.source.refusal.is_none() {
                     self.tell(Some(Message::new(Kind::SourceFound, "the config repo is followed again")));
                 }
             }
         }
+    }
+
+    /// Says that the head waits for other hosts, or that they have stopped it: once.
+    fn wait_for_others(&mut self, waits: Option<Waits>) {
+        if let Some(waits) = &waits {
+            // What is waited for changes all the time; that it is waited, and that this is over, is news.
+            let same = self.source.waits.as_ref().is_some_and(|former| {
+                former.commit.id == waits.commit.id
+                    && former.refusal.reason == waits.refusal.reason
+                    && (!waits.stopped || former.refusal == waits.refusal)
+            });
+            if !same {
+                let kind = if waits.stopped { Kind::RevisionStopped } else { Kind::RevisionWaits };
+                let text = format!("{}; everything stays as it is", waits.refusal.message);
+                self.tell(Some(Message::new(kind, text).because(&waits.refusal).at(&waits.commit.id)));
+            }
+        }
+        self.source.waits = waits;
     }
 
     /// Takes a revision over: the mark first, then what it wants.
@@ -79,7 +101,10 @@ impl Agent {
         }
         let reset = revision.reset.take();
         self.conclude_reset(reset.as_ref(), &commit.id, moved);
-        self.signer = revision.signer.clone().map(|signer| (commit.id.clone(), signer));
+        // The commit in force, read again, is not checked again.
+        if moved || revision.signer.is_some() {
+            self.signer = revision.signer.clone().map(|signer| (commit.id.clone(), signer));
+        }
         if moved {
             let mut text = format!("commit {} by {}: {}", commit.id.short(), commit.author, commit.subject);
             if let Some(Reset { commit: accepted, by, reason, .. }) = &reset {

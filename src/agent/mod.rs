@@ -5,6 +5,7 @@
 
 mod admit;
 mod ailing;
+mod arrivals;
 mod board;
 pub mod clock;
 mod conclude;
@@ -15,6 +16,7 @@ mod errors;
 mod execute;
 mod fault;
 mod garbage;
+mod gate;
 pub mod images;
 mod jobs;
 mod memory;
@@ -31,6 +33,7 @@ mod shims;
 mod socket;
 mod source;
 mod summary;
+mod tags;
 mod trust;
 mod waiters;
 mod wake;
@@ -152,6 +155,10 @@ pub struct Agent {
     outbox_changed: bool,
     outbox: outbox::Outbox,
     board: board::Board,
+    /// What this host said last of a whole commit.
+    arrivals: arrivals::Arrivals,
+    /// What it found that tags stood for at the commit in force.
+    tags: Option<crate::state::tagged::KeptTags>,
     waiters: Vec<Waiter>,
     zones: ZoneCache,
     garbage: Garbage,
@@ -235,16 +242,8 @@ impl Agent {
         let traffic: Arc<dyn Traffic> = Arc::new(traffic);
         let watches = wakers::begin(&config, &handle, &waker, traffic.clone())?;
         let hands = Hands { engine, traffic, registry, runtime: handle.clone() };
-        let source = Source::new(
-            repository.clone(),
-            hands.registry.clone(),
-            handle.clone(),
-            waker.clone(),
-            config.repo.clone(),
-            config.host.clone(),
-            config.policy.clone(),
-            &config.instance,
-        );
+        let source =
+            Source::new(repository.clone(), hands.registry.clone(), handle.clone(), waker.clone(), &config);
         // It is read out of the repo anew. Its former version may be of an older commit, and is not to be deployed.
         let (desired, lost) = match state.load_desired() {
             Err(error @ crate::state::StateError::Damaged { .. }) => (None, Some(error.to_refusal())),
@@ -284,6 +283,8 @@ impl Agent {
             outbox_changed: true,
             outbox: outbox::Outbox::default(),
             board,
+            arrivals: arrivals::Arrivals::new(state.load_arrival()),
+            tags: state.load_tags(),
             waiters: Vec::new(),
             zones: ZoneCache::default(),
             garbage: Garbage::at_start(),

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use super::arrivals::NAME as ARRIVAL;
+use super::tags::NAME as TAGS;
 use super::wake::{Pushed, Wake};
 use super::{Agent, clock};
 use crate::git::Place;
@@ -61,8 +63,10 @@ impl Agent {
             Ok(receipts) => receipts,
             Err(error) => return self.pushed(Err(error.to_refusal())),
         };
-        self.outbox.waiting = receipts.len();
-        if receipts.is_empty() {
+        let word = self.arrivals.due().cloned();
+        let tags = self.tags.as_ref().filter(|kept| !kept.pushed).map(|kept| kept.tagged.clone());
+        self.outbox.waiting = receipts.len() + usize::from(word.is_some()) + usize::from(tags.is_some());
+        if self.outbox.waiting == 0 {
             return;
         }
         self.outbox.pushing = true;
@@ -75,6 +79,16 @@ impl Agent {
             for (name, receipt) in receipts.into_iter().take(BATCH) {
                 lines.push((receipt.commit, receipt.id, receipt.line));
                 names.push(name);
+            }
+            if let Some(word) = word {
+                let line = serde_json::to_string(&word).unwrap_or_default();
+                names.push(format!("{ARRIVAL}/{}", word.id));
+                lines.push((word.commit, word.id, line));
+            }
+            if let Some(tags) = tags {
+                let line = serde_json::to_string(&tags).unwrap_or_default();
+                names.push(format!("{TAGS}/{}", tags.id));
+                lines.push((tags.commit, tags.id, line));
             }
             let result = repository.publish(remote.as_ref(), &host, &lines);
             // The loop may be gone: then they wait in the outbox.
@@ -94,7 +108,11 @@ impl Agent {
                 self.tell(Some(Message::new(Kind::ReceiptsOnBranch, text)));
             }
             for name in &names {
-                self.state.clear_outbox(name).map_err(|error| error.to_refusal())?;
+                match name.split_once('/') {
+                    Some((ARRIVAL, id)) => self.arrival_pushed(id),
+                    Some((TAGS, id)) => self.tags_pushed(id),
+                    _ => self.state.clear_outbox(name).map_err(|error| error.to_refusal())?,
+                }
             }
             Ok(names.len())
         });

@@ -30,6 +30,7 @@ impl Agent {
             self.look_at_state();
             self.look_at_socket();
             let more = self.round();
+            self.note_arrival();
             self.push_receipts();
             self.collect_garbage();
             self.publish();
@@ -72,7 +73,8 @@ impl Agent {
     /// Looks at the repo now; gives the number of the look that will have seen it.
     pub(super) fn look(&mut self) -> u64 {
         let mark = self.high_water.as_ref().map(|mark| mark.commit.clone());
-        self.source.look(mark, self.reset.clone(), clock::now())
+        let in_force = self.desired.as_ref().map(|desired| desired.commit.id.clone());
+        self.source.look(mark, self.reset.clone(), in_force, self.waives, clock::now())
     }
 
     /// Observes, plans, carries out, until no step is left that can be taken now. Gives whether it was cut short.
@@ -126,12 +128,17 @@ impl Agent {
             Wake::Fetched(result) => self.fetched(*result),
             Wake::Resolved { commit, service, result } => {
                 let current = self.desired.as_ref().is_some_and(|desired| desired.commit.id == commit);
+                let own = current.then(|| self.source.looked_up(&service)).flatten();
+                if let (Some(image), Ok(digest)) = (own, &result) {
+                    self.note_tag(&image, digest);
+                }
                 if current && let Some(wanted) = self.source.resolved(&service, result, clock::now()) {
                     self.set_desired(|desired| {
                         desired.services.insert(service, wanted);
                     });
                 }
             }
+            Wake::TagMoved(moved) => self.tag_moved(&moved),
             Wake::Effect { service, step, outcome } => {
                 self.effects.ended(&service, &step);
                 self.conclude(&service, &step, &outcome);
@@ -173,7 +180,8 @@ impl Agent {
         let until = |at: Timestamp| Duration::try_from(at.duration_since(now)).unwrap_or_default();
         let times = [
             self.plan.wake_at,
-            Some(self.source.next_poll).filter(|_| !self.source.is_looking()),
+            Some(self.source.next_look()).filter(|_| !self.source.is_looking()),
+            self.arrivals.next_word(),
             self.desired.as_ref().and_then(Source::next_retry),
             self.effects.next_end(now),
             self.outbox.next_try(),
@@ -195,6 +203,7 @@ impl Agent {
         self.plan.in_sync()
             && self.desired.is_some()
             && self.source.refusal.is_none()
+            && self.source.waits.is_none()
             && self.blind.is_none()
             && self.fault.is_none()
             && self.ailing.is_empty()

@@ -1,22 +1,26 @@
 //! What the repo wants: fetched, believed, read and resolved beside the loop; taken over within it.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
 
+use super::gate::{Passed, Porter, Read, Waits};
+use super::tags::Moved;
 use super::wake::{Wake, Waker};
-use crate::config::agent::{HostIdentity, RepoConfig};
-use crate::config::repo::{self, RepoView};
-use crate::git::{Repository, Signer};
+use crate::config::agent::{AgentConfig, HostIdentity, RepoConfig};
+use crate::config::repo::RepoView;
+use crate::git::{Repository, Signer, Tags};
 use crate::reconcile::later;
 use crate::reconcile::record::{Deployed, ServiceRecord};
 use crate::reconcile::world::{Desired, DesiredService};
 use crate::registry::{PullError, Registry};
+use crate::report::waves::Concerns;
 use crate::state::trust::Reset;
 use crate::types::{
-    CommitId, CommitInfo, Declared, Digest, PinnedImage, Policy, Reason, Refusal, ServiceName, Timestamp,
+    CommitId, CommitInfo, Declared, Digest, HostName, ImageRef, PinnedImage, Policy, Reason, Refusal,
+    RegistryRef, SafeUrl, ServiceName, Timestamp,
 };
 
 /// First pause before a tag that could not be looked up is tried again; doubled each time.
@@ -38,6 +42,17 @@ pub struct Revision {
     pub reset: Option<Reset>,
     /// Its message says that windows do not count for it.
     pub waives_window: bool,
+    /// What other hosts found that tags stand for, where this one goes by it.
+    pub tags: Tags,
+}
+
+/// What came of a look at the repo.
+#[derive(Debug)]
+pub struct Looked {
+    /// What is to be in force: the head, or, where that waits for other hosts, what is in force already.
+    pub revision: Option<Revision>,
+    /// The head, where it waits.
+    pub waits: Option<Waits>,
 }
 
 /// What is known of the repo, and what is being found out.
@@ -50,6 +65,17 @@ pub struct Source {
     host: HostIdentity,
     policy: Policy,
     poll: crate::git::Poll,
+    /// Where hosts write to, if not to the repo itself.
+    remote: Option<SafeUrl>,
+    /// Whether tags stand for what other hosts found.
+    follow: bool,
+    /// What these found.
+    tags: Tags,
+    concerns: Arc<Mutex<Concerns>>,
+    /// The wave of this host at the commit in force; `None`: it is in none.
+    pub wave: Option<usize>,
+    /// The head, where it waits for other hosts.
+    pub waits: Option<Waits>,
     fetching: bool,
     again: bool,
     /// Looks that have ended.
@@ -72,21 +98,24 @@ impl Source {
         registry: Arc<Registry>,
         runtime: Handle,
         waker: Waker,
-        repo: RepoConfig,
-        host: HostIdentity,
-        policy: Policy,
-        instance: &str,
+        config: &AgentConfig,
     ) -> Self {
-        let poll = crate::git::Poll::new(instance, &host.name, repo.poll);
+        let poll = crate::git::Poll::new(&config.instance, &config.host.name, config.repo.poll);
         Self {
             repository,
             registry,
             runtime,
             waker,
-            repo,
-            host,
-            policy,
+            repo: config.repo.clone(),
+            host: config.host.clone(),
+            policy: config.policy.clone(),
             poll,
+            remote: config.report.remote.clone(),
+            follow: config.follow,
+            tags: Tags::new(),
+            concerns: Arc::default(),
+            wave: None,
+            waits: None,
             fetching: false,
             again: false,
             looks: 0,
@@ -102,20 +131,40 @@ impl Source {
     /// Looks at the repo, beside the loop. While a look is under way, one more is put down for after it. Gives the
     /// number of the look that will have seen everything up to now.
     ///
-    /// `reset`: what an operator has it believe instead of descendants of the mark.
-    pub fn look(&mut self, high_water: Option<CommitId>, reset: Option<Reset>, now: Timestamp) -> u64 {
+    /// `reset`: what an operator has it believe instead of descendants of the mark. `in_force`: what a head that waits
+    /// for other hosts leaves as it is; `waives`: none waits.
+    pub fn look(
+        &mut self,
+        high_water: Option<CommitId>,
+        reset: Option<Reset>,
+        in_force: Option<CommitId>,
+        waives: bool,
+        now: Timestamp,
+    ) -> u64 {
         if self.fetching {
             self.again = true;
             return self.looks + 2;
         }
         self.fetching = true;
         self.next_poll = self.poll.after(now);
-        let repository = self.repository.clone();
-        let (host, policy, expected) = (self.host.clone(), self.policy.clone(), self.repo.repo_id.clone());
+        // Should this look fail, the next one is due at the next poll.
+        if let Some(waits) = &mut self.waits {
+            waits.until = None;
+        }
+        let porter = Porter {
+            repository: self.repository.clone(),
+            host: self.host.clone(),
+            policy: self.policy.clone(),
+            remote: self.remote.clone(),
+            in_force,
+            first: self.reached_at.is_none(),
+            follow: self.follow,
+            concerns: self.concerns.clone(),
+        };
+        let trust = Trust { high_water, reset, repo_id: self.repo.repo_id.clone(), waives };
         let waker = self.waker.clone();
         self.runtime.spawn_blocking(move || {
-            let trust = Trust { high_water, reset, repo_id: expected };
-            let result = read_head(&repository, &trust, &host, &policy);
+            let result = read_head(&porter, &trust);
             // The loop may be gone: then nobody is left to tell.
             let _ = waker.send(Wake::Fetched(Box::new(result)));
         });
@@ -129,9 +178,15 @@ impl Source {
         std::mem::take(&mut self.again)
     }
 
+    /// When the next look is due by itself: at the next poll, or when others have been well for long enough.
+    pub fn next_look(&self) -> Timestamp {
+        let over = self.waits.as_ref().and_then(|waits| waits.until);
+        over.map_or(self.next_poll, |over| over.min(self.next_poll))
+    }
+
     /// Whether a look is due by itself. A time too far ahead is one from before the clock was set back.
     pub fn is_due(&self, now: Timestamp) -> bool {
-        !self.fetching && (now >= self.next_poll || self.next_poll > self.poll.latest(now))
+        !self.fetching && (now >= self.next_look() || self.next_poll > self.poll.latest(now))
     }
 
     /// Whether a look is under way.
@@ -149,6 +204,8 @@ impl Source {
     ) -> Desired {
         self.attempts.clear();
         self.declared.clear();
+        self.tags = revision.tags;
+        self.wave = Some(revision.view.place).filter(|place| *place < revision.view.waves.len());
         let mut services = BTreeMap::new();
         for (name, wanted) in revision.view.services {
             let service = match wanted {
@@ -172,6 +229,7 @@ impl Source {
             commit: revision.commit,
             declared_in_repo: revision.view.declared_in_repo,
             services,
+            removed: revision.view.removed,
             window_waived: revision.waives_window,
         }
     }
@@ -211,11 +269,41 @@ impl Source {
         let (registry, waker) = (self.registry.clone(), self.waker.clone());
         let (commit, service, image) = (commit.clone(), name.clone(), spec.image.clone());
         let fallback = spec.fallback.clone();
+        let recorded = self.recorded(&image);
         self.runtime.spawn(async move {
-            let result = registry.resolve_or(&image, &fallback).await;
+            let looked_for = match (&image, &recorded) {
+                (ImageRef::Registry(bare), Some((digest, _))) => {
+                    ImageRef::Registry(RegistryRef { digest: Some(digest.clone()), ..bare.clone() })
+                }
+                _ => image.clone(),
+            };
+            let result = registry.resolve_or(&looked_for, &fallback).await;
+            if let (ImageRef::Registry(bare), Some((recorded, by))) = (&image, recorded)
+                && let Some(now) = registry.top(bare).await.filter(|now| *now != recorded)
+            {
+                let service = service.clone();
+                // The loop may be gone: then nobody is left to tell.
+                let _ = waker.send(Wake::TagMoved(Box::new(Moved { service, image, recorded, by, now })));
+            }
             // The loop may be gone: then nobody is left to tell.
             let _ = waker.send(Wake::Resolved { commit, service, result });
         });
+    }
+
+    /// What another host found that a reference stands for.
+    fn recorded(&self, image: &ImageRef) -> Option<(Digest, HostName)> {
+        match image {
+            ImageRef::Registry(reference) if reference.digest.is_none() => {
+                self.tags.get(&image.to_string()).cloned()
+            }
+            _ => None,
+        }
+    }
+
+    /// The image of a service whose tag this host looked up by itself.
+    pub fn looked_up(&self, name: &ServiceName) -> Option<ImageRef> {
+        let image = &self.declared.get(name)?.image;
+        self.recorded(image).is_none().then(|| image.clone())
     }
 
     /// Looks those tags up again whose time has come.
@@ -283,15 +371,13 @@ struct Trust {
     reset: Option<Reset>,
     /// The repo calls itself so.
     repo_id: Option<String>,
+    /// An operator does not wait for other hosts.
+    waives: bool,
 }
 
 /// Stages 2 to 4 of the loop.
-fn read_head(
-    repository: &Repository,
-    trust: &Trust,
-    host: &HostIdentity,
-    policy: &Policy,
-) -> Result<Revision, Refusal> {
+fn read_head(porter: &Porter, trust: &Trust) -> Result<Looked, Refusal> {
+    let repository = &porter.repository;
     let head = repository.fetch().map_err(|error| error.to_refusal())?;
     let reset = match &trust.reset {
         Some(Reset { commit: Some(commit), .. }) => {
@@ -303,20 +389,36 @@ fn read_head(
     let reset = trust.reset.as_ref().filter(|_| reset);
     let mark = reset.map_or(trust.high_water.as_ref(), |reset| reset.commit.as_ref());
     let trusted = repository.admit(&head, mark).map_err(|error| error.to_refusal())?;
-    let signer = trusted.signer().cloned();
-    let commit = repository.info(&trusted).map_err(|error| error.to_refusal())?;
-    let waives_window = repository.waives_window(&trusted).map_err(|error| error.to_refusal())?;
-    let files = repository.files(&trusted).map_err(|error| error.to_refusal())?;
-    let view = repo::read(&files, host, policy);
-    if let Some(refusal) = &view.fatal {
+    let read = porter.read(trusted)?;
+    if let Some(refusal) = &read.view.fatal {
         return Err(refusal.clone());
     }
-    match (trust.repo_id.as_deref(), &view.repo_id) {
-        (Some(expected), found) if found.as_deref() != Some(expected) => {
-            let found = found.as_deref().unwrap_or("nothing");
-            let message = format!("the repo calls itself `{found}`, and repo.repo_id expects `{expected}`");
-            Err(Refusal::new(Reason::RepoIdMismatch, message))
-        }
-        _ => Ok(Revision { commit, view, signer, reset: reset.cloned(), waives_window }),
+    if let (Some(expected), found) = (trust.repo_id.as_deref(), &read.view.repo_id)
+        && found.as_deref() != Some(expected)
+    {
+        let found = found.as_deref().unwrap_or("nothing");
+        let message = format!("the repo calls itself `{found}`, and repo.repo_id expects `{expected}`");
+        return Err(Refusal::new(Reason::RepoIdMismatch, message));
+    }
+    let passed = match trust.waives {
+        true => Passed { read: Some(read), waits: None },
+        false => porter.pass(read)?,
+    };
+    let revision = passed.read.map(|read| {
+        // An operator's word is about the head, which may have to wait.
+        let reset = reset.filter(|_| read.commit.id() == head.id()).cloned();
+        Revision::of(porter, read, reset)
+    });
+    Ok(Looked { revision: revision.transpose()?, waits: passed.waits })
+}
+
+impl Revision {
+    fn of(porter: &Porter, read: Read, reset: Option<Reset>) -> Result<Self, Refusal> {
+        let repository = &porter.repository;
+        let tags = porter.tags(&read)?;
+        let commit = repository.info(&read.commit).map_err(|error| error.to_refusal())?;
+        let waives_window = repository.waives_window(&read.commit).map_err(|error| error.to_refusal())?;
+        let signer = read.commit.signer().cloned();
+        Ok(Self { commit, view: read.view, signer, reset, waives_window, tags })
     }
 }

@@ -59,7 +59,9 @@ impl Agent {
             .iter()
             .filter_map(|(name, planned)| self.service(name, planned, now))
             .collect();
-        let refusal = self.source.refusal.as_ref().or(self.blind.as_ref());
+        let waits = self.source.waits.as_ref();
+        let refusal =
+            self.source.refusal.as_ref().or(self.blind.as_ref()).or(waits.map(|waits| &waits.refusal));
         Status {
             host: self.config.host.name.clone(),
             agent: AgentStatus {
@@ -112,7 +114,8 @@ impl Agent {
         } else if self.source.refusal.is_some()
             || self.blind.is_some()
             || self.fault.is_some()
-            || self.at_rest()
+            || self.source.waits.as_ref().is_some_and(|waits| waits.stopped)
+            || (self.at_rest() && self.source.waits.is_none())
             || services.iter().any(|service| service.state == ServiceState::Failed)
         {
             AgentState::Degraded

@@ -99,6 +99,7 @@ impl Agent {
             .iter()
             .chain(&self.blind)
             .chain(&self.fault)
+            .chain(self.source.waits.as_ref().map(|waits| &waits.refusal))
             .map(ToString::to_string)
             .collect();
         lines.extend(self.plan.services.iter().filter_map(|(service, planned)| match &planned.next {

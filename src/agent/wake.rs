@@ -3,7 +3,8 @@
 use std::sync::mpsc;
 
 use super::control::{Answers, Command};
-use super::source::Revision;
+use super::source::Looked;
+use super::tags::Moved;
 use crate::forge::PostError;
 use crate::git::Place;
 use crate::reconcile::step::Step;
@@ -19,7 +20,7 @@ pub enum Wake {
     /// The repo may have moved.
     RepoMoved(&'static str),
     /// A look at the repo is over.
-    Fetched(Box<Result<Revision, Refusal>>),
+    Fetched(Box<Result<Looked, Refusal>>),
     /// A tag was looked up.
     Resolved {
         /// For this commit.
@@ -29,6 +30,8 @@ pub enum Wake {
         /// What it stands for.
         result: Result<Digest, PullError>,
     },
+    /// A tag that others looked up stands for something else now.
+    TagMoved(Box<Moved>),
     /// A long effect is over.
     Effect {
         /// Of this service.

@@ -53,6 +53,12 @@ pub enum Verb {
         /// For this host instead of the configured one
         #[arg(long)]
         host: Option<HostName>,
+        /// For every host, by the receipts that the clone holds; needs no agent
+        #[arg(long, conflicts_with = "host")]
+        fleet: bool,
+        /// As Markdown, for a comment on a pull request
+        #[arg(long, requires = "fleet", conflicts_with = "json")]
+        markdown: bool,
     },
     /// Lint a config repo: all errors at once. Needs no agent and no root
     Check {
@@ -60,6 +66,8 @@ pub enum Verb {
         #[arg(default_value = ".")]
         dir: PathBuf,
     },
+    /// Write the digests that tags stand for beside them into the files of a config repo. Needs no agent and no root
+    Lock(super::lock::Wanted),
     /// Look at the repo now
     Sync {
         /// Wait for the end of the commit on this host, drain, bake and further tries too; exit 0 in sync, 1 failed

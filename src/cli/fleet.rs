@@ -1,14 +1,17 @@
 //! `gitopsd fleet`: every host, from git alone.
 
 use std::io::Write;
+use std::path::Path;
 
 use super::table::{self, ago};
 use super::{Failure, write_json};
 use crate::agent::clock;
-use crate::config::repo;
-use crate::git::{self, CommitLine, LocalClone};
+use crate::config::repo::{self, RepoFiles};
+use crate::git::{self, CommitLine, Evidence, LocalClone};
+use crate::reconcile::waves::gate;
 use crate::report::fleet::{self, HostInFleet, ServiceOnHost, Standing};
-use crate::types::{HostName, Timestamp, plural};
+use crate::report::waves::{self, At, Concerns, WaveInFleet};
+use crate::types::{CommitId, HostName, Timestamp, place, plural};
 
 /// How receipts get into a clone, which asks for branches only.
 pub(super) const FETCH: &str = "git fetch origin 'refs/notes/gitopsd/*:refs/notes/gitopsd/*'";
@@ -46,6 +49,7 @@ pub fn fleet(wanted: &Wanted, json: bool, out: &mut dyn Write) -> Result<u8, Fai
         hosts.push((fleet::host(&host, &files, &[]), 0));
     }
     hosts.sort_by(|a, b| a.0.host.cmp(&b.0.host));
+    let waves = look_at_waves(&wanted.dir, &clone, &head, &files, &mut hosts)?;
     let behind = |host: &HostInFleet| {
         host.last.as_ref().and_then(|receipt| clone.distance(&receipt.transition.commit, &head))
     };
@@ -53,7 +57,11 @@ pub fn fleet(wanted: &Wanted, json: bool, out: &mut dyn Write) -> Result<u8, Fai
     if json {
         let rows = hosts.iter().map(|(host, unreadable)| as_json(host, behind(host), *unreadable));
         let rows = rows.collect::<Result<Vec<_>, _>>().map_err(std::io::Error::from)?;
-        write_json(out, &serde_json::json!({ "head": line, "hosts": rows }))?;
+        let mut body = serde_json::json!({ "head": line, "hosts": rows });
+        if !waves.is_empty() {
+            body["waves"] = serde_json::to_value(&waves).map_err(std::io::Error::from)?;
+        }
+        write_json(out, &body)?;
         return Ok(0);
     }
     if hosts.is_empty() {
@@ -62,7 +70,7 @@ pub fn fleet(wanted: &Wanted, json: bool, out: &mut dyn Write) -> Result<u8, Fai
             hint: Some(FETCH.to_owned()),
         });
     }
-    render(&hosts, line.as_ref(), behind, clock::now(), out)?;
+    render(&hosts, line.as_ref(), &waves, behind, clock::now(), out)?;
     if written.is_empty() {
         writeln!(out, "\nno host has written a receipt into this clone: {FETCH}")?;
     }
@@ -83,6 +91,7 @@ fn as_json(
 fn render(
     hosts: &[(HostInFleet, usize)],
     head: Option<&CommitLine>,
+    waves: &[WaveInFleet],
     behind: impl Fn(&HostInFleet) -> Option<usize>,
     now: Timestamp,
     out: &mut dyn Write,
@@ -92,7 +101,11 @@ fn render(
         writeln!(out, "commit {} {} ({}, {when} ago)", head.commit.short(), head.subject, head.author)?;
     }
     let good = hosts.iter().filter(|(host, _)| host.state == Standing::InStep).count();
-    writeln!(out, "{good} of {} in step\n", plural(hosts.len(), "host", "hosts"))?;
+    writeln!(out, "{good} of {} in step", plural(hosts.len(), "host", "hosts"))?;
+    for wave in waves {
+        writeln!(out, "wave {}: {}", wave.wave, in_wave(wave))?;
+    }
+    writeln!(out)?;
     let mut rows = vec![["HOST", "STATE", "LAST", "FROM COMMIT", "WHAT"].map(str::to_owned).to_vec()];
     for (host, _) in hosts {
         let (last, commit) = match &host.last {
@@ -117,8 +130,69 @@ fn render(
     Ok(())
 }
 
+/// How a wave stands to the commit, in a line.
+fn in_wave(wave: &WaveInFleet) -> String {
+    let of = |state: &'static str| wave.hosts.iter().filter(move |host| host.state == state);
+    let concerned = wave.hosts.len() - of("unconcerned").count();
+    let mut line = format!("{} of {} healthy", of("healthy").count(), plural(concerned, "host", "hosts"));
+    for host in of("failed") {
+        line.push_str(&format!("; {} failed: {}", host.host, host.message.as_deref().unwrap_or_default()));
+    }
+    for host in of("waiting") {
+        line.push_str(&format!("; {} {}", host.host, host.message.as_deref().unwrap_or_default()));
+    }
+    line
+}
+
+/// Which hosts wait for which others, by what these said in git; gives how the waves stand to the head.
+fn look_at_waves(
+    dir: &Path,
+    clone: &LocalClone,
+    head: &CommitId,
+    files: &RepoFiles,
+    hosts: &mut [(HostInFleet, usize)],
+) -> Result<Vec<WaveInFleet>, Failure> {
+    let waves = repo::waves(files);
+    if waves.is_empty() {
+        return Ok(Vec::new());
+    }
+    let said = clone.evidence(head).map_err(|error| Failure::from(error.to_refusal()))?;
+    let waived = clone.waives_waves(head);
+    let next = At { commit: head, files };
+    for (host, _) in hosts.iter_mut() {
+        let word = said.iter().find(|word| word.host == host.host);
+        let own = word.map_or(&[][..], Evidence::labels);
+        let mut labels = own.to_vec();
+        labels.extend(repo::labels(files, &host.host));
+        let number = place(&waves, &host.host, &labels);
+        host.wave = (number < waves.len()).then_some(number + 1);
+        let has_said = word.is_some_and(|word| word.on.is_some());
+        if number == 0 || has_said || waived || host.state == Standing::Failed {
+            continue;
+        }
+        // What it acts on now, as far as it said.
+        let word = word.and_then(|word| word.before.as_ref()).map(|before| before.commit.clone());
+        let now = word.or_else(|| host.last.as_ref().map(|last| last.transition.commit.clone()));
+        let former = now.as_ref().and_then(|commit| git::files_at(dir, commit.as_str()).ok());
+        let former = now.as_ref().zip(former.as_ref()).map(|(commit, files)| At { commit, files });
+        let mut concerns = Concerns::default();
+        if host.state == Standing::InStep && !concerns.concerns(&host.host, own, former, next) {
+            continue;
+        }
+        let members = concerns.members(former, next, &waves, &said);
+        if let Some(refusal) = gate(&waves, number, &members, clock::now()).refusal() {
+            host.state = Standing::Waiting;
+            host.waits = Some(refusal.clone());
+        }
+    }
+    Ok(waves::shown(&waves, &Concerns::default().members(None, next, &waves, &said)))
+}
+
 /// What is not as the commit wants it; else what was done last.
 fn what(host: &HostInFleet) -> String {
+    if let Some(waits) = &host.waits {
+        return waits.to_string();
+    }
     let off: Vec<String> = host
         .services
         .iter()

@@ -14,12 +14,14 @@ mod history;
 mod images;
 mod internal;
 mod lines;
+mod lock;
 mod logs;
 mod manual;
 mod moment;
 mod operate;
 mod pack;
 mod plan;
+mod plan_fleet;
 mod progress;
 mod provenance;
 mod pull;
@@ -75,7 +77,10 @@ fn dispatch(args: &Args, out: &mut dyn Write) -> Result<u8, Failure> {
     match &args.verb {
         Verb::Run { once } => run::run(&args.config, *once),
         Verb::Status { service } => status::status(&args.config, service.as_ref(), json, color(), out),
-        Verb::Plan { dir, rev, host } => {
+        Verb::Plan { dir, rev, fleet: true, markdown, .. } => {
+            plan_fleet::plan(dir.as_deref(), rev.as_deref(), plan_fleet::Form::of(json, *markdown), out)
+        }
+        Verb::Plan { dir, rev, host, .. } => {
             plan::plan(&args.config, dir.as_deref(), rev.as_deref(), host.as_ref(), json, out)
         }
         Verb::Check { dir } => check::run(dir, json, out),
@@ -106,6 +111,7 @@ fn dispatch(args: &Args, out: &mut dyn Write) -> Result<u8, Failure> {
         Verb::Fsck { full, repair } => fsck::fsck(&args.config, *full, *repair, json, out),
         Verb::Images => images::images(&args.config, json, out),
         Verb::Gc { dry_run } => gc::gc(&args.config, *dry_run, json, out),
+        Verb::Lock(wanted) => lock::lock(&args.config, wanted, json, out),
         Verb::Fleet(wanted) => fleet::fleet(wanted, json, out),
         Verb::Doctor(_) => Err(Failure::Failed {
             message: "this version does not have that command yet".to_owned(),

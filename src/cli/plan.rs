@@ -182,7 +182,7 @@ fn known(agent: &AgentConfig) -> Result<Journal, Failure> {
     Ok(read_journal(&agent.state_dir.join("services"))?)
 }
 
-fn as_json(service: &str, change: &Change) -> serde_json::Value {
+pub(super) fn as_json(service: &str, change: &Change) -> serde_json::Value {
     let (action, from, to, why) = match change {
         Change::Keep { image } => ("keep", Some(image), Some(image), None),
         Change::Create { image } => ("create", None, Some(image), None),

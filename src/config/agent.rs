@@ -29,6 +29,8 @@ pub struct AgentConfig {
     pub policy: Policy,
     /// How long images are kept.
     pub images: ImagesConfig,
+    /// Whether a tag stands for what the first host of the fleet found that it does.
+    pub follow: bool,
     /// Where results go.
     pub report: ReportConfig,
     /// Where forges may say that the repo has moved.

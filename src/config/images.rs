@@ -12,6 +12,8 @@ pub(super) struct ImagesPart {
     keep: Option<Duration>,
     keep_count: Option<usize>,
     min_free: Option<MinFree>,
+    /// Whether a tag stands for what the first host of the fleet found that it does.
+    pub follow: Option<bool>,
 }
 
 impl ImagesPart {
@@ -29,6 +31,7 @@ impl ImagesPart {
                 }
                 parsed
             }),
+            follow: section.boolean("follow"),
         };
         section.finish(|_| None);
         part
@@ -40,6 +43,7 @@ impl ImagesPart {
             keep: over.keep.or(self.keep),
             keep_count: over.keep_count.or(self.keep_count),
             min_free: over.min_free.or(self.min_free),
+            follow: over.follow.or(self.follow),
         }
     }
 

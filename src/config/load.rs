@@ -426,6 +426,7 @@ impl Part {
                 capabilities: self.capabilities.unwrap_or_default(),
                 devices: self.devices.unwrap_or_default(),
             },
+            follow: self.images.follow.unwrap_or(false),
             images: self.images.finish(),
             report,
             webhook,

@@ -12,8 +12,8 @@ use super::network;
 use super::repo_files::TOP;
 pub use super::repo_files::{MAX_FILE_BYTES, RepoFiles, read_dir};
 use super::section::{Findings, Section, parse};
-use super::service;
-use crate::types::{Declared, Digest, HostName, Policy, Reason, Refusal, ServiceName};
+use super::{service, waves};
+use crate::types::{Declared, Digest, HostName, Policy, Reason, Refusal, ServiceName, Wave, place};
 
 /// The version of the repo's layout that is read here.
 const FORMAT: i64 = 1;
@@ -25,6 +25,12 @@ pub struct RepoView {
     pub repo_id: Option<String>,
     /// Services for any host.
     pub declared_in_repo: usize,
+    /// Services that are meant to be gone.
+    pub removed: BTreeSet<ServiceName>,
+    /// Which hosts act before which others.
+    pub waves: Vec<Wave>,
+    /// The wave of this host.
+    pub place: usize,
     /// What this host should run; a file that is wrong is a refusal of its own service.
     pub services: BTreeMap<ServiceName, Result<Declared, Refusal>>,
     /// The contents of config files that these services name by digest.
@@ -92,6 +98,8 @@ pub(super) struct Top {
     pub(super) defaults: Layer,
     pub(super) configs: BTreeMap<String, Content>,
     networks: network::Definitions,
+    removed: BTreeSet<ServiceName>,
+    waves: Vec<Wave>,
     diagnostics: Vec<Diagnostic>,
 }
 
@@ -122,20 +130,32 @@ pub(super) fn read_top(texts: &Texts<'_>) -> Top {
     let repo_id = section.string("repo_id");
     let defaults = section.table("defaults").map(|table| service::read(&table)).unwrap_or_default();
     let networks = network::definitions(&section);
-    if section.get("wave").is_some() {
-        findings.warn(
-            section.key_span("wave"),
-            "[[wave]] is not used by this version: every host acts at once",
-            None,
-        );
-    }
+    let waves = waves::read(&section);
+    let removed = removed(&section, texts);
     let configs = configs::definitions(&section);
     section
         .unsupported("volumes", "a named volume belongs to its service, and is made when it is first used");
     section.unsupported("secrets", "name a file of the host as a volume");
     section.finish(|_| None);
     drop(section);
-    Top { repo_id, defaults, configs, networks, diagnostics: findings.into_sorted() }
+    Top { repo_id, defaults, configs, networks, removed, waves, diagnostics: findings.into_sorted() }
+}
+
+/// `removed`: the names of services that no host is to have any more.
+fn removed(section: &Section<'_, '_>, texts: &Texts<'_>) -> BTreeSet<ServiceName> {
+    let mut names = BTreeSet::new();
+    for (text, span) in section.strings("removed").into_iter().flatten() {
+        match text.parse::<ServiceName>() {
+            Err(error) => section.findings.error(span, format!("`removed`: {error}"), None),
+            Ok(name) if texts.below("services").any(|(_, stem, _)| stem == name.as_str()) => {
+                section.findings.error(span, format!("`removed`: services/{name}.toml is still there"), None);
+            }
+            Ok(name) => {
+                names.insert(name);
+            }
+        }
+    }
+    names
 }
 
 /// A host's file.
@@ -207,6 +227,33 @@ fn check_hosts(findings: &Findings<'_>, layer: &Layer) {
 pub fn hosts(files: &RepoFiles) -> BTreeSet<HostName> {
     let stem = |path: &String| path.strip_prefix("hosts/")?.strip_suffix(".toml")?.parse().ok();
     files.keys().filter_map(stem).collect()
+}
+
+/// The labels that the repo gives a host.
+pub fn labels(files: &RepoFiles, host: &HostName) -> Vec<String> {
+    let texts = Texts::of(files);
+    let known: BTreeSet<&str> = texts.below("services").map(|(_, stem, _)| stem).collect();
+    let own = texts.below("hosts").find(|(_, stem, _)| *stem == host.as_str());
+    own.map(|(file, stem, text)| read_host(file, stem, text, &known).labels).unwrap_or_default()
+}
+
+/// The waves of a repo.
+pub fn waves(files: &RepoFiles) -> Vec<Wave> {
+    read_top(&Texts::of(files)).waves
+}
+
+/// Those of these services that hosts have by a label: one that runs such a service has the label, as far as others can
+/// tell.
+pub fn by_labels(files: &RepoFiles, services: &BTreeSet<ServiceName>) -> BTreeSet<ServiceName> {
+    let texts = Texts::of(files);
+    let named = texts.below("services").filter(|(file, _, text)| {
+        let findings = Findings::new(file, text);
+        let table = parse(&findings);
+        let section = Section::new(&findings, "", table.get_ref(), 0..0);
+        section.strings("hosts").into_iter().flatten().any(|(entry, _)| entry.contains('='))
+    });
+    let named: BTreeSet<&str> = named.map(|(_, stem, _)| stem).collect();
+    services.iter().filter(|service| named.contains(service.as_str())).cloned().collect()
 }
 
 /// Reads a repo for one host.
@@ -288,7 +335,9 @@ pub fn read_for(
     across(&layers, &known, &mut services, &mut diagnostics);
     diagnostics.extend(top.diagnostics);
     diagnostics.extend(own.diagnostics);
-    RepoView { repo_id: top.repo_id, declared_in_repo, services, contents, fatal, diagnostics }
+    let place = place(&top.waves, &identity.name, &identity.labels);
+    let (repo_id, removed, waves) = (top.repo_id, top.removed, top.waves);
+    RepoView { repo_id, declared_in_repo, removed, waves, place, services, contents, fatal, diagnostics }
 }
 
 /// What services of one host may not do to each other.
@@ -367,9 +416,15 @@ pub fn check(files: &RepoFiles, policy: Option<&Policy>) -> CheckReport {
     let policy = policy.unwrap_or(&open);
     let mut found: Vec<Diagnostic> = Vec::new();
     let mut hosts = Vec::new();
+    let waves = read_top(&texts).waves;
     for (file, stem, text) in texts.below("hosts") {
         let host = read_host(file, stem, text, &known);
         if let Ok(name) = stem.parse() {
+            if !waves.is_empty() && place(&waves, &name, &host.labels) == waves.len() {
+                let findings = Findings::new(file, text);
+                findings.warn(0..0, format!("{name} is in no [[wave]]: it acts after all of them"), None);
+                found.extend(findings.into_sorted());
+            }
             hosts.push(HostIdentity { name, labels: Vec::new() });
         }
         found.extend(host.diagnostics);

@@ -5,8 +5,10 @@ use std::path::{Path, PathBuf};
 
 use git2::{BranchType, ErrorCode, Oid};
 
-use super::tree::clean;
-use super::{GitError, id_of, library, notes, oid_of, place};
+use super::tree::{clean, says_now};
+use super::{GitError, id_of, library, notes, oid_of};
+use crate::reconcile::arrival::Arrival;
+use crate::reconcile::tagged::Tagged;
 use crate::state::receipts::{Receipt, TrustReceipt};
 use crate::types::{CommitId, HostName, Reason, Timestamp};
 
@@ -21,6 +23,8 @@ pub struct LocalClone {
 pub struct Written {
     /// By the time they were over.
     pub receipts: Vec<Receipt>,
+    /// What it said of whole commits, in no order.
+    pub arrivals: Vec<Arrival>,
     /// Lines that this version cannot read: those of a later one.
     pub unreadable: usize,
 }
@@ -87,21 +91,22 @@ impl LocalClone {
     pub fn written(&self) -> Result<Vec<(HostName, Written)>, GitError> {
         let failed = |error| self.failed("read the receipts".to_owned(), error);
         let mut lines: BTreeMap<HostName, BTreeSet<String>> = BTreeMap::new();
-        for found in self.repository.references().map_err(failed)? {
-            // A name that is no text is none of ours.
-            let Ok(found) = found else { continue };
-            let host = found.name().ok().and_then(place::host_of);
-            let (Some(host), Some(tip)) = (host, found.target()) else { continue };
-            lines.entry(host).or_default().extend(notes::receipts(&self.repository, tip).map_err(failed)?);
+        for heard in self.heard().map_err(failed)? {
+            let written = notes::receipts(&self.repository, heard.tip).map_err(failed)?;
+            lines.entry(heard.host).or_default().extend(written);
         }
         let read = |lines: BTreeSet<String>| {
-            let mut written = Written { receipts: Vec::new(), unreadable: 0 };
+            let mut written = Written { receipts: Vec::new(), arrivals: Vec::new(), unreadable: 0 };
             for json in lines {
-                match serde_json::from_str::<Receipt>(&json) {
-                    Ok(receipt) => written.receipts.push(receipt),
+                if let Ok(receipt) = serde_json::from_str::<Receipt>(&json) {
+                    written.receipts.push(receipt);
+                } else if let Ok(arrival) = serde_json::from_str::<Arrival>(&json) {
+                    written.arrivals.push(arrival);
+                } else if serde_json::from_str::<Tagged>(&json).is_err()
                     // What an operator said, which is about no service.
-                    Err(_) if serde_json::from_str::<TrustReceipt>(&json).is_ok() => {}
-                    Err(_) => written.unreadable += 1,
+                    && serde_json::from_str::<TrustReceipt>(&json).is_err()
+                {
+                    written.unreadable += 1;
                 }
             }
             written.receipts.sort_by_key(|receipt| receipt.transition.finished_at);
@@ -117,6 +122,12 @@ impl LocalClone {
             Ok((ahead, 0)) => Some(ahead),
             _ => None,
         }
+    }
+
+    /// Whether a commit's message says that hosts do not wait for one another: `Gitopsd-Waves: now`.
+    pub fn waives_waves(&self, commit: &CommitId) -> bool {
+        let found = oid_of(commit).ok().and_then(|oid| self.repository.find_commit(oid).ok());
+        found.is_some_and(|commit| says_now(commit.message_bytes(), "gitopsd-waves"))
     }
 
     /// A commit, for people; `None` where it is not here.

@@ -9,6 +9,7 @@ use super::cache::FETCHED;
 use super::credentials::{Session, named};
 use super::depth::ALL;
 use super::error::is_damage;
+use super::heard::receipts_in;
 use super::remote::Remote;
 use super::{GitError, Repository, id_of, library, local};
 use crate::types::{CommitId, Reason, SafeUrl};
@@ -154,6 +155,10 @@ impl Repository {
         let session = Session::new(self.access(url), &target)?;
         self.with_connection(into, url, &target, &session, Direction::Fetch, |connection| {
             let tip = listed(connection, &session, url, remote_ref)?;
+            if remote_ref == self.branch_ref() {
+                let seen = connection.list().map(receipts_in).ok();
+                *self.listing.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = seen;
+            }
             if tip.is_some() && tip != known {
                 let refspec = format!("+{remote_ref}:{local_ref}");
                 let mut options = FetchOptions::new();

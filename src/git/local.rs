@@ -55,6 +55,15 @@ impl Repo {
         Self { repository, url: url.clone() }
     }
 
+    pub(super) fn repository(&self) -> &git2::Repository {
+        &self.repository
+    }
+
+    /// What it is called in messages.
+    pub(super) fn url(&self) -> &SafeUrl {
+        &self.url
+    }
+
     /// The commit that a ref stands for; `None`: there is no such ref.
     pub(super) fn tip(&self, name: &str) -> Result<Option<Oid>, GitError> {
         match self.repository.find_reference(name).and_then(|r| r.peel_to_commit()) {

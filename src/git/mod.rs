@@ -13,7 +13,9 @@ mod credential_helper;
 mod credentials;
 mod depth;
 mod error;
+mod evidence;
 mod fetch;
+mod heard;
 mod hostkey;
 mod inspect;
 mod library;
@@ -40,7 +42,9 @@ pub use at::files_at;
 pub use blame::BlamedLine;
 pub use clone::{CommitLine, LocalClone, Written};
 pub use error::GitError;
+pub use evidence::{Evidence, Tags};
 pub use fetch::FetchedHead;
+pub use heard::Heard;
 pub use inspect::{Inspected, TrustedSigners, inspect, trusted_signers};
 pub use place::Place;
 pub use poll::Poll;
@@ -69,6 +73,8 @@ pub struct Repository {
     key: Option<PathBuf>,
     /// With all history in it.
     wants_all: AtomicBool,
+    /// The receipts that the remote listed when the branch was looked at last.
+    listing: Mutex<Option<Vec<Heard>>>,
 }
 
 impl Repository {
@@ -100,6 +106,7 @@ impl Repository {
             damaged: AtomicBool::new(!sound),
             wants_all: AtomicBool::new(false),
             key: None,
+            listing: Mutex::new(None),
         })
     }
 

@@ -10,8 +10,10 @@ use serde_json::Value;
 
 use super::GitError;
 use super::signature::SigningKey;
+use crate::reconcile::arrival::Arrival;
+use crate::reconcile::tagged::Tagged;
 use crate::state::receipts::TRUST_RESET;
-use crate::types::{CommitId, HostName, Reason, Timestamp};
+use crate::types::{CommitId, HostName, Reason, Timestamp, plural};
 
 /// Longest note that is added to, in bytes.
 const MAX_NOTE_BYTES: usize = 16 << 20;
@@ -70,9 +72,16 @@ pub(super) fn entries(receipts: &[(CommitId, String, String)]) -> Result<Entries
 /// `shop 1.4.2: deployed on web-1 in 3.1 s`, or with what went wrong at the end.
 fn summary(receipt: &Value) -> Option<String> {
     let text = |name: &str| receipt.get(name).and_then(Value::as_str);
-    if text("kind") == Some(TRUST_RESET) {
-        let (host, by, why) = (text("host")?, text("by")?, text("message")?);
-        return tame(format!("trust: {by} has {host} believe this commit, whatever it descends from: {why}"));
+    match text("kind") {
+        Some("arrival") => return arrival(receipt),
+        Some("tags") => return tags(receipt),
+        Some(TRUST_RESET) => {
+            let (host, by, why) = (text("host")?, text("by")?, text("message")?);
+            return tame(format!(
+                "trust: {by} has {host} believe this commit, whatever it descends from: {why}"
+            ));
+        }
+        _ => {}
     }
     let (service, result, host) = (text("service")?, text("result")?, text("host")?);
     let image = receipt.pointer("/to/image").and_then(Value::as_str).unwrap_or_default();
@@ -94,6 +103,22 @@ fn summary(receipt: &Value) -> Option<String> {
         }
     }
     tame(line)
+}
+
+/// `web-1: healthy at this commit`, or with what is not.
+fn arrival(word: &Value) -> Option<String> {
+    let word: Arrival = serde_json::from_value(word.clone()).ok()?;
+    tame(match word.trouble() {
+        None => format!("{}: healthy at this commit", word.host),
+        Some(trouble) => format!("{}: failed at this commit: {trouble}", word.host),
+    })
+}
+
+/// `web-1 found 2 tags for this commit`.
+fn tags(word: &Value) -> Option<String> {
+    let word: Tagged = serde_json::from_value(word.clone()).ok()?;
+    let count = plural(word.tags.len(), "tag", "tags");
+    tame(format!("{}: found what {count} stood for", word.host))
 }
 
 /// A message holds what a container, a server or a person wrote. It may neither end the line nor pass for a receipt.
@@ -166,6 +191,15 @@ pub(super) fn all(cache: &Repository, tip: Oid) -> Result<Entries, git2::Error> 
 pub(super) fn receipts(repository: &Repository, tip: Oid) -> Result<Vec<String>, git2::Error> {
     let entries = all(repository, tip)?.into_values().flatten();
     Ok(entries.filter_map(|entry| entry.text.lines().last().map(str::to_owned)).collect())
+}
+
+/// The lines of JSON in the note on one commit, oldest first.
+pub(super) fn lines_on(repository: &Repository, tip: Oid, commit: Oid) -> Result<Vec<String>, git2::Error> {
+    let tree = repository.find_commit(tip)?.tree()?;
+    let Some(id) = find(repository, &tree, &commit.to_string())? else { return Ok(Vec::new()) };
+    let text = read(repository, id)?;
+    let lines = text.split(|b| *b == b'\n').filter(|line| line.starts_with(b"{"));
+    Ok(lines.map(|line| String::from_utf8_lossy(line).into_owned()).collect())
 }
 
 fn collect(cache: &Repository, tree: &Tree<'_>, prefix: &str, into: &mut Entries) -> Result<(), git2::Error> {

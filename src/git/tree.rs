@@ -46,10 +46,21 @@ impl Repository {
     /// # Errors
     /// `storage-io`: the cache is damaged.
     pub fn waives_window(&self, commit: &TrustedCommit) -> Result<bool, GitError> {
+        self.says_now(commit, "gitopsd-window")
+    }
+
+    /// The same of `Gitopsd-Waves: now`: its hosts do not wait for one another.
+    ///
+    /// # Errors
+    /// `storage-io`: the cache is damaged.
+    pub fn waives_waves(&self, commit: &TrustedCommit) -> Result<bool, GitError> {
+        self.says_now(commit, "gitopsd-waves")
+    }
+
+    fn says_now(&self, commit: &TrustedCommit, name: &str) -> Result<bool, GitError> {
         let cache = self.cache.repository()?;
         let commit = self.reading(cache.find_commit(commit.oid()))?;
-        Ok(trailer(&String::from_utf8_lossy(commit.message_bytes()), "gitopsd-window").as_deref()
-            == Some("now"))
+        Ok(says_now(commit.message_bytes(), name))
     }
 
     /// `gitopsd.toml`, `services/*.toml` and `hosts/*.toml` below `repo.path`, and the files that these name, by their
@@ -355,6 +366,11 @@ pub(super) fn info(commit: &git2::Commit<'_>) -> Result<CommitInfo, GitError> {
         // A clock from another millennium is no reason to refuse a commit.
         committed_at: Timestamp::from_second(commit.time().seconds()).unwrap_or(Timestamp::UNIX_EPOCH),
     })
+}
+
+/// Whether a message has the trailer `name: now`.
+pub(super) fn says_now(message: &[u8], name: &str) -> bool {
+    trailer(&String::from_utf8_lossy(message), name).as_deref() == Some("now")
 }
 
 /// The last value of a trailer, whose name is given in lower case: a line `Name: value` of the last paragraph.

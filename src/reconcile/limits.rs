@@ -16,8 +16,11 @@ pub fn removal_refusal(
 ) -> Option<Refusal> {
     let here = || records.iter().filter(|(_, record)| !record.is_absent());
     let begun = |record: &ServiceRecord| record.removing.is_some();
-    let leaving =
-        here().filter(|(name, record)| !begun(record) && !desired.services.contains_key(name)).count();
+    // What the commit names as meant to go is no accident.
+    let meant = |name: &ServiceName| desired.removed.contains(name);
+    let leaving = here()
+        .filter(|(name, record)| !begun(record) && !desired.services.contains_key(name) && !meant(name))
+        .count();
     if leaving == 0 {
         return None;
     }

@@ -8,6 +8,7 @@
 //! decision), [`rolling`] (the same for a candidate under way), [`transition`] (what a step does to the memory).
 
 pub mod amend;
+pub mod arrival;
 pub mod canary;
 pub mod changes;
 pub mod drain;
@@ -34,9 +35,11 @@ pub mod rolling;
 pub mod schedule;
 pub mod sharing;
 pub mod step;
+pub mod tagged;
 pub mod transition;
 pub mod uses;
 pub(crate) mod view;
+pub mod waves;
 mod window;
 pub mod world;
 

@@ -151,7 +151,7 @@ pub fn preview(
 }
 
 /// Whoever shares the network of a service that is replaced follows it.
-fn follow(
+pub fn follow(
     changes: &mut BTreeMap<ServiceName, Change>,
     declared: &BTreeMap<ServiceName, Result<Declared, Refusal>>,
 ) {

@@ -19,6 +19,8 @@ pub struct Desired {
     pub declared_in_repo: usize,
     /// What it says of each service of this host. A service that is not here is not wanted here.
     pub services: BTreeMap<ServiceName, DesiredService>,
+    /// Services that it says are meant to go: no brake holds these.
+    pub removed: BTreeSet<ServiceName>,
     /// Windows do not count for it: by its message, or an operator's word.
     pub window_waived: bool,
 }

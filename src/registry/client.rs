@@ -19,7 +19,7 @@ use super::token::{Asker, Authorization};
 use super::trouble::Way;
 use super::{PullError, challenge, credentials};
 use crate::config::agent::RegistryConfig;
-use crate::types::{Reason, RegistryRef};
+use crate::types::{Digest, Reason, RegistryRef};
 
 /// A document is small: it is here within this time, or broken.
 const DOCUMENT_TIMEOUT: Duration = Duration::from_secs(60);
@@ -76,16 +76,35 @@ impl Client {
         wanted: &str,
         budget: &Budget,
     ) -> Result<Manifest, PullError> {
+        Ok(self.manifest_and_top(image, wanted, budget).await?.0)
+    }
+
+    /// The same, and the digest of what `wanted` stands for on every platform: of the index, where it is one.
+    pub async fn manifest_and_top(
+        &self,
+        image: &RegistryRef,
+        wanted: &str,
+        budget: &Budget,
+    ) -> Result<(Manifest, Digest), PullError> {
         let mut wanted = wanted.to_owned();
+        let mut top = None;
         for _ in 0..2 {
             let name = image.to_string();
             let bytes = self.document(image, "manifests", &wanted, manifest::ACCEPT, budget).await?;
+            let top = top.get_or_insert_with(|| manifest::sha256(&bytes)).clone();
             match manifest::parse(&name, &bytes)? {
-                Parsed::Image(manifest) => return Ok(*manifest),
+                Parsed::Image(manifest) => return Ok((*manifest, top)),
                 Parsed::Index(all) => wanted = manifest::choose(&name, all)?.digest.to_string(),
             }
         }
         Err(PullError::fatal(Reason::ImageInvalid, format!("{image} is an index of an index")))
+    }
+
+    /// What a tag stands for on every platform: the digest of its index, or of its manifest where it is for one.
+    pub async fn top(&self, image: &RegistryRef, tag: &str, budget: &Budget) -> Result<Digest, PullError> {
+        let bytes = self.document(image, "manifests", tag, manifest::ACCEPT, budget).await?;
+        manifest::parse(&image.to_string(), &bytes)?;
+        Ok(manifest::sha256(&bytes))
     }
 
     /// A small blob, checked.

@@ -32,6 +32,7 @@ mod sha256;
 mod source;
 mod space;
 mod store;
+mod tags;
 mod token;
 mod trouble;
 mod unpack;
@@ -51,6 +52,7 @@ pub use store::{
     Aside, Checked, Collection, Depth, Doomed, Finding, Gone, ImageReport, ImageUsage, LayerReport,
     LayerState, Pressure, Report, Store, Usage,
 };
+pub use tags::Tags;
 pub(crate) use worker::{COMMAND as UNPACK, main as unpack_main};
 
 use crate::config::agent::{RegistryConfig, S3Config};
@@ -70,6 +72,8 @@ pub struct Registry {
     manifests: Mutex<HashMap<Digest, Arc<Manifest>>>,
     /// Where `s3://` is.
     s3: Arc<archive::S3>,
+    /// What tags stood for on every platform, by what they stood for on this one.
+    tops: Mutex<HashMap<Digest, Digest>>,
     /// What look-ups have brought that no pull was told of yet.
     brought: Mutex<HashMap<Digest, Pulled>>,
     /// How layers are unpacked: by this program.
@@ -87,6 +91,7 @@ impl Registry {
         Ok(Self {
             store,
             s3: Arc::new(archive::S3::new(S3Config::default())),
+            tops: Mutex::default(),
             brought: Mutex::default(),
             client: Arc::new(client),
             manifests: Mutex::default(),
@@ -175,14 +180,34 @@ impl Registry {
                 return Err(PullError::fatal(Reason::ImageInvalid, format!("{reference} names no tag")));
             }
         };
-        let manifest = self.client.manifest(reference, &wanted, &Budget::default()).await?;
+        let (manifest, top) = self.client.manifest_and_top(reference, &wanted, &Budget::default()).await?;
         let digest = manifest.digest.clone();
+        self.note_top(&digest, top);
         let mut known = self.manifests.lock().unwrap_or_else(PoisonError::into_inner);
         if known.len() >= REMEMBERED {
             known.clear();
         }
         known.insert(digest.clone(), Arc::new(manifest));
         Ok(digest)
+    }
+
+    fn note_top(&self, digest: &Digest, top: Digest) {
+        let mut tops = self.tops.lock().unwrap_or_else(PoisonError::into_inner);
+        if tops.len() >= REMEMBERED {
+            tops.clear();
+        }
+        tops.insert(digest.clone(), top);
+    }
+
+    /// What a tag stood for on every platform that was looked up lately, by what it stood for on this one.
+    pub fn top_of(&self, digest: &Digest) -> Option<Digest> {
+        self.tops.lock().unwrap_or_else(PoisonError::into_inner).get(digest).cloned()
+    }
+
+    /// What a tag stands for now on every platform; `None` where it names none, or nobody says.
+    pub async fn top(&self, image: &RegistryRef) -> Option<Digest> {
+        let tag = image.tag.as_ref()?;
+        self.client.top(image, tag, &Budget::default()).await.ok()
     }
 
     /// Makes an image local. What is here already is not fetched again.

@@ -22,6 +22,8 @@ pub enum Standing {
     InStep,
     /// It runs something else, and has not said why.
     Behind,
+    /// It waits for the hosts of earlier waves.
+    Waiting,
     /// It has never written a receipt.
     Silent,
     /// It tried what the commit wants, and that did not go well.
@@ -34,6 +36,7 @@ impl Standing {
         match self {
             Self::InStep => "in-step",
             Self::Behind => "behind",
+            Self::Waiting => "waiting",
             Self::Silent => "silent",
             Self::Failed => "failed",
         }
@@ -70,6 +73,12 @@ pub struct HostInFleet {
     pub host: HostName,
     /// The worst of its services.
     pub state: Standing,
+    /// Its wave, counted from 1; `None`: the repo has none, or it is in none and comes last.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub wave: Option<usize>,
+    /// What it waits for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub waits: Option<Refusal>,
     /// The last receipt.
     pub last: Option<Receipt>,
     /// Its services, by name.
@@ -85,7 +94,7 @@ pub fn host(name: &HostName, files: &RepoFiles, receipts: &[Receipt]) -> HostInF
         latest.values().filter(serves).map(|transition| transition.service.clone()).collect();
     let (_, policy) = without_agent();
     let identity = HostIdentity { name: name.clone(), labels: Vec::new() };
-    let wanted = repo::read_for(files, &identity, &policy, &run).services;
+    let wanted = repo::read_for(files, &identity, &policy, &repo::by_labels(files, &run)).services;
     let names: BTreeSet<&ServiceName> = wanted.keys().chain(&run).collect();
     let services: Vec<ServiceOnHost> = names
         .into_iter()
@@ -93,7 +102,14 @@ pub fn host(name: &HostName, files: &RepoFiles, receipts: &[Receipt]) -> HostInF
         .collect();
     let worst = services.iter().map(|service| service.state).max().unwrap_or(Standing::InStep);
     let state = if receipts.is_empty() { Standing::Silent } else { worst };
-    HostInFleet { host: name.clone(), state, last: receipts.last().cloned(), services }
+    HostInFleet {
+        host: name.clone(),
+        state,
+        wave: None,
+        waits: None,
+        last: receipts.last().cloned(),
+        services,
+    }
 }
 
 /// The last transition of each service.

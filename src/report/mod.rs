@@ -8,6 +8,8 @@ pub mod journal;
 pub mod message;
 pub mod notify;
 pub mod past;
+pub mod proposal;
 pub mod status;
+pub mod waves;
 
 pub use message::Message;

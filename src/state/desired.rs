@@ -1,6 +1,6 @@
 //! The last thing the repo wanted of this host: what it holds to when git or the registry is away.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -15,6 +15,8 @@ struct File {
     commit: CommitInfo,
     declared_in_repo: usize,
     services: BTreeMap<ServiceName, Entry>,
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    removed: BTreeSet<ServiceName>,
     #[serde(default, skip_serializing_if = "is_no")]
     window_waived: bool,
 }
@@ -51,6 +53,7 @@ impl StateDir {
             commit: desired.commit.clone(),
             declared_in_repo: desired.declared_in_repo,
             services: services.collect(),
+            removed: desired.removed.clone(),
             window_waived: desired.window_waived,
         };
         atomic::write(&self.root().join("desired.json"), &file)
@@ -64,6 +67,7 @@ pub fn read_desired(state_dir: &std::path::Path) -> Result<Option<Desired>, Stat
     Ok(file.map(|file| Desired {
         commit: file.commit,
         declared_in_repo: file.declared_in_repo,
+        removed: file.removed,
         window_waived: file.window_waived,
         services: file
             .services

@@ -12,12 +12,15 @@
 //!   configs/<sha256>              contents of config files that a generation may run with
 //!   services/<service>.json       what the journal remembers of a service; `.previous.json` is the one before
 //!   receipts/<id>.json            what happened, the newest thousand
+//!   arrival.json                  what this host said last of a whole commit, where the repo has waves
+//!   tags.json                     what it found last that tags stood for, where it says so to others
 //!   outbox/<id>.json              receipts that are not in git yet
 //!   commit-status.json            what a forge shows of this host
 //! ```
 //! `store/`, `containers/`, `volumes/` and `logs/` beside them belong to `registry` and `engine`, `git/` to `git`.
 
 pub mod addresses;
+pub mod arrival;
 pub mod atomic;
 pub mod boot;
 pub mod clean;
@@ -27,6 +30,7 @@ pub mod journal;
 pub mod lock;
 pub mod receipts;
 mod reserve;
+pub mod tagged;
 pub mod trust;
 pub mod version;
 

@@ -23,6 +23,7 @@ mod restart;
 mod runtime;
 mod service;
 mod url;
+mod wave;
 mod window;
 
 pub use archive::fill_fallback;
@@ -47,6 +48,7 @@ pub use restart::RestartPolicy;
 pub use runtime::{ContainerState, Exit, ObservedContainer, Route};
 pub use service::{Declared, Deploy, DrainSignal, PortMapping, Protocol, ServiceSpec, Strategy};
 pub use url::SafeUrl;
+pub use wave::{Wave, place};
 pub use window::{Opening, Window};
 
 /// A point in time. Always a parameter: only `agent::clock` may ask what time it is.

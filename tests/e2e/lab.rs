@@ -11,6 +11,8 @@ use serde_json::Value;
 
 use super::image::{self, Kind};
 
+#[path = "lab/hosts.rs"]
+pub mod hosts;
 #[path = "lab/traces.rs"]
 mod traces;
 

@@ -17,7 +17,9 @@ mod chaos;
 mod deploy;
 mod drains;
 mod faults;
+mod fifty;
 mod files;
+mod follow;
 #[path = "../support/forge_server.rs"]
 #[expect(dead_code, reason = "tests of the forge look at more of a request")]
 mod forge_server;
@@ -49,4 +51,5 @@ mod sidebyside;
 mod state;
 mod tampering;
 mod trust;
+mod waves;
 mod woken;

@@ -10,7 +10,7 @@ use crate::git_server::Lab;
 use crate::{config, follow, id};
 
 /// `gitopsd ARGS` in a directory of the lab, without a host's configuration: exit code, output, errors.
-fn gitopsd(lab: &Lab, args: &[&str]) -> (i32, String, String) {
+pub fn gitopsd(lab: &Lab, args: &[&str]) -> (i32, String, String) {
     let output = Command::new(env!("CARGO_BIN_EXE_gitopsd"))
         .args(["--config", "/nonexistent/gitopsd.toml"])
         .args(args)
@@ -22,10 +22,10 @@ fn gitopsd(lab: &Lab, args: &[&str]) -> (i32, String, String) {
 }
 
 /// The tag of what the service ran before, of what it was to run; what came of it, when.
-struct Story<'a>(&'a str, Option<&'a str>, Option<&'a str>, &'a str, &'a str);
+pub struct Story<'a>(pub &'a str, pub Option<&'a str>, pub Option<&'a str>, pub &'a str, pub &'a str);
 
 /// A host that writes one receipt.
-fn write(lab: &Lab, host: &str, commit: &CommitId, story: &Story<'_>) {
+pub fn write(lab: &Lab, host: &str, commit: &CommitId, story: &Story<'_>) {
     let Story(service, from, to, result, at) = story;
     let side = |tag: &Option<&str>, generation: u64| {
         tag.map(|tag| {
@@ -54,7 +54,7 @@ fn clone(lab: &Lab) {
     lab.git("ops", &["fetch", "-q", "origin", "refs/notes/gitopsd/*:refs/notes/gitopsd/*"]);
 }
 
-fn fleet_of_four() -> (Lab, CommitId, CommitId) {
+pub fn fleet_of_four() -> (Lab, CommitId, CommitId) {
     let lab = Lab::new().with_repo();
     lab.commit("services/db.toml", "image = \"r.io/db:1\"\nhosts = [\"role=db\"]\n", "db");
     for host in ["web-1", "web-2", "web-3", "web-4"] {

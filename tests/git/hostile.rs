@@ -207,3 +207,18 @@ fn nothing_of_the_environment_matters() {
         }
     }
 }
+
+#[test]
+fn all_files_together_are_limited_too() {
+    let lab = Lab::new().with_repo();
+    let repository = lab.open();
+    // One blob in the pack, and 65 MiB of files: what is unpacked counts.
+    let file = blob(&lab, &vec![b'#'; 1 << 20]);
+    let names: Vec<Vec<u8>> = (0..65).map(|n| format!("{n:05}.toml").into_bytes()).collect();
+    let entries: Vec<(&str, &[u8], &str)> =
+        names.iter().map(|n| ("100644", n.as_slice(), file.as_str())).collect();
+    let services = raw_tree(&lab, &entries);
+    commit_tree(&lab, &[("40000", b"services", &services)]);
+    let error = repository.files(&follow(&repository, None).unwrap()).unwrap_err();
+    assert!(error.to_string().contains("64 MiB"), "{error}");
+}

@@ -279,6 +279,8 @@ fn many_hosts_publish_at_once() {
     let log = lab.git("config.git", &["log", "--notes=gitopsd/*", "main"]);
     assert_eq!(log.matches("Notes (gitopsd/web-").count(), 12, "{log}");
     assert_eq!(log.matches("{\"id\"").count(), 36, "{log}");
+    let peak = server.peak.load(Ordering::SeqCst);
+    assert!((1..=12).contains(&peak), "{peak} connections at once, of six hosts");
     assert_eq!(lab.git("config.git", &["fsck", "--strict", "--no-dangling"]), "");
 }
 

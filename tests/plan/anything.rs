@@ -350,6 +350,7 @@ fn desired() -> BoxedStrategy<Desired> {
             commit,
             declared_in_repo,
             services,
+            removed: BTreeSet::new(),
             window_waived: false,
         })
         .boxed()
@@ -431,6 +432,7 @@ proptest! {
         let desired = Desired {
             commit,
             declared_in_repo: 1,
+            removed: BTreeSet::new(),
             window_waived: false,
             services: BTreeMap::from([(name.clone(), DesiredService::Run(Box::new(spec)))]),
         };

@@ -42,6 +42,8 @@ enum Event {
     Run(&'static str, String),
     Break(&'static str),
     Drop(&'static str),
+    /// It is gone, and named as meant to go.
+    Meant(&'static str),
     Unrelated,
     /// An image begins to behave in another way.
     Image(String, &'static str),
@@ -184,6 +186,7 @@ fn event() -> impl Strategy<Value = Event> {
         }),
         1 => service().prop_map(Event::Break),
         1 => service().prop_map(Event::Drop),
+        1 => service().prop_map(Event::Meant),
         1 => Just(Event::Unrelated),
         4 => (tag(), behaviour).prop_map(|(tag, word)| Event::Image(tag, word)),
         2 => any::<bool>().prop_map(Event::Registry),
@@ -216,15 +219,22 @@ fn happen(host: &mut Host, event: &Event) {
     host.say_all(&format!("{event:?}"));
     match event {
         Event::Run(service, text) => {
+            host.repo.removed.remove(&name(service));
             host.repo.declared.insert(name(service), Ok(declared_for(service, text)));
             host.commit();
         }
         Event::Break(service) => {
+            host.repo.removed.remove(&name(service));
             host.repo.declared.insert(name(service), Err("line 3".to_owned()));
             host.commit();
         }
         Event::Drop(service) => {
             host.repo.declared.remove(&name(service));
+            host.commit();
+        }
+        Event::Meant(service) => {
+            host.repo.declared.remove(&name(service));
+            host.repo.removed.insert(name(service));
             host.commit();
         }
         Event::Unrelated => host.commit(),
@@ -381,6 +391,7 @@ proptest! {
         };
         let before = incumbents(&host);
         host.repo.declared.clear();
+        host.repo.removed.clear();
         host.commit();
         host.run(Duration::from_secs(600));
         let after = incumbents(&host);
@@ -407,6 +418,7 @@ proptest! {
         };
         prop_assume!(leaving(&host).len() == 2);
         prop_assume!(leaving(&host).iter().all(|name| host.records[name].rollout.is_none()));
+        host.repo.removed.clear();
         host.repo.declared.retain(|name, _| name.as_str() == left);
         host.repo.declared.entry(name(left)).or_insert(Ok(declared_for(left, "img:9")));
         host.commit();

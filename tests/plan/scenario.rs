@@ -13,6 +13,7 @@
 //!                        -web           its file is gone
 //!                        empty          all files are gone
 //!                        now            its message says that windows do not count
+//!                        meant:web      `removed` names it
 //!                        (nothing)      an unrelated change
 //! image TAG WORDS…     how an image behaves: missing, exists, corrupt, intact, nostart, pre-fails, pre-works, job=3s, retag,
 //!                        pull=3s, healthy=1s, healthy=never, sick=20s, exits=2s, ends=2s (with code 0), lingers=8s, uses=100m, stubborn (its limits cannot be changed), well
@@ -163,6 +164,9 @@ fn commit(host: &mut Host, words: &[&str]) {
             host.repo.declared.clear();
         } else if *word == "now" {
             host.repo.now = true;
+        } else if let Some(meant) = word.strip_prefix("meant:") {
+            host.repo.declared.remove(&name(meant));
+            host.repo.removed.insert(name(meant));
         } else if let Some(gone) = word.strip_prefix('-') {
             host.repo.declared.remove(&name(gone));
         } else {

@@ -107,6 +107,8 @@ pub struct HttpServer {
     thread: Option<std::thread::JoinHandle<()>>,
     pub behaviour: Arc<Mutex<Behaviour>>,
     pub requests: Arc<AtomicUsize>,
+    /// The most connections that there were at once.
+    pub peak: Arc<AtomicUsize>,
 }
 
 impl HttpServer {
@@ -116,9 +118,11 @@ impl HttpServer {
         let stop = Arc::new(AtomicBool::new(false));
         let behaviour = Arc::new(Mutex::new(Behaviour::default()));
         let requests = Arc::new(AtomicUsize::new(0));
+        let (active, peak) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
         let scheme = if tls.is_some() { "https" } else { "http" };
         let thread = {
             let (stop, behaviour, requests) = (stop.clone(), behaviour.clone(), requests.clone());
+            let peak = peak.clone();
             let root = root.to_owned();
             std::thread::spawn(move || {
                 let mut workers = Vec::new();
@@ -130,6 +134,8 @@ impl HttpServer {
                     let _ = stream.set_read_timeout(Some(Duration::from_secs(20)));
                     let (behaviour, requests) = (behaviour.clone(), requests.clone());
                     let (root, tls) = (root.clone(), tls.clone());
+                    peak.fetch_max(active.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                    let active = active.clone();
                     workers.push(std::thread::spawn(move || {
                         // A client may hang up at any time: its own error tells.
                         let _ = match tls {
@@ -143,6 +149,7 @@ impl HttpServer {
                             }
                             None => serve(&root, &mut { stream }, &behaviour, &requests),
                         };
+                        active.fetch_sub(1, Ordering::SeqCst);
                     }));
                 }
                 for worker in workers {
@@ -150,7 +157,7 @@ impl HttpServer {
                 }
             })
         };
-        Self { port, scheme, stop, thread: Some(thread), behaviour, requests }
+        Self { port, scheme, stop, thread: Some(thread), behaviour, requests, peak }
     }
 
     pub fn url(&self, path: &str) -> String {

@@ -1,6 +1,6 @@
 //! The config repo and the registry's tags: from what was committed to what is wanted.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use gitopsd::reconcile::later;
@@ -18,6 +18,8 @@ pub struct Repo {
     pub declared: BTreeMap<ServiceName, Result<Declared, String>>,
     /// The newest commit says that windows do not count for it.
     pub now: bool,
+    /// What the newest one names as meant to go.
+    pub removed: BTreeSet<ServiceName>,
     /// Tags that were looked up for this commit.
     pins: BTreeMap<ImageRef, PinnedImage>,
 }
@@ -54,7 +56,8 @@ impl Host {
             committed_at: self.began,
         };
         let declared_in_repo = services.len();
-        self.desired = Some(Desired { commit, declared_in_repo, services, window_waived: self.repo.now });
+        let (removed, window_waived) = (self.repo.removed.clone(), self.repo.now);
+        self.desired = Some(Desired { commit, declared_in_repo, services, removed, window_waived });
     }
 
     fn pin(&mut self, spec: Declared) -> DesiredService {

@@ -1,0 +1,163 @@
+//! What hosts said of commits: read out of their receipts, wherever these are.
+
+use std::collections::BTreeMap;
+
+use git2::{Oid, Repository as Git};
+
+use super::heard::Heard;
+use super::{GitError, LocalClone, Repository, TrustedCommit, id_of, notes, oid_of};
+use crate::reconcile::arrival::Arrival;
+use crate::reconcile::tagged::{self, Tagged};
+use crate::types::{CommitId, Digest, HostName, Reason};
+
+/// How many commits back somebody's last word is looked for.
+const BACK: usize = 500;
+
+/// What one host said.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Evidence {
+    /// Who.
+    pub host: HostName,
+    /// Its last word on the commit that is asked about.
+    pub on: Option<Arrival>,
+    /// Its last word on the newest commit before that.
+    pub before: Option<Arrival>,
+}
+
+impl Evidence {
+    /// What it calls itself, as far as it said.
+    pub fn labels(&self) -> &[String] {
+        self.on.as_ref().or(self.before.as_ref()).map_or(&[], |arrival| &arrival.labels)
+    }
+}
+
+/// The commits that lead to `commit` along first parents, itself first.
+fn path(git: &Git, commit: Oid, limit: usize) -> Result<Vec<Oid>, git2::Error> {
+    let mut path = vec![commit];
+    let mut at = git.find_commit(commit)?;
+    while path.len() < limit {
+        let Ok(parent) = at.parent(0) else { break };
+        path.push(parent.id());
+        at = parent;
+    }
+    Ok(path)
+}
+
+/// What each host said of `commit` and of those before it.
+fn gather(git: &Git, commit: Oid, heard: &[Heard]) -> Result<Vec<Evidence>, git2::Error> {
+    let path = path(git, commit, BACK)?;
+    let mut all = Vec::new();
+    let mut tips: BTreeMap<&HostName, Vec<Oid>> = BTreeMap::new();
+    // Who moved to a branch says nothing more in notes.
+    let (branches, notes): (Vec<_>, Vec<_>) = heard.iter().partition(|heard| heard.is_branch());
+    for heard in branches.into_iter().chain(notes) {
+        tips.entry(&heard.host).or_default().push(heard.tip);
+    }
+    for (host, tips) in tips {
+        let word = |commit: &Oid| {
+            for tip in &tips {
+                let lines = notes::lines_on(git, *tip, *commit)?;
+                let mut words = lines.iter().filter_map(|line| serde_json::from_str::<Arrival>(line).ok());
+                if let Some(word) = words.rfind(|word| word.host == *host) {
+                    return Ok::<_, git2::Error>(Some(word));
+                }
+            }
+            Ok(None)
+        };
+        let on = word(&commit)?;
+        let mut before = None;
+        // Who has said something of this commit needs no other word.
+        if on.is_none() {
+            for earlier in path.iter().skip(1) {
+                before = word(earlier)?;
+                if before.is_some() {
+                    break;
+                }
+            }
+        }
+        all.push(Evidence { host: host.clone(), on, before });
+    }
+    Ok(all)
+}
+
+/// What these hosts found that tags stood for, at `commit` and before it: the newest commit's word counts.
+fn tags(git: &Git, commit: Oid, heard: &[Heard]) -> Result<Tags, git2::Error> {
+    let mut all = Tags::new();
+    for commit in path(git, commit, BACK)? {
+        let mut found = Vec::new();
+        for heard in heard {
+            let lines = notes::lines_on(git, heard.tip, commit)?;
+            let words = lines.iter().filter_map(|line| serde_json::from_str::<Tagged>(line).ok());
+            found.extend(words.filter(|word| word.host == heard.host));
+        }
+        for (image, word) in tagged::first(found) {
+            all.entry(image).or_insert(word);
+        }
+    }
+    Ok(all)
+}
+
+/// By reference: what it stands for, and by whose word.
+pub type Tags = BTreeMap<String, (Digest, HostName)>;
+
+impl Repository {
+    /// What hosts said of a commit: of those whose notes were heard.
+    ///
+    /// # Errors
+    /// `storage-io`: the cache is damaged.
+    pub fn evidence(&self, commit: &TrustedCommit, heard: &[Heard]) -> Result<Vec<Evidence>, GitError> {
+        let cache = self.cache.repository()?;
+        self.reading(gather(&cache, commit.oid(), heard))
+    }
+
+    /// What hosts found that tags stood for, at a commit and before it.
+    ///
+    /// # Errors
+    /// `storage-io`: the cache is damaged.
+    pub fn tags(&self, commit: &TrustedCommit, heard: &[Heard]) -> Result<Tags, GitError> {
+        let cache = self.cache.repository()?;
+        self.reading(tags(&cache, commit.oid(), heard))
+    }
+
+    /// The believed commits before one, newest first, along first parents; at most `limit`.
+    ///
+    /// # Errors
+    /// `storage-io`: the cache is damaged.
+    pub fn before(&self, commit: &TrustedCommit, limit: usize) -> Result<Vec<TrustedCommit>, GitError> {
+        let cache = self.cache.repository()?;
+        let path = self.reading(path(&cache, commit.oid(), limit.saturating_add(1)))?;
+        path.into_iter().skip(1).map(|oid| self.trusted(&id_of(oid)?)).collect()
+    }
+}
+
+impl LocalClone {
+    /// The refs of this clone that hold receipts.
+    pub(super) fn heard(&self) -> Result<Vec<Heard>, git2::Error> {
+        let mut all = Vec::new();
+        for found in self.repository.references()? {
+            // A name that is no text is none of ours.
+            let Ok(found) = found else { continue };
+            if let (Ok(name), Some(tip)) = (found.name(), found.target()) {
+                all.extend(Heard::of(name, tip));
+            }
+        }
+        Ok(all)
+    }
+
+    /// What hosts said of a commit, by the notes of this clone.
+    ///
+    /// # Errors
+    /// `git-unreachable`: the notes cannot be read.
+    pub fn evidence(&self, commit: &CommitId) -> Result<Vec<Evidence>, GitError> {
+        let failed = |error| self.failed("read the receipts".to_owned(), error);
+        let heard = self.heard().map_err(failed)?;
+        let oid = oid_of(commit)?;
+        gather(&self.repository, oid, &heard).map_err(|error| {
+            GitError::with(
+                Reason::GitUnreachable,
+                format!("read what hosts said of {}", commit.short()),
+                error,
+            )
+        })
+    }
+}
