@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -15,7 +15,6 @@ pub struct Request {
     /// `name: value`, the name in lower case.
     pub fields: Vec<String>,
     pub body: Value,
-    pub at: Instant,
 }
 
 impl Request {
@@ -57,12 +56,7 @@ impl ForgeServer {
                 let mut body = vec![0; length.map_or(0, |length| length.parse().unwrap())];
                 reader.read_exact(&mut body).unwrap();
                 let body = serde_json::from_slice(&body).unwrap_or_default();
-                taken.lock().unwrap().push(Request {
-                    line: line.trim_end().to_owned(),
-                    fields,
-                    body,
-                    at: Instant::now(),
-                });
+                taken.lock().unwrap().push(Request { line: line.trim_end().to_owned(), fields, body });
                 let answer: String =
                     told.lock().unwrap().pop_front().unwrap_or_else(|| "201 Created\r\n|{}".to_owned());
                 let (head, body) = answer.split_once('|').unwrap();
