@@ -330,8 +330,7 @@ fn admitted(lab: &Lab, commit: &str) -> i64 {
 }
 
 fn now() -> i64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
-    i64::try_from(since.as_millis()).unwrap()
+    gitopsd::agent::clock::now().as_millisecond()
 }
 
 /// `scripts/bench-watch`: from the beginning of `git push` until the agent believes the commit, by mode.

@@ -281,13 +281,12 @@ impl Host {
     fn probed(&self) -> Vec<(InstanceId, EffectiveCheck, Timestamp)> {
         let mut due = Vec::new();
         for (name, record) in &self.records {
-            let Some(rollout) = &record.rollout else { continue };
-            if !matches!(rollout.phase, Phase::Proving | Phase::Canary | Phase::Switching | Phase::Baking) {
-                continue;
-            }
-            // Beside a candidate with a part of traffic it matters whether the incumbent is well.
-            let incumbent = record.incumbent.iter().filter(|_| rollout.phase == Phase::Canary);
-            for deployed in incumbent.chain([&rollout.to]) {
+            let phases = [Phase::Proving, Phase::Canary, Phase::Switching, Phase::Baking];
+            let rollout = record.rollout.as_ref().filter(|rollout| phases.contains(&rollout.phase));
+            // Of the rest it matters beside a candidate with a part of traffic, and to a candidate that needs it well.
+            let canary = rollout.is_some_and(|rollout| rollout.phase == Phase::Canary);
+            let incumbent = record.incumbent.iter().filter(|_| canary || self.is_awaited(name));
+            for deployed in incumbent.chain(rollout.map(|rollout| &rollout.to)) {
                 let id = InstanceId::new(name, deployed.generation);
                 let check = self.check(&deployed.spec);
                 if let Some(started_at) = self.started_at(&id)
@@ -303,6 +302,14 @@ impl Host {
             }
         }
         due
+    }
+
+    /// Whether a candidate needs that a service is healthy.
+    fn is_awaited(&self, name: &ServiceName) -> bool {
+        let candidates = self.records.values().filter_map(|record| record.rollout.as_ref());
+        candidates.flat_map(|rollout| &rollout.to.spec.depends_on).any(|needed| {
+            needed.service == *name && needed.condition == gitopsd::types::Condition::ServiceHealthy
+        })
     }
 
     fn started_at(&self, id: &InstanceId) -> Option<Timestamp> {

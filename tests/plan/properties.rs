@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use gitopsd::reconcile::plan;
-use gitopsd::reconcile::record::{Down, Phase};
+use gitopsd::reconcile::record::{Down, Phase, Spec};
 use gitopsd::reconcile::step::{Next, Planned};
 use gitopsd::reconcile::world::DesiredService;
 use gitopsd::types::{ContainerState, InstanceId, Reason, Refusal, ServiceName};
@@ -434,7 +434,7 @@ proptest! {
         host.memory = None;
         prop_assume!(host.desired.is_some());
         let bad = name(bad);
-        // Who writes to a directory of its comes after it, or before it.
+        // Who writes to a directory of its, or publishes a port of its, comes after it, or before it.
         let shares = |other: &ServiceName| {
             let of = |name: &ServiceName| host.records.get(name).into_iter().flat_map(|it| it.live_generations());
             let wanted = |name: &ServiceName| match host.desired.as_ref()?.services.get(name)? {
@@ -442,7 +442,11 @@ proptest! {
                 _ => None,
             };
             let all = |name| of(name).map(|live| &live.spec).chain(wanted(name));
-            all(other).any(|ours| all(&bad).any(|theirs| share(ours, theirs)))
+            // A port that it gives away, or keeps.
+            let clash = |ours: &Spec, theirs: &Spec| {
+                ours.ports.iter().any(|port| theirs.ports.iter().any(|other| port.clashes(other)))
+            };
+            all(other).any(|ours| all(&bad).any(|theirs| share(ours, theirs) || clash(ours, theirs)))
         };
         let depends = |other: &ServiceName| {
             let record = host.records.get(other);

@@ -1,6 +1,6 @@
 //! Who may rest with something undone because it waits for another service: only for as long as that one is unfinished.
 
-use gitopsd::reconcile::record::Down;
+use gitopsd::reconcile::record::{Cause, Down, Spec};
 use gitopsd::reconcile::step::{Next, Plan};
 use gitopsd::reconcile::world::DesiredService;
 use gitopsd::types::{Condition, ContainerState, Dependency, InstanceId, Reason, ServiceName};
@@ -46,13 +46,18 @@ fn is_enough(host: &Host, waiting: &ServiceName, settled: &ServiceName) -> bool 
     let live = host.records.get(settled).into_iter().flat_map(|record| record.live_generations());
     let still_needs = live.into_iter().any(|live| live.spec.needs().any(|needed| needed == waiting));
     let wanted = host.desired.as_ref().and_then(|desired| desired.services.get(waiting));
-    match wanted {
-        Some(DesiredService::Run(spec)) => spec
-            .dependencies()
-            .filter(|needed| needed.service == *settled && needed.required)
-            .all(|needed| is_met(host, &needed)),
-        Some(_) => true,
-        None => !still_needs,
+    let candidate = host.records.get(waiting).and_then(|record| record.rollout.as_ref());
+    let met = |spec: &Spec| {
+        let needed = spec.dependencies().filter(|needed| needed.service == *settled && needed.required);
+        needed.into_iter().all(|needed| is_met(host, &needed))
+    };
+    match (wanted, candidate) {
+        // What goes back, and what has a file that cannot be read, needs what it needed.
+        (_, Some(candidate)) if candidate.cause == Cause::Rollback => met(&candidate.to.spec),
+        (Some(DesiredService::Run(spec)), _) => met(spec),
+        (_, Some(candidate)) => met(&candidate.to.spec),
+        (Some(_), None) => true,
+        (None, None) => !still_needs,
     }
 }
 
