@@ -174,13 +174,19 @@ fn is_to_begin(view: &View<'_>, name: &ServiceName, record: Option<&ServiceRecor
 /// The service that still runs a generation which depends on this one: it goes first.
 pub(super) fn dependant<'a>(view: &View<'a>) -> Option<&'a ServiceName> {
     let needs = |deployed: &Deployed, name: &ServiceName| deployed.spec.needs().any(|needed| needed == name);
-    let live = |record: &ServiceRecord, name: &ServiceName| {
-        record.live_generations().any(|deployed| needs(deployed, name))
+    // A candidate that has not been started may wait for what this one never will be.
+    let idle = |name: &'a ServiceName, record: &ServiceRecord| {
+        let candidate = record.rollout.as_ref().map(|rollout| rollout.to.generation);
+        candidate.filter(|generation| view.of(name).container(*generation).is_none())
+    };
+    let live = |other: &'a ServiceName, record: &ServiceRecord, name: &ServiceName| {
+        let idle = idle(other, record);
+        record.live_generations().any(|live| needs(live, name) && Some(live.generation) != idle)
     };
     let own = view.record?;
     let found = view.records.iter().find(|(name, record)| {
         *name != view.name
-            && live(record, view.name)
+            && live(name, record, view.name)
             // Of two that need each other neither would ever go.
             && !way_back(view, own, name)
     });

@@ -85,7 +85,11 @@ impl Host {
                 Some(None) => true,
                 _ => false,
             };
-            let newcomer = record.incumbent.as_ref().is_none_or(|incumbent| !share(&incumbent.spec, spec));
+            // Who is to come after this one cannot leave before it.
+            let comes_after = matches!(wanted, Some(Some(DesiredService::Run(wanted)))
+                if wanted.needs().any(|needed| needed == name));
+            let newcomer = !comes_after
+                && record.incumbent.as_ref().is_none_or(|incumbent| !share(&incumbent.spec, spec));
             for live in theirs.live_generations().filter(|live| share(&live.spec, spec) && newcomer) {
                 let gone = !leaving(&live.spec) || !self.is_running(&InstanceId::new(other, live.generation));
                 let sentence = "who is to leave a directory leaves it before another one takes it";
