@@ -59,6 +59,10 @@ impl Agent {
     /// Shows what became of the commit, where that is news.
     pub(super) fn show(&mut self) {
         let Some(poster) = self.board.poster.clone().filter(|_| self.board.posting.is_none()) else { return };
+        // What is known of services is of the last look at them, which may have been before this commit.
+        if self.blind.is_some() {
+            return;
+        }
         let wanted = self.status.as_ref().and_then(forge::of);
         let news = wanted.and_then(|wanted| forge::next(self.board.shown.as_ref(), &wanted));
         self.board.due_at = None;
@@ -95,6 +99,12 @@ impl Agent {
                     tracing::warn!("{}", error.to_refusal());
                 }
                 board.shown = Some(shown);
+            }
+            // Only what is over by now: the forge does not know that commit any more, or takes no more of it. The next
+            // one is not to wait for that.
+            Err(error) if error.is_final && status.verdict == Verdict::Superseded => {
+                tracing::info!("{}; it is left as it is", error.refusal.message);
+                board.shown = Some(Shown::after(board.shown.as_ref(), &status));
             }
             Err(error) => {
                 let pause = FIRST_PAUSE.saturating_mul(1 << board.attempts.min(16)).min(LONGEST_PAUSE);

@@ -160,7 +160,10 @@ impl Agent {
                 let result = traffic.point(&route_for(service, record, deployed));
                 // Of a network that it shares the connections are not its own.
                 let shared = deployed.spec.network_mode().is_shared();
-                if result.is_ok() && !shared {
+                // What was well, and goes for another reason, may end what it has begun before it is removed.
+                let reason = record.rollout.as_ref().and_then(|it| it.trouble.as_ref()).map(|it| it.reason);
+                let well = matches!(reason, Some(Reason::Superseded | Reason::Held));
+                if result.is_ok() && !shared && !well {
                     // Their clients come back at once, and reach the generation that works.
                     if let Err(error) = traffic.reset_connections(&InstanceId::new(service, *from)) {
                         tracing::warn!("{service}: {}", error.to_refusal());

@@ -278,15 +278,15 @@ impl Source {
                 _ => image.clone(),
             };
             let result = registry.resolve_or(&looked_for, &fallback).await;
+            // The loop may be gone: then nobody is left to tell.
+            let _ = waker.send(Wake::Resolved { commit, service: service.clone(), result });
+            // Only for a message: no deploy waits for this.
             if let (ImageRef::Registry(bare), Some((recorded, by))) = (&image, recorded)
                 && let Some(now) = registry.top(bare).await.filter(|now| *now != recorded)
             {
-                let service = service.clone();
                 // The loop may be gone: then nobody is left to tell.
                 let _ = waker.send(Wake::TagMoved(Box::new(Moved { service, image, recorded, by, now })));
             }
-            // The loop may be gone: then nobody is left to tell.
-            let _ = waker.send(Wake::Resolved { commit, service, result });
         });
     }
 

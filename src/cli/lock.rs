@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::ops::Range;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use super::{Failure, args, run, table, write_json};
@@ -126,17 +125,31 @@ fn locked(named: &NamedImage, fate: &Fate) -> Option<ImageRef> {
     }
 }
 
-/// Puts a file in its own place, with its permissions: whole, or not at all.
+/// Puts a file in its own place, with its permissions: whole, or not at all, and not over what was written to it while
+/// registries were asked.
 fn rewrite(path: &Path, bytes: &[u8], places: &[(Range<usize>, ImageRef)]) -> Result<(), Failure> {
     let failed = |error: std::io::Error| Failure::plain(format!("writing {}: {error}", path.display()));
     let text = images_named::replace(&String::from_utf8_lossy(bytes), places);
-    let mode = std::fs::metadata(path).map_err(failed)?.permissions().mode();
+    let stat = std::fs::symlink_metadata(path).map_err(failed)?;
+    if !stat.is_file() || std::fs::read(path).map_err(failed)? != bytes {
+        return Err(Failure::Failed {
+            message: format!("{} has changed meanwhile, and was left as it is", path.display()),
+            hint: Some("run it again".to_owned()),
+        });
+    }
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".gitopsd-lock");
     let beside = path.with_file_name(name);
     let write = || {
-        std::fs::write(&beside, text.as_bytes())?;
-        std::fs::set_permissions(&beside, std::fs::Permissions::from_mode(mode))?;
+        // What is there is not followed: a checkout may hold a link of that name.
+        match std::fs::remove_file(&beside) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let mut file = std::fs::OpenOptions::new().write(true).create_new(true).open(&beside)?;
+        file.set_permissions(stat.permissions())?;
+        file.write_all(text.as_bytes())?;
+        drop(file);
         std::fs::rename(&beside, path)
     };
     write().map_err(|error| {

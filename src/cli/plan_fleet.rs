@@ -172,7 +172,7 @@ fn counted(rows: &[Row]) -> String {
 fn markdown(rows: &[Row], errors: &[&Diagnostic], out: &mut dyn Write) -> Result<(), Failure> {
     writeln!(out, "### gitopsd: {}\n", counted(rows))?;
     for error in errors {
-        writeln!(out, "- :x: `{}:{}` {}", error.file, error.line, cell(&error.message))?;
+        writeln!(out, "- :x: {}:{} {}", cell(&error.file.to_string()), error.line, cell(&error.message))?;
     }
     if !errors.is_empty() {
         writeln!(out)?;
@@ -214,17 +214,23 @@ fn listed(hosts: &[&HostName]) -> String {
 
 /// Text of strangers in a table of Markdown: neither its end, nor a link, nor a mention of somebody.
 fn cell(text: &str) -> String {
+    // Forges look for mentions, numbers of issues and addresses in the text that is left after escapes: a space of no
+    // width, which a word has to follow, is what they stop at.
+    const NOTHING: char = '\u{200b}';
     let mut out = String::new();
-    for c in text.chars().filter(|c| !c.is_control()) {
+    for c in text.chars().filter(|c| !c.is_control() && *c != NOTHING) {
         match c {
-            '|' | '*' | '_' | '`' | '[' | ']' | '\\' | '#' => {
+            '|' | '*' | '_' | '`' | '[' | ']' | '\\' => {
                 out.push('\\');
                 out.push(c);
             }
+            '#' => out.extend(['\\', '#', NOTHING]),
             '<' => out.push_str("&lt;"),
             '&' => out.push_str("&amp;"),
-            // A mention needs a sign that a word follows at once.
-            '@' => out.push_str("&#64;"),
+            '@' | '!' => out.extend([c, NOTHING]),
+            ':' => out.push(':'),
+            '/' if out.ends_with(":/") => out.extend([NOTHING, '/']),
+            '.' if out.to_ascii_lowercase().ends_with("www") => out.extend([NOTHING, '.']),
             c => out.push(c),
         }
     }
@@ -240,6 +246,10 @@ fn one_space(text: &str) -> String {
 mod tests {
     #[test]
     fn strangers_cannot_write_markdown() {
-        assert_eq!(super::cell("a|b [x](y) @all <img> `c`\n"), "a\\|b \\[x\\](y) &#64;all &lt;img> \\`c\\`");
+        assert_eq!(
+            super::cell("a|b [x](y) @all <img> `c`\n"),
+            "a\\|b \\[x\\](y) @\u{200b}all &lt;img> \\`c\\`"
+        );
+        assert_eq!(super::cell("#12 https://x www.x"), "\\#\u{200b}12 https:/\u{200b}/x www\u{200b}.x");
     }
 }

@@ -47,6 +47,8 @@ pub struct PostError {
     pub refusal: Refusal,
     /// How long the forge asks to be left alone.
     pub pause: Option<Duration>,
+    /// The same status would be refused again: there is no such commit or repository, or it has too many.
+    pub is_final: bool,
 }
 
 impl Poster {
@@ -78,11 +80,12 @@ impl Poster {
         let failed = |reason, why: &str| PostError {
             refusal: Refusal::new(reason, format!("show a commit status at {named}: {why}")),
             pause: None,
+            is_final: false,
         };
         let url: Url = named.parse().map_err(|_| failed(Reason::ConfigInvalid, "it is no address"))?;
         let headers = self.headers().map_err(|why| failed(Reason::Auth, &why))?;
         let client: Client = client_for("the forge of [status]", self.ca_file.clone(), &url)
-            .map_err(|error| PostError { refusal: error.to_refusal(), pause: None })?;
+            .map_err(|error| PostError { refusal: error.to_refusal(), pause: None, is_final: false })?;
         let body = self.body(status).to_string();
         let answer = tokio::time::timeout(PATIENCE, async {
             let mut answer = client.post(url).headers(headers).body(body).send().await?;
@@ -113,6 +116,7 @@ impl Poster {
         let reason = if code == 401 { Reason::Auth } else { Reason::StatusRefused };
         let mut error = failed(reason, &format!("{code} {said}"));
         let seconds = headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.trim().parse().ok());
+        error.is_final = matches!(code, 400 | 404 | 409 | 410 | 422);
         error.pause = seconds.map(|seconds| Duration::from_secs(seconds).min(LONGEST_PAUSE));
         Err(error)
     }

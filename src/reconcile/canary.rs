@@ -13,7 +13,7 @@ use super::step::{Next, Step};
 use super::transition::healthy;
 use super::view::View;
 use super::{later, pending, repair};
-use crate::types::{Branch, Canary, ContainerState, PortMapping, Refusal, Strategy, Timestamp};
+use crate::types::{Branch, Canary, ContainerState, PortMapping, Reason, Refusal, Strategy, Timestamp};
 
 /// What a candidate gets before it gets all: nothing of the kind where two cannot be at once.
 fn declared(rollout: &Rollout) -> Option<Canary> {
@@ -62,12 +62,37 @@ pub(super) fn next(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -
     if left != Some(None) {
         return beside(view, record, rollout, incumbent, left.flatten()).unwrap_or_else(all);
     }
-    match view.verdict(&rollout.to) {
-        Some(Verdict::Healthy) => all(),
-        // On the edge, or a new agent that has not asked yet: it gets no more before that is decided.
-        Some(Verdict::Undecided { why } | Verdict::Unhealthy(why)) => wait(why),
-        None => wait("not probed yet".to_owned()),
+    // On the edge, or a new agent that has not asked yet: it gets no more before that is decided.
+    let why = match view.verdict(&rollout.to) {
+        Some(Verdict::Healthy) => return all(),
+        Some(Verdict::Undecided { why } | Verdict::Unhealthy(why)) => why,
+        None => {
+            return serving(view, record, rollout, incumbent)
+                .unwrap_or_else(|| wait("not probed yet".to_owned()));
+        }
+    };
+    let timeout = rollout.to.spec.deploy.timeout;
+    let since = rollout.canary_since.unwrap_or(rollout.phase_since);
+    let deadline = later(later(since, canary.time), timeout);
+    if view.now >= deadline && view.is_asked(&rollout.to) {
+        let limit = crate::types::format_duration(timeout);
+        let message = format!(
+            "generation {generation}, with {} of new connections, was not healthy within {limit} of its end: {why}",
+            canary.share
+        );
+        return Next::Do(Step::Fail(Refusal::new(Reason::DeployTimeout, message)));
     }
+    serving(view, record, rollout, incumbent)
+        .unwrap_or(Next::Wait { until: Some(deadline).filter(|at| *at > view.now), why })
+}
+
+/// What keeps the service served while it is not decided: an incumbent that ended is stood in for, and started again.
+fn serving(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout, incumbent: &Deployed) -> Option<Next> {
+    let has_all = view.route() == Some(&view.route_for(record, &rollout.to));
+    if !view.runs(incumbent.generation) && !has_all && view.runs(rollout.to.generation) {
+        return Some(Next::Do(Step::Route(rollout.to.generation)));
+    }
+    repair::next(view, record).filter(|next| matches!(next, Next::Do(_)))
 }
 
 /// What is to be done for its part until its time is `over`; `None`: there is nobody to share with.

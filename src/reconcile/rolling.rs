@@ -15,16 +15,18 @@ use crate::types::{ContainerState, Job, Reason, Refusal, Strategy};
 
 /// What a rollout does next.
 pub(super) fn next(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next {
-    let switched = rollout.phase == Phase::Switching && routed(view, record, rollout);
     // In its canary it stands in for an incumbent that has ended, before that is started again.
-    if incumbent_serves(rollout) && !switched && rollout.phase != Phase::Canary {
+    let has_all = matches!(rollout.phase, Phase::Canary | Phase::Switching) && routed(view, record, rollout);
+    if incumbent_serves(rollout) && !has_all && rollout.phase != Phase::Canary {
         // A restart that has to wait must not hold the candidate up: it may be the cure.
         if let Some(next @ Next::Do(_)) = repair::next(view, record) {
             return next;
         }
     }
-    // A switch that was meant and did not happen (its port is another service's) is no reason to stay with it.
-    if (rollout.phase < Phase::Switching || (rollout.phase == Phase::Switching && !switched))
+    // A switch that was meant and did not happen (its port is another service's) is no reason to stay with it. What
+    // alone serves is not given up for what may come.
+    if rollout.phase <= Phase::Switching
+        && !has_all
         && let Some(refusal) = superseded(view, rollout)
     {
         return Next::Do(Step::Fail(refusal));

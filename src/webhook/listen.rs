@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
@@ -69,7 +70,7 @@ pub(super) async fn run(listen: Listen, first: std::io::Result<TcpListener>, sha
         tokio::time::sleep(RETRY).await;
         tried = bind(&listen).inspect(|listener| shared.listens(listener));
     };
-    let mut connections: VecDeque<(SocketAddr, JoinHandle<()>)> = VecDeque::new();
+    let mut connections: VecDeque<Connection> = VecDeque::new();
     loop {
         let (stream, peer) = match listener.accept().await {
             Ok(accepted) => accepted,
@@ -79,30 +80,43 @@ pub(super) async fn run(listen: Listen, first: std::io::Result<TcpListener>, sha
                 continue;
             }
         };
-        connections.retain(|(_, connection)| !connection.is_finished());
+        connections.retain(|connection| !connection.task.is_finished());
         if connections.len() >= MOST
-            && let Some((whose, oldest)) = connections.pop_front()
+            && let Some(oldest) = connections.pop_front()
         {
-            oldest.abort();
-            shared.judged(Answer::Slow, whose);
+            oldest.task.abort();
+            if !oldest.judged.load(Ordering::Acquire) {
+                shared.judged(Answer::Slow, oldest.peer);
+            }
         }
-        connections.push_back((peer, tokio::spawn(serve(stream, peer, shared.clone()))));
+        let judged = Arc::new(AtomicBool::new(false));
+        let task = tokio::spawn(serve(stream, peer, shared.clone(), judged.clone()));
+        connections.push_back(Connection { peer, task, judged });
     }
 }
 
-async fn serve(mut stream: TcpStream, peer: SocketAddr, shared: Arc<Shared>) {
+struct Connection {
+    peer: SocketAddr,
+    task: JoinHandle<()>,
+    /// Each is counted once: what comes after its answer is only its end.
+    judged: Arc<AtomicBool>,
+}
+
+async fn serve(mut stream: TcpStream, peer: SocketAddr, shared: Arc<Shared>, judged: Arc<AtomicBool>) {
     let answered = tokio::time::timeout(DEADLINE, async {
         let answer = match signature::secrets(&shared.secret_file) {
             Ok(secrets) => request::judge(&mut stream, &secrets, &shared.pace).await?,
             Err(_) => Answer::NoSecret,
         };
         // Counted, and the wake sent, before the forge hears of it.
+        judged.store(true, Ordering::Release);
         shared.judged(answer, peer);
         request::say(&mut stream, answer).await
     });
     match answered.await {
         // The client has gone: it is told nothing, and nothing has come of it.
         Ok(Ok(()) | Err(_)) => {}
+        Err(_) if judged.load(Ordering::Acquire) => {}
         Err(_) => shared.judged(Answer::Slow, peer),
     }
 }
