@@ -119,8 +119,10 @@ pub fn of(status: &Status) -> Option<CommitStatus> {
     }
     let all_run = status.services.iter().all(|service| service.state == ServiceState::Running);
     // A repo that cannot be reached, or a head that is not believed, says nothing against what runs.
+    // Nor does a head that waits for other hosts: this is about the commit in force.
+    let newer_waits = status.repo.reason == Some(Reason::Wave);
     let done = status.agent.state == AgentState::InSync
-        || (all_run && status.agent.state != AgentState::Progressing);
+        || (all_run && (status.agent.state != AgentState::Progressing || newer_waits));
     let count = status.services.len();
     Some(match (done, count) {
         (true, 0) => with(Verdict::Success, String::new(), "nothing of it is for this host"),

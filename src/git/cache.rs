@@ -8,6 +8,7 @@ use std::io::{ErrorKind, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use super::GitError;
+use super::heard::HEARD;
 
 /// What the remote's branch was at the last fetch.
 pub(super) const FETCHED: &str = "refs/gitopsd/fetched";
@@ -179,7 +180,12 @@ fn remove_stale(dir: &Path, depth: u32) -> std::io::Result<()> {
 fn is_sound(repository: &git2::Repository) -> bool {
     let refs_fine = (|| {
         for reference in repository.references()? {
-            let commit = reference?.peel_to_commit()?;
+            let reference = reference?;
+            // What others pushed under their names may be anything.
+            if reference.name().is_ok_and(|name| name.starts_with(HEARD)) {
+                continue;
+            }
+            let commit = reference.peel_to_commit()?;
             commit.tree()?;
         }
         // `references` skips over files it cannot parse.

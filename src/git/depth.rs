@@ -14,9 +14,9 @@ use super::{GitError, Repository, oid_of};
 use crate::config::agent::SignatureConfig;
 use crate::types::{CommitId, HostName, Reason};
 
-/// So many commits on every path from the head: more than a host misses while it is rebuilt, and more than libgit2 looks at
-/// when it tells a server what is here.
-const DEPTH: i32 = 200;
+/// So many commits on every path from the head: more than a host misses while it is rebuilt, more than are looked at for
+/// the last word of another host, and more than the 256 that libgit2 walks when it tells a server what is here.
+const DEPTH: i32 = 512;
 
 /// All of them.
 pub(super) const ALL: i32 = 0;

@@ -43,41 +43,39 @@ fn path(git: &Git, commit: Oid, limit: usize) -> Result<Vec<Oid>, git2::Error> {
     Ok(path)
 }
 
-/// What each host said of `commit` and of those before it.
+/// What each host said of `commit` and of those before it. One whose receipts cannot be read has said nothing: what
+/// somebody pushed under its name is its own trouble.
 fn gather(git: &Git, commit: Oid, heard: &[Heard]) -> Result<Vec<Evidence>, git2::Error> {
     let path = path(git, commit, BACK)?;
     let mut all = Vec::new();
     let mut tips: BTreeMap<&HostName, Vec<Oid>> = BTreeMap::new();
-    // Who moved to a branch says nothing more in notes.
-    let (branches, notes): (Vec<_>, Vec<_>) = heard.iter().partition(|heard| heard.is_branch());
-    for heard in branches.into_iter().chain(notes) {
+    for heard in heard {
         tips.entry(&heard.host).or_default().push(heard.tip);
     }
     for (host, tips) in tips {
+        // Whoever moved to a branch, or back, has words in both.
         let word = |commit: &Oid| {
-            for tip in &tips {
-                let lines = notes::lines_on(git, *tip, *commit)?;
+            let last = |tip: &Oid| {
+                let lines = unreadable(host, notes::lines_on(git, *tip, *commit));
                 let mut words = lines.iter().filter_map(|line| serde_json::from_str::<Arrival>(line).ok());
-                if let Some(word) = words.rfind(|word| word.host == *host) {
-                    return Ok::<_, git2::Error>(Some(word));
-                }
-            }
-            Ok(None)
+                words.rfind(|word| word.host == *host)
+            };
+            tips.iter().filter_map(last).max_by_key(|word| word.since)
         };
-        let on = word(&commit)?;
-        let mut before = None;
+        let on = word(&commit);
         // Who has said something of this commit needs no other word.
-        if on.is_none() {
-            for earlier in path.iter().skip(1) {
-                before = word(earlier)?;
-                if before.is_some() {
-                    break;
-                }
-            }
-        }
+        let before = if on.is_none() { path.iter().skip(1).find_map(word) } else { None };
         all.push(Evidence { host: host.clone(), on, before });
     }
     Ok(all)
+}
+
+/// Receipts that cannot be read are none.
+fn unreadable(host: &HostName, lines: Result<Vec<String>, git2::Error>) -> Vec<String> {
+    lines.unwrap_or_else(|error| {
+        tracing::debug!("receipts of {host}: {error}");
+        Vec::new()
+    })
 }
 
 /// What these hosts found that tags stood for, at `commit` and before it: the newest commit's word counts.
@@ -86,7 +84,7 @@ fn tags(git: &Git, commit: Oid, heard: &[Heard]) -> Result<Tags, git2::Error> {
     for commit in path(git, commit, BACK)? {
         let mut found = Vec::new();
         for heard in heard {
-            let lines = notes::lines_on(git, heard.tip, commit)?;
+            let lines = unreadable(&heard.host, notes::lines_on(git, heard.tip, commit));
             let words = lines.iter().filter_map(|line| serde_json::from_str::<Tagged>(line).ok());
             found.extend(words.filter(|word| word.host == heard.host));
         }

@@ -6,13 +6,14 @@
 use git2::{Direction, FetchOptions, Oid, RemoteRedirect};
 
 use super::credentials::{Session, named};
+use super::error::is_damage;
 use super::fetch::proxy;
 use super::remote::Remote;
 use super::{GitError, Repository, local, place};
 use crate::types::{HostName, Reason, SafeUrl};
 
 /// Where receipts of others are in the cache: below it are their names on the remote.
-const HEARD: &str = "refs/gitopsd/heard/";
+pub(super) const HEARD: &str = "refs/gitopsd/heard/";
 
 /// Most hosts that are listened to.
 const MOST: usize = 10_000;
@@ -32,11 +33,6 @@ impl Heard {
     /// `None`: a ref holds something else.
     pub(super) fn of(name: &str, tip: Oid) -> Option<Self> {
         Some(Self { host: place::host_of(name)?, tip, name: name.to_owned() })
-    }
-
-    /// Whether it is the host's branch.
-    pub(super) fn is_branch(&self) -> bool {
-        !self.name.starts_with("refs/notes/")
     }
 
     /// The ref in the cache.
@@ -67,7 +63,10 @@ impl Repository {
             all.retain(|heard| wanted(&heard.host));
             for heard in all.iter().filter(|heard| fresh(heard)) {
                 let known = cache.refname_to_id(&heard.cached()).ok();
-                repo.download(&cache, &heard.name, &heard.cached(), known)?;
+                // One that holds no commits is the trouble of whoever pushed it.
+                if let Err(error) = repo.download(&cache, &heard.name, &heard.cached(), known) {
+                    tracing::debug!("receipts of {}: {error}", heard.host);
+                }
             }
             return Ok(all);
         }
@@ -99,7 +98,13 @@ impl Repository {
             options.download_tags(git2::AutotagOption::None);
             options.update_fetchhead(false);
             let result = connection.remote().fetch(&specs, Some(&mut options), None);
-            result.map_err(|e| session.error(format!("fetch receipts from {}", named(url)), e))?;
+            result.map_err(|e| {
+                // The walk for what both sides have met the end of history here.
+                if is_damage(&e) && cache.is_shallow() {
+                    self.want_all();
+                }
+                session.error(format!("fetch receipts from {}", named(url)), e)
+            })?;
             Ok(all)
         })
     }

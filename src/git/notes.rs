@@ -27,16 +27,6 @@ pub(super) fn ref_of(host: &HostName) -> String {
     format!("refs/notes/gitopsd/{host}")
 }
 
-/// The refs of every host.
-pub(super) fn of_every_host() -> String {
-    "refs/notes/gitopsd/*".to_owned()
-}
-
-/// The host that such a ref is of.
-pub(super) fn host_of(name: &str) -> Option<HostName> {
-    name.strip_prefix("refs/notes/gitopsd/")?.parse().ok()
-}
-
 /// Text to add to the note of one commit, and the id of the receipt in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Entry {

@@ -1,5 +1,6 @@
 //! Which commits of receipts are by the hosts that they are said to be of: read out of any clone, for people.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use git2::Sort;
@@ -39,7 +40,7 @@ impl LocalClone {
             SignatureConfig { allowed_signers: Some(signers.to_owned()), ..SignatureConfig::default() };
         let signers = Signers::load(&config).map_err(|why| GitError::plain(Reason::Signature, why))?;
         let mut all = Vec::new();
-        for (host, tip) in self.tips()? {
+        for (host, tips) in self.tips()? {
             let failed = |error| self.failed(format!("read the receipts of {host}"), error);
             let name = format!("gitopsd@{host}");
             let known = signers.listed().iter().any(|signer| covers(&signer.principals, &name));
@@ -47,7 +48,9 @@ impl LocalClone {
                 Provenance { host: host.clone(), known, signed: 0, before: 0, foreign: Vec::new() };
             let mut walk = self.repository.revwalk().map_err(failed)?;
             walk.set_sorting(Sort::TOPOLOGICAL | Sort::REVERSE).map_err(failed)?;
-            walk.push(tip).map_err(failed)?;
+            for tip in tips {
+                walk.push(tip).map_err(failed)?;
+            }
             for oid in walk {
                 let oid = oid.map_err(failed)?;
                 let odb = self.repository.odb().map_err(failed)?;
@@ -69,16 +72,12 @@ impl LocalClone {
         Ok(all)
     }
 
-    /// The last commit of every host's receipts, by host.
-    fn tips(&self) -> Result<Vec<(HostName, git2::Oid)>, GitError> {
-        let failed = |error| self.failed("read the receipts".to_owned(), error);
-        let mut tips = Vec::new();
-        for found in self.repository.references_glob(&super::notes::of_every_host()).map_err(failed)? {
-            let found = found.map_err(failed)?;
-            let host = found.name().ok().and_then(super::notes::host_of);
-            tips.extend(host.zip(found.target()));
+    /// The last commits of every host's receipts, in notes and on its branch, by host.
+    fn tips(&self) -> Result<BTreeMap<HostName, Vec<git2::Oid>>, GitError> {
+        let mut tips: BTreeMap<HostName, Vec<git2::Oid>> = BTreeMap::new();
+        for heard in self.heard().map_err(|error| self.failed("read the receipts".to_owned(), error))? {
+            tips.entry(heard.host).or_default().push(heard.tip);
         }
-        tips.sort();
         Ok(tips)
     }
 }

@@ -123,7 +123,16 @@ impl Repository {
             };
             match attempt {
                 Attempt::Done => return Ok(None),
-                Attempt::Fetch => drop(self.download(&cache, url, name, THEIRS, None, ALL)?),
+                Attempt::Fetch => match self.download(&cache, url, name, THEIRS, None, ALL) {
+                    Ok(_) => {}
+                    Err(error) => {
+                        // The walk for what both sides have met the end of history here.
+                        if error.reason == Reason::StorageIo && cache.is_shallow() {
+                            self.want_all();
+                        }
+                        return Err(error);
+                    }
+                },
                 Attempt::Refused(at, why) => refused = Some((at, why)),
                 Attempt::Final(why) => return Ok(Some(why)),
             }

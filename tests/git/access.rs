@@ -66,8 +66,15 @@ fn credential_helpers_of_git() {
     fails(&settings, "no answer within");
     assert!(since.elapsed() < Duration::from_secs(25));
     let pid = fs::read_to_string(lab.path("pid")).unwrap();
-    let state = fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap_or_default();
-    assert!(state.is_empty() || state.contains(") Z "), "{state}");
+    // Killed, it takes a moment to be gone.
+    let gone = || {
+        let state = fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap_or_default();
+        state.is_empty() || state.contains(") Z ")
+    };
+    while !gone() {
+        assert!(since.elapsed() < Duration::from_secs(30), "{pid} is still there");
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 fn keygen(args: &[&str], dir: &Path) {

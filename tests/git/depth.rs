@@ -57,9 +57,9 @@ fn a_first_contact_takes_the_newest_and_later_ones_what_is_new() {
     let repository = Repository::open(&settings, &lab.cache()).unwrap();
     let mut commit = follow(&repository, None).unwrap();
     assert_eq!(file(&repository, &commit, "services/shop.toml"), "image = \"r.io/shop:1000\"\n");
-    assert_eq!(held(&lab, "cache"), (200, true));
+    assert_eq!(held(&lab, "cache"), (512, true));
     assert_eq!(lab.git("cache/repo.git", &["fsck", "--no-dangling"]), "");
-    for (count, all) in [(1, 201), (30, 231), (500, 731)] {
+    for (count, all) in [(1, 513), (30, 543), (500, 1_043)] {
         grow(&lab, count);
         commit = follow(&repository, Some(commit.id())).unwrap();
         assert_eq!(held(&lab, "cache"), (all, true));
@@ -87,7 +87,7 @@ fn a_mark_that_is_older_is_found_and_a_rewritten_history_is_not_believed() {
     // The copy is lost, the mark is not.
     let repository = Repository::open(&settings, &lab.cache()).unwrap();
     follow(&repository, Some(&near)).unwrap();
-    assert_eq!(held(&lab, "cache"), (200, true));
+    assert_eq!(held(&lab, "cache"), (512, true));
     follow(&repository, Some(&far)).unwrap();
     assert_eq!(held(&lab, "cache"), (1_001, false));
     assert!(!repository.fetch().unwrap().moved, "it stays so");
@@ -131,7 +131,7 @@ fn where_every_commit_is_to_be_signed_all_are_there() {
     // A copy from before signatures were asked for.
     let repository = Repository::open(&settings, &lab.cache()).unwrap();
     repository.fetch().unwrap();
-    assert_eq!(held(&lab, "cache"), (200, true));
+    assert_eq!(held(&lab, "cache"), (512, true));
     drop(repository);
     fs::write(lab.path("signers"), "").unwrap();
     let signed = |head_only| TrustConfig {
@@ -149,7 +149,7 @@ fn where_every_commit_is_to_be_signed_all_are_there() {
         assert_eq!(follow(&repository, None).unwrap_err().reason, Reason::Signature);
     };
     fetch(&settings, "cache2");
-    assert_eq!(held(&lab, "cache2"), (200, true), "only the head counts");
+    assert_eq!(held(&lab, "cache2"), (512, true), "only the head counts");
     settings.trust = signed(false);
     for cache in ["cache", "cache3"] {
         fetch(&settings, cache);
@@ -162,17 +162,17 @@ fn where_every_commit_is_to_be_signed_all_are_there() {
 fn clocks_of_another_century_cost_one_fetch() {
     let lab = Lab::new().with_repo();
     let now = lab.git("config.git", &["log", "-1", "--format=%ct", "main"]).parse().unwrap();
-    grow_at(&lab, 500, 4_000_000_000);
+    grow_at(&lab, 1_000, 4_000_000_000);
     grow_at(&lab, 1, now);
     lab.git("config.git", &["config", "http.receivepack", "true"]);
     let server = HttpServer::start(&lab.path(""), None);
     let repository = Repository::open(&config(&server.url("config.git")), &lab.cache()).unwrap();
     let commit = follow(&repository, None).unwrap();
-    assert_eq!(held(&lab, "cache"), (200, true));
+    assert_eq!(held(&lab, "cache"), (512, true));
     let publish = || repository.publish(None, &"web-1".parse().unwrap(), &[receipt(commit.id(), "1")]);
     publish().unwrap_err();
     follow(&repository, Some(commit.id())).unwrap();
-    assert_eq!(held(&lab, "cache"), (502, false));
+    assert_eq!(held(&lab, "cache"), (1_002, false));
     publish().unwrap();
     assert!(lab.git("config.git", &["log", "--notes=gitopsd/*", "-1"]).contains("\"id\":\"1\""));
 }

@@ -250,6 +250,22 @@ fn a_key_counts_as_of_the_commits_time() {
     assert!(refused(follow(&repository, None)).contains("it has expired"));
 }
 
+/// gpgv says of such a key that it has expired, and no more.
+#[test]
+fn a_key_that_is_revoked_and_expired_is_revoked() {
+    let lab = Lab::new().with_repo();
+    let gpg = Gpg::new(&lab);
+    let gone = gpg.key("gone", "ed25519", "sign", "1y");
+    gpg.trust(true, &[]);
+    let repository = believing(&lab);
+    commit(&lab, "of its time", "gone", JUNE);
+    follow(&repository, None).unwrap();
+    let revocation = fs::read_to_string(gpg.home.join(format!("openpgp-revocs.d/{gone}.rev"))).unwrap();
+    gpg.run(MADE, &["--import"], revocation.replace("\n:-----", "\n-----").as_bytes());
+    gpg.trust(true, &["gone"]);
+    assert!(refused(follow(&repository, None)).contains(&format!("{gone}, which is revoked")));
+}
+
 #[test]
 fn signatures_that_are_none_of_this_commit() {
     let lab = Lab::new().with_repo();

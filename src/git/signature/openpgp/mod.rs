@@ -74,7 +74,7 @@ impl Keyring {
         let (Some(key), Some(primary)) = (key, find(&good.primary)) else {
             return Err(format!("it is signed with {}, which is no trusted key", good.primary));
         };
-        if [key, primary].iter().any(|key| revoked.contains(&key.fingerprint)) {
+        if [key, primary].iter().any(|key| key.revoked || revoked.contains(&key.fingerprint)) {
             return Err(format!("it is signed with {}, which is revoked", primary.fingerprint));
         }
         strong(key)?;

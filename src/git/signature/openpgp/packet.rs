@@ -15,6 +15,10 @@ const SECRET_SUBKEY: u8 = 7;
 const USER: u8 = 13;
 const PUBLIC_SUBKEY: u8 = 14;
 
+/// Types of signatures (RFC 9580, section 5.2.1).
+const KEY_REVOCATION: u8 = 0x20;
+const SUBKEY_REVOCATION: u8 = 0x28;
+
 /// One packet.
 #[derive(Debug)]
 pub struct Packet<'a> {
@@ -37,6 +41,8 @@ pub struct Key {
     pub algorithm: u8,
     /// Of an RSA key.
     pub bits: Option<u32>,
+    /// The file has a revocation of it. Read here too: of a key that has also expired gpgv says only that.
+    pub revoked: bool,
 }
 
 impl Key {
@@ -143,11 +149,29 @@ pub fn keys(bytes: &[u8]) -> Result<Vec<Key>, String> {
                 let name = String::from_utf8_lossy(body);
                 key.users.push(name.chars().filter(|c| !c.is_control()).take(200).collect());
             }
-            // Signatures, pictures and the like: gpgv judges them.
+            SIGNATURE => {
+                let revoked = match signature_type(body) {
+                    Some(KEY_REVOCATION) => primary.and_then(|at| keys.get_mut(at)),
+                    Some(SUBKEY_REVOCATION) => keys.last_mut(),
+                    _ => None,
+                };
+                if let Some(key) = revoked {
+                    key.revoked = true;
+                }
+            }
+            // Pictures and the like: gpgv judges them.
             _ => {}
         }
     }
     Ok(keys)
+}
+
+/// What a signature is for (RFC 9580, sections 5.2.2 and 5.2.3); whether it is one by the key, gpgv knows.
+fn signature_type(body: &[u8]) -> Option<u8> {
+    match body {
+        [3, _, kind, ..] | [4..=6, kind, ..] => Some(*kind),
+        _ => None,
+    }
 }
 
 fn key(body: &[u8], primary: Option<String>) -> Result<Key, String> {
@@ -167,7 +191,7 @@ fn key(body: &[u8], primary: Option<String>) -> Result<Key, String> {
     let digest = Sha1::new().chain_update([0x99]).chain_update(length.to_be_bytes()).chain_update(body);
     let fingerprint: String = digest.finalize().iter().map(|byte| format!("{byte:02X}")).collect();
     let primary = primary.unwrap_or_else(|| fingerprint.clone());
-    Ok(Key { fingerprint, primary, users: Vec::new(), algorithm, bits })
+    Ok(Key { fingerprint, primary, users: Vec::new(), algorithm, bits, revoked: false })
 }
 
 #[cfg(test)]
