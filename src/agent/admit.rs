@@ -38,7 +38,7 @@ impl Agent {
                 let waives = self.waives;
                 self.waives &= self.source.is_looking();
                 let refused = self.source.refusal.take().is_some();
-                let first = self.source.reached_at.is_none();
+                let first = !self.source.taken_over;
                 self.source.reached_at = Some(now);
                 self.wait_for_others(waits);
                 if let Some(mut revision) = revision {

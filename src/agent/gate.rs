@@ -38,11 +38,27 @@ pub struct Porter {
     pub remote: Option<SafeUrl>,
     /// The commit in force.
     pub in_force: Option<CommitId>,
-    /// This agent has not read anything yet.
+    /// This agent has not taken anything over yet.
     pub first: bool,
     /// Whether tags stand for what other hosts found.
     pub follow: bool,
     pub concerns: Arc<Mutex<Concerns>>,
+}
+
+/// What a commit has to descend from to be acted on.
+#[derive(Debug, Clone, Copy)]
+pub struct Mark<'a> {
+    /// This one; `None`: whatever a new host may begin with.
+    pub commit: Option<&'a CommitId>,
+    /// It is what this host acted on last, and not an operator's word.
+    pub acted_on: bool,
+}
+
+impl<'a> Mark<'a> {
+    /// What this host acted on last.
+    fn last(self) -> Option<&'a CommitId> {
+        self.commit.filter(|_| self.acted_on)
+    }
 }
 
 /// A believed commit, read.
@@ -63,12 +79,14 @@ pub struct Passed {
 impl Porter {
     /// What is in force now that the branch is at `head`: that, or what was before, or for a host without anything the
     /// newest commit that it may begin with.
-    pub fn pass(&self, head: Read) -> Result<Passed, Refusal> {
+    pub fn pass(&self, head: Read, mark: Mark<'_>) -> Result<Passed, Refusal> {
         let done = |read| Passed { read: Some(read), waits: None };
-        if head.view.place == 0 || self.in_force.as_ref() == Some(head.commit.id()) || self.waived(&head)? {
+        // The mark is durable before what is wanted of it: where the two differ, it is the one that holds.
+        let in_force = mark.last().or(self.in_force.as_ref());
+        if head.view.place == 0 || in_force == Some(head.commit.id()) || self.waived(&head)? {
             return Ok(done(head));
         }
-        let former = self.former()?;
+        let former = self.former(in_force)?;
         let info = self.repository.info(&head.commit).map_err(told)?;
         let shut = match self.look(&head, former.as_ref()) {
             Ok(Gate::Open) => return Ok(done(head)),
@@ -87,7 +105,7 @@ impl Porter {
         let read = match former {
             Some(former) => Some(former),
             None if self.in_force.is_some() => None,
-            None => self.beginning(&head)?,
+            None => self.beginning(&head, mark)?,
         };
         Ok(Passed { read, waits })
     }
@@ -107,11 +125,12 @@ impl Porter {
         self.repository.waives_waves(&head.commit).map_err(told)
     }
 
-    /// The commit in force, read again. A cache that was made anew may lack it: then what is remembered of it has to do.
-    fn former(&self) -> Result<Option<Read>, Refusal> {
-        let Some(id) = &self.in_force else { return Ok(None) };
-        match self.repository.trusted(id) {
-            Ok(commit) => self.read(commit).map(Some),
+    /// The commit in force, read again. A cache that was made anew may lack it, and a newer version may refuse what it
+    /// says: then what is remembered of it has to do.
+    fn former(&self, in_force: Option<&CommitId>) -> Result<Option<Read>, Refusal> {
+        let Some(id) = in_force else { return Ok(None) };
+        match self.repository.acted_on(id) {
+            Ok(commit) => Ok(Some(self.read(commit)?).filter(|read| read.view.fatal.is_none())),
             Err(_) => Ok(None),
         }
     }
@@ -124,13 +143,12 @@ impl Porter {
     }
 
     fn look(&self, next: &Read, former: Option<&Read>) -> Result<Gate, GitError> {
-        let heard = self.hear(&next.view.waves, next.view.place)?;
+        let heard = self.hear(earlier(&next.view))?;
         self.judge(next, former, &heard)
     }
 
     /// The notes of those that are waited for. Who is in a wave by a label can only be told from the notes.
-    fn hear(&self, waves: &[Wave], place: usize) -> Result<Vec<Heard>, GitError> {
-        let earlier = waves.get(..place).unwrap_or(waves);
+    fn hear(&self, earlier: &[Wave]) -> Result<Vec<Heard>, GitError> {
         let labels = earlier.iter().flat_map(|wave| &wave.hosts).any(|entry| entry.contains('='));
         let wanted = |host: &HostName| {
             *host != self.host.name && (labels || earlier.iter().any(|wave| wave.holds(host, &[])))
@@ -147,17 +165,40 @@ impl Porter {
         Ok(gate(&next.view.waves, next.view.place, &members, clock::now()))
     }
 
-    /// For a host that has never acted on anything: the newest commit that the earlier waves are well on.
-    fn beginning(&self, head: &Read) -> Result<Option<Read>, Refusal> {
+    /// For a host that does not know of anything it acted on: the newest commit that it may begin with, by what it
+    /// believes, and that the earlier waves are well on.
+    fn beginning(&self, head: &Read, mark: Mark<'_>) -> Result<Option<Read>, Refusal> {
+        let mut candidates = Vec::new();
+        let mut waited_for = Vec::new();
         for commit in self.repository.before(&head.commit, BACK).map_err(told)? {
-            // One that cannot be read is not the one.
-            let Ok(read) = self.read(commit) else { continue };
-            let fits = read.view.fatal.is_none() && read.view.repo_id == head.view.repo_id;
-            // Of before there were waves: nothing says that it is well.
-            if !fits || read.view.waves.is_empty() {
-                continue;
+            let last = mark.commit == Some(commit.id());
+            if let Ok(commit) = self.repository.may_begin(&commit, mark.commit)
+                // One that cannot be read is not the one.
+                && let Ok(Read { commit, view, .. }) = self.read(commit)
+                && view.fatal.is_none()
+                && view.repo_id == head.view.repo_id
+                // Of before there were waves: nothing says that it is well.
+                && !view.waves.is_empty()
+            {
+                candidates.push(commit);
+                if view.place == 0 {
+                    break;
+                }
+                waited_for.extend_from_slice(earlier(&view));
             }
-            if read.view.place == 0 || matches!(self.look(&read, None), Ok(Gate::Open)) {
+            if last {
+                break;
+            }
+        }
+        // Once for all of them.
+        let heard = match waited_for.is_empty() {
+            true => Ok(Vec::new()),
+            false => self.hear(&waited_for),
+        };
+        for commit in candidates {
+            let read = self.read(commit)?;
+            let open = |heard: &Vec<Heard>| matches!(self.judge(&read, None, heard), Ok(Gate::Open));
+            if read.view.place == 0 || heard.as_ref().is_ok_and(open) {
                 return Ok(Some(read));
             }
         }
@@ -165,6 +206,14 @@ impl Porter {
     }
 }
 
+/// The waves before that of this host.
+fn earlier(view: &RepoView) -> &[Wave] {
+    view.waves.get(..view.place).unwrap_or(&view.waves)
+}
+
 fn told(error: GitError) -> Refusal {
     error.to_refusal()
 }
+
+#[cfg(test)]
+mod tests;

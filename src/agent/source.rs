@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::runtime::Handle;
 
-use super::gate::{Passed, Porter, Read, Waits};
+use super::gate::{Mark, Passed, Porter, Read, Waits};
 use super::tags::Moved;
 use super::wake::{Wake, Waker};
 use crate::config::agent::{AgentConfig, HostIdentity, RepoConfig};
@@ -82,6 +82,8 @@ pub struct Source {
     pub looks: u64,
     /// When the next look is due by itself.
     pub next_poll: Timestamp,
+    /// This agent has taken a revision over.
+    pub taken_over: bool,
     /// When the repo was last reached.
     pub reached_at: Option<Timestamp>,
     /// Why the repo, or its head, is not followed.
@@ -121,6 +123,7 @@ impl Source {
             looks: 0,
             // At once.
             next_poll: Timestamp::UNIX_EPOCH,
+            taken_over: false,
             reached_at: None,
             refusal: None,
             declared: BTreeMap::new(),
@@ -157,7 +160,7 @@ impl Source {
             policy: self.policy.clone(),
             remote: self.remote.clone(),
             in_force,
-            first: self.reached_at.is_none(),
+            first: !self.taken_over,
             follow: self.follow,
             concerns: self.concerns.clone(),
         };
@@ -202,6 +205,7 @@ impl Source {
         former: Option<&Desired>,
         records: &BTreeMap<ServiceName, ServiceRecord>,
     ) -> Desired {
+        self.taken_over = true;
         self.attempts.clear();
         self.declared.clear();
         self.tags = revision.tags;
@@ -402,11 +406,12 @@ fn read_head(porter: &Porter, trust: &Trust) -> Result<Looked, Refusal> {
     }
     let passed = match trust.waives {
         true => Passed { read: Some(read), waits: None },
-        false => porter.pass(read)?,
+        false => porter.pass(read, Mark { commit: mark, acted_on: reset.is_none() })?,
     };
     let revision = passed.read.map(|read| {
-        // An operator's word is about the head, which may have to wait.
-        let reset = reset.filter(|_| read.commit.id() == head.id()).cloned();
+        // An operator's word is about the head, which may have to wait; but what a host without anything begins with
+        // meanwhile is believed by it too.
+        let reset = reset.filter(|_| porter.in_force.is_none() || read.commit.id() == head.id()).cloned();
         Revision::of(porter, read, reset)
     });
     Ok(Looked { revision: revision.transpose()?, waits: passed.waits })

@@ -67,7 +67,8 @@ impl Agent {
 
     /// How the look itself went.
     fn seen_reply(&self) -> Reply {
-        match (&self.source.refusal, &self.desired) {
+        let waits = self.source.waits.as_ref().map(|waits| &waits.refusal);
+        match (self.source.refusal.as_ref().or(waits), &self.desired) {
             (Some(refusal), _) => Reply::failed(refusal.to_string()),
             (None, Some(desired)) => Reply::done(format!("followed at {}", desired.commit.id.short())),
             (None, None) => Reply::failed("nothing was seen yet"),

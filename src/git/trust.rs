@@ -14,8 +14,8 @@ use crate::types::{CommitId, Reason, Timestamp};
 /// Most commits that are looked at for one step from the last commit believed to the head.
 const MOST: usize = 10_000;
 
-/// A commit that passed every check of this host. There is no other way to get one than [`Repository::admit`], or
-/// [`Repository::trusted`] for one that passed them before.
+/// A commit that passed every check of this host. There is no other way to get one than [`Repository::admit`] and
+/// [`Repository::may_begin`], or [`Repository::trusted`] and [`Repository::acted_on`] for one that passed them before.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TrustedCommit {
     id: CommitId,
@@ -55,9 +55,37 @@ impl Repository {
     ) -> Result<TrustedCommit, GitError> {
         let oid = oid_of(head.id())?;
         let cache = self.deep_enough(oid, high_water)?;
+        let trusted = self.judge(&cache, oid, high_water)?;
+        // A note to itself, so that `trusted` needs no network; the mark that counts is the caller's.
+        if cache.refname_to_id(TRUSTED).ok() != Some(oid) {
+            self.reading(cache.reference(TRUSTED, oid, true, "").map(drop))?;
+        }
+        Ok(trusted)
+    }
+
+    /// Puts a commit before a believed head through what the head went through: that the head is believed says nothing of
+    /// where one may begin. Asks nobody.
+    ///
+    /// # Errors
+    /// Those of [`Repository::admit`].
+    pub fn may_begin(
+        &self,
+        commit: &TrustedCommit,
+        high_water: Option<&CommitId>,
+    ) -> Result<TrustedCommit, GitError> {
+        self.judge(&self.cache.repository()?, commit.oid, high_water)
+    }
+
+    /// All checks of one commit, of which the cache holds as much history as they take.
+    fn judge(
+        &self,
+        cache: &git2::Repository,
+        oid: Oid,
+        high_water: Option<&CommitId>,
+    ) -> Result<TrustedCommit, GitError> {
         self.reading(cache.find_commit(oid).and_then(|commit| commit.tree()).map(drop))?;
         if let Some(mark) = high_water
-            && !self.descends(&cache, oid, oid_of(mark)?)?
+            && !self.descends(cache, oid, oid_of(mark)?)?
         {
             return Err(GitError::plain(
                 Reason::NotFastForward,
@@ -66,23 +94,35 @@ impl Repository {
                     self.config.branch,
                     self.config.url,
                     // In full: who accepts it has to name it so.
-                    head.id(),
+                    oid,
                     mark.short()
                 ),
             ));
         }
         if high_water.is_none() {
-            self.check_first_contact(&cache, oid)?;
+            self.check_first_contact(cache, oid)?;
         }
         let signer = match &self.config.trust.signatures {
-            Some(config) => Some(self.check_signatures(&cache, oid, high_water, config)?),
+            Some(config) => Some(self.check_signatures(cache, oid, high_water, config)?),
             None => None,
         };
-        // A note to itself, so that `trusted` needs no network; the mark that counts is the caller's.
-        if cache.refname_to_id(TRUSTED).ok() != Some(oid) {
-            self.reading(cache.reference(TRUSTED, oid, true, "").map(drop))?;
+        Ok(TrustedCommit { id: id_of(oid)?, oid, signer })
+    }
+
+    /// A commit that this host remembers having acted on, whatever was believed since: after a reset, the head need not
+    /// descend from it. Asks nobody.
+    ///
+    /// # Errors
+    /// `git-unreachable`: the cache does not hold it (any more).
+    pub fn acted_on(&self, id: &CommitId) -> Result<TrustedCommit, GitError> {
+        let cache = self.cache.repository()?;
+        let oid = oid_of(id)?;
+        if !has(&cache, oid) {
+            let message = format!("commit {id} is not in the cache");
+            return Err(GitError::plain(Reason::GitUnreachable, message));
         }
-        Ok(TrustedCommit { id: head.id().clone(), oid, signer })
+        self.reading(cache.find_commit(oid).and_then(|commit| commit.tree()).map(drop))?;
+        Ok(TrustedCommit { id: id_of(oid)?, oid, signer: None })
     }
 
     /// A commit that was admitted earlier, as after a restart; asks nobody.

@@ -131,6 +131,10 @@ fn nobody_waits_for_an_emergency_or_for_what_changes_nothing_there() {
     // An operator of that host does not wait.
     let sync = fleet.host("b-1").command(&["sync", "--wait"]).output().unwrap();
     assert_eq!(sync.status.code(), Some(1), "{sync:?}");
+    // What is believed by an operator's word waits all the same, and who said so hears it.
+    let reset = fleet.host("b-1").command(&["trust", "reset", "--reason", "anew"]).output().unwrap();
+    let said = String::from_utf8_lossy(&reset.stderr);
+    assert!(reset.status.code() == Some(1) && said.contains("a-9 has never said"), "{reset:?}");
     let sync = fleet.host("b-1").command(&["sync", "--now", "--wait"]).output().unwrap();
     assert!(sync.status.success(), "{sync:?}");
     fleet.host("b-1").wait_serving("web", &one);

@@ -314,6 +314,26 @@ fn nothing_unsigned_hides_under_a_signed_head() {
 }
 
 #[test]
+fn a_signed_head_is_no_leave_to_begin_with_an_unsigned_commit() {
+    let lab = Lab::new().with_repo();
+    key(&lab, "ann", &["ed25519"]);
+    let repository = signed_by(&lab, &format!("ann {}\n", public(&lab, "ann")));
+    let first = commit(&lab, "1", Some("ann"), None);
+    commit(&lab, "2", None, None);
+    commit(&lab, "3", Some("ann"), None);
+    // A first contact asks for the head's signature alone.
+    let head = follow(&repository, None).unwrap();
+    let before = repository.before(&head, 10).unwrap();
+    assert!(refused(repository.may_begin(&before[0], None)).ends_with("it is not signed"));
+    let begun = repository.may_begin(&before[1], None).unwrap();
+    assert_eq!((begun.id(), &*begun.signer().unwrap().principal), (&first, "ann"));
+    // Nor with one from before the mark.
+    assert_eq!(repository.may_begin(&before[1], Some(&first)).unwrap().id(), &first);
+    let error = repository.may_begin(&before[2], Some(&first)).unwrap_err();
+    assert_eq!(error.reason, Reason::NotFastForward, "{error}");
+}
+
+#[test]
 fn an_expired_key_cannot_sign_with_yesterdays_date() {
     let lab = Lab::new().with_repo();
     for name in ["old", "new"] {
