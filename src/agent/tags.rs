@@ -34,9 +34,7 @@ impl Agent {
             return;
         };
         let commit = &desired.commit.id;
-        // What is not in git yet goes there with this: nobody is told of the former commit any more.
-        let former = self.tags.take().filter(|kept| kept.tagged.commit == *commit || !kept.pushed);
-        let mut tags = former.map(|kept| kept.tagged.tags).unwrap_or_default();
+        let mut tags = self.tags.take().map(|kept| kept.go_on_at(commit)).unwrap_or_default();
         tags.insert(image.to_string(), top);
         let tagged = Tagged::new(&self.config.host.name, commit, tags, clock::now());
         let kept = KeptTags { tagged, pushed: false };
