@@ -159,6 +159,8 @@ pub struct Agent {
     arrivals: arrivals::Arrivals,
     /// What it found that tags stood for at the commit in force.
     tags: Option<crate::state::tagged::KeptTags>,
+    /// Tags that it was said of that they moved: from what, to what.
+    moved_tags: BTreeMap<ServiceName, (Digest, Digest)>,
     waiters: Vec<Waiter>,
     zones: ZoneCache,
     garbage: Garbage,
@@ -285,6 +287,7 @@ impl Agent {
             board,
             arrivals: arrivals::Arrivals::new(state.load_arrival()),
             tags: state.load_tags(),
+            moved_tags: BTreeMap::new(),
             waiters: Vec::new(),
             zones: ZoneCache::default(),
             garbage: Garbage::at_start(),

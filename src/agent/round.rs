@@ -67,6 +67,7 @@ impl Agent {
         }
         if let Some(desired) = &mut self.desired {
             self.source.retry(desired, now);
+            self.source.check_tags(desired, now);
         }
     }
 
@@ -183,6 +184,7 @@ impl Agent {
             Some(self.source.next_look()).filter(|_| !self.source.is_looking()),
             self.arrivals.next_word(),
             self.desired.as_ref().and_then(Source::next_retry),
+            self.source.next_tags(),
             self.effects.next_end(now),
             self.outbox.next_try(),
             self.board.next_try(),

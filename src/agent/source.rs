@@ -72,6 +72,9 @@ pub struct Source {
     /// What these found.
     tags: Tags,
     concerns: Arc<Mutex<Concerns>>,
+    /// When tags of what runs are looked at again.
+    tag_times: Option<crate::git::Poll>,
+    next_tags: Option<Timestamp>,
     /// The wave of this host at the commit in force; `None`: it is in none.
     pub wave: Option<usize>,
     /// The head, where it waits for other hosts.
@@ -116,6 +119,10 @@ impl Source {
             follow: config.follow,
             tags: Tags::new(),
             concerns: Arc::default(),
+            tag_times: config
+                .check_tags
+                .map(|every| crate::git::Poll::new(&config.instance, &config.host.name, every)),
+            next_tags: None,
             wave: None,
             waits: None,
             fetching: false,
@@ -292,6 +299,43 @@ impl Source {
                 let _ = waker.send(Wake::TagMoved(Box::new(Moved { service, image, recorded, by, now })));
             }
         });
+    }
+
+    /// Looks, when it is time, whether the tags of what runs stand for something else by now: one after the other, and only
+    /// to say so.
+    pub fn check_tags(&mut self, desired: &Desired, now: Timestamp) {
+        let Some(times) = self.tag_times else { return };
+        let due = self.next_tags.get_or_insert_with(|| times.after(now));
+        if now < *due && *due <= times.latest(now) {
+            return;
+        }
+        *due = times.after(now);
+        let tagged = |service: &DesiredService| match service {
+            DesiredService::Run(spec) => match &spec.image.reference {
+                ImageRef::Registry(it) if it.tag.is_some() && it.digest.is_none() => Some(spec.image.clone()),
+                _ => None,
+            },
+            _ => None,
+        };
+        let all: Vec<(ServiceName, PinnedImage)> =
+            desired.services.iter().filter_map(|(name, it)| Some((name.clone(), tagged(it)?))).collect();
+        let (registry, waker, by) = (self.registry.clone(), self.waker.clone(), self.host.name.clone());
+        self.runtime.spawn(async move {
+            for (service, PinnedImage { reference: image, digest: recorded }) in all {
+                // A registry that does not answer is news for whoever needs it.
+                let Ok(now) = registry.resolve_or(&image, &[]).await else { continue };
+                if now != recorded {
+                    let by = by.clone();
+                    // The loop may be gone: then nobody is left to tell.
+                    let _ = waker.send(Wake::TagMoved(Box::new(Moved { service, image, recorded, by, now })));
+                }
+            }
+        });
+    }
+
+    /// When that is next.
+    pub fn next_tags(&self) -> Option<Timestamp> {
+        self.next_tags
     }
 
     /// What another host found that a reference stands for.

@@ -58,6 +58,11 @@ impl Agent {
     /// Says that a tag has moved. Nothing comes of it.
     pub(super) fn tag_moved(&mut self, moved: &Moved) {
         let Moved { service, image, recorded, by, now } = moved;
+        // It is looked at again and again.
+        let told = self.moved_tags.insert(service.clone(), (recorded.clone(), now.clone()));
+        if told.as_ref() == Some(&(recorded.clone(), now.clone())) {
+            return;
+        }
         let text = format!(
             "{service}: the tag {image} stands for {} now; {by} found {} for this commit, and so it stays",
             now.short(),

@@ -31,6 +31,8 @@ pub struct AgentConfig {
     pub images: ImagesConfig,
     /// Whether a tag stands for what the first host of the fleet found that it does.
     pub follow: bool,
+    /// How often the tags of what runs are looked at again, to say that they moved; `None`: never.
+    pub check_tags: Option<Duration>,
     /// Where results go.
     pub report: ReportConfig,
     /// Where forges may say that the repo has moved.

@@ -14,6 +14,8 @@ pub(super) struct ImagesPart {
     min_free: Option<MinFree>,
     /// Whether a tag stands for what the first host of the fleet found that it does.
     pub follow: Option<bool>,
+    /// How often the tags of what runs are looked at again.
+    pub check_tags: Option<Duration>,
 }
 
 impl ImagesPart {
@@ -32,6 +34,7 @@ impl ImagesPart {
                 parsed
             }),
             follow: section.boolean("follow"),
+            check_tags: section.duration("check_tags"),
         };
         section.finish(|_| None);
         part
@@ -44,6 +47,7 @@ impl ImagesPart {
             keep_count: over.keep_count.or(self.keep_count),
             min_free: over.min_free.or(self.min_free),
             follow: over.follow.or(self.follow),
+            check_tags: over.check_tags.or(self.check_tags),
         }
     }
 

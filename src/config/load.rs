@@ -18,6 +18,9 @@ use super::trust::TrustPart;
 use super::webhook::WebhookPart;
 use crate::types::{HostName, Policy, SafeUrl};
 
+/// From one look at the tags of what runs to the next: a registry that counts requests is asked little.
+const CHECK_TAGS: Duration = Duration::from_secs(3600);
+
 /// Everything that is wrong with a host's configuration.
 #[derive(Debug)]
 pub struct ConfigErrors(Vec<Diagnostic>);
@@ -427,6 +430,7 @@ impl Part {
                 devices: self.devices.unwrap_or_default(),
             },
             follow: self.images.follow.unwrap_or(false),
+            check_tags: Some(self.images.check_tags.unwrap_or(CHECK_TAGS)).filter(|every| !every.is_zero()),
             images: self.images.finish(),
             report,
             webhook,

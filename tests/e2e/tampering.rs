@@ -21,14 +21,21 @@ fn wait_repo_reason(lab: &Lab, reason: &str) {
 #[test]
 fn a_tag_that_moves_changes_nothing_by_itself() {
     let (mut lab, port) = Lab::serving();
+    drop_in(&lab, "[images]\ncheck_tags = \"1s\"\n");
+    lab.kill_agent();
+    lab.start_agent();
+    lab.wait_agent();
     let before = lab.service("web");
     // Other bytes under the same name.
     image::push(&image::build(&lab.path(""), "2", Kind::Good), &lab.reference("1"));
+    let words = |lab: &Lab| lab.ok(&["events"]).matches("\"tag-moved\"").count();
+    wait_for("word of it", || (words(&lab) > 0).then_some(()));
     lab.sync();
     // Nor with a commit about something else, a restart of the agent, or one of the container.
     lab.write("services/web.toml", &format!("# a remark\n{}", web(&lab.reference("1"), port, "")));
     lab.commit("a remark");
     lab.sync();
+    assert_eq!(words(&lab), 1, "it is said once");
     lab.kill_agent();
     lab.start_agent();
     lab.wait_agent();
