@@ -8,7 +8,6 @@ use std::io::{ErrorKind, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use super::GitError;
-use super::heard::HEARD;
 
 /// What the remote's branch was at the last fetch.
 pub(super) const FETCHED: &str = "refs/gitopsd/fetched";
@@ -40,9 +39,9 @@ impl Cache {
             fs::rename(cache.beside("old"), &cache.dir).map_err(|e| cache.error("restore", e))?;
         }
         remove(&cache.beside("old")).map_err(|e| cache.error("clean up beside", e))?;
-        if cache.dir.exists() {
+        for dir in [&cache.dir, &cache.heard_dir()] {
             // One agent an instance (it holds a lock), so that any lock file here is a dead process's.
-            remove_stale(&cache.dir, 0).map_err(|e| cache.error("remove stale locks of", e))?;
+            remove_stale(dir, 0).map_err(|e| cache.error("remove stale locks of", e))?;
         }
         let sound = match cache.repository() {
             Ok(repository) => is_sound(&repository),
@@ -82,6 +81,30 @@ impl Cache {
         }
         fs::rename(&new, &self.dir).map_err(|e| self.error("replace", e))?;
         remove(&old).map_err(|e| self.error("clean up beside", e))
+    }
+
+    /// The copy of what other hosts wrote: by itself, because what stands in one repository with the branch is told to the
+    /// server as what is here, and its newest commits would take the place of the branch's. It is made anew where it
+    /// cannot be opened, or is in many pieces: all that is in it can be heard again.
+    pub(super) fn heard(&self) -> Result<git2::Repository, GitError> {
+        let dir = self.heard_dir();
+        let packs = fs::read_dir(dir.join("objects/pack")).map_or(0, Iterator::count);
+        match git2::Repository::open_bare(&dir) {
+            Ok(repository) if packs <= MAX_PACK_FILES => Ok(repository),
+            _ => {
+                self.forget_heard()?;
+                init(&dir)
+            }
+        }
+    }
+
+    /// Has all of it heard again.
+    pub(super) fn forget_heard(&self) -> Result<(), GitError> {
+        remove(&self.heard_dir()).map_err(|e| self.error("remove what was heard beside", e))
+    }
+
+    fn heard_dir(&self) -> PathBuf {
+        self.dir.with_file_name("heard.git")
     }
 
     /// Whether it is in so many pieces that reading gets slow: each fetch leaves a pack, each receipt some objects.
@@ -180,12 +203,7 @@ fn remove_stale(dir: &Path, depth: u32) -> std::io::Result<()> {
 fn is_sound(repository: &git2::Repository) -> bool {
     let refs_fine = (|| {
         for reference in repository.references()? {
-            let reference = reference?;
-            // What others pushed under their names may be anything.
-            if reference.name().is_ok_and(|name| name.starts_with(HEARD)) {
-                continue;
-            }
-            let commit = reference.peel_to_commit()?;
+            let commit = reference?.peel_to_commit()?;
             commit.tree()?;
         }
         // `references` skips over files it cannot parse.

@@ -1,8 +1,9 @@
 //! What hosts said of commits: read out of their receipts, wherever these are.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 
-use git2::{Oid, Repository as Git};
+use git2::{ErrorClass, Oid, Repository as Git};
 
 use super::heard::Heard;
 use super::{GitError, LocalClone, Repository, TrustedCommit, id_of, notes, oid_of};
@@ -45,7 +46,7 @@ fn path(git: &Git, commit: Oid, limit: usize) -> Result<Vec<Oid>, git2::Error> {
 
 /// What each host said of `commit` and of those before it. One whose receipts cannot be read has said nothing: what
 /// somebody pushed under its name is its own trouble.
-fn gather(git: &Git, commit: Oid, heard: &[Heard]) -> Result<Vec<Evidence>, git2::Error> {
+fn gather(git: &Git, notes: &Notes, commit: Oid, heard: &[Heard]) -> Result<Vec<Evidence>, git2::Error> {
     let path = path(git, commit, BACK)?;
     let mut all = Vec::new();
     let mut tips: BTreeMap<&HostName, Vec<Oid>> = BTreeMap::new();
@@ -56,7 +57,7 @@ fn gather(git: &Git, commit: Oid, heard: &[Heard]) -> Result<Vec<Evidence>, git2
         // Whoever moved to a branch, or back, has words in both.
         let word = |commit: &Oid| {
             let last = |tip: &Oid| {
-                let lines = unreadable(host, notes::lines_on(git, *tip, *commit));
+                let lines = notes.lines_on(host, *tip, *commit);
                 let mut words = lines.iter().filter_map(|line| serde_json::from_str::<Arrival>(line).ok());
                 words.rfind(|word| word.host == *host)
             };
@@ -70,21 +71,37 @@ fn gather(git: &Git, commit: Oid, heard: &[Heard]) -> Result<Vec<Evidence>, git2
     Ok(all)
 }
 
-/// Receipts that cannot be read are none.
-fn unreadable(host: &HostName, lines: Result<Vec<String>, git2::Error>) -> Vec<String> {
-    lines.unwrap_or_else(|error| {
-        tracing::debug!("receipts of {host}: {error}");
-        Vec::new()
-    })
+/// Where receipts are read.
+struct Notes {
+    git: Git,
+    /// Some could not be read, and it was not whoever wrote them.
+    damaged: Cell<bool>,
+}
+
+impl Notes {
+    fn of(git: Git) -> Self {
+        Self { git, damaged: Cell::new(false) }
+    }
+
+    /// A host's words on a commit. Receipts that cannot be read are none.
+    fn lines_on(&self, host: &HostName, tip: Oid, commit: Oid) -> Vec<String> {
+        notes::lines_on(&self.git, tip, commit).unwrap_or_else(|error| {
+            tracing::debug!("receipts of {host}: {error}");
+            if matches!(error.class(), ErrorClass::Odb | ErrorClass::Zlib) {
+                self.damaged.set(true);
+            }
+            Vec::new()
+        })
+    }
 }
 
 /// What these hosts found that tags stood for, at `commit` and before it: the newest commit's word counts.
-fn tags(git: &Git, commit: Oid, heard: &[Heard]) -> Result<Tags, git2::Error> {
+fn tags(git: &Git, notes: &Notes, commit: Oid, heard: &[Heard]) -> Result<Tags, git2::Error> {
     let mut all = Tags::new();
     for commit in path(git, commit, BACK)? {
         let mut found = Vec::new();
         for heard in heard {
-            let lines = unreadable(&heard.host, notes::lines_on(git, heard.tip, commit));
+            let lines = notes.lines_on(&heard.host, heard.tip, commit);
             let words = lines.iter().filter_map(|line| serde_json::from_str::<Tagged>(line).ok());
             found.extend(words.filter(|word| word.host == heard.host));
         }
@@ -104,8 +121,10 @@ impl Repository {
     /// # Errors
     /// `storage-io`: the cache is damaged.
     pub fn evidence(&self, commit: &TrustedCommit, heard: &[Heard]) -> Result<Vec<Evidence>, GitError> {
-        let cache = self.cache.repository()?;
-        self.reading(gather(&cache, commit.oid(), heard))
+        let (cache, notes) = (self.cache.repository()?, Notes::of(self.cache.heard()?));
+        let said = self.reading(gather(&cache, &notes, commit.oid(), heard));
+        self.mend(&notes)?;
+        said
     }
 
     /// What hosts found that tags stood for, at a commit and before it.
@@ -113,8 +132,15 @@ impl Repository {
     /// # Errors
     /// `storage-io`: the cache is damaged.
     pub fn tags(&self, commit: &TrustedCommit, heard: &[Heard]) -> Result<Tags, GitError> {
-        let cache = self.cache.repository()?;
-        self.reading(tags(&cache, commit.oid(), heard))
+        let (cache, notes) = (self.cache.repository()?, Notes::of(self.cache.heard()?));
+        let found = self.reading(tags(&cache, &notes, commit.oid(), heard));
+        self.mend(&notes)?;
+        found
+    }
+
+    /// Has what could not be read for want of objects heard again.
+    fn mend(&self, notes: &Notes) -> Result<(), GitError> {
+        if notes.damaged.get() { self.cache.forget_heard() } else { Ok(()) }
     }
 
     /// The believed commits before one, newest first, along first parents; at most `limit`.
@@ -150,7 +176,8 @@ impl LocalClone {
         let failed = |error| self.failed("read the receipts".to_owned(), error);
         let heard = self.heard().map_err(failed)?;
         let oid = oid_of(commit)?;
-        gather(&self.repository, oid, &heard).map_err(|error| {
+        let notes = git2::Repository::open(self.repository.path()).map(Notes::of).map_err(failed)?;
+        gather(&self.repository, &notes, oid, &heard).map_err(|error| {
             GitError::with(
                 Reason::GitUnreachable,
                 format!("read what hosts said of {}", commit.short()),

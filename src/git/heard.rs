@@ -12,8 +12,8 @@ use super::remote::Remote;
 use super::{GitError, Repository, local, place};
 use crate::types::{HostName, Reason, SafeUrl};
 
-/// Where receipts of others are in the cache: below it are their names on the remote.
-pub(super) const HEARD: &str = "refs/gitopsd/heard/";
+/// Where they are in the copy of them: below it are their names on the remote.
+const HEARD: &str = "refs/gitopsd/heard/";
 
 /// Most hosts that are listened to.
 const MOST: usize = 10_000;
@@ -35,7 +35,7 @@ impl Heard {
         Some(Self { host: place::host_of(name)?, tip, name: name.to_owned() })
     }
 
-    /// The ref in the cache.
+    /// The ref in the copy.
     fn cached(&self) -> String {
         format!("{HEARD}{}", self.name.trim_start_matches("refs/"))
     }
@@ -43,7 +43,7 @@ impl Heard {
 
 impl Repository {
     /// Brings the receipts of those hosts that are `wanted` up to what the remote has: `remote`, or `repo.url`, of which
-    /// the last fetch of the branch has seen the list already. Gives each host's tip in the cache.
+    /// the last fetch of the branch has seen the list already. Gives each host's tip in the copy of them.
     ///
     /// # Errors
     /// Those of [`Repository::fetch`].
@@ -54,17 +54,17 @@ impl Repository {
     ) -> Result<Vec<Heard>, GitError> {
         let _one_at_a_time = self.fetching.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let url = remote.unwrap_or(&self.config.url);
-        let cache = self.cache.repository()?;
+        let copy = self.cache.heard()?;
         let target = Remote::parse(url)?;
-        let fresh = |heard: &Heard| cache.refname_to_id(&heard.cached()).ok() != Some(heard.tip);
+        let fresh = |heard: &Heard| copy.refname_to_id(&heard.cached()).ok() != Some(heard.tip);
         if let Remote::Local(path) = &target {
             let repo = local::Repo::open(path, url)?;
             let mut all = repo.receipts()?;
             all.retain(|heard| wanted(&heard.host));
             for heard in all.iter().filter(|heard| fresh(heard)) {
-                let known = cache.refname_to_id(&heard.cached()).ok();
+                let known = copy.refname_to_id(&heard.cached()).ok();
                 // One that holds no commits is the trouble of whoever pushed it.
-                if let Err(error) = repo.download(&cache, &heard.name, &heard.cached(), known) {
+                if let Err(error) = repo.download(&copy, &heard.name, &heard.cached(), known) {
                     tracing::debug!("receipts of {}: {error}", heard.host);
                 }
             }
@@ -79,7 +79,7 @@ impl Repository {
             }
         }
         let session = Session::new(self.access(url), &target)?;
-        self.with_connection(&cache, url, &target, &session, Direction::Fetch, |connection| {
+        self.with_connection(&copy, url, &target, &session, Direction::Fetch, |connection| {
             let heads = connection.list().map_err(|e| session.error(format!("list {}", named(url)), e))?;
             let mut all = receipts_in(heads);
             all.retain(|heard| wanted(&heard.host));
@@ -99,9 +99,9 @@ impl Repository {
             options.update_fetchhead(false);
             let result = connection.remote().fetch(&specs, Some(&mut options), None);
             result.map_err(|e| {
-                // The walk for what both sides have met the end of history here.
-                if is_damage(&e) && cache.is_shallow() {
-                    self.want_all();
+                if is_damage(&e) {
+                    // It is no loss; where it cannot be removed, the next look says the same.
+                    let _ = self.cache.forget_heard();
                 }
                 session.error(format!("fetch receipts from {}", named(url)), e)
             })?;

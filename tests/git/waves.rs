@@ -119,6 +119,44 @@ fn listening_asks_for_nothing_but_what_has_moved() {
     });
 }
 
+/// What stands in one repository with the branch is told to the server as what is here: the newest commits, of which only
+/// so many are told.
+#[test]
+fn what_was_heard_makes_no_look_at_the_branch_larger() {
+    each(|lab, repository, _| {
+        for n in 0..30 {
+            lab.commit("services/shop.toml", &format!("image = \"r.io/shop:{n}\"\n"), "shop");
+        }
+        let first = follow(repository, None).unwrap();
+        for seconds in 0..25 {
+            say(lab, "a-1", first.id(), Some(&seconds.to_string()), seconds);
+        }
+        repository.fetch().unwrap();
+        let heard = repository.hear(None, &|_| true).unwrap();
+        assert_eq!(words(&repository.evidence(&first, &heard).unwrap())[0].1, Some(Landed::Failed));
+        let held = || -> usize {
+            let text = lab.git("cache/repo.git", &["rev-list", "--objects", "--all", "--count"]);
+            let loose = lab.git("cache/repo.git", &["count-objects", "-v"]);
+            let number = |key: &str| -> usize {
+                let line = loose.lines().find_map(|line| line.strip_prefix(key)).unwrap();
+                line.trim().parse().unwrap()
+            };
+            assert!(text.parse::<usize>().unwrap() <= number("count:") + number("in-pack:"));
+            number("count:") + number("in-pack:")
+        };
+        let before = held();
+        lab.commit("services/shop.toml", "image = \"r.io/shop:31\"\n", "shop 31");
+        assert!(repository.fetch().unwrap().moved);
+        // A commit, its tree and that of the folder, a file; and what a thin pack leaned on.
+        let grown = held() - before;
+        assert!(grown <= 6, "{grown} objects came");
+        // A copy of it that is lost is heard again.
+        std::fs::remove_dir_all(lab.path("cache/heard.git")).unwrap();
+        let heard = repository.hear(None, &|_| true).unwrap();
+        assert_eq!(words(&repository.evidence(&first, &heard).unwrap())[0].1, Some(Landed::Failed));
+    });
+}
+
 #[test]
 fn what_tags_stood_for_is_found_at_the_newest_commit_that_somebody_looked_at() {
     each(|lab, repository, _| {
