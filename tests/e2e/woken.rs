@@ -270,7 +270,11 @@ fn a_forge_shows_what_became_of_each_commit() {
     let last = forge.requests().pop().unwrap();
     assert_eq!(last.body["context"], "gitopsd/host-1");
     assert!(last.body["description"].as_str().unwrap().starts_with("web: "), "{last:?}");
-    // A restart says nothing again.
+    // A restart says nothing again of what it has noted; the forge hears of it a moment before.
+    wait_for("a note of it", || {
+        let noted = fs::read_to_string(lab.path("state/commit-status.json")).unwrap_or_default();
+        (noted.contains(&second) && noted.contains("failure")).then_some(())
+    });
     let count = forge.requests().len();
     lab.kill_agent();
     lab.start_agent();
