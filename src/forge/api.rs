@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use super::{CommitStatus, Verdict};
 use crate::config::agent::{Forge, ForgeConfig};
 use crate::config::forge::place;
-use crate::registry::client_for;
+use crate::registry::{client_for, innermost};
 use crate::types::{HostName, Reason, Refusal};
 
 /// Longest time for one request.
@@ -101,7 +101,7 @@ impl Poster {
         let (code, headers, text) = match answer.await {
             Err(_) => return Err(failed(Reason::StatusRefused, "no answer within 30 s")),
             Ok(Err(error)) => {
-                let why = innermost(&error);
+                let why = innermost(&error).unwrap_or_else(|| error.to_string());
                 let reason = if why.contains("certificate") { Reason::Tls } else { Reason::StatusRefused };
                 return Err(failed(reason, &why));
             }
@@ -214,14 +214,6 @@ fn said(body: &[u8]) -> String {
         None => text.into_owned(),
     };
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(200).collect::<String>().trim().to_owned()
-}
-
-fn innermost(error: &dyn std::error::Error) -> String {
-    let mut at = error;
-    while let Some(source) = at.source() {
-        at = source;
-    }
-    at.to_string()
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use git2::{ErrorClass, Oid, Repository as Git};
 
-use super::heard::Heard;
+use super::heard::{self, Heard};
 use super::{GitError, LocalClone, Repository, TrustedCommit, id_of, notes, oid_of};
 use crate::reconcile::arrival::Arrival;
 use crate::reconcile::tagged::{self, Tagged};
@@ -46,14 +46,10 @@ fn path(git: &Git, commit: Oid, limit: usize) -> Result<Vec<Oid>, git2::Error> {
 
 /// What each host said of `commit` and of those before it. One whose receipts cannot be read has said nothing: what
 /// somebody pushed under its name is its own trouble.
-fn gather(git: &Git, notes: &Notes, commit: Oid, heard: &[Heard]) -> Result<Vec<Evidence>, git2::Error> {
+fn gather(git: &Git, notes: &Notes<'_>, commit: Oid, heard: &[Heard]) -> Result<Vec<Evidence>, git2::Error> {
     let path = path(git, commit, BACK)?;
     let mut all = Vec::new();
-    let mut tips: BTreeMap<&HostName, Vec<Oid>> = BTreeMap::new();
-    for heard in heard {
-        tips.entry(&heard.host).or_default().push(heard.tip);
-    }
-    for (host, tips) in tips {
+    for (host, tips) in heard::by_host(heard) {
         // Whoever moved to a branch, or back, has words in both.
         let word = |commit: &Oid| {
             let last = |tip: &Oid| {
@@ -72,20 +68,20 @@ fn gather(git: &Git, notes: &Notes, commit: Oid, heard: &[Heard]) -> Result<Vec<
 }
 
 /// Where receipts are read.
-struct Notes {
-    git: Git,
+struct Notes<'a> {
+    git: &'a Git,
     /// Some could not be read, and it was not whoever wrote them.
     damaged: Cell<bool>,
 }
 
-impl Notes {
-    fn of(git: Git) -> Self {
+impl<'a> Notes<'a> {
+    fn of(git: &'a Git) -> Self {
         Self { git, damaged: Cell::new(false) }
     }
 
     /// A host's words on a commit. Receipts that cannot be read are none.
     fn lines_on(&self, host: &HostName, tip: Oid, commit: Oid) -> Vec<String> {
-        notes::lines_on(&self.git, tip, commit).unwrap_or_else(|error| {
+        notes::lines_on(self.git, tip, commit).unwrap_or_else(|error| {
             tracing::debug!("receipts of {host}: {error}");
             if matches!(error.class(), ErrorClass::Odb | ErrorClass::Zlib) {
                 self.damaged.set(true);
@@ -96,7 +92,7 @@ impl Notes {
 }
 
 /// What these hosts found that tags stood for, at `commit` and before it: the newest commit's word counts.
-fn tags(git: &Git, notes: &Notes, commit: Oid, heard: &[Heard]) -> Result<Tags, git2::Error> {
+fn tags(git: &Git, notes: &Notes<'_>, commit: Oid, heard: &[Heard]) -> Result<Tags, git2::Error> {
     let mut all = Tags::new();
     for commit in path(git, commit, BACK)? {
         let mut found = Vec::new();
@@ -121,10 +117,7 @@ impl Repository {
     /// # Errors
     /// `storage-io`: the cache is damaged.
     pub fn evidence(&self, commit: &TrustedCommit, heard: &[Heard]) -> Result<Vec<Evidence>, GitError> {
-        let (cache, notes) = (self.cache.repository()?, Notes::of(self.cache.heard()?));
-        let said = self.reading(gather(&cache, &notes, commit.oid(), heard));
-        self.mend(&notes)?;
-        said
+        self.by_heard(|cache, notes| gather(cache, notes, commit.oid(), heard))
     }
 
     /// What hosts found that tags stood for, at a commit and before it.
@@ -132,15 +125,21 @@ impl Repository {
     /// # Errors
     /// `storage-io`: the cache is damaged.
     pub fn tags(&self, commit: &TrustedCommit, heard: &[Heard]) -> Result<Tags, GitError> {
-        let (cache, notes) = (self.cache.repository()?, Notes::of(self.cache.heard()?));
-        let found = self.reading(tags(&cache, &notes, commit.oid(), heard));
-        self.mend(&notes)?;
-        found
+        self.by_heard(|cache, notes| tags(cache, notes, commit.oid(), heard))
     }
 
-    /// Has what could not be read for want of objects heard again.
-    fn mend(&self, notes: &Notes) -> Result<(), GitError> {
-        if notes.damaged.get() { self.cache.forget_heard() } else { Ok(()) }
+    /// Reads commits and what was heard. Has what could not be read for want of objects heard again.
+    fn by_heard<T>(
+        &self,
+        read: impl FnOnce(&Git, &Notes<'_>) -> Result<T, git2::Error>,
+    ) -> Result<T, GitError> {
+        let (cache, copy) = (self.cache.repository()?, self.cache.heard()?);
+        let notes = Notes::of(&copy);
+        let found = self.reading(read(&cache, &notes));
+        if notes.damaged.get() {
+            self.cache.forget_heard()?;
+        }
+        found
     }
 
     /// The believed commits before one, newest first, along first parents; at most `limit`.
@@ -157,15 +156,7 @@ impl Repository {
 impl LocalClone {
     /// The refs of this clone that hold receipts.
     pub(super) fn heard(&self) -> Result<Vec<Heard>, git2::Error> {
-        let mut all = Vec::new();
-        for found in self.repository.references()? {
-            // A name that is no text is none of ours.
-            let Ok(found) = found else { continue };
-            if let (Ok(name), Some(tip)) = (found.name(), found.target()) {
-                all.extend(Heard::of(name, tip));
-            }
-        }
-        Ok(all)
+        heard::receipts_of(&self.repository)
     }
 
     /// What hosts said of a commit, by the notes of this clone.
@@ -176,8 +167,7 @@ impl LocalClone {
         let failed = |error| self.failed("read the receipts".to_owned(), error);
         let heard = self.heard().map_err(failed)?;
         let oid = oid_of(commit)?;
-        let notes = git2::Repository::open(self.repository.path()).map(Notes::of).map_err(failed)?;
-        gather(&self.repository, &notes, oid, &heard).map_err(|error| {
+        gather(&self.repository, &Notes::of(&self.repository), oid, &heard).map_err(|error| {
             GitError::with(
                 Reason::GitUnreachable,
                 format!("read what hosts said of {}", commit.short()),

@@ -161,12 +161,7 @@ impl Repository {
             }
             if tip.is_some() && tip != known {
                 let refspec = format!("+{remote_ref}:{local_ref}");
-                let mut options = FetchOptions::new();
-                options.remote_callbacks(session.callbacks());
-                options.proxy_options(proxy(url));
-                options.follow_redirects(RemoteRedirect::None);
-                options.download_tags(git2::AutotagOption::None);
-                options.update_fetchhead(false);
+                let mut options = options(&session, url);
                 options.depth(depth);
                 connection
                     .remote()
@@ -218,6 +213,17 @@ pub(super) fn proxy<'a>(url: &SafeUrl) -> ProxyOptions<'a> {
     if url.scheme() == Some("https") {
         options.auto();
     }
+    options
+}
+
+/// How anything is fetched: what is asked for and nothing else, and from nowhere else.
+pub(super) fn options<'a>(session: &'a Session<'_>, url: &SafeUrl) -> FetchOptions<'a> {
+    let mut options = FetchOptions::new();
+    options.remote_callbacks(session.callbacks());
+    options.proxy_options(proxy(url));
+    options.follow_redirects(RemoteRedirect::None);
+    options.download_tags(git2::AutotagOption::None);
+    options.update_fetchhead(false);
     options
 }
 

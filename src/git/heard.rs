@@ -3,11 +3,13 @@
 //! The branch and the receipts are listed by the same answer of the server. So a look at an unchanged remote stays one
 //! request while a host waits for others, and only what has moved is fetched.
 
-use git2::{Direction, FetchOptions, Oid, RemoteRedirect};
+use std::collections::BTreeMap;
+
+use git2::{Direction, Oid};
 
 use super::credentials::{Session, named};
 use super::error::is_damage;
-use super::fetch::proxy;
+use super::fetch::options;
 use super::remote::Remote;
 use super::{GitError, Repository, local, place};
 use crate::types::{HostName, Reason, SafeUrl};
@@ -59,7 +61,9 @@ impl Repository {
         let fresh = |heard: &Heard| copy.refname_to_id(&heard.cached()).ok() != Some(heard.tip);
         if let Remote::Local(path) = &target {
             let repo = local::Repo::open(path, url)?;
-            let mut all = repo.receipts()?;
+            let mut all = receipts_of(repo.repository()).map_err(|e| {
+                GitError::with(Reason::GitUnreachable, format!("list the receipts of {}", named(url)), e)
+            })?;
             all.retain(|heard| wanted(&heard.host));
             for heard in all.iter().filter(|heard| fresh(heard)) {
                 let known = copy.refname_to_id(&heard.cached()).ok();
@@ -91,13 +95,7 @@ impl Repository {
             if specs.is_empty() {
                 return Ok(all);
             }
-            let mut options = FetchOptions::new();
-            options.remote_callbacks(session.callbacks());
-            options.proxy_options(proxy(url));
-            options.follow_redirects(RemoteRedirect::None);
-            options.download_tags(git2::AutotagOption::None);
-            options.update_fetchhead(false);
-            let result = connection.remote().fetch(&specs, Some(&mut options), None);
+            let result = connection.remote().fetch(&specs, Some(&mut options(&session, url)), None);
             result.map_err(|e| {
                 if is_damage(&e) {
                     // It is no loss; where it cannot be removed, the next look says the same.
@@ -115,20 +113,24 @@ pub(super) fn receipts_in(heads: &[git2::RemoteHead<'_>]) -> Vec<Heard> {
     heads.iter().filter_map(|head| Heard::of(head.name(), head.oid())).take(MOST).collect()
 }
 
-impl local::Repo {
-    /// The refs of all hosts.
-    fn receipts(&self) -> Result<Vec<Heard>, GitError> {
-        let failed = |e| {
-            GitError::with(Reason::GitUnreachable, format!("list the receipts of {}", named(self.url())), e)
-        };
-        let mut all = Vec::new();
-        for found in self.repository().references().map_err(failed)? {
-            // A name that is no text is none of ours.
-            let Ok(found) = found else { continue };
-            if let (Ok(name), Some(tip)) = (found.name(), found.target()) {
-                all.extend(Heard::of(name, tip));
-            }
+/// The same of a repository on this host.
+pub(super) fn receipts_of(repository: &git2::Repository) -> Result<Vec<Heard>, git2::Error> {
+    let mut all = Vec::new();
+    for found in repository.references()? {
+        // A name that is no text is none of ours.
+        let Ok(found) = found else { continue };
+        if let (Ok(name), Some(tip)) = (found.name(), found.target()) {
+            all.extend(Heard::of(name, tip));
         }
-        Ok(all)
     }
+    Ok(all)
+}
+
+/// Each host's tips: who moved to a branch, or back, has several.
+pub(super) fn by_host(heard: &[Heard]) -> BTreeMap<&HostName, Vec<Oid>> {
+    let mut tips: BTreeMap<&HostName, Vec<Oid>> = BTreeMap::new();
+    for heard in heard {
+        tips.entry(&heard.host).or_default().push(heard.tip);
+    }
+    tips
 }

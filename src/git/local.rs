@@ -59,11 +59,6 @@ impl Repo {
         &self.repository
     }
 
-    /// What it is called in messages.
-    pub(super) fn url(&self) -> &SafeUrl {
-        &self.url
-    }
-
     /// The commit that a ref stands for; `None`: there is no such ref.
     pub(super) fn tip(&self, name: &str) -> Result<Option<Oid>, GitError> {
         match self.repository.find_reference(name).and_then(|r| r.peel_to_commit()) {

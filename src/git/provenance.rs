@@ -1,12 +1,12 @@
 //! Which commits of receipts are by the hosts that they are said to be of: read out of any clone, for people.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use git2::Sort;
 
 use super::GitError;
 use super::clone::LocalClone;
+use super::heard::by_host;
 use super::patterns::covers;
 use super::signature::Signers;
 use super::tree::info;
@@ -40,7 +40,8 @@ impl LocalClone {
             SignatureConfig { allowed_signers: Some(signers.to_owned()), ..SignatureConfig::default() };
         let signers = Signers::load(&config).map_err(|why| GitError::plain(Reason::Signature, why))?;
         let mut all = Vec::new();
-        for (host, tips) in self.tips()? {
+        let heard = self.heard().map_err(|error| self.failed("read the receipts".to_owned(), error))?;
+        for (host, tips) in by_host(&heard) {
             let failed = |error| self.failed(format!("read the receipts of {host}"), error);
             let name = format!("gitopsd@{host}");
             let known = signers.listed().iter().any(|signer| covers(&signer.principals, &name));
@@ -70,15 +71,6 @@ impl LocalClone {
             all.push(found);
         }
         Ok(all)
-    }
-
-    /// The last commits of every host's receipts, in notes and on its branch, by host.
-    fn tips(&self) -> Result<BTreeMap<HostName, Vec<git2::Oid>>, GitError> {
-        let mut tips: BTreeMap<HostName, Vec<git2::Oid>> = BTreeMap::new();
-        for heard in self.heard().map_err(|error| self.failed("read the receipts".to_owned(), error))? {
-            tips.entry(heard.host).or_default().push(heard.tip);
-        }
-        Ok(tips)
     }
 }
 

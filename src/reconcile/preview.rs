@@ -56,6 +56,24 @@ pub enum Change {
 }
 
 impl Change {
+    /// What becomes of a service that runs `image` as `running` declares it, and is declared anew.
+    pub fn between(image: ImageRef, running: &Declared, declared: &Declared) -> Self {
+        let differences = changes::between_declared(running, declared);
+        match changes::need_new_generation(&differences) {
+            true => Self::Replace {
+                from: image,
+                to: declared.image.clone(),
+                because: summary(&differences),
+                strategy: declared.strategy(),
+                differences,
+                alone: declared.alone_because(),
+                first: declared.deploy.canary.map(|canary| canary.share),
+            },
+            false if running == declared => Self::Keep { image },
+            false => Self::Amend { image, differences },
+        }
+    }
+
     /// Whether the host would not stay as it is.
     pub fn is_change(&self) -> bool {
         !matches!(self, Self::Keep { .. } | Self::Refuse(_))
@@ -121,20 +139,7 @@ pub fn preview(
                 let running = incumbent.spec.clone();
                 let image = running.image.reference.clone();
                 let running = running.with_image(image.clone());
-                let differences = changes::between_declared(&running, spec);
-                match changes::need_new_generation(&differences) {
-                    true => Change::Replace {
-                        from: image,
-                        to: spec.image.clone(),
-                        because: summary(&differences),
-                        strategy: spec.strategy(),
-                        differences,
-                        alone: spec.alone_because(),
-                        first: spec.deploy.canary.map(|canary| canary.share),
-                    },
-                    false if running == *spec => Change::Keep { image },
-                    false => Change::Amend { image, differences },
-                }
+                Change::between(image, &running, spec)
             }
         };
         changes.insert(name.clone(), change);

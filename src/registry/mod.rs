@@ -53,6 +53,7 @@ pub use store::{
     LayerState, Pressure, Report, Store, Usage,
 };
 pub use tags::Tags;
+pub(crate) use trouble::innermost;
 pub(crate) use worker::{COMMAND as UNPACK, main as unpack_main};
 
 use crate::config::agent::{RegistryConfig, S3Config};

@@ -127,7 +127,7 @@ fn tls(error: &reqwest::Error) -> Option<&rustls::Error> {
 }
 
 /// The last of its causes, which says most.
-pub(super) fn innermost(error: &reqwest::Error) -> Option<String> {
+pub(crate) fn innermost(error: &reqwest::Error) -> Option<String> {
     let mut cause = error.source();
     let mut text = None;
     while let Some(error) = cause {

@@ -6,7 +6,6 @@ use std::rc::Rc;
 use crate::config::agent::HostIdentity;
 use crate::config::repo::{self, RepoFiles};
 use crate::config::without_agent;
-use crate::reconcile::changes;
 use crate::reconcile::preview::{Change, follow};
 use crate::reconcile::receipt::{ReceiptResult, Side, Transition};
 use crate::state::receipts::Receipt;
@@ -108,18 +107,5 @@ fn change(side: &Side, running: Option<Declared>, declared: &Declared) -> Change
     let image = side.image.clone();
     // What its files said is not known here: the image is.
     let running = running.unwrap_or_else(|| Declared { image: image.clone(), ..declared.clone() });
-    let differences = changes::between_declared(&running, declared);
-    match changes::need_new_generation(&differences) {
-        true => Change::Replace {
-            from: image,
-            to: declared.image.clone(),
-            because: changes::summary(&differences),
-            strategy: declared.strategy(),
-            differences,
-            alone: declared.alone_because(),
-            first: declared.deploy.canary.map(|canary| canary.share),
-        },
-        false if running == *declared => Change::Keep { image },
-        false => Change::Amend { image, differences },
-    }
+    Change::between(image, &running, declared)
 }
