@@ -4,7 +4,7 @@ use std::os::fd::AsFd;
 use std::path::Path;
 
 use rustix::fs::{
-    Gid, Mode, RawMode, Timespec, Timestamps, Uid, XattrFlags, fchmod, fchown, fsetxattr, fstatfs, futimens,
+    Gid, Mode, RawMode, Timespec, Timestamps, Uid, XattrFlags, fchmod, fchown, fsetxattr, fstat, fstatfs, futimens,
 };
 use rustix::io::Errno;
 
@@ -76,10 +76,22 @@ impl Attributes {
         Record { kind, mode, uid, gid, mtime: self.mtime, xattrs }
     }
 
-    /// Owner before mode: chown(2) takes set-id bits away. Attributes last: so does it with capabilities.
+    /// The mode to make it with, which mostly is all of it: open(2) and mkdir(2) may leave out what is beyond.
+    pub fn first_mode(&self) -> Mode {
+        self.mode & Mode::from_raw_mode(0o777)
+    }
+
+    /// What it was not made with. Owner before mode: chown(2) takes set-id bits away. Attributes last: so does it with
+    /// capabilities.
     pub fn set(&self, fd: &impl AsFd, path: &Path) -> Result<(), Error> {
-        fchown(fd, Some(self.uid), Some(self.gid)).map_err(|error| disk(path, error))?;
-        fchmod(fd, self.mode).map_err(|error| disk(path, error))?;
+        let made = fstat(fd).map_err(|error| disk(path, error))?;
+        let is_owner = (made.st_uid, made.st_gid) == (self.uid.as_raw(), self.gid.as_raw());
+        if !is_owner {
+            fchown(fd, Some(self.uid), Some(self.gid)).map_err(|error| disk(path, error))?;
+        }
+        if !is_owner || Mode::from_raw_mode(made.st_mode & 0o7777) != self.mode {
+            fchmod(fd, self.mode).map_err(|error| disk(path, error))?;
+        }
         for (name, value) in &self.xattrs {
             match fsetxattr(fd, &name[..], value, XattrFlags::empty()) {
                 Ok(()) => {}

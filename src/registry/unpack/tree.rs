@@ -210,13 +210,14 @@ impl<'a> Tree<'a> {
 
     fn add_folder(&mut self, target: Target, attributes: Attributes) -> Result<(), Error> {
         let (fd, name) = (&target.parent.fd, target.name());
-        let there = match mkdirat(fd, name, Mode::from_raw_mode(0o700)) {
+        let mode = attributes.first_mode();
+        let there = match mkdirat(fd, name, mode) {
             Ok(()) => None,
             Err(Errno::EXIST) => target.kind()?,
             Err(error) => return Err(disk(&target.path, error)),
         };
         if there.is_some_and(|there| there != FileType::Directory) {
-            self.make(&target, || mkdirat(fd, name, Mode::from_raw_mode(0o700)))?;
+            self.make(&target, || mkdirat(fd, name, mode))?;
         }
         let opened = open_exactly(&target.parent, name).map_err(|error| disk(&target.path, error))?;
         let folder = Folder { fd: opened, path: target.path };
@@ -241,7 +242,7 @@ impl<'a> Tree<'a> {
         reader: &mut Reader<R>,
     ) -> Result<(), Error> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let mode = Mode::from_raw_mode(0o600);
+        let mode = attributes.first_mode();
         let file = File::from(self.make(target, || openat(&target.parent.fd, target.name(), flags, mode))?);
         let mut content = Content::of(&file);
         let digest = reader.content(|part| {
