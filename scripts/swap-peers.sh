@@ -193,5 +193,5 @@ nginx_end() { haproxy_end; }
 
 # What could not be measured, and why.
 peers_notes() {
-  [ -e /proc/net/ip_vs ] || printf '\nSwarm is missing: its routing needs IPVS, which this kernel (%s) does not have.\n' "$(uname -r)"
+  [ -e /proc/net/ip_vs ] || printf '\nSwarm is missing: its routing needs IPVS, which this kernel does not have.\n'
 }
