@@ -10,6 +10,7 @@ mod ending;
 mod http1;
 #[path = "app/http2.rs"]
 mod http2;
+mod http2_frame;
 #[path = "app/websocket.rs"]
 mod websocket;
 

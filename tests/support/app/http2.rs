@@ -9,23 +9,14 @@ use std::time::{Duration, Instant};
 use super::App;
 use super::ending::Ending;
 use super::http1::{is_pause, linger};
+use super::http2_frame::{
+    ACK, DATA, END_HEADERS, END_STREAM, Frame, GOAWAY, HEADERS, LAST, PING, PREFACE, SETTINGS, STATUS_200,
+    frame, take_frame,
+};
 
-/// What every HTTP/2 client sends first (section 3.4), and how much of it looks like a head of HTTP/1.
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// How much of what a client sends first looks like a head of HTTP/1.
 pub const PREFACE_HEAD: &[u8] = b"PRI * HTTP/2.0\r\n\r\n";
 
-const DATA: u8 = 0;
-const HEADERS: u8 = 1;
-const SETTINGS: u8 = 4;
-const PING: u8 = 6;
-const GOAWAY: u8 = 7;
-const ACK: u8 = 1;
-const END_STREAM: u8 = 1;
-const END_HEADERS: u8 = 4;
-/// `:status: 200` in the static table.
-const STATUS_200: u8 = 0x88;
-/// The largest number of a stream: all that have been begun are answered.
-const ALL: u32 = 0x7fff_ffff;
 /// How long net/http goes on taking streams after it has said that it is going away.
 const GO_AWAY: Duration = Duration::from_secs(1);
 
@@ -60,7 +51,8 @@ pub fn serve(app: &App, mut stream: TcpStream, mut read: Vec<u8>) -> io::Result<
             Ending::NotYet => false,
             Ending::Polite(since) | Ending::Shutdown(since) => {
                 if !std::mem::replace(&mut told, true) {
-                    let mut payload = ALL.to_be_bytes().to_vec();
+                    // All that have been begun are answered.
+                    let mut payload = LAST.to_be_bytes().to_vec();
                     payload.extend_from_slice(&[0; 4]);
                     stream.write_all(&frame(GOAWAY, 0, 0, &payload))?;
                 }
@@ -92,29 +84,4 @@ fn more(stream: &mut TcpStream, read: &mut Vec<u8>) -> io::Result<bool> {
         Err(error) if is_pause(&error) => Ok(true),
         Err(error) => Err(error),
     }
-}
-
-struct Frame {
-    kind: u8,
-    flags: u8,
-    id: u32,
-    payload: Vec<u8>,
-}
-
-/// Length (24 bits), type, flags, stream (section 4.1). `payload` has fewer than 16 KiB.
-fn frame(kind: u8, flags: u8, id: u32, payload: &[u8]) -> Vec<u8> {
-    let length = u16::try_from(payload.len()).unwrap_or(u16::MAX).to_be_bytes();
-    let mut bytes = vec![0, length[0], length[1], kind, flags];
-    bytes.extend_from_slice(&id.to_be_bytes());
-    bytes.extend_from_slice(payload);
-    bytes
-}
-
-fn take_frame(read: &mut Vec<u8>) -> Option<Frame> {
-    let head: [u8; 9] = read.get(..9)?.try_into().ok()?;
-    let length = usize::from(head[0]) << 16 | usize::from(head[1]) << 8 | usize::from(head[2]);
-    let payload = read.get(9..9 + length)?.to_vec();
-    read.drain(..9 + length);
-    let id = u32::from_be_bytes([head[5], head[6], head[7], head[8]]) & ALL;
-    Some(Frame { kind: head[3], flags: head[4], id, payload })
 }

@@ -3,24 +3,15 @@
 use std::io::Write as _;
 
 use super::client::{Answer, Broken, Connection, Failure, Target, version_in};
+use super::http2_frame::{
+    ACK, DATA, END_HEADERS, END_STREAM, Frame, GOAWAY, HEADERS, LAST, PING, PREFACE, SETTINGS, STATUS_200,
+    frame, take_frame,
+};
 
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-const DATA: u8 = 0;
-const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
-const SETTINGS: u8 = 4;
-const PING: u8 = 6;
-const GOAWAY: u8 = 7;
-const ACK: u8 = 1;
-const END_STREAM: u8 = 1;
-const END_HEADERS: u8 = 4;
 /// `:method GET`, `:scheme http`, `:path /` in the static table (RFC 7541, appendix A), then `:authority`, whose value
 /// follows as it is.
 const REQUEST: [u8; 4] = [0x82, 0x86, 0x84, 0x01];
-/// `:status: 200` in the static table.
-const STATUS_200: u8 = 0x88;
-/// The largest number of a stream.
-const LAST: u32 = 0x7fff_ffff;
 
 /// A connection that was opened for this.
 pub struct Http2 {
@@ -123,29 +114,4 @@ impl Http2 {
         };
         self.connection.stream().write_all(&answer).map_err(|error| Failure::transfer(&error))
     }
-}
-
-struct Frame {
-    kind: u8,
-    flags: u8,
-    id: u32,
-    payload: Vec<u8>,
-}
-
-/// Length (24 bits), type, flags, stream (section 4.1). `payload` has fewer than 16 KiB.
-fn frame(kind: u8, flags: u8, id: u32, payload: &[u8]) -> Vec<u8> {
-    let length = u16::try_from(payload.len()).unwrap_or(u16::MAX).to_be_bytes();
-    let mut bytes = vec![0, length[0], length[1], kind, flags];
-    bytes.extend_from_slice(&id.to_be_bytes());
-    bytes.extend_from_slice(payload);
-    bytes
-}
-
-fn take_frame(read: &mut Vec<u8>) -> Option<Frame> {
-    let head: [u8; 9] = read.get(..9)?.try_into().ok()?;
-    let length = usize::from(head[0]) << 16 | usize::from(head[1]) << 8 | usize::from(head[2]);
-    let payload = read.get(9..9 + length)?.to_vec();
-    read.drain(..9 + length);
-    let id = u32::from_be_bytes([head[5], head[6], head[7], head[8]]) & LAST;
-    Some(Frame { kind: head[3], flags: head[4], id, payload })
 }

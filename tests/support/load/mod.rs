@@ -7,6 +7,8 @@
 
 pub mod client;
 mod http2;
+#[path = "../http2_frame.rs"]
+mod http2_frame;
 pub mod report;
 mod udp;
 mod websocket;
