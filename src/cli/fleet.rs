@@ -1,5 +1,6 @@
 //! `gitopsd fleet`: every host, from git alone.
 
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::Path;
 
@@ -11,7 +12,7 @@ use crate::git::{self, CommitLine, Evidence, LocalClone};
 use crate::reconcile::waves::gate;
 use crate::report::fleet::{self, HostInFleet, ServiceOnHost, Standing};
 use crate::report::waves::{self, At, Concerns, WaveInFleet};
-use crate::types::{CommitId, HostName, Timestamp, place, plural};
+use crate::types::{CommitId, HostName, Timestamp, Wave, place, plural};
 
 /// How receipts get into a clone, which asks for branches only.
 pub(super) const FETCH: &str = "git fetch origin 'refs/notes/gitopsd/*:refs/notes/gitopsd/*'";
@@ -45,7 +46,10 @@ pub fn fleet(wanted: &Wanted, json: bool, out: &mut dyn Write) -> Result<u8, Fai
         hosts.push((fleet::host(host, &files, &written.receipts), written.unreadable));
     }
     let silent = |host: &HostName| !written.iter().any(|(known, _)| known == host);
-    for host in repo::hosts(&files).into_iter().filter(silent) {
+    let mut known: BTreeSet<HostName> = repo::hosts(&files);
+    // One that a wave names in full is waited for too.
+    known.extend(repo::waves(&files).iter().flat_map(Wave::named));
+    for host in known.into_iter().filter(silent) {
         hosts.push((fleet::host(&host, &files, &[]), 0));
     }
     hosts.sort_by(|a, b| a.0.host.cmp(&b.0.host));
