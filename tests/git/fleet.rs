@@ -227,3 +227,24 @@ fn each_line_has_its_author() {
     let (code, _, errors) = gitopsd(&lab, &["blame", "nothing", "."]);
     assert!(code == 1 && errors.contains("there is no services/nothing.toml"), "{errors}");
 }
+
+/// It is waited for, so it has to be seen: also where the repo has no file for it.
+#[test]
+fn a_host_that_a_wave_names_and_that_never_wrote_is_seen() {
+    let lab = Lab::new().with_repo();
+    let first = id(&lab.commit("services/shop.toml", "image = \"r.io/shop:1\"\n", "shop 1"));
+    write(&lab, "web-1", &first, &Story("shop", None, Some("1"), "deployed", "2026-01-01T10:00:00Z"));
+    let waves = "format = 1\n[[wave]]\nhosts = [\"ghost-9\"]\n[[wave]]\nhosts = [\"web-*\"]\n";
+    lab.commit("gitopsd.toml", waves, "waves");
+    lab.commit("services/shop.toml", "image = \"r.io/shop:2\"\n", "shop 2");
+    clone(&lab);
+    let (code, text, _) = gitopsd(&lab, &["fleet", "--json"]);
+    let fleet: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(code, 0, "{text}");
+    assert_eq!(states(&fleet), [("ghost-9", "silent", None), ("web-1", "waiting", Some(2))]);
+    let waits = fleet["hosts"][1]["waits"]["message"].as_str().unwrap();
+    assert!(waits.contains("ghost-9 has never said how it is"), "{waits}");
+    let (_, text, _) = gitopsd(&lab, &["fleet"]);
+    assert!(text.contains("wave 1: 0 of 1 host healthy; ghost-9 has never said how it is"), "{text}");
+    assert!(text.lines().any(|line| line.starts_with("ghost-9") && line.contains("never")), "{text}");
+}
