@@ -17,7 +17,7 @@ impl Agent {
         let old = too_old(self.config.repo.trust.max_age, head, now);
         if let Some(refusal) = old.as_ref().filter(|_| self.source.old.is_none()) {
             let text = format!("{}; everything stays as it is", refusal.message);
-            self.tell(Some(Message::new(Kind::SourceOld, text).because(refusal).at(&head.id.clone())));
+            self.tell(Some(Message::new(Kind::SourceOld, text).because(refusal).at(&head.id)));
         }
         self.source.old = old;
     }

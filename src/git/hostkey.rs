@@ -88,34 +88,35 @@ impl KnownHosts {
         let is = |marker, key: &[u8]| entries.iter().any(|entry| entry.marker == marker && entry.key == key);
         let knows = |marker| entries.iter().any(|entry| entry.marker == marker);
         if Certificate::is_one(key) && knows(Marker::Authority) {
-            return match Certificate::of_host(key) {
-                Err(why) => Answer::BadCertificate(why),
-                Ok(shown) => {
-                    let revoked = |key: &[u8]| is(Marker::Revoked, key);
-                    if revoked(&shown.key.blob) || revoked(&shown.authority.blob) {
-                        Answer::Revoked
-                    } else if !is(Marker::Authority, &shown.authority.blob) {
-                        let by = shown.authority.fingerprint();
-                        Answer::BadCertificate(format!(
-                            "its certificate is signed by another authority, {by}"
-                        ))
-                    } else if !shown.is_valid(now) {
-                        Answer::BadCertificate(format!("its certificate is not valid at {now:.0}"))
-                    } else if !shown.principals.iter().any(|own| fits(own.as_bytes(), host.as_bytes())) {
-                        let names = shown.principals.join(", ");
-                        Answer::BadCertificate(format!("its certificate is for other hosts: {names}"))
-                    } else {
-                        Answer::Known
-                    }
-                }
+            let shown = match Certificate::of_host(key) {
+                Ok(shown) => shown,
+                Err(why) => return Answer::BadCertificate(why),
+            };
+            let authority = &shown.authority;
+            return if is(Marker::Revoked, &shown.key.blob) || is(Marker::Revoked, &authority.blob) {
+                Answer::Revoked
+            } else if !is(Marker::Authority, &authority.blob) {
+                let by = authority.fingerprint();
+                Answer::BadCertificate(format!("its certificate is signed by another authority, {by}"))
+            } else if !shown.is_valid(now) {
+                Answer::BadCertificate(format!("its certificate is not valid at {now:.0}"))
+            } else if !shown.principals.iter().any(|name| fits(name.as_bytes(), host.as_bytes())) {
+                let names = shown.principals.join(", ");
+                Answer::BadCertificate(format!("its certificate is for other hosts: {names}"))
+            } else {
+                Answer::Known
             };
         }
-        match () {
-            () if is(Marker::Revoked, key) => Answer::Revoked,
-            () if is(Marker::Own, key) => Answer::Known,
-            () if knows(Marker::Own) => Answer::Other,
-            () if knows(Marker::Authority) => Answer::NoCertificate,
-            () => Answer::Unknown,
+        if is(Marker::Revoked, key) {
+            Answer::Revoked
+        } else if is(Marker::Own, key) {
+            Answer::Known
+        } else if knows(Marker::Own) {
+            Answer::Other
+        } else if knows(Marker::Authority) {
+            Answer::NoCertificate
+        } else {
+            Answer::Unknown
         }
     }
 

@@ -151,7 +151,8 @@ fn a_proxy_of_the_environment_and_a_credential_of_systemd() {
     on_top(
         &lab,
         &format!(
-            "[repo]\nurl = \"{}\"\npoll = \"1h\"\nca_file = \"{}\"\ntoken_file = \"credential:git-token\"\n",
+            "[repo]\nurl = \"{}\"\npoll = \"1h\"\nca_file = \"{}\"\ntoken_file = \"credential:git-token\"\n\
+             [report]\npush = false\n",
             server.url("repo.git"),
             authority.display()
         ),
