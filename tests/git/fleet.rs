@@ -3,7 +3,8 @@
 use std::process::Command;
 
 use gitopsd::git::Repository;
-use gitopsd::types::CommitId;
+use gitopsd::reconcile::tagged::Tagged;
+use gitopsd::types::{CommitId, Timestamp};
 use serde_json::{Value, json};
 
 use crate::git_server::Lab;
@@ -247,4 +248,39 @@ fn a_host_that_a_wave_names_and_that_never_wrote_is_seen() {
     let (_, text, _) = gitopsd(&lab, &["fleet"]);
     assert!(text.contains("wave 1: 0 of 1 host healthy; ghost-9 has never said how it is"), "{text}");
     assert!(text.lines().any(|line| line.starts_with("ghost-9") && line.contains("never")), "{text}");
+}
+
+#[test]
+fn a_tag_that_hosts_found_to_be_two_images_is_told_of() {
+    let lab = Lab::new().with_repo();
+    let first = id(&lab.commit("services/shop.toml", "image = \"r.io/shop:1\"\n", "shop 1"));
+    let tell = |host: &str, commit: &CommitId, tag: &str, digit: char| {
+        write(&lab, host, commit, &Story("shop", None, Some(tag), "deployed", "2026-01-01T10:00:00Z"));
+        let repository = Repository::open(&config(&lab.url()), &lab.path(&format!("cache-{host}"))).unwrap();
+        let found = format!("sha256:{}", digit.to_string().repeat(64)).parse().unwrap();
+        let tags = std::iter::once((format!("r.io/shop:{tag}"), found)).collect();
+        let name = host.parse().unwrap();
+        let word = Tagged::new(&name, commit, tags, Timestamp::from_second(1_767_261_600).unwrap());
+        let line = serde_json::to_string(&word).unwrap();
+        repository.publish(None, &name, &[(commit.clone(), word.id, line)]).unwrap();
+    };
+    let divided = || {
+        lab.git("ops", &["fetch", "-q", "origin", "refs/notes/gitopsd/*:refs/notes/gitopsd/*"]);
+        let (code, text, _) = gitopsd(&lab, &["fleet", "--json"]);
+        assert_eq!(code, 0, "{text}");
+        serde_json::from_str::<Value>(&text).unwrap()["divided"].clone()
+    };
+    tell("web-1", &first, "1", 'a');
+    tell("web-2", &first, "1", 'a');
+    clone(&lab);
+    assert_eq!(divided(), Value::Null, "the same for both");
+    tell("web-3", &first, "1", 'b');
+    let found = divided();
+    let (a, b) = (format!("sha256:{}", "a".repeat(64)), format!("sha256:{}", "b".repeat(64)));
+    assert_eq!(
+        found,
+        json!([{ "image": "r.io/shop:1", "commit": first, "found": { a: ["web-1", "web-2"], b: ["web-3"] } }])
+    );
+    let (_, text, _) = gitopsd(&lab, &["fleet"]);
+    assert!(text.contains("aaaaaaaaaaaa on web-1, web-2; bbbbbbbbbbbb on web-3"), "{text}");
 }
