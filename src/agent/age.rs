@@ -41,7 +41,7 @@ mod tests {
 
     #[test]
     fn a_commit_is_too_old_after_its_time() {
-        let at = |seconds| Timestamp::from_second(1_700_000_000 + seconds).unwrap();
+        let at = |seconds: i64| Timestamp::from_second(1_700_000_000 + seconds).unwrap();
         let head = CommitInfo {
             id: "a".repeat(40).parse().unwrap(),
             subject: String::new(),
