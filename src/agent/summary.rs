@@ -110,11 +110,10 @@ impl Agent {
         let patience = (self.config.repo.poll * STALE_POLLS).max(STALE_AT_LEAST);
         let lost =
             self.source.refusal.as_ref().is_some_and(|refusal| refusal.reason == Reason::GitUnreachable);
+        let long = self.source.reached_at.is_none_or(|at| now >= later(at, patience));
         if self.source.looks == 0 {
             AgentState::Starting
-        } else if lost && self.source.reached_at.is_none_or(|at| now >= later(at, patience)) {
-            AgentState::Stale
-        } else if self.source.old.is_some() && self.in_sync() {
+        } else if (lost && long) || (self.source.old.is_some() && self.in_sync()) {
             AgentState::Stale
         } else if self.in_sync() {
             AgentState::InSync

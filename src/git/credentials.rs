@@ -13,9 +13,9 @@ use git2::{
 use super::hostkey::{Answer, KnownHosts, fingerprint_of_shown};
 use super::login::{self, Asking, Login};
 use super::remote::Remote;
-use super::{GitError, library};
+use super::{GitError, clock, library};
 use crate::config::agent::RepoConfig;
-use crate::types::{Reason, SafeUrl, Timestamp};
+use crate::types::{Reason, SafeUrl};
 
 /// Longest time for one operation, however steadily the bytes drip.
 const DEADLINE: Duration = Duration::from_secs(600);
@@ -236,7 +236,7 @@ impl<'a> Session<'a> {
         else {
             return refused("the git server shows no host key".to_owned());
         };
-        match known.check(host, *port, key, Timestamp::now()) {
+        match known.check(host, *port, key, clock::now()) {
             Answer::Known => Ok(CertificateCheckStatus::CertificateOk),
             Answer::Revoked => {
                 refused(format!("the host key of {host}:{port} is marked as revoked in {known}"))

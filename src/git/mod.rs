@@ -8,6 +8,7 @@
 mod at;
 mod blame;
 mod cache;
+mod clock;
 mod clone;
 mod credential_helper;
 mod credentials;
