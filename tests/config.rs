@@ -446,6 +446,8 @@ fn signers_that_nothing_is_checked_by_are_an_error() {
         "verify = \"ssh\"\nverify_commits = \"all\"",
         "first_commit = \"abc\"",
         "min_commit_time = \"soon\"",
+        "max_age = \"0s\"",
+        "max_age = 3",
     ] {
         assert!(load(keys).is_err(), "{keys}");
     }

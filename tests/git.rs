@@ -10,6 +10,8 @@ mod git_server;
 mod access;
 #[path = "git/branch.rs"]
 mod branch;
+#[path = "git/collision.rs"]
+mod collision;
 #[path = "git/depth.rs"]
 mod depth;
 #[path = "git/fleet.rs"]

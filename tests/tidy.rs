@@ -100,6 +100,7 @@ const UNSAFE: &[(&str, &str)] = &[
 const CLOCKS: &[(&str, &str)] = &[
     ("src/agent/clock.rs", "the one clock; everybody else is told the time"),
     ("src/engine/native/clock.rs", "the clock of shims, which are processes of their own"),
+    ("src/git/clock.rs", "the clock of looks at a remote, which commands make beside any loop"),
     ("src/registry/store/clock.rs", "the clock of pulls, which commands do beside any loop"),
 ];
 

@@ -54,6 +54,7 @@ impl Agent {
                         self.set_desired(|desired| desired.window_waived = true);
                     }
                 }
+                self.judge_age(now);
                 if refused && self.source.refusal.is_none() {
                     self.tell(Some(Message::new(Kind::SourceFound, "the config repo is followed again")));
                 }

@@ -4,6 +4,7 @@
 //! runs beside it and reports by a `Wake`; the loop never waits for it.
 
 mod admit;
+mod age;
 mod ailing;
 mod arrivals;
 mod board;

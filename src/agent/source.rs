@@ -91,6 +91,8 @@ pub struct Source {
     pub reached_at: Option<Timestamp>,
     /// Why the repo, or its head, is not followed.
     pub refusal: Option<Refusal>,
+    /// The head is older than the repo promises.
+    pub old: Option<Refusal>,
     /// The services of the commit in force, as declared: what look-ups are tried again with.
     declared: BTreeMap<ServiceName, Declared>,
     attempts: BTreeMap<ServiceName, u32>,
@@ -133,6 +135,7 @@ impl Source {
             taken_over: false,
             reached_at: None,
             refusal: None,
+            old: None,
             declared: BTreeMap::new(),
             attempts: BTreeMap::new(),
         }

@@ -60,8 +60,13 @@ impl Agent {
             .filter_map(|(name, planned)| self.service(name, planned, now))
             .collect();
         let waits = self.source.waits.as_ref();
-        let refusal =
-            self.source.refusal.as_ref().or(self.blind.as_ref()).or(waits.map(|waits| &waits.refusal));
+        let refusal = self
+            .source
+            .refusal
+            .as_ref()
+            .or(self.blind.as_ref())
+            .or(waits.map(|waits| &waits.refusal))
+            .or(self.source.old.as_ref());
         Status {
             host: self.config.host.name.clone(),
             agent: AgentStatus {
@@ -105,9 +110,10 @@ impl Agent {
         let patience = (self.config.repo.poll * STALE_POLLS).max(STALE_AT_LEAST);
         let lost =
             self.source.refusal.as_ref().is_some_and(|refusal| refusal.reason == Reason::GitUnreachable);
+        let long = self.source.reached_at.is_none_or(|at| now >= later(at, patience));
         if self.source.looks == 0 {
             AgentState::Starting
-        } else if lost && self.source.reached_at.is_none_or(|at| now >= later(at, patience)) {
+        } else if (lost && long) || (self.source.old.is_some() && self.in_sync()) {
             AgentState::Stale
         } else if self.in_sync() {
             AgentState::InSync

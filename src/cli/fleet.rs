@@ -1,5 +1,6 @@
 //! `gitopsd fleet`: every host, from git alone.
 
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::Path;
 
@@ -9,9 +10,9 @@ use crate::agent::clock;
 use crate::config::repo::{self, RepoFiles};
 use crate::git::{self, CommitLine, Evidence, LocalClone};
 use crate::reconcile::waves::gate;
-use crate::report::fleet::{self, HostInFleet, ServiceOnHost, Standing};
+use crate::report::fleet::{self, DividedTag, HostInFleet, ServiceOnHost, Standing};
 use crate::report::waves::{self, At, Concerns, WaveInFleet};
-use crate::types::{CommitId, HostName, Timestamp, place, plural};
+use crate::types::{CommitId, Digest, HostName, Timestamp, Wave, place, plural};
 
 /// How receipts get into a clone, which asks for branches only.
 pub(super) const FETCH: &str = "git fetch origin 'refs/notes/gitopsd/*:refs/notes/gitopsd/*'";
@@ -45,7 +46,10 @@ pub fn fleet(wanted: &Wanted, json: bool, out: &mut dyn Write) -> Result<u8, Fai
         hosts.push((fleet::host(host, &files, &written.receipts), written.unreadable));
     }
     let silent = |host: &HostName| !written.iter().any(|(known, _)| known == host);
-    for host in repo::hosts(&files).into_iter().filter(silent) {
+    let mut known: BTreeSet<HostName> = repo::hosts(&files);
+    // One that a wave names in full is waited for too.
+    known.extend(repo::waves(&files).iter().flat_map(Wave::named));
+    for host in known.into_iter().filter(silent) {
         hosts.push((fleet::host(&host, &files, &[]), 0));
     }
     hosts.sort_by(|a, b| a.0.host.cmp(&b.0.host));
@@ -53,6 +57,11 @@ pub fn fleet(wanted: &Wanted, json: bool, out: &mut dyn Write) -> Result<u8, Fai
     let behind = |host: &HostInFleet| {
         host.last.as_ref().and_then(|receipt| clone.distance(&receipt.transition.commit, &head))
     };
+    let words = |host: &HostName| {
+        let own = written.iter().find(|(known, _)| known == host);
+        own.map_or(&[][..], |(_, written)| written.tagged.as_slice())
+    };
+    let divided = fleet::divided(hosts.iter().map(|(host, _)| (host, words(&host.host))));
     let line = clone.describe(&head);
     if json {
         let rows = hosts.iter().map(|(host, unreadable)| as_json(host, behind(host), *unreadable));
@@ -60,6 +69,9 @@ pub fn fleet(wanted: &Wanted, json: bool, out: &mut dyn Write) -> Result<u8, Fai
         let mut body = serde_json::json!({ "head": line, "hosts": rows });
         if !waves.is_empty() {
             body["waves"] = serde_json::to_value(&waves).map_err(std::io::Error::from)?;
+        }
+        if !divided.is_empty() {
+            body["divided"] = serde_json::to_value(&divided).map_err(std::io::Error::from)?;
         }
         write_json(out, &body)?;
         return Ok(0);
@@ -71,6 +83,9 @@ pub fn fleet(wanted: &Wanted, json: bool, out: &mut dyn Write) -> Result<u8, Fai
         });
     }
     render(&hosts, line.as_ref(), &waves, behind, clock::now(), out)?;
+    for tag in &divided {
+        writeln!(out, "\n{}", several_images(tag))?;
+    }
     if written.is_empty() {
         writeln!(out, "\nno host has written a receipt into this clone: {FETCH}")?;
     }
@@ -128,6 +143,20 @@ fn render(
         writeln!(out, "{}: {lines} cannot be read by this version of gitopsd", host.host)?;
     }
     Ok(())
+}
+
+/// What is to be known of a tag that is not the same everywhere.
+fn several_images(tag: &DividedTag) -> String {
+    let one = |(digest, hosts): (&Digest, &Vec<HostName>)| {
+        let hosts: Vec<String> = hosts.iter().map(ToString::to_string).collect();
+        format!("{} on {}", digest.short(), hosts.join(", "))
+    };
+    let found: Vec<String> = tag.found.iter().map(one).collect();
+    format!(
+        "{} moved while hosts looked it up: {}. The next commit that changes the service makes it one; so does `gitopsd lock`",
+        tag.image,
+        found.join("; ")
+    )
 }
 
 /// How a wave stands to the commit, in a line.

@@ -150,7 +150,7 @@ fn show(config: &AgentConfig, json: bool, out: &mut dyn Write) -> Result<u8, Fai
 
 fn gather(config: &AgentConfig) -> Result<Trust, Failure> {
     let (high_water, reset) = read_trust(&config.state_dir)?;
-    let TrustConfig { signatures, first_commit, min_commit_time } = &config.repo.trust;
+    let TrustConfig { signatures, first_commit, min_commit_time, .. } = &config.repo.trust;
     let (mut signers, mut revoked, mut trouble) = (Vec::new(), Vec::new(), None);
     match signatures.as_ref().map(git::trusted_signers) {
         Some(Ok(found)) => (signers, revoked) = (found.signers, found.revoked),

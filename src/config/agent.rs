@@ -81,6 +81,8 @@ pub struct TrustConfig {
     pub first_commit: Option<CommitId>,
     /// What it may not be older than.
     pub min_commit_time: Option<Timestamp>,
+    /// The repo promises a commit at least that often: an older head is told of.
+    pub max_age: Option<Duration>,
 }
 
 /// Who may sign commits.

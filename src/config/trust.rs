@@ -1,6 +1,7 @@
 //! The part of `[repo]` in the host's configuration that says which commits are believed.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use super::agent::{SignatureConfig, TrustConfig};
 use super::load::path;
@@ -28,6 +29,7 @@ pub(super) struct TrustPart {
     revoked_signers: Option<PathBuf>,
     first_commit: Option<CommitId>,
     min_commit_time: Option<Timestamp>,
+    max_age: Option<Duration>,
 }
 
 impl TrustPart {
@@ -49,6 +51,14 @@ impl TrustPart {
             revoked_signers: path(repo, "revoked_signers"),
             first_commit: repo.parsed("first_commit"),
             min_commit_time: repo.parsed("min_commit_time"),
+            max_age: repo.duration("max_age").filter(|age| {
+                if age.is_zero() {
+                    let message =
+                        "`max_age` is how old the newest commit may be, and none is younger than that";
+                    repo.findings.error(repo.key_span("max_age"), message, None);
+                }
+                !age.is_zero()
+            }),
         }
     }
 
@@ -62,6 +72,7 @@ impl TrustPart {
             revoked_signers: over.revoked_signers.or(self.revoked_signers),
             first_commit: over.first_commit.or(self.first_commit),
             min_commit_time: over.min_commit_time.or(self.min_commit_time),
+            max_age: over.max_age.or(self.max_age),
         }
     }
 
@@ -88,7 +99,12 @@ impl TrustPart {
             revoked_signers: self.revoked_signers,
             head_only: self.head_only == Some(true),
         });
-        TrustConfig { signatures, first_commit: self.first_commit, min_commit_time: self.min_commit_time }
+        TrustConfig {
+            signatures,
+            first_commit: self.first_commit,
+            min_commit_time: self.min_commit_time,
+            max_age: self.max_age,
+        }
     }
 }
 

@@ -25,6 +25,8 @@ pub struct Written {
     pub receipts: Vec<Receipt>,
     /// What it said of whole commits, in no order.
     pub arrivals: Vec<Arrival>,
+    /// What it found that tags stood for, in no order.
+    pub tagged: Vec<Tagged>,
     /// Lines that this version cannot read: those of a later one.
     pub unreadable: usize,
 }
@@ -96,16 +98,17 @@ impl LocalClone {
             lines.entry(heard.host).or_default().extend(written);
         }
         let read = |lines: BTreeSet<String>| {
-            let mut written = Written { receipts: Vec::new(), arrivals: Vec::new(), unreadable: 0 };
+            let mut written =
+                Written { receipts: Vec::new(), arrivals: Vec::new(), tagged: Vec::new(), unreadable: 0 };
             for json in lines {
                 if let Ok(receipt) = serde_json::from_str::<Receipt>(&json) {
                     written.receipts.push(receipt);
                 } else if let Ok(arrival) = serde_json::from_str::<Arrival>(&json) {
                     written.arrivals.push(arrival);
-                } else if serde_json::from_str::<Tagged>(&json).is_err()
-                    // What an operator said, which is about no service.
-                    && serde_json::from_str::<TrustReceipt>(&json).is_err()
-                {
+                } else if let Ok(tagged) = serde_json::from_str::<Tagged>(&json) {
+                    written.tagged.push(tagged);
+                } else if serde_json::from_str::<TrustReceipt>(&json).is_err() {
+                    // It is not what an operator said either, which is about no service.
                     written.unreadable += 1;
                 }
             }

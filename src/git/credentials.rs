@@ -5,11 +5,15 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use git2::{CertificateCheckStatus, Cred, CredentialType, ErrorClass, ErrorCode, RemoteCallbacks};
+use git2::{
+    AutotagOption, CertificateCheckStatus, Cred, CredentialType, ErrorClass, ErrorCode, FetchOptions,
+    ProxyOptions, RemoteCallbacks, RemoteRedirect,
+};
 
-use super::hostkey::{Answer, KnownHosts};
+use super::hostkey::{Answer, KnownHosts, fingerprint_of_shown};
+use super::login::{self, Asking, Login};
 use super::remote::Remote;
-use super::{GitError, credential_helper, library};
+use super::{GitError, clock, library};
 use crate::config::agent::RepoConfig;
 use crate::types::{Reason, SafeUrl};
 
@@ -26,8 +30,14 @@ const MAX_SECRET_BYTES: usize = 64 << 10;
 pub(super) struct Session<'a> {
     config: &'a RepoConfig,
     remote: &'a Remote,
-    /// Whether this is the place that the configured password or token is for.
-    home: bool,
+    url: &'a SafeUrl,
+    /// What is shown over http without being asked.
+    at_once: Option<Login>,
+    /// What was shown over http when it was asked for.
+    shown: RefCell<Option<Login>>,
+    /// How often a certificate was looked at before the list of refs was there.
+    greeted: Cell<u8>,
+    connected: Cell<bool>,
     known_hosts: Option<KnownHosts>,
     username_shown: Cell<bool>,
     secret_shown: Cell<bool>,
@@ -36,21 +46,27 @@ pub(super) struct Session<'a> {
 }
 
 impl<'a> Session<'a> {
-    /// Prepares to talk to `remote`; reads known_hosts where it is reached by ssh.
-    pub(super) fn new(config: &'a RepoConfig, remote: &'a Remote) -> Result<Self, GitError> {
+    /// Prepares to talk to `remote`, which is at `url`; reads known_hosts where it is reached by ssh. `at_once` is shown over
+    /// http without being asked.
+    pub(super) fn new(
+        config: &'a RepoConfig,
+        url: &'a SafeUrl,
+        remote: &'a Remote,
+        at_once: Option<Login>,
+    ) -> Result<Self, GitError> {
         library::init().map_err(|e| GitError::with(Reason::Internal, "set libgit2 up", e))?;
-        let home = match (remote, Remote::parse(&config.url)?) {
-            (Remote::Http { origin }, Remote::Http { origin: of_repo }) => *origin == of_repo,
-            _ => false,
-        };
         let known_hosts = match remote {
             Remote::Ssh { .. } => Some(KnownHosts::load(config.known_hosts.as_deref())?),
             _ => None,
         };
         Ok(Self {
             config,
+            url,
             remote,
-            home,
+            at_once,
+            shown: RefCell::new(None),
+            greeted: Cell::new(0),
+            connected: Cell::new(false),
             known_hosts,
             username_shown: Cell::new(false),
             secret_shown: Cell::new(false),
@@ -64,15 +80,58 @@ impl<'a> Session<'a> {
         self.known_hosts.as_ref()
     }
 
+    /// The list of refs is there: whatever connects from now on goes to where that came from.
+    pub(super) fn is_connected(&self) {
+        self.connected.set(true);
+    }
+
+    /// libgit2 followed a redirect to another port of the same host, which it does whatever it is told, and was stopped there.
+    pub(super) fn was_sent_elsewhere(&self) -> bool {
+        self.at_once.is_some() && self.greeted.get() > 1
+    }
+
+    /// The list of refs is one answer, on one connection: a second one before it is there goes where nothing may be shown
+    /// without being asked.
+    fn is_elsewhere(&self) -> bool {
+        if !self.connected.get() {
+            self.greeted.set(self.greeted.get().saturating_add(1));
+        }
+        !self.connected.get() && self.was_sent_elsewhere()
+    }
+
+    /// What was shown over http when it was asked for.
+    pub(super) fn take_shown(&self) -> Option<Login> {
+        self.shown.borrow_mut().take()
+    }
+
+    /// How anything is fetched: what is asked for and nothing else, and from nowhere else: no redirect is followed, and what is
+    /// shown without being asked goes to the server of the address alone, also by way of a proxy.
+    pub(super) fn fetch_options(&self) -> FetchOptions<'_> {
+        let mut options = FetchOptions::new();
+        options.remote_callbacks(self.callbacks());
+        options.proxy_options(proxy(self.url));
+        options.follow_redirects(RemoteRedirect::None);
+        options.download_tags(AutotagOption::None);
+        options.update_fetchhead(false);
+        if let Some(login) = &self.at_once {
+            options.custom_headers(&[&login.header()]);
+        }
+        options
+    }
+
     /// Callbacks for one call of libgit2.
     pub(super) fn callbacks(&self) -> RemoteCallbacks<'_> {
         let mut callbacks = RemoteCallbacks::new();
-        callbacks.credentials(|_url, user_in_url, allowed| {
-            self.credentials(user_in_url, allowed).map_err(|error| self.fail(error))
+        callbacks.credentials(|asking, _user, allowed| {
+            self.credentials(asking, allowed).map_err(|error| self.fail(error))
         });
         callbacks.certificate_check(|certificate, _host| match certificate.as_hostkey() {
             Some(key) => self.check_host_key(key.hostkey()).map_err(|error| self.fail(error)),
             // x509: OpenSSL's verdict, by chain and name.
+            None if self.is_elsewhere() => Err(self.fail(GitError::plain(
+                Reason::GitUnreachable,
+                format!("{} leads elsewhere, to where no credentials are shown", self.url),
+            ))),
             None => Ok(CertificateCheckStatus::CertificatePassthrough),
         });
         callbacks.sideband_progress(|_| self.in_time());
@@ -118,7 +177,7 @@ impl<'a> Session<'a> {
     }
 
     /// Each secret is shown once: a server that asks again has refused it. libgit2 asks until it gets an error.
-    fn credentials(&self, user_in_url: Option<&str>, allowed: CredentialType) -> Result<Cred, GitError> {
+    fn credentials(&self, asking: &str, allowed: CredentialType) -> Result<Cred, GitError> {
         let cannot = |e: git2::Error| GitError::with(Reason::Auth, "prepare the git credentials", e);
         match self.remote {
             Remote::Ssh { user, .. } => {
@@ -154,57 +213,21 @@ impl<'a> Session<'a> {
                 Cred::ssh_key_from_memory(user, certificate.as_deref(), &text, None).map_err(cannot)
             }
             Remote::Http { origin } => {
+                let refused = |why: &str| Err(GitError::plain(Reason::Auth, format!("{origin} {why}")));
                 if !allowed.contains(CredentialType::USER_PASS_PLAINTEXT) {
-                    return Err(GitError::plain(
-                        Reason::Auth,
-                        format!("{origin} takes no user and password"),
-                    ));
+                    return refused("takes no user and password");
                 }
-                if self.secret_shown.replace(true) {
-                    return Err(GitError::plain(
-                        Reason::Auth,
-                        format!("{origin} refused the git credentials"),
-                    ));
+                if self.at_once.is_some() || self.secret_shown.replace(true) {
+                    return refused("refused the git credentials");
                 }
-                let (field, file) = match (&self.config.token_file, &self.config.password_file) {
-                    (Some(file), _) => ("repo.token_file", Some(file)),
-                    (None, Some(file)) => ("repo.password_file", Some(file)),
-                    (None, None) if !self.config.credential_helper.is_empty() => {
-                        ("repo.credential_helper", None)
-                    }
-                    (None, None) => {
-                        let hint = "set repo.token_file, or repo.username and repo.password_file";
-                        return Err(GitError::plain(
-                            Reason::Auth,
-                            format!("{origin} wants credentials: {hint}"),
-                        ));
-                    }
-                };
-                if !self.home {
-                    return Err(GitError::plain(
-                        Reason::Auth,
-                        format!("{origin} wants credentials, and {field} is for the host of repo.url alone"),
-                    ));
-                }
-                let known = self.config.username.as_deref().or(user_in_url);
-                let (named, password) = match file {
-                    Some(file) => (String::new(), read_secret(field, file)?),
-                    None => self.ask_helper(origin, known)?,
-                };
-                // Forges that take a token in the password's place do not look at the name.
-                let user = Some(named.as_str()).filter(|name| !name.is_empty()).or(known);
-                Cred::userpass_plaintext(user.unwrap_or("x-access-token"), &password).map_err(cannot)
+                let place = login::asking(origin, asking)?;
+                let login = login::find(self.config, self.url, origin)?;
+                let shown = Cred::userpass_plaintext(&login.user, &login.password).map_err(cannot)?;
+                *self.shown.borrow_mut() = Some(login).filter(|_| place == Asking::Itself);
+                Ok(shown)
             }
             Remote::Local(_) => Err(GitError::plain(Reason::Auth, "a local repo asks for no credentials")),
         }
-    }
-
-    fn ask_helper(&self, origin: &str, user: Option<&str>) -> Result<(String, String), GitError> {
-        let refused =
-            |why: String| GitError::plain(Reason::Auth, format!("{origin} wants credentials: {why}"));
-        credential_helper::ask(&self.config.credential_helper, origin, user)
-            .map_err(refused)?
-            .ok_or_else(|| refused("repo.credential_helper knows of none".to_owned()))
     }
 
     fn check_host_key(&self, key: Option<&[u8]>) -> Result<CertificateCheckStatus, GitError> {
@@ -213,25 +236,42 @@ impl<'a> Session<'a> {
         else {
             return refused("the git server shows no host key".to_owned());
         };
-        match known.check(host, *port, key) {
+        match known.check(host, *port, key, clock::now()) {
             Answer::Known => Ok(CertificateCheckStatus::CertificateOk),
             Answer::Revoked => {
                 refused(format!("the host key of {host}:{port} is marked as revoked in {known}"))
             }
             Answer::Other => refused(format!(
                 "the host key of {host}:{port} ({}) is not the one in {known}",
-                super::hostkey::fingerprint(key)
+                fingerprint_of_shown(key)
+            )),
+            Answer::BadCertificate(why) => {
+                refused(format!("the host key of {host}:{port} does not count ({known}): {why}"))
+            }
+            Answer::NoCertificate => refused(format!(
+                "{host}:{port} shows a key without a certificate ({}), and for it {known} has an authority alone",
+                fingerprint_of_shown(key)
             )),
             Answer::Unknown => refused(format!(
                 "no host key of {host}:{port} in {known}; it shows {}",
-                super::hostkey::fingerprint(key)
+                fingerprint_of_shown(key)
             )),
         }
     }
 }
 
+/// The proxy of the unit's environment (`https_proxy`, `no_proxy`), if there is one. For plain http libgit2 has none: it would
+/// speak to the server itself as to a proxy (1.9, httpclient.c).
+pub(super) fn proxy<'a>(url: &SafeUrl) -> ProxyOptions<'a> {
+    let mut options = ProxyOptions::new();
+    if url.scheme() == Some("https") {
+        options.auto();
+    }
+    options
+}
+
 /// A secret without its line end. Read anew each time, so that a rotated one is used at once.
-fn read_secret(field: &str, path: &Path) -> Result<String, GitError> {
+pub(super) fn read_secret(field: &str, path: &Path) -> Result<String, GitError> {
     let what = || format!("read {field} at {}", path.display());
     let bytes = fs::read(path).map_err(|e| GitError::with(Reason::Auth, what(), e))?;
     if bytes.len() > MAX_SECRET_BYTES {

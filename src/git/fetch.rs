@@ -3,13 +3,14 @@
 use std::sync::Mutex;
 use std::sync::atomic::Ordering;
 
-use git2::{Direction, FetchOptions, Oid, ProxyOptions, RemoteRedirect};
+use git2::{Direction, Oid};
 
 use super::cache::FETCHED;
-use super::credentials::{Session, named};
+use super::credentials::{Session, named, proxy};
 use super::depth::ALL;
 use super::error::is_damage;
 use super::heard::receipts_in;
+use super::login::without_user;
 use super::remote::Remote;
 use super::{GitError, Repository, id_of, library, local};
 use crate::types::{CommitId, Reason, SafeUrl};
@@ -28,6 +29,9 @@ impl FetchedHead {
         &self.id
     }
 }
+
+/// A ref that no remote has.
+const NOTHING: &str = "refs/gitopsd/nothing";
 
 /// libgit2 takes the place of known_hosts from one variable a process: one ssh handshake at a time.
 static SSH_HOME: Mutex<()> = Mutex::new(());
@@ -152,39 +156,72 @@ impl Repository {
         if let Remote::Local(path) = &target {
             return local::Repo::open(path, url)?.download(into, remote_ref, local_ref, known);
         }
-        let session = Session::new(self.access(url), &target)?;
-        self.with_connection(into, url, &target, &session, Direction::Fetch, |connection| {
-            let tip = listed(connection, &session, url, remote_ref)?;
+        self.with_connection(into, url, &target, Direction::Fetch, |remote, session| {
+            let tip = listed(remote, session, url, remote_ref)?;
             if remote_ref == self.branch_ref() {
-                let seen = connection.list().map(receipts_in).ok();
+                let seen = remote.list().map(receipts_in).ok();
                 *self.listing.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = seen;
             }
             if tip.is_some() && tip != known {
                 let refspec = format!("+{remote_ref}:{local_ref}");
-                let mut options = options(&session, url);
+                let mut options = session.fetch_options();
                 options.depth(depth);
-                connection
-                    .remote()
+                remote
                     .fetch(&[&refspec], Some(&mut options), None)
-                    .map_err(|e| fetch_error(&session, url, e))?;
+                    .map_err(|e| fetch_error(session, url, e))?;
             }
             Ok(tip)
         })
     }
 
-    /// Connects, calls, disconnects.
+    /// Connects, calls, disconnects. To fetch from a server that asked for credentials before and took them, it goes with them at
+    /// once; a server that does not take them any more is asked again from the beginning.
     pub(super) fn with_connection<T>(
         &self,
         cache: &git2::Repository,
         url: &SafeUrl,
         target: &Remote,
-        session: &Session<'_>,
         direction: Direction,
-        call: impl FnOnce(&mut git2::RemoteConnection<'_, '_, '_>) -> Result<T, GitError>,
+        call: impl FnOnce(&mut git2::Remote<'_>, &Session<'_>) -> Result<T, GitError>,
     ) -> Result<T, GitError> {
+        let config = self.access(url);
         let mut remote = cache
-            .remote_anonymous(url.as_str())
+            .remote_anonymous(&without_user(url))
             .map_err(|e| GitError::with(Reason::ConfigInvalid, format!("use {}", named(url)), e))?;
+        if direction == Direction::Fetch
+            && let Some(login) = self.logins.at_once(config, url, target)?
+        {
+            let session = Session::new(config, url, target, Some(login))?;
+            // libgit2 keeps pointers into these until it has disconnected.
+            let mut options = session.fetch_options();
+            // Of the calls that connect, this is the one that takes headers. What it names is nowhere: it only lists.
+            let connected = remote.download(&[NOTHING], Some(&mut options));
+            session.is_connected();
+            let result = match connected {
+                Ok(()) => call(&mut remote, &session),
+                Err(error) if session.was_sent_elsewhere() => {
+                    drop(options);
+                    tracing::debug!("{}", session.error(format!("connect to {}", named(url)), error));
+                    self.logins.must_ask(url);
+                    return self.with_connection(cache, url, target, direction, call);
+                }
+                Err(error) => match session.error(format!("connect to {}", named(url)), error) {
+                    error if error.reason == Reason::Auth => {
+                        drop(options);
+                        self.logins.forget(url);
+                        return self.with_connection(cache, url, target, direction, call);
+                    }
+                    error => Err(error),
+                },
+            };
+            if result.is_err() {
+                self.logins.forget(url);
+            }
+            // That it was disconnected by the other side already is no loss.
+            let _ = remote.disconnect();
+            return result;
+        }
+        let session = Session::new(config, url, target, None)?;
         // The handshake is over when `connect_auth` returns: libgit2 needs its `~` no longer.
         let mut ssh_home = None;
         if let (Remote::Ssh { host, port, .. }, Some(known)) = (target, session.known_hosts()) {
@@ -196,7 +233,11 @@ impl Repository {
             .connect_auth(direction, Some(session.callbacks()), Some(proxy(url)))
             .map_err(|e| session.error(format!("connect to {}", named(url)), e))?;
         drop(ssh_home);
-        call(&mut connection)
+        let result = call(connection.remote(), &session)?;
+        if let (Direction::Fetch, Some(login)) = (direction, session.take_shown()) {
+            self.logins.remember(url, login);
+        }
+        Ok(result)
     }
 }
 
@@ -206,35 +247,14 @@ enum Failed {
     Cache(GitError),
 }
 
-/// The proxy of the unit's environment (`https_proxy`, `no_proxy`), if there is one. For plain http libgit2 has none: it would
-/// speak to the server itself as to a proxy (1.9, httpclient.c).
-pub(super) fn proxy<'a>(url: &SafeUrl) -> ProxyOptions<'a> {
-    let mut options = ProxyOptions::new();
-    if url.scheme() == Some("https") {
-        options.auto();
-    }
-    options
-}
-
-/// How anything is fetched: what is asked for and nothing else, and from nowhere else.
-pub(super) fn options<'a>(session: &'a Session<'_>, url: &SafeUrl) -> FetchOptions<'a> {
-    let mut options = FetchOptions::new();
-    options.remote_callbacks(session.callbacks());
-    options.proxy_options(proxy(url));
-    options.follow_redirects(RemoteRedirect::None);
-    options.download_tags(git2::AutotagOption::None);
-    options.update_fetchhead(false);
-    options
-}
-
 /// What a connected remote says that a ref stands for.
 pub(super) fn listed(
-    connection: &git2::RemoteConnection<'_, '_, '_>,
+    remote: &git2::Remote<'_>,
     session: &Session<'_>,
     url: &SafeUrl,
     name: &str,
 ) -> Result<Option<Oid>, GitError> {
-    let heads = connection.list().map_err(|e| session.error(format!("list {}", named(url)), e))?;
+    let heads = remote.list().map_err(|e| session.error(format!("list {}", named(url)), e))?;
     Ok(heads.iter().find(|head| head.name() == name).map(git2::RemoteHead::oid))
 }
 

@@ -7,9 +7,8 @@ use std::collections::BTreeMap;
 
 use git2::{Direction, Oid};
 
-use super::credentials::{Session, named};
+use super::credentials::named;
 use super::error::is_damage;
-use super::fetch::options;
 use super::remote::Remote;
 use super::{GitError, Repository, local, place};
 use crate::types::{HostName, Reason, SafeUrl};
@@ -82,9 +81,8 @@ impl Repository {
                 return Ok(seen);
             }
         }
-        let session = Session::new(self.access(url), &target)?;
-        self.with_connection(&copy, url, &target, &session, Direction::Fetch, |connection| {
-            let heads = connection.list().map_err(|e| session.error(format!("list {}", named(url)), e))?;
+        self.with_connection(&copy, url, &target, Direction::Fetch, |remote, session| {
+            let heads = remote.list().map_err(|e| session.error(format!("list {}", named(url)), e))?;
             let mut all = receipts_in(heads);
             all.retain(|heard| wanted(&heard.host));
             let specs: Vec<String> = all
@@ -95,7 +93,7 @@ impl Repository {
             if specs.is_empty() {
                 return Ok(all);
             }
-            let result = connection.remote().fetch(&specs, Some(&mut options(&session, url)), None);
+            let result = remote.fetch(&specs, Some(&mut session.fetch_options()), None);
             result.map_err(|e| {
                 if is_damage(&e) {
                     // It is no loss; where it cannot be removed, the next look says the same.

@@ -1,6 +1,6 @@
 //! Which ssh host keys are trusted: OpenSSH's known_hosts files, read strictly. Nothing is ever learnt by itself.
 //!
-//! Source: sshd(8), "SSH_KNOWN_HOSTS FILE FORMAT".
+//! Sources: sshd(8), "SSH_KNOWN_HOSTS FILE FORMAT"; OpenSSH's PROTOCOL.certkeys.
 
 use std::fmt;
 use std::fs;
@@ -12,8 +12,9 @@ use sha1::{Digest as _, Sha1};
 use sha2::Sha256;
 
 use super::GitError;
-use super::patterns::covers;
-use crate::types::Reason;
+use super::patterns::{covers, fits};
+use super::signature::Certificate;
+use crate::types::{Reason, Timestamp};
 
 /// Read where the configuration names no file, as root's ssh would.
 const DEFAULT_FILES: [&str; 2] = ["/root/.ssh/known_hosts", "/etc/ssh/ssh_known_hosts"];
@@ -33,12 +34,27 @@ pub(super) enum Answer {
     Revoked,
     /// The host is known by other keys only.
     Other,
+    /// An authority of the host is known, and what the server shows has its certificate, which is not good: why.
+    BadCertificate(String),
+    /// An authority of the host is known, and the server shows no certificate of it.
+    NoCertificate,
     /// Nothing is known of the host.
     Unknown,
 }
 
+/// What a line says of its key.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Marker {
+    /// It is the host's.
+    Own,
+    /// It signs certificates of hosts.
+    Authority,
+    /// It counts for nothing.
+    Revoked,
+}
+
 struct Entry {
-    revoked: bool,
+    marker: Marker,
     hosts: String,
     kind: String,
     key: Vec<u8>,
@@ -65,26 +81,52 @@ impl KnownHosts {
         Ok(Self { files, entries })
     }
 
-    /// Judges the key that a server shows; `key` is the blob of RFC 4253 section 6.6.
-    pub(super) fn check(&self, host: &str, port: u16, key: &[u8]) -> Answer {
+    /// Judges the key that a server shows at `now`; `key` is the blob of RFC 4253 section 6.6, or a certificate.
+    pub(super) fn check(&self, host: &str, port: u16, key: &[u8], now: Timestamp) -> Answer {
         let name = host_name(host, port);
-        let mut answer = Answer::Unknown;
-        for entry in self.entries.iter().filter(|entry| matches(&entry.hosts, &name)) {
-            match (entry.key == key, entry.revoked) {
-                (true, true) => return Answer::Revoked,
-                (true, false) => answer = Answer::Known,
-                (false, false) if answer == Answer::Unknown => answer = Answer::Other,
-                (false, _) => {}
-            }
+        let entries: Vec<&Entry> = self.entries.iter().filter(|entry| matches(&entry.hosts, &name)).collect();
+        let is = |marker, key: &[u8]| entries.iter().any(|entry| entry.marker == marker && entry.key == key);
+        let knows = |marker| entries.iter().any(|entry| entry.marker == marker);
+        if Certificate::is_one(key) && knows(Marker::Authority) {
+            let shown = match Certificate::of_host(key) {
+                Ok(shown) => shown,
+                Err(why) => return Answer::BadCertificate(why),
+            };
+            let authority = &shown.authority;
+            return if is(Marker::Revoked, &shown.key.blob) || is(Marker::Revoked, &authority.blob) {
+                Answer::Revoked
+            } else if !is(Marker::Authority, &authority.blob) {
+                let by = authority.fingerprint();
+                Answer::BadCertificate(format!("its certificate is signed by another authority, {by}"))
+            } else if !shown.is_valid(now) {
+                Answer::BadCertificate(format!("its certificate is not valid at {now:.0}"))
+            } else if !shown.principals.iter().any(|name| fits(name.as_bytes(), host.as_bytes())) {
+                let names = shown.principals.join(", ");
+                Answer::BadCertificate(format!("its certificate is for other hosts: {names}"))
+            } else {
+                Answer::Known
+            };
         }
-        answer
+        if is(Marker::Revoked, key) {
+            Answer::Revoked
+        } else if is(Marker::Own, key) {
+            Answer::Known
+        } else if knows(Marker::Own) {
+            Answer::Other
+        } else if knows(Marker::Authority) {
+            Answer::NoCertificate
+        } else {
+            Answer::Unknown
+        }
     }
 
-    /// The entries of one host, each as a plain line. libssh2 asks the server for a key of a kind that it finds in such
-    /// lines; without them a server with several keys may show one that nobody has written down.
+    /// The keys of one host, each as a plain line. libssh2 asks the server for a key of a kind that it finds in such
+    /// lines; without them a server with several keys may show one that nobody has written down. Where there are none, and
+    /// only then, it asks for a certificate first: so a host's own line counts before that of its authority.
     pub(super) fn lines_for(&self, host: &str, port: u16) -> String {
         let name = host_name(host, port);
-        let fit = self.entries.iter().filter(|entry| !entry.revoked && matches(&entry.hosts, &name));
+        let fit =
+            self.entries.iter().filter(|entry| entry.marker == Marker::Own && matches(&entry.hosts, &name));
         fit.map(|entry| format!("{name} {} {}\n", entry.kind, STANDARD.encode(&entry.key))).collect()
     }
 }
@@ -103,25 +145,32 @@ pub(super) fn fingerprint(key: &[u8]) -> String {
     format!("SHA256:{}", STANDARD_NO_PAD.encode(Sha256::digest(key)))
 }
 
+/// The same of what a server shows: of a certificate it is that of its key.
+pub(super) fn fingerprint_of_shown(key: &[u8]) -> String {
+    let certificate = Certificate::is_one(key).then(|| Certificate::of_host(key).ok()).flatten();
+    certificate.map_or_else(|| fingerprint(key), |certificate| certificate.key.fingerprint())
+}
+
 fn host_name(host: &str, port: u16) -> String {
     if port == 22 { host.to_owned() } else { format!("[{host}]:{port}") }
 }
 
-/// One line; `None` for empty ones, comments and what cannot be read. An authority of certificates is no host key.
+/// One line; `None` for empty ones, comments and what cannot be read.
 fn parse(line: &str) -> Option<Entry> {
     let mut fields = line.split_whitespace().peekable();
-    let revoked = match fields.peek()? {
+    let marker = match *fields.peek()? {
         first if first.starts_with('#') => return None,
-        &"@revoked" => {
-            fields.next();
-            true
-        }
+        "@revoked" => Marker::Revoked,
+        "@cert-authority" => Marker::Authority,
         first if first.starts_with('@') => return None,
-        _ => false,
+        _ => Marker::Own,
     };
+    if marker != Marker::Own {
+        fields.next();
+    }
     let (hosts, kind, key) = (fields.next()?, fields.next()?, fields.next()?);
     let key = STANDARD.decode(key).ok()?;
-    Some(Entry { revoked, hosts: hosts.to_owned(), kind: kind.to_owned(), key })
+    Some(Entry { marker, hosts: hosts.to_owned(), kind: kind.to_owned(), key })
 }
 
 /// Whether a list of patterns covers a name; a negated pattern that fits wins over all others.
@@ -186,9 +235,13 @@ mod tests {
             ("a.lan", 22, "CCCC", Answer::Known),
             ("evil.lan", 22, "CCCC", Answer::Unknown),
             ("a.lan", 22, "DDDD", Answer::Revoked),
-            ("x.org", 22, "EEEE", Answer::Unknown),
+            ("x.org", 22, "EEEE", Answer::NoCertificate),
         ] {
-            assert_eq!(hosts.check(host, port, &key(text)), answer, "{host}:{port} {text}");
+            assert_eq!(
+                hosts.check(host, port, &key(text), Timestamp::UNIX_EPOCH),
+                answer,
+                "{host}:{port} {text}"
+            );
         }
         assert_eq!(hosts.lines_for("a.lan", 22), "a.lan ssh-rsa CCCC\n");
     }

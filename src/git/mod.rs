@@ -8,6 +8,7 @@
 mod at;
 mod blame;
 mod cache;
+mod clock;
 mod clone;
 mod credential_helper;
 mod credentials;
@@ -20,6 +21,7 @@ mod hostkey;
 mod inspect;
 mod library;
 mod local;
+mod login;
 mod notes;
 mod patterns;
 mod place;
@@ -75,6 +77,8 @@ pub struct Repository {
     wants_all: AtomicBool,
     /// The receipts that the remote listed when the branch was looked at last.
     listing: Mutex<Option<Vec<Heard>>>,
+    /// What servers take of what they asked for.
+    logins: login::Logins,
 }
 
 impl Repository {
@@ -107,6 +111,7 @@ impl Repository {
             wants_all: AtomicBool::new(false),
             key: None,
             listing: Mutex::new(None),
+            logins: login::Logins::default(),
         })
     }
 

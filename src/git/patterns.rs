@@ -15,8 +15,8 @@ pub(super) fn covers(list: &str, name: &str) -> bool {
     found
 }
 
-/// `*` and `?`.
-fn fits(pattern: &[u8], name: &[u8]) -> bool {
+/// Whether one pattern fits: `*` and `?`.
+pub(super) fn fits(pattern: &[u8], name: &[u8]) -> bool {
     // Where to go on when the text after the last star does not fit: one byte further.
     let (mut p, mut n, mut retry) = (0, 0, None);
     while n < name.len() {

@@ -4,10 +4,10 @@ use std::cell::RefCell;
 
 use git2::{Direction, Oid, PushOptions, RemoteRedirect};
 
-use super::credentials::{Session, named};
+use super::credentials::{Session, named, proxy};
 use super::depth::ALL;
 use super::error::is_damage;
-use super::fetch::{listed, proxy};
+use super::fetch::listed;
 use super::notes::{self, Entries};
 use super::place::{self, Place};
 use super::remote::Remote;
@@ -102,24 +102,21 @@ impl Repository {
                         None => self.publish_to_directory(&cache, repo, name, theirs, host, entries)?,
                     }
                 }
-                _ => {
-                    let session = Session::new(self.access(url), &target)?;
-                    self.with_connection(&cache, url, &target, &session, Direction::Push, |connection| {
-                        let theirs = listed(connection, &session, url, name)?;
-                        match is_final(&refused, theirs) {
-                            Some(end) => Ok(end),
-                            None => self.publish_over(
-                                &cache,
-                                connection,
-                                &session,
-                                url,
-                                Target { name, theirs },
-                                host,
-                                entries,
-                            ),
-                        }
-                    })?
-                }
+                _ => self.with_connection(&cache, url, &target, Direction::Push, |remote, session| {
+                    let theirs = listed(remote, session, url, name)?;
+                    match is_final(&refused, theirs) {
+                        Some(end) => Ok(end),
+                        None => self.publish_over(
+                            &cache,
+                            remote,
+                            session,
+                            url,
+                            Target { name, theirs },
+                            host,
+                            entries,
+                        ),
+                    }
+                })?,
             };
             match attempt {
                 Attempt::Done => return Ok(None),
@@ -174,7 +171,7 @@ impl Repository {
     fn publish_over(
         &self,
         cache: &git2::Repository,
-        connection: &mut git2::RemoteConnection<'_, '_, '_>,
+        remote: &mut git2::Remote<'_>,
         session: &Session<'_>,
         url: &SafeUrl,
         Target { name, theirs }: Target<'_>,
@@ -208,7 +205,7 @@ impl Repository {
         options.proxy_options(proxy(url));
         options.follow_redirects(RemoteRedirect::None);
         options.packbuilder_parallelism(1);
-        let pushed = connection.remote().push(&[format!("{ours}:{name}")], Some(&mut options));
+        let pushed = remote.push(&[format!("{ours}:{name}")], Some(&mut options));
         drop(options);
         match (pushed, status.into_inner()) {
             (Ok(()), None) => Ok(Attempt::Done),

@@ -11,8 +11,9 @@ use crate::config::agent::HostIdentity;
 use crate::config::repo::{self, RepoFiles};
 use crate::config::without_agent;
 use crate::reconcile::receipt::{ReceiptResult, Side, Transition};
+use crate::reconcile::tagged::Tagged;
 use crate::state::receipts::Receipt;
-use crate::types::{CommitId, Declared, HostName, ImageRef, Reason, Refusal, ServiceName, Timestamp};
+use crate::types::{CommitId, Declared, Digest, HostName, ImageRef, Reason, Refusal, ServiceName, Timestamp};
 
 /// How a host, or a service on it, stands to the commit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -83,6 +84,39 @@ pub struct HostInFleet {
     pub last: Option<Receipt>,
     /// Its services, by name.
     pub services: Vec<ServiceOnHost>,
+}
+
+/// A tag that hosts of one fleet found to be several images, at one commit that they still run.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+pub struct DividedTag {
+    /// As the repo names it.
+    pub image: String,
+    /// The commit for which they looked it up.
+    pub commit: CommitId,
+    /// Who found what.
+    pub found: BTreeMap<Digest, Vec<HostName>>,
+}
+
+/// The tags of `images.follow` that were looked up by several hosts at the same moment, and moved in it.
+pub fn divided<'a>(hosts: impl Iterator<Item = (&'a HostInFleet, &'a [Tagged])>) -> Vec<DividedTag> {
+    let mut all: BTreeMap<(String, CommitId), BTreeMap<Digest, Vec<HostName>>> = BTreeMap::new();
+    for (host, words) in hosts {
+        for service in &host.services {
+            let (Some(side), Some(commit)) = (&service.serving, &service.commit) else { continue };
+            let image = side.image.to_string();
+            let found = words.iter().filter(|word| word.commit == *commit && word.host == host.host);
+            // One commit is looked up once; a later word says the same, and more.
+            let Some(digest) = found.max_by_key(|word| word.at).and_then(|word| word.tags.get(&image)) else {
+                continue;
+            };
+            let by = all.entry((image, commit.clone())).or_default().entry(digest.clone()).or_default();
+            if !by.contains(&host.host) {
+                by.push(host.host.clone());
+            }
+        }
+    }
+    all.retain(|_, found| found.len() > 1);
+    all.into_iter().map(|((image, commit), found)| DividedTag { image, commit, found }).collect()
 }
 
 /// How a host stands to the commit that `files` are of; `receipts` are its own, oldest first.

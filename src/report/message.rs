@@ -60,6 +60,7 @@ kinds! {
     RevisionStopped "revision-stopped" "c80f3d6a29e547b1a1f47bd05e92c6d3" Warning "A commit failed in an earlier wave of hosts: this one does not act on it."
     SourceLost "source-lost" "b3f85c0e9a2d47618c4b7de05f1a9326" Warning "The config repo cannot be reached; everything stays as it is."
     SourceFound "source-found" "18c6ae94d7f04b25b0e3a95c62f8d147" Info "The config repo can be reached again."
+    SourceOld "source-old" "91c4d27e5ab0463f8e1d7b2f60a3c958" Warning "The newest commit of the config repo is older than repo.max_age: nobody commits, or an old state is shown."
     TagMoved "tag-moved" "f47d1e9c03ab42d68c15e07ab62d9f38" Warning "A tag stands for another image by now than the one that was found for the commit in force; nothing comes of it."
     ServiceRefused "service-refused" "d5a07be82f164c93a8c1064fe7b92d38" Error "What a commit wants of a service cannot be done, or not now; it stays as it is."
     RolloutBegun "rollout-begun" "5e93c1d80b7a4f26b9d4e8f2a6037c15" Info "A new generation of a service is on its way."

@@ -71,6 +71,7 @@ reasons! {
     RepoIdMismatch "repo-id-mismatch" "The repository's repo_id is not the one this host expects." "Correct repo.url or repo.repo_id in the host's configuration."
     Signature "signature" "The commit is not signed by a key this host trusts." "Sign the commit, or add the key to allowed_signers (of OpenPGP: trusted_keys); `gitopsd trust` says who may sign."
     GitUnreachable "git-unreachable" "The config repo did not answer, is gone, or has no such branch." "Check the server, the address and the branch; everything stays as it is meanwhile."
+    RepoOld "repo-old" "The newest commit of the config repo is older than repo.max_age of the host's configuration." "Commit something, as whoever promised it does by a timer (`git commit --allow-empty`). Where somebody did: the server, or somebody between, shows an old state."
     NotesRefused "notes-refused" "The git server does not take this host's receipts." "Let the host's key write refs/notes/gitopsd/* or the branches gitopsd/receipts/*, or set report.push = false; deploys go on meanwhile."
     SigningKey "signing-key" "The key that this host signs its receipts with cannot be used." "Put a key in its place (`ssh-keygen -t ed25519 -N '' -f FILE`), or take report.key out of the host's configuration; receipts wait in the outbox meanwhile, deploys go on."
     StatusRefused "status-refused" "The forge does not show this host's commit statuses." "The message holds what the forge says: let the token of status.token_file write commit statuses, or leave [status] out; deploys go on meanwhile."

@@ -40,7 +40,7 @@ fn handed_over() -> std::io::Result<std::net::TcpListener> {
     let mut found = sd_notify::listen_fds()?;
     let fd = found
         .next()
-        .ok_or_else(|| other("systemd has handed over no socket: is gitopsd-webhook.socket enabled?"))?;
+        .ok_or_else(|| other("systemd has handed over no socket: `systemctl stop gitopsd`, `systemctl enable --now gitopsd-webhook.socket`, `systemctl start gitopsd`"))?;
     // A duplicate of it, which is ours by type: no other code of this process owns the number that is only named here.
     let own = pidfd_open(getpid(), PidfdFlags::empty())?;
     let socket: OwnedFd = pidfd_getfd(own, fd, PidfdGetfdFlags::empty())?;

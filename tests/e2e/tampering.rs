@@ -58,6 +58,34 @@ fn a_tag_that_moves_changes_nothing_by_itself() {
     assert_ne!(lab.service("web")["digest"], before["digest"]);
 }
 
+/// A server that always shows the same commit, as far as a host can tell: here nobody commits.
+#[test]
+fn a_repo_without_the_sign_of_life_that_it_promised_is_told_of() {
+    let (mut lab, port) = Lab::serving();
+    drop_in(&lab, "[repo]\npoll = \"1s\"\nmax_age = \"6s\"\n");
+    lab.kill_agent();
+    lab.start_agent();
+    lab.wait_agent();
+    for times in 1..=2 {
+        wait_repo_reason(&lab, "repo-old");
+        let status = lab.status();
+        assert_eq!(status["agent"]["state"], "stale");
+        let commit = lab.git(&lab.path("work"), &["rev-parse", "--short=10", "HEAD"]);
+        let message = status["repo"]["message"].as_str().unwrap();
+        assert!(message.contains(&commit) && message.contains("repo.max_age is 6s"), "{message}");
+        // Looks go on, and say no more; what runs does so too, and a sync is no failure.
+        lab.sync();
+        lab.sync();
+        assert_eq!(lab.ok(&["events"]).matches("\"source-old\"").count(), times);
+        assert_eq!(get(port, "/").unwrap(), "version 1\n");
+        lab.commit("still here");
+        wait_for("the sign of life", || {
+            let status = lab.status();
+            (status["repo"]["reason"].is_null() && status["agent"]["state"] == "in-sync").then_some(())
+        });
+    }
+}
+
 #[test]
 fn an_older_copy_and_another_repo_change_nothing_after_a_restart() {
     let (mut lab, port) = Lab::serving();

@@ -151,7 +151,8 @@ fn a_proxy_of_the_environment_and_a_credential_of_systemd() {
     on_top(
         &lab,
         &format!(
-            "[repo]\nurl = \"{}\"\npoll = \"1h\"\nca_file = \"{}\"\ntoken_file = \"credential:git-token\"\n",
+            "[repo]\nurl = \"{}\"\npoll = \"1h\"\nca_file = \"{}\"\ntoken_file = \"credential:git-token\"\n\
+             [report]\npush = false\n",
             server.url("repo.git"),
             authority.display()
         ),
@@ -160,7 +161,13 @@ fn a_proxy_of_the_environment_and_a_credential_of_systemd() {
     lab.start_agent_with(&[("https_proxy", place.as_str()), ("CREDENTIALS_DIRECTORY", credentials.as_str())]);
     lab.wait_agent();
     wait_commit(&lab, &commit);
-    assert!(proxy.lines()[0].starts_with(&format!("CONNECT 127.0.0.1:{port} ")), "{:?}", proxy.lines());
+    // From now on the server is shown the token at once, and the proxy never.
+    let asked = || server.shown.lock().unwrap().iter().filter(|shown| shown.is_none()).count();
+    let before = asked();
+    lab.sync();
+    assert_eq!(asked(), before);
+    let tunnel = format!("CONNECT 127.0.0.1:{port} ");
+    assert!(proxy.lines().iter().all(|line| line.starts_with(&tunnel)), "{:?}", proxy.lines());
     lab.stop_agent();
     // What NO_PROXY names goes by none, and plain http does not.
     let before = proxy.lines().len();

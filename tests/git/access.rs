@@ -134,6 +134,68 @@ fn keys_of_each_kind_with_and_without_certificates() {
     }
 }
 
+/// `@cert-authority` lines: a host is known by its certificate, and by nothing less.
+#[test]
+fn hosts_with_certificates() {
+    let lab = Lab::new().with_repo();
+    let (mut server, mut settings) = ssh(&lab);
+    settings.ssh_key = Some(server.client_key.clone());
+    let sshd = lab.path("sshd");
+    let place = format!("[127.0.0.1]:{}", server.port);
+    let authority = server.host_key("host_ca");
+    let known = |text: &str| fs::write(lab.path("known_hosts"), text).unwrap();
+    let fails = |server: &SshServer, settings: &RepoConfig, part: &str| {
+        let error = fetch(settings, &lab.path("cache-no")).unwrap_err();
+        assert!(error.reason == Reason::HostKey, "{part}: {error}\n{}", server.log());
+        assert!(error.to_string().contains(part), "{part}: {error}");
+    };
+    // Without a certificate an authority says nothing of a host.
+    known(&format!("@cert-authority {place} {authority}\n"));
+    fails(&server, &settings, "without a certificate");
+
+    let sign = |arguments: &[&str], name: &str| {
+        let public = format!("{name}.pub");
+        keygen(&[arguments, &[public.as_str()]].concat(), &sshd);
+        format!("HostCertificate {}\n", sshd.join(format!("{name}-cert.pub")).display())
+    };
+    let good = ["-s", "host_ca", "-h", "-I", "git", "-n", "127.0.0.1,git.example.org", "-V", "-1h:+1h"];
+    for (n, name) in ["host_ed25519", "host_ecdsa", "host_rsa"].into_iter().enumerate() {
+        let line = sign(&good, name);
+        server = server.restarted_with(&line);
+        known(&format!("@cert-authority [127.*]:{},other.lan {authority}\n", server.port));
+        fetch(&settings, &lab.path(&format!("cache-{n}")))
+            .unwrap_or_else(|error| panic!("{name}: {error}\n{}", server.log()));
+        // The host's own line counts before.
+        let own = server.host_key(name);
+        known(&format!("@cert-authority * {authority}\n{place} {own}\n"));
+        fetch(&settings, &lab.path(&format!("cache-own-{n}"))).unwrap_or_else(|e| panic!("{name}: {e}"));
+        // Revoked: the key, or who vouches for it.
+        for revoked in [&own, &authority] {
+            known(&format!("@cert-authority * {authority}\n@revoked * {revoked}\n"));
+            fails(&server, &settings, "revoked");
+        }
+        // An authority of other hosts, and another authority of this one.
+        known(&format!("@cert-authority *.lan {authority}\n"));
+        fails(&server, &settings, "no host key of");
+        known(&format!("@cert-authority * {}\n", server.host_key("user_ca")));
+        fails(&server, &settings, "another authority");
+        // The key of the authority is no key of a host.
+        known(&format!("{place} {authority}\n"));
+        fails(&server, &settings, "is not the one in");
+        known(&format!("@cert-authority * {authority}\n"));
+        for (arguments, part) in [
+            (["-s", "host_ca", "-h", "-I", "x", "-n", "git.example.org", "-V", "-1h:+1h"], "for other hosts"),
+            (["-s", "host_ca", "-h", "-I", "x", "-n", "127.0.0.1", "-V", "-2h:-1h"], "not valid"),
+            (["-s", "host_ca", "-h", "-I", "x", "-n", "127.0.0.1", "-V", "+1h:+2h"], "not valid"),
+        ] {
+            server = server.restarted_with(&sign(&arguments, name));
+            fails(&server, &settings, part);
+        }
+        fs::remove_file(sshd.join(format!("{name}-cert.pub"))).unwrap();
+        server = server.restarted_with("");
+    }
+}
+
 /// An ssh agent that ends with its value.
 struct Keyring(Child);
 

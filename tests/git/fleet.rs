@@ -3,7 +3,8 @@
 use std::process::Command;
 
 use gitopsd::git::Repository;
-use gitopsd::types::CommitId;
+use gitopsd::reconcile::tagged::Tagged;
+use gitopsd::types::{CommitId, Timestamp};
 use serde_json::{Value, json};
 
 use crate::git_server::Lab;
@@ -226,4 +227,60 @@ fn each_line_has_its_author() {
     assert!(text.contains("Ann Admin <ann@example.org>") && text.contains("services/shop.toml:1"), "{text}");
     let (code, _, errors) = gitopsd(&lab, &["blame", "nothing", "."]);
     assert!(code == 1 && errors.contains("there is no services/nothing.toml"), "{errors}");
+}
+
+/// It is waited for, so it has to be seen: also where the repo has no file for it.
+#[test]
+fn a_host_that_a_wave_names_and_that_never_wrote_is_seen() {
+    let lab = Lab::new().with_repo();
+    let first = id(&lab.commit("services/shop.toml", "image = \"r.io/shop:1\"\n", "shop 1"));
+    write(&lab, "web-1", &first, &Story("shop", None, Some("1"), "deployed", "2026-01-01T10:00:00Z"));
+    let waves = "format = 1\n[[wave]]\nhosts = [\"ghost-9\"]\n[[wave]]\nhosts = [\"web-*\"]\n";
+    lab.commit("gitopsd.toml", waves, "waves");
+    lab.commit("services/shop.toml", "image = \"r.io/shop:2\"\n", "shop 2");
+    clone(&lab);
+    let (code, text, _) = gitopsd(&lab, &["fleet", "--json"]);
+    let fleet: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(code, 0, "{text}");
+    assert_eq!(states(&fleet), [("ghost-9", "silent", None), ("web-1", "waiting", Some(2))]);
+    let waits = fleet["hosts"][1]["waits"]["message"].as_str().unwrap();
+    assert!(waits.contains("ghost-9 has never said how it is"), "{waits}");
+    let (_, text, _) = gitopsd(&lab, &["fleet"]);
+    assert!(text.contains("wave 1: 0 of 1 host healthy; ghost-9 has never said how it is"), "{text}");
+    assert!(text.lines().any(|line| line.starts_with("ghost-9") && line.contains("never")), "{text}");
+}
+
+#[test]
+fn a_tag_that_hosts_found_to_be_two_images_is_told_of() {
+    let lab = Lab::new().with_repo();
+    let first = id(&lab.commit("services/shop.toml", "image = \"r.io/shop:1\"\n", "shop 1"));
+    let tell = |host: &str, commit: &CommitId, tag: &str, digit: char| {
+        write(&lab, host, commit, &Story("shop", None, Some(tag), "deployed", "2026-01-01T10:00:00Z"));
+        let repository = Repository::open(&config(&lab.url()), &lab.path(&format!("cache-{host}"))).unwrap();
+        let found = format!("sha256:{}", digit.to_string().repeat(64)).parse().unwrap();
+        let tags = std::iter::once((format!("r.io/shop:{tag}"), found)).collect();
+        let name = host.parse().unwrap();
+        let word = Tagged::new(&name, commit, tags, Timestamp::from_second(1_767_261_600).unwrap());
+        let line = serde_json::to_string(&word).unwrap();
+        repository.publish(None, &name, &[(commit.clone(), word.id, line)]).unwrap();
+    };
+    let divided = || {
+        lab.git("ops", &["fetch", "-q", "origin", "refs/notes/gitopsd/*:refs/notes/gitopsd/*"]);
+        let (code, text, _) = gitopsd(&lab, &["fleet", "--json"]);
+        assert_eq!(code, 0, "{text}");
+        serde_json::from_str::<Value>(&text).unwrap()["divided"].clone()
+    };
+    tell("web-1", &first, "1", 'a');
+    tell("web-2", &first, "1", 'a');
+    clone(&lab);
+    assert_eq!(divided(), Value::Null, "the same for both");
+    tell("web-3", &first, "1", 'b');
+    let found = divided();
+    let (a, b) = (format!("sha256:{}", "a".repeat(64)), format!("sha256:{}", "b".repeat(64)));
+    assert_eq!(
+        found,
+        json!([{ "image": "r.io/shop:1", "commit": first, "found": { a: ["web-1", "web-2"], b: ["web-3"] } }])
+    );
+    let (_, text, _) = gitopsd(&lab, &["fleet"]);
+    assert!(text.contains("aaaaaaaaaaaa on web-1, web-2; bbbbbbbbbbbb on web-3"), "{text}");
 }

@@ -5,10 +5,13 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use gitopsd::git::Repository;
+use gitopsd::types::Reason;
 use notify::{Event, RecommendedWatcher, RecursiveMode, Watcher as _};
 
-use crate::git_server::{HttpServer, Lab, SshServer};
+use crate::git_server::{HttpServer, Lab, SshServer, tls};
 use crate::notes::receipt;
 use crate::{config, follow};
 
@@ -58,6 +61,153 @@ fn one_request_and_no_write_over_http() {
         assert!(!repository.fetch().unwrap().moved);
     }
     assert_eq!(server.requests.load(Ordering::SeqCst) - before, 5);
+}
+
+/// What the server is shown by some looks, one entry a request.
+fn shown_by(server: &HttpServer, looks: usize, repository: &Repository) -> Vec<Option<String>> {
+    server.shown.lock().unwrap().clear();
+    for _ in 0..looks {
+        assert!(!repository.fetch().unwrap().moved);
+    }
+    server.shown.lock().unwrap().clone()
+}
+
+fn basic(login: &str) -> Option<String> {
+    Some(format!("Basic {}", STANDARD.encode(login)))
+}
+
+fn wants(server: &HttpServer, login: &str) {
+    server.behaviour.lock().unwrap().credentials = Some(login.to_owned());
+}
+
+#[test]
+fn one_request_and_no_write_with_credentials_over_tls() {
+    let lab = Lab::new().with_repo();
+    lab.git("config.git", &["config", "http.receivepack", "true"]);
+    let (certificate, authority) = tls(&lab.path(""));
+    let server = HttpServer::start(&lab.path(""), Some(certificate));
+    let mut settings = config(&server.url("config.git"));
+    settings.ca_file = Some(authority);
+
+    // A token in a file. A new one in the file counts at once, also where the old one would still do.
+    wants(&server, "x-access-token:one");
+    let mut with_token = settings.clone();
+    with_token.token_file = Some(lab.path("token"));
+    std::fs::write(lab.path("token"), "one\n").unwrap();
+    let repository = Repository::open(&with_token, &lab.cache()).unwrap();
+    // The first look is git's own: the server is shown nothing before it asks.
+    let first = follow(&repository, None).unwrap();
+    assert_eq!(server.shown.lock().unwrap()[..2], [None, basic("x-access-token:one")]);
+    looks_write_nothing(&repository, &lab.cache());
+    assert_eq!(shown_by(&server, 5, &repository), vec![basic("x-access-token:one"); 5]);
+    std::fs::write(lab.path("token"), "two\n").unwrap();
+    wants(&server, "x-access-token:two");
+    assert_eq!(shown_by(&server, 3, &repository), vec![basic("x-access-token:two"); 3]);
+    // What moved comes with it too: the branch, and what others wrote.
+    let second = lab.commit("services/shop.toml", "2", "2");
+    server.shown.lock().unwrap().clear();
+    assert_eq!(follow(&repository, Some(first.id())).unwrap().id().as_str(), second);
+    let shown = server.shown.lock().unwrap().clone();
+    assert_eq!(shown, vec![basic("x-access-token:two"); 2], "a list and a pack");
+
+    // Refused, it is asked as at first, and says what it always said; then it is taken up again.
+    wants(&server, "x-access-token:three");
+    for requests in [3, 2] {
+        server.shown.lock().unwrap().clear();
+        let error = repository.fetch().unwrap_err();
+        assert!(error.reason == Reason::Auth && error.to_string().contains("refused"), "{error}");
+        assert_eq!(server.shown.lock().unwrap().len(), requests, "no guessing");
+    }
+    std::fs::write(lab.path("token"), "three\n").unwrap();
+    assert_eq!(shown_by(&server, 1, &repository), [None, basic("x-access-token:three")]);
+    assert_eq!(shown_by(&server, 2, &repository), vec![basic("x-access-token:three"); 2]);
+    std::fs::remove_file(lab.path("token")).unwrap();
+    server.shown.lock().unwrap().clear();
+    let error = repository.fetch().unwrap_err();
+    assert!(error.to_string().contains("repo.token_file"), "{error}");
+    assert!(server.shown.lock().unwrap().is_empty(), "nothing to ask with");
+
+    // In the address.
+    let mut inline = settings.clone();
+    inline.url = server.url("config.git").replace("https://", "https://ann:p%40ss@").parse().unwrap();
+    wants(&server, "ann:p@ss");
+    let repository = Repository::open(&inline, &lab.path("cache-inline")).unwrap();
+    follow(&repository, None).unwrap();
+    assert_eq!(shown_by(&server, 3, &repository), vec![basic("ann:p@ss"); 3]);
+    assert!(!format!("{repository:?}").contains("ss@"));
+}
+
+#[test]
+fn a_credential_helper_is_asked_again_only_when_it_was_wrong() {
+    let lab = Lab::new().with_repo();
+    let (certificate, authority) = tls(&lab.path(""));
+    let server = HttpServer::start(&lab.path(""), Some(certificate));
+    let mut settings = config(&server.url("config.git"));
+    settings.ca_file = Some(authority);
+    let helper = lab.path("helper");
+    let (word, asked) = (lab.path("word"), lab.path("asked"));
+    let script = format!(
+        "#!/bin/sh\ncat >/dev/null\necho x >>{}\necho username=deploy\necho password=$(cat {})\n",
+        asked.display(),
+        word.display()
+    );
+    std::fs::write(&helper, script).unwrap();
+    std::fs::set_permissions(&helper, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    settings.credential_helper = vec![helper.display().to_string()];
+    std::fs::write(&word, "hunter1").unwrap();
+    wants(&server, "deploy:hunter1");
+    let repository = Repository::open(&settings, &lab.cache()).unwrap();
+    follow(&repository, None).unwrap();
+    assert_eq!(shown_by(&server, 4, &repository), vec![basic("deploy:hunter1"); 4]);
+    let times = || std::fs::read_to_string(&asked).unwrap().lines().count();
+    assert_eq!(times(), 1);
+    // Its own idea of the password changes when the server's does: 401, asked again, taken.
+    std::fs::write(&word, "hunter2").unwrap();
+    wants(&server, "deploy:hunter2");
+    assert_eq!(shown_by(&server, 1, &repository), [basic("deploy:hunter1"), None, basic("deploy:hunter2")]);
+    assert_eq!(shown_by(&server, 2, &repository), vec![basic("deploy:hunter2"); 2]);
+    assert_eq!(times(), 2);
+    // One that is not allowed any more, and one that is gone: forgotten, whatever the server calls it.
+    for status in [403, 404, 500] {
+        server.behaviour.lock().unwrap().status = Some(status);
+        repository.fetch().unwrap_err();
+        server.behaviour.lock().unwrap().status = None;
+        assert_eq!(shown_by(&server, 1, &repository), [None, basic("deploy:hunter2")], "{status}");
+    }
+    // Of its answers nothing is kept on the disk.
+    let kept = std::process::Command::new("grep").args(["-r", "hunter"]).arg(lab.cache()).output().unwrap();
+    assert_eq!(kept.status.code(), Some(1), "{}", String::from_utf8_lossy(&kept.stdout));
+}
+
+#[test]
+fn credentials_that_a_server_took_follow_no_redirect() {
+    let lab = Lab::new().with_repo();
+    let (certificate, authority) = tls(&lab.path(""));
+    let server = HttpServer::start(&lab.path(""), Some(certificate.clone()));
+    let mut settings = config(&server.url("config.git"));
+    settings.ca_file = Some(authority);
+    settings.token_file = Some(lab.path("token"));
+    std::fs::write(lab.path("token"), "one\n").unwrap();
+    let taken = basic("x-access-token:one");
+    // Another name of the same machine; another port of the same name, to where libgit2 goes whatever it is told.
+    let other = HttpServer::start(&lab.path(""), Some(certificate));
+    let plain = other.url("").trim_end_matches('/').to_owned();
+    for (n, place) in [plain.replace("127.0.0.1", "localhost"), plain].into_iter().enumerate() {
+        wants(&server, "x-access-token:one");
+        wants(&other, "x-access-token:one");
+        let repository = Repository::open(&settings, &lab.path(&format!("cache-{n}"))).unwrap();
+        follow(&repository, None).unwrap();
+        assert_eq!(shown_by(&server, 2, &repository), vec![taken.clone(); 2]);
+        server.behaviour.lock().unwrap().redirect = Some(place.clone());
+        for _ in 0..3 {
+            let error = repository.fetch().unwrap_err();
+            println!("{place}: {error}");
+            assert!(!error.to_string().contains("cache"), "{error}");
+        }
+        assert!(other.shown.lock().unwrap().iter().all(Option::is_none), "{place}");
+        server.behaviour.lock().unwrap().redirect = None;
+        repository.fetch().unwrap();
+    }
 }
 
 #[test]

@@ -109,6 +109,8 @@ pub struct HttpServer {
     pub requests: Arc<AtomicUsize>,
     /// The most connections that there were at once.
     pub peak: Arc<AtomicUsize>,
+    /// The credentials of each request.
+    pub shown: Arc<Mutex<Vec<Option<String>>>>,
 }
 
 impl HttpServer {
@@ -118,11 +120,12 @@ impl HttpServer {
         let stop = Arc::new(AtomicBool::new(false));
         let behaviour = Arc::new(Mutex::new(Behaviour::default()));
         let requests = Arc::new(AtomicUsize::new(0));
+        let shown = Arc::new(Mutex::new(Vec::new()));
         let (active, peak) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
         let scheme = if tls.is_some() { "https" } else { "http" };
         let thread = {
             let (stop, behaviour, requests) = (stop.clone(), behaviour.clone(), requests.clone());
-            let peak = peak.clone();
+            let (peak, shown) = (peak.clone(), shown.clone());
             let root = root.to_owned();
             std::thread::spawn(move || {
                 let mut workers = Vec::new();
@@ -133,7 +136,7 @@ impl HttpServer {
                     let Ok(stream) = stream else { continue };
                     let _ = stream.set_read_timeout(Some(Duration::from_secs(20)));
                     let (behaviour, requests) = (behaviour.clone(), requests.clone());
-                    let (root, tls) = (root.clone(), tls.clone());
+                    let (root, tls, shown) = (root.clone(), tls.clone(), shown.clone());
                     peak.fetch_max(active.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
                     let active = active.clone();
                     workers.push(std::thread::spawn(move || {
@@ -142,12 +145,12 @@ impl HttpServer {
                             Some(tls) => {
                                 let session = rustls::ServerConnection::new(tls).unwrap();
                                 let mut stream = rustls::StreamOwned::new(session, stream);
-                                let result = serve(&root, &mut stream, &behaviour, &requests);
+                                let result = serve(&root, &mut stream, &behaviour, &requests, &shown);
                                 stream.conn.send_close_notify();
                                 let _ = stream.flush();
                                 result
                             }
-                            None => serve(&root, &mut { stream }, &behaviour, &requests),
+                            None => serve(&root, &mut { stream }, &behaviour, &requests, &shown),
                         };
                         active.fetch_sub(1, Ordering::SeqCst);
                     }));
@@ -157,7 +160,7 @@ impl HttpServer {
                 }
             })
         };
-        Self { port, scheme, stop, thread: Some(thread), behaviour, requests, peak }
+        Self { port, scheme, stop, thread: Some(thread), behaviour, requests, peak, shown }
     }
 
     pub fn url(&self, path: &str) -> String {
@@ -178,6 +181,7 @@ fn serve(
     stream: &mut (impl Read + Write),
     behaviour: &Mutex<Behaviour>,
     requests: &AtomicUsize,
+    shown: &Mutex<Vec<Option<String>>>,
 ) -> std::io::Result<()> {
     let mut reader = BufReader::new(&mut *stream);
     let mut line = String::new();
@@ -198,6 +202,8 @@ fn serve(
             "transfer-encoding" => chunked = value == "chunked",
             "content-type" => variables.push(("CONTENT_TYPE", value.to_owned())),
             "content-encoding" => variables.push(("HTTP_CONTENT_ENCODING", value.to_owned())),
+            // Twice is once too often: no server would know which one counts.
+            "authorization" if authorization.is_some() => authorization = Some("two of them".to_owned()),
             "authorization" => authorization = Some(value.to_owned()),
             "expect" => {
                 reader.get_mut().write_all(b"HTTP/1.1 100 Continue\r\n\r\n")?;
@@ -222,6 +228,7 @@ fn serve(
         (&mut reader).take(length).read_to_end(&mut body)?;
     }
     drop(reader);
+    shown.lock().unwrap().push(authorization.clone());
     let answer = |stream: &mut dyn Write, head: &str| {
         stream.write_all(
             format!("HTTP/1.1 {head}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").as_bytes(),
@@ -319,6 +326,7 @@ impl SshServer {
             ("host_rsa", "rsa"),
             ("client", "ed25519"),
             ("user_ca", "ed25519"),
+            ("host_ca", "ed25519"),
         ] {
             let status = Command::new("ssh-keygen")
                 .args(["-q", "-N", "", "-t", kind, "-f"])
@@ -331,19 +339,26 @@ impl SshServer {
         loop {
             // Another process may take the port in between: then sshd ends, and it is tried with the next one.
             let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-            if let Some(server) = Self::start_on(dir, port) {
+            if let Some(server) = Self::start_on(dir, port, "") {
                 return server;
             }
         }
     }
 
-    fn start_on(dir: &Path, port: u16) -> Option<Self> {
+    /// The same server anew, with more lines in its configuration.
+    pub fn restarted_with(self, more: &str) -> Self {
+        let (dir, port) = (self.dir.clone(), self.port);
+        drop(self);
+        Self::start_on(&dir, port, more).unwrap()
+    }
+
+    fn start_on(dir: &Path, port: u16, more: &str) -> Option<Self> {
         let d = dir.display();
         let text = format!(
             "ListenAddress 127.0.0.1:{port}\nHostKey {d}/host_ed25519\nHostKey {d}/host_ecdsa\nHostKey {d}/host_rsa\n\
              TrustedUserCAKeys {d}/user_ca.pub\nAuthorizedKeysFile {d}/authorized_keys\nStrictModes no\nUsePAM no\nPermitRootLogin prohibit-password\n\
              PasswordAuthentication no\nKbdInteractiveAuthentication no\nPidFile none\n\
-             SetEnv GIT_CONFIG_COUNT=1 GIT_CONFIG_KEY_0=safe.directory GIT_CONFIG_VALUE_0=*\n"
+             SetEnv GIT_CONFIG_COUNT=1 GIT_CONFIG_KEY_0=safe.directory GIT_CONFIG_VALUE_0=*\n{more}\n"
         );
         fs::write(dir.join("sshd_config"), text).unwrap();
         let log = fs::File::create(dir.join("sshd.log")).unwrap();

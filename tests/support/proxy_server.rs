@@ -26,7 +26,7 @@ impl ProxyServer {
         Self { port, lines }
     }
 
-    /// The request lines so far.
+    /// The request lines so far, and what it was shown that is for the server.
     pub fn lines(&self) -> Vec<String> {
         self.lines.lock().unwrap().clone()
     }
@@ -45,6 +45,10 @@ fn relay(client: &TcpStream, to: u16, written: &Mutex<Vec<String>>) -> Option<()
     while field != "\r\n" {
         field.clear();
         reader.read_line(&mut field).ok()?;
+        // What is for the server is none of its business.
+        if field.to_ascii_lowercase().starts_with("authorization") {
+            written.lock().unwrap().push(field.trim_end().to_owned());
+        }
     }
     (&*client).write_all(b"HTTP/1.1 200 Connection established\r\n\r\n").ok()?;
     let (mut answers, mut back) = (server.try_clone().ok()?, client.try_clone().ok()?);

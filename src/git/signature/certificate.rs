@@ -6,8 +6,9 @@ use super::key::PublicKey;
 use super::wire::Reader;
 use crate::types::Timestamp;
 
-/// A certificate is of a user.
+/// What a certificate is of.
 const USER: u32 = 1;
+const HOST: u32 = 2;
 
 /// A certificate, read; its authority's signature on it is checked.
 #[derive(Debug)]
@@ -38,15 +39,30 @@ impl Certificate {
         })
     }
 
-    /// Reads one and checks that its authority signed it.
+    /// Whether a key of a host is one with a certificate.
+    pub fn is_one(blob: &[u8]) -> bool {
+        Reader(blob).text().is_ok_and(|name| name.ends_with("-cert-v01@openssh.com"))
+    }
+
+    /// Reads one of a user and checks that its authority signed it.
     pub fn parse(blob: &[u8]) -> Result<Self, String> {
+        Self::read(blob, USER)
+    }
+
+    /// Reads one of a host and checks that its authority signed it.
+    pub fn of_host(blob: &[u8]) -> Result<Self, String> {
+        Self::read(blob, HOST)
+    }
+
+    fn read(blob: &[u8], role: u32) -> Result<Self, String> {
         let mut reader = Reader(blob);
         let kind = Self::names(reader.text()?).ok_or("its certificate is of no known kind")?;
         reader.string()?; // A number used once.
         let key = PublicKey::from_fields(kind, &mut reader)?;
         reader.u64()?; // Its serial number.
-        if reader.u32()? != USER {
-            return Err("its certificate is not one of a user".to_owned());
+        if reader.u32()? != role {
+            let whose = if role == USER { "a user" } else { "a host" };
+            return Err(format!("its certificate is not one of {whose}"));
         }
         reader.string()?; // What its authority calls it.
         let mut names = Reader(reader.string()?);

@@ -19,6 +19,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use allowed::AllowedSigners;
+pub(super) use certificate::Certificate;
 use openpgp::Keyring;
 pub(super) use private::SigningKey;
 use sshsig::SshSignature;
