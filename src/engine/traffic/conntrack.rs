@@ -4,7 +4,7 @@
 //! Only UDP: to delete entries of TCP connections that are still open makes clients wait a second and more.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use netlink_bindings::conntrack::{IterableConntrackAttrs, IterableTupleAttrs, Nfgenmsg, Request};
 use netlink_bindings::traits::{NetlinkRequest, Protocol};
@@ -20,7 +20,6 @@ const CTA_TUPLE_ORIG: u16 = 1 | 1 << 15;
 const FILTER_IP_SRC: u32 = 1;
 const FILTER_PROTO_NUM: u32 = 1 << 3;
 const NETLINK_NETFILTER: u16 = 12;
-const ANY: u8 = libc::AF_UNSPEC as u8;
 const INET: u8 = libc::AF_INET as u8;
 const INET6: u8 = libc::AF_INET6 as u8;
 
@@ -35,9 +34,9 @@ pub fn forget_stale(
 ) -> io::Result<usize> {
     let mut netlink = NetlinkSocket::new();
     let mut flows = Vec::new();
-    // Each look is a walk through the whole of the kernel's table. `ANY`: through both families at once.
-    let mut look = |from: Option<IpAddr>| -> io::Result<()> {
-        let header = Nfgenmsg { nfgen_family: from.map_or(ANY, family), ..Default::default() };
+    // Each look is a walk through the whole of the kernel's table.
+    let mut look = |family: u8, from: Option<IpAddr>| -> io::Result<()> {
+        let header = Nfgenmsg { nfgen_family: family, ..Default::default() };
         let mut request = Request::new().op_get_dump(&header);
         // The kernel picks them out since 5.8; an older one gives all flows, and `is_stale` does.
         let answers = request.encode().nested_tuple_reply().nested_tuple_ip();
@@ -45,6 +44,7 @@ pub fn forget_stale(
             Some(IpAddr::V4(address)) => (answers.push_ip_v4_src(address), FILTER_IP_SRC | FILTER_PROTO_NUM),
             // Kernels compare IPv6 addresses the wrong way round here: those that are equal are left out.
             Some(IpAddr::V6(address)) => (answers.push_ip_v6_src(address), FILTER_PROTO_NUM),
+            None if family == INET6 => (answers.push_ip_v6_src(Ipv6Addr::UNSPECIFIED), FILTER_PROTO_NUM),
             None => (answers.push_ip_v4_src(Ipv4Addr::UNSPECIFIED), FILTER_PROTO_NUM),
         };
         let _ = answers
@@ -60,15 +60,13 @@ pub fn forget_stale(
         while let Some(answer) = reply.recv() {
             let (_, attributes) = answer?;
             let stale = ends(&attributes).filter(|flow| is_stale(flow, lost, &leads));
-            flows.extend(stale.map(|flow| (family(flow.to.ip()), flow.original)));
+            flows.extend(stale.map(|flow| (family, flow.original)));
         }
         Ok(())
     };
-    match lost {
-        _ if all => look(None)?,
-        [] => return Ok(0),
-        [only] => look(Some(*only))?,
-        _ => look(None)?,
+    match all {
+        true => [INET, INET6].into_iter().try_for_each(|family| look(family, None))?,
+        false => lost.iter().try_for_each(|address| look(family(*address), Some(*address)))?,
     }
     for (family, flow) in &flows {
         let answer = netlink.request(&Delete::new(*family, flow))?.recv_ack();

@@ -300,7 +300,8 @@ add rule inet t svc-web tcp dport 80 dnat ip to 10.98.1.7:8080
         assert_eq!(shown, ["0.0.0.0:80->8080/tcp", "127.0.0.1:53->5353/udp"]);
         assert_eq!((table.entries.len(), table.hairpins.len(), table.sets["net-a"].len()), (3, 1, 2));
         assert_eq!((table.bases["nat-pre"].priority, table.rules["nat-pre"].len()), (-105, 1));
-        assert_eq!(read(&would_make(SCRIPT).unwrap(), "another", None), Table::default());
+        let another = read(&would_make(SCRIPT).unwrap(), "another", None);
+        assert!(another.routes.is_empty() && another.chains.is_empty() && another.rules.is_empty());
     }
 
     /// Whatever somebody has changed of it: then it is to be pointed again.

@@ -61,6 +61,8 @@ struct Known {
     read: Option<(u32, Option<Table>)>,
     /// Whether this process has brought the skeleton up to date.
     skeleton: bool,
+    /// The rule set's number when the skeleton was seen to be as it should be.
+    whole: Option<u32>,
     /// Who is to be on which network; `None`: nobody has said.
     sets: Option<Sets>,
     /// The rule set's number when other firewalls were seen to let containers through.
@@ -169,11 +171,15 @@ impl NftTraffic {
                 sets.entry(name.clone()).or_default().extend(there);
             }
         }
+        let number = known.read.as_ref().map(|(number, _)| *number);
         let script = match known.skeleton {
-            true => self.frame.change(now, &sets),
+            true => self.frame.change(now, &sets, number.is_some() && known.whole == number),
             false => self.frame.script(now, Some(&sets)),
         };
         known.sets = Some(sets);
+        if known.skeleton && script.is_empty() {
+            known.whole = number;
+        }
         if !script.is_empty() {
             self.apply(known, &script).map_err(|error| self.failed("change", error))?;
             known.skeleton = true;
@@ -350,7 +356,7 @@ impl Traffic for NftTraffic {
         let is_there =
             |route: &&Route| now.routes.get(&route.service).is_some_and(|there| same(there, route));
         let lost: Vec<&Route> = kept.values().filter(|route| !is_there(route)).collect();
-        let mut script = self.frame.change(&now, &sets);
+        let mut script = self.frame.change(&now, &sets, false);
         for route in &lost {
             script.push_str(&ruleset::switch(self.table(), self.frame.subnet6, &now, route));
         }

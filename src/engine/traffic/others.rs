@@ -186,17 +186,17 @@ mod tests {
                 tcp dport { 443, 9000-9010 } dnat to 192.0.2.7
                 tcp dport { 1443, 1444 } dnat to 192.0.2.7
                 udp dport 5000-5010 counter redirect to :9
-                ip daddr 192.0.2.1 th dport 6000 dnat to 192.0.2.7:1
+                ip daddr 192.0.2.1 th dport 6000 dnat to 192.0.2.7
                 ip protocol tcp tcp sport 1 tcp dport 6001 redirect
                 meta l4proto icmp dnat to 192.0.2.7
                 tcp dport != 6002 dnat to 192.0.2.7
             }
-            chain out { type nat hook output priority -100; tcp dport 3128 redirect to :1 }
+            chain out { type nat hook output priority -100; tcp dport 3128 redirect to :1; }
         }
         table ip6 nat {
-            chain prerouting { type nat hook prerouting priority -100; tcp dport 6600 dnat to [2001:db8::7]:1; }
+            chain prerouting { type nat hook prerouting priority -100; tcp dport 6600 redirect to :1; }
         }
-        table inet filter { chain input { type filter hook input priority 0; tcp dport 22 accept; } }
+        table inet filter { chain input { type filter hook input priority 0; tcp dport 22 accept; }; }
     "#;
 
     fn run(program: &str, words: &str, input: &str) {

@@ -67,10 +67,11 @@ impl Frame {
         text
     }
 
-    /// What has to change of a table for `sets`; empty = nothing.
-    pub fn change(&self, now: &Table, sets: &Sets) -> String {
+    /// What has to change of a table for `sets`; empty = nothing. `known`: its fixed part was looked at already, and has
+    /// not changed since.
+    pub fn change(&self, now: &Table, sets: &Sets, known: bool) -> String {
         let mut text = String::new();
-        if !self.is_whole(now, Some(sets)) || !now.sets.keys().eq(sets.keys()) {
+        if !now.sets.keys().eq(sets.keys()) || !(known || self.is_whole(now, Some(sets))) {
             return self.script(now, Some(sets));
         }
         self.members(&mut text, now, sets);

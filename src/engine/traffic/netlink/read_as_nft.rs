@@ -179,7 +179,7 @@ fn what_is_listed_is_what_nft_lists() {
             let script = frame.script(&Table::default(), Some(&before.sets));
             owner::apply_once(&script).unwrap();
             let table = nft::table("gitopsd", frame.subnet6).unwrap().unwrap();
-            assert_eq!(frame.change(&table, &table.sets), "");
+            assert_eq!(frame.change(&table, &table.sets, false), "");
             assert_eq!(nft::table("another", None).unwrap(), None);
         };
         std::thread::spawn(run).join().unwrap();
