@@ -49,10 +49,12 @@ pub fn begin(
     }
     let rules = waker.clone();
     let told = move |heard| {
-        if heard == Heard::Taken {
+        if heard == Heard::Changed {
             match traffic.restore() {
                 Ok(false) => return true,
-                Ok(true) => tracing::warn!("somebody took rules of nftables away that containers need"),
+                Ok(true) => tracing::warn!(
+                    "somebody took rules of nftables away that containers need, or changed them"
+                ),
                 Err(error) => tracing::warn!("{}", error.to_refusal()),
             }
         }

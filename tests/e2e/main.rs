@@ -12,6 +12,7 @@
     reason = "a test says what is wrong by panicking"
 )]
 
+mod backwards;
 mod canary;
 mod chaos;
 mod deploy;

@@ -90,7 +90,7 @@ fn what_is_taken_away_is_back_within_a_tenth_of_a_second() {
     let (watched, count, end) = (agent.clone(), restored.clone(), over.clone());
     // As the agent does, on the watch's own thread, which is in this namespace.
     let told = move |heard| {
-        if heard == Heard::Taken && !end.load(Ordering::SeqCst) {
+        if heard == Heard::Changed && !end.load(Ordering::SeqCst) {
             let amiss = watched.lock().unwrap().traffic.restore().unwrap();
             count.fetch_add(usize::from(amiss), Ordering::SeqCst);
         }
@@ -144,4 +144,98 @@ fn what_is_taken_away_is_back_within_a_tenth_of_a_second() {
     assert!(agent.lock().unwrap().traffic.observe().unwrap().is_empty());
     over.store(true, Ordering::SeqCst);
     agent.lock().unwrap().teardown();
+}
+
+/// Rules of our chains, found by what they say: what is done with each, and what instead.
+const RULES: [(&str, &str, &str, &str); 5] = [
+    ("delete", "nat-pre", "vmap @services", ""),
+    ("delete", "svc-shop", "tcp dport 80 dnat ip to", ""),
+    ("replace", "guard", "127.0.0.0/8", "drop"),
+    ("replace", "svc-shop", "tcp dport 80 dnat ip to", "tcp dport 80 dnat ip to 10.213.1.12:8080"),
+    ("replace", "svc-shop", "tcp dport 80 dnat ip to", "tcp dport 81 dnat ip to 10.213.1.11:8080"),
+];
+
+const OTHERS: [&str; 23] = [
+    // Rules at either end, and one that is there already.
+    "insert rule inet gitopsd nat-pre accept",
+    "add rule inet gitopsd filter-forward counter drop",
+    "add rule inet gitopsd between tcp dport 5432 accept",
+    "insert rule inet gitopsd svc-shop tcp dport 80 dnat ip to 10.213.1.11:8081",
+    "insert rule inet gitopsd svc-shop drop",
+    "add rule inet gitopsd svc-shop counter",
+    "add rule inet gitopsd svc-shop tcp dport 80 dnat ip to 10.213.1.11:8080",
+    // Chains.
+    "flush chain inet gitopsd svc-shop",
+    "flush chain inet gitopsd between",
+    "add chain inet gitopsd filter-forward { policy drop ; }",
+    // Elements: taken away, added, led elsewhere.
+    "delete element inet gitopsd services { 10.213.1.200 }",
+    "delete element inet gitopsd anywhere { udp . 53 }",
+    "delete element inet gitopsd at { 127.0.0.1 . tcp . 5432 }",
+    "delete element inet gitopsd hairpin { 10.213.1.11 . 10.213.1.11 }",
+    "delete element inet gitopsd net-default { 10.213.1.11 }",
+    "add element inet gitopsd net-default { 10.213.1.13 }",
+    "add element inet gitopsd anywhere { tcp . 81 : goto svc-shop }",
+    "delete element inet gitopsd anywhere { tcp . 80 }\nadd element inet gitopsd anywhere { tcp . 80 : drop }",
+    "delete element inet gitopsd anywhere { tcp . 80 }\nadd element inet gitopsd anywhere { tcp . 80 : goto svc-db }",
+    "flush map inet gitopsd services",
+    // All of it.
+    "add table inet gitopsd { flags dormant ; }",
+    "delete table inet gitopsd",
+    "flush ruleset",
+];
+
+/// All of the table, without handles and counts; the order of objects and elements says nothing. Nothing if it is gone.
+fn listed() -> Vec<String> {
+    let words = ["-s", "list", "table", "inet", "gitopsd"];
+    let output = std::process::Command::new("nft").args(words).output().unwrap();
+    let list = String::from_utf8(output.stdout).unwrap();
+    let mut blocks: Vec<String> = list
+        .split("\n\n")
+        .map(|block| match block.contains("elements = {") {
+            true => {
+                let mut words: Vec<&str> = block.split([',', '{', '}', '\n']).map(str::trim).collect();
+                words.sort_unstable();
+                words.join(" ")
+            }
+            false => block.trim_matches(['\n', '}', ' ', '\t']).replace("table inet gitopsd {\n", ""),
+        })
+        .collect();
+    blocks.sort_unstable();
+    blocks
+}
+
+/// Where others can change the table: whatever they do to what is ours is noticed, and undone in one step.
+#[test]
+fn whatever_others_change_is_noticed_and_undone() {
+    let host = Host::new();
+    let agent = host.agent6("gitopsd", 1).open();
+    shop(&agent);
+    agent.container("db.1", 12, 8080);
+    agent.point(&agent.route("db.1", 12, &["127.0.0.1:5432:8080/tcp"]));
+    assert!(!agent.traffic.restore().unwrap());
+    let before = listed();
+    let change = |script: &str| {
+        let path = host.dir.path().join("change.nft");
+        std::fs::write(&path, script).unwrap();
+        run(&format!("nft -f {}", path.display()));
+        assert_ne!(listed(), before, "{script}");
+        assert!(agent.traffic.restore().unwrap(), "not noticed: {script}");
+        assert_eq!(listed(), before, "not undone: {script}");
+        assert!(!agent.traffic.restore().unwrap(), "{script}");
+        assert!(ask_from(&host.outside, (HOST, 80)).unwrap().starts_with("shop.1 "), "{script}");
+    };
+    for (verb, chain, says, instead) in RULES {
+        let list = run(&format!("nft -a list chain inet gitopsd {chain}"));
+        let line = list.lines().find(|line| line.contains(says)).expect(says);
+        let handle = line.rsplit(' ').next().unwrap();
+        change(&format!("{verb} rule inet gitopsd {chain} handle {handle} {instead}\n"));
+    }
+    for script in OTHERS {
+        change(&format!("{script}\n"));
+    }
+    // What others have in tables of their own is nothing to put right.
+    run("nft add table inet somebodys");
+    assert!(!agent.traffic.restore().unwrap());
+    agent.teardown();
 }

@@ -25,7 +25,7 @@ impl Watched {
                 return false;
             }
             match heard {
-                Heard::Taken => assert!(watched.traffic.restore().is_ok()),
+                Heard::Changed => assert!(watched.traffic.restore().is_ok()),
                 // The firewall may be in the middle of it: then it is heard of again.
                 Heard::Firewall => {
                     drop(watched.traffic.connect(&watched.members(&["default: 11 12"]), false))

@@ -311,14 +311,27 @@ fn how_long_a_switch_takes() {
     let routes = [agent.route("shop.1", 11, ports), agent.route("shop.2", 12, ports)];
     let turns = || routes.iter().cycle().take(500);
     agent.point(&routes[1]);
-    let netlink = turns().map(|route| {
+    let mut looks = Vec::new();
+    let mut switch = |route: &Route| {
         // What a round does before it decides.
+        let since = Instant::now();
         agent.traffic.observe().unwrap();
+        looks.push(since.elapsed());
         let since = Instant::now();
         agent.traffic.point(route).unwrap();
         since.elapsed()
-    });
-    shown("netlink", netlink.collect());
+    };
+    let netlink = turns().map(&mut switch).collect();
+    // Flows are looked for before it returns.
+    let with_udp = |route: &Route| {
+        let ports = [ports.as_slice(), &["0.0.0.0:53:5353/udp"]].concat();
+        Route { ports: ports.iter().map(|text| port(text)).collect(), ..route.clone() }
+    };
+    let udp = turns().map(|route| switch(&with_udp(route))).collect();
+    agent.point(&routes[1]);
+    shown("netlink", netlink);
+    shown("netlink, with a UDP port", udp);
+    shown("a look at a table that has changed", looks);
     let command = turns().map(|route| {
         let (to, own) = (route.address, route.service_address);
         let script = format!(

@@ -32,7 +32,11 @@ pub(super) fn apply(cgroups: &Cgroups, before: &Launch, after: &Launch) -> io::R
     groups.memory(after)?;
     groups.pids(after.pids)?;
     groups.processors(after)?;
-    groups.disks(before.options.blkio.as_ref(), after.options.blkio.as_ref())
+    let none = Blkio::default();
+    let tried = before.tried.iter().map(|tried| tried.blkio.as_ref());
+    let former = tried.chain([before.options.blkio.as_ref()]).map(|it| it.unwrap_or(&none));
+    let former: Vec<&Blkio> = former.collect();
+    groups.disks(&former, after.options.blkio.as_ref())
 }
 
 struct Groups<'a> {
@@ -88,10 +92,14 @@ impl Groups<'_> {
         write(&file, cpus.unwrap_or(all.trim()))
     }
 
-    fn disks(&self, before: Option<&Blkio>, after: Option<&Blkio>) -> io::Result<()> {
+    /// `before`: what it may have now.
+    fn disks(&self, before: &[&Blkio], after: Option<&Blkio>) -> io::Result<()> {
         let none = Blkio::default();
-        let (before, after) = (before.unwrap_or(&none), after.unwrap_or(&none));
-        if before.weight != after.weight {
+        let after = after.unwrap_or(&none);
+        let rates = |of: fn(&Blkio) -> &Vec<(PathBuf, u64)>| -> Vec<&(PathBuf, u64)> {
+            before.iter().flat_map(|before| of(before)).collect()
+        };
+        if before.iter().any(|before| before.weight != after.weight) {
             let weight = after.weight.unwrap_or(USUAL_WEIGHT);
             // v2's own goes from 1 to 10000.
             let wide = 1 + u32::from(weight.saturating_sub(10)) * 9999 / 990;
@@ -105,12 +113,12 @@ impl Groups<'_> {
             self.put(after.weight.is_some(), &choices)?;
         }
         for (v1, v2, before, after) in [
-            ("blkio.throttle.read_bps_device", "rbps", &before.read_bps, &after.read_bps),
-            ("blkio.throttle.write_bps_device", "wbps", &before.write_bps, &after.write_bps),
-            ("blkio.throttle.read_iops_device", "riops", &before.read_iops, &after.read_iops),
-            ("blkio.throttle.write_iops_device", "wiops", &before.write_iops, &after.write_iops),
+            ("blkio.throttle.read_bps_device", "rbps", rates(|it| &it.read_bps), &after.read_bps),
+            ("blkio.throttle.write_bps_device", "wbps", rates(|it| &it.write_bps), &after.write_bps),
+            ("blkio.throttle.read_iops_device", "riops", rates(|it| &it.read_iops), &after.read_iops),
+            ("blkio.throttle.write_iops_device", "wiops", rates(|it| &it.write_iops), &after.write_iops),
         ] {
-            let gone = before.iter().filter(|(path, _)| !after.iter().any(|(other, _)| other == path));
+            let gone = before.into_iter().filter(|(path, _)| !after.iter().any(|(other, _)| other == path));
             let gone = gone.map(|(path, _)| (path, None));
             for (path, rate) in gone.chain(after.iter().map(|(path, rate)| (path, Some(*rate)))) {
                 let device = match limits::device(path, path, "") {

@@ -12,7 +12,7 @@ use super::record;
 use super::supervisor::Unit;
 use crate::engine::{ContainerRequest, EngineError};
 use crate::types::{
-    ConfigFile, InstanceId, Options, Reason, Refusal, VolumeMount, VolumeSource, check_target,
+    Blkio, ConfigFile, InstanceId, Options, Reason, Refusal, VolumeMount, VolumeSource, check_target,
 };
 
 /// As in a Debian root shell, and in the OCI runtime's default.
@@ -79,6 +79,27 @@ pub(super) struct Launch {
     /// Its unit; without systemd, and of older versions, none.
     #[serde(default)]
     pub unit: Option<Unit>,
+    /// Limits that it was to be given, of which it may have some: changes in place that were cut short or refused. Its
+    /// last ones are above. None as soon as a change is whole.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tried: Vec<Tried>,
+}
+
+/// Limits of which it cannot be seen later whether they are there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Tried {
+    pub memory: Option<u64>,
+    pub milli_cpus: Option<u32>,
+    pub pids: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blkio: Option<Blkio>,
+}
+
+impl From<&Launch> for Tried {
+    fn from(launch: &Launch) -> Self {
+        let Launch { memory, milli_cpus, pids, .. } = *launch;
+        Self { memory, milli_cpus, pids, blkio: launch.options.blkio.clone() }
+    }
 }
 
 /// As the service file has it.
@@ -177,6 +198,7 @@ impl Launch {
             commit: request.commit.to_string(),
             grace: spec.stop_grace_period,
             unit: None,
+            tried: Vec::new(),
         })
     }
 }

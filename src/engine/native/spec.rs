@@ -266,6 +266,7 @@ mod tests {
             commit: "c".repeat(40),
             grace: std::time::Duration::ZERO,
             unit: None,
+            tried: Vec::new(),
         }
     }
 

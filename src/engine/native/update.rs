@@ -2,7 +2,7 @@
 
 use std::io;
 
-use super::launch::Launch;
+use super::launch::{Launch, Tried};
 use super::observe::{running, this_boot};
 use super::supervisor::{self, Turn};
 use super::{NativeEngine, cgroup_limits, record, storage_reason};
@@ -26,10 +26,17 @@ pub(super) fn update(
         };
         EngineError::new(reason, format!("{id}: {what}"), error)
     };
-    let before: Launch = record::read(&run.launch())
+    let mut before: Launch = record::read(&run.launch())
         .ok_or_else(|| failed("launch.json", io::Error::other("it cannot be read")))?;
     let after = with_limits(before.clone(), spec);
     let limits = "its limits cannot be changed";
+    // First: whoever comes after a crash has to know what may be there beside what was.
+    let tried = Tried::from(&after);
+    if tried != Tried::from(&before) && !before.tried.contains(&tried) {
+        before.tried.push(tried);
+        record::write(&run.launch(), &before)
+            .map_err(|error| failed("launch.json cannot be written", error))?;
+    }
     // The unit stands around the container: it makes room before, and follows after.
     supervisor::limit(&before, &after, Turn::Wider).map_err(|error| failed(limits, error))?;
     cgroup_limits::apply(&engine.cgroups, &before, &after).map_err(|error| failed(limits, error))?;
@@ -50,5 +57,6 @@ fn with_limits(mut launch: Launch, spec: &ServiceSpec<PinnedImage>) -> Launch {
     launch.options.cpuset.clone_from(&options.cpuset);
     launch.options.cpu_shares = options.cpu_shares;
     launch.options.blkio.clone_from(&options.blkio);
+    launch.tried.clear();
     launch
 }

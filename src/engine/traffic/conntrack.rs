@@ -34,6 +34,7 @@ pub fn forget_stale(
 ) -> io::Result<usize> {
     let mut netlink = NetlinkSocket::new();
     let mut flows = Vec::new();
+    // Each look is a walk through the whole of the kernel's table.
     let mut look = |family: u8, from: Option<IpAddr>| -> io::Result<()> {
         let header = Nfgenmsg { nfgen_family: family, ..Default::default() };
         let mut request = Request::new().op_get_dump(&header);

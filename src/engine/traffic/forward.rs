@@ -9,8 +9,7 @@
 use std::io;
 use std::process::{Command, Stdio};
 
-use serde_json::Value;
-
+use super::netlink::objects::Rule;
 use super::{nft, owner};
 use crate::engine::native::net::names::Names;
 
@@ -138,14 +137,10 @@ fn checked(program: &str, output: std::process::Output) -> io::Result<()> {
 /// Its table is its own to load anew, as a whole: rules of others in it are gone then, and come back.
 fn firewalld(names: &Names, here: bool) -> io::Result<()> {
     const CHAIN: &str = "filter_FORWARD";
-    let Ok(listing) = nft::list_chain("inet", "firewalld", CHAIN) else { return Ok(()) };
-    let document: Value = serde_json::from_slice(&listing).unwrap_or_default();
-    let objects = document.get("nftables").and_then(Value::as_array);
-    let rules = objects.into_iter().flatten().filter_map(|object| object.get("rule"));
+    let Ok(Some(rules)) = nft::chain("firewalld", CHAIN) else { return Ok(()) };
     let mark = mark(names);
-    let handle =
-        |rule: &Value| (rule.get("comment")?.as_str()? == mark).then(|| rule.get("handle")?.as_u64())?;
-    let ours: Vec<u64> = rules.filter_map(handle).collect();
+    let is_ours = |rule: &&Rule| rule.comment.as_ref() == Some(&mark);
+    let ours: Vec<u64> = rules.iter().filter(is_ours).map(|rule| rule.handle).collect();
     if here == (ours.len() == 2) && (here || ours.is_empty()) {
         return Ok(());
     }

@@ -7,6 +7,7 @@
 mod conntrack;
 mod forward;
 mod listing;
+mod meaning;
 mod netlink;
 mod nft;
 mod others;
@@ -50,6 +51,7 @@ pub struct NftTraffic {
     frame: Frame,
     run_dir: PathBuf,
     known: Mutex<Known>,
+    follower: udp::Follower,
 }
 
 /// What was read or done last.
@@ -59,6 +61,8 @@ struct Known {
     read: Option<(u32, Option<Table>)>,
     /// Whether this process has brought the skeleton up to date.
     skeleton: bool,
+    /// The rule set's number when the skeleton was seen to be as it should be.
+    whole: Option<u32>,
     /// Who is to be on which network; `None`: nobody has said.
     sets: Option<Sets>,
     /// The rule set's number when other firewalls were seen to let containers through.
@@ -80,6 +84,7 @@ impl NftTraffic {
             frame: Frame { names: Names::new(instance), subnet: Subnet::new(subnet)?, subnet6: None },
             run_dir: run_dir.to_owned(),
             known: Mutex::default(),
+            follower: udp::Follower::default(),
         })
     }
 
@@ -105,7 +110,7 @@ impl NftTraffic {
         let mut known = self.known();
         let mut writer = std::mem::take(&mut *known).writer;
         let table = self.table();
-        let deleted = match nft::has_table(table) {
+        let deleted = match nft::has("inet", table) {
             Ok(true) => writer.apply(table, &format!("delete table inet {table}\n")),
             other => other.map(|_| ()),
         };
@@ -127,14 +132,7 @@ impl NftTraffic {
         {
             return Ok(table.clone());
         }
-        let table = match nft::has_table(self.table())? {
-            true => {
-                let json = nft::list(self.table())?;
-                let unclear = || io::Error::other("nft gave a listing that cannot be understood");
-                Some(listing::parse(&json, self.frame.subnet6).ok_or_else(unclear)?)
-            }
-            false => None,
-        };
+        let table = nft::table(self.table(), self.frame.subnet6)?;
         known.read = Some((generation, table.clone()));
         known.kept.get_or_insert_with(|| table.as_ref().map(|it| it.routes.clone()).unwrap_or_default());
         Ok(table)
@@ -142,8 +140,11 @@ impl NftTraffic {
 
     /// Runs a change; whatever became of it, the table has to be read again.
     fn apply(&self, known: &mut Known, script: &str) -> io::Result<()> {
-        known.read = None;
-        let before = nft::generation()?;
+        // As it was when it was read: a change since then has not been looked at.
+        let before = match known.read.take() {
+            Some((then, _)) => then,
+            None => nft::generation()?,
+        };
         known.writer.apply(self.table(), script)?;
         // One transaction, one number: another one means that somebody else changed something beside it.
         known.settled = nft::generation().ok().filter(|now| *now == before.wrapping_add(1));
@@ -170,11 +171,15 @@ impl NftTraffic {
                 sets.entry(name.clone()).or_default().extend(there);
             }
         }
+        let number = known.read.as_ref().map(|(number, _)| *number);
         let script = match known.skeleton {
-            true => self.frame.change(now, &sets),
+            true => self.frame.change(now, &sets, number.is_some() && known.whole == number),
             false => self.frame.script(now, Some(&sets)),
         };
         known.sets = Some(sets);
+        if known.skeleton && script.is_empty() {
+            known.whole = number;
+        }
         if !script.is_empty() {
             self.apply(known, &script).map_err(|error| self.failed("change", error))?;
             known.skeleton = true;
@@ -206,7 +211,8 @@ impl NftTraffic {
         }
         let chain = ruleset::chain(&route.service);
         for entry in ruleset::entries(route) {
-            if let Some(other) = now.entries.get(&entry).filter(|other| **other != chain) {
+            let is_anothers = |other: &&String| !other.is_empty() && **other != chain;
+            if let Some(other) = now.entries.get(&entry).filter(is_anothers) {
                 return Err(EngineError::plain(
                     Reason::PortInUse,
                     format!(
@@ -225,14 +231,8 @@ impl NftTraffic {
         if ports.is_empty() {
             return Ok(None);
         }
-        let own = self.table();
-        let listing = nft::list_all()
-            .map_err(|error| EngineError::new(Reason::Network, "cannot list the rules of nftables", error))?;
-        // One that is gone since has no port any more.
-        let maps = others::maps(&listing, own).into_iter();
-        let mut maps = maps.filter_map(|(table, map)| nft::list_map(&table, &map).ok());
-        let published = maps.find_map(|map| others::find(&map, own, ports));
-        Ok(published.or_else(|| others::find(&listing, own, ports)))
+        others::who_has(self.table(), ports)
+            .map_err(|error| EngineError::new(Reason::Network, "cannot list the rules of nftables", error))
     }
 
     fn failed(&self, verb: &str, error: io::Error) -> EngineError {
@@ -316,7 +316,7 @@ impl Traffic for NftTraffic {
         self.apply(&mut known, &script).map_err(|error| self.failed("change", error))?;
         known.skeleton = true;
         known.kept.get_or_insert_default().insert(route.service.clone(), route.clone());
-        udp::follow(self.frame.subnet6, old, Some(route), false);
+        self.follower.follow(self.frame.subnet6, old, Some(route), false);
         Ok(())
     }
 
@@ -330,7 +330,7 @@ impl Traffic for NftTraffic {
             return Ok(());
         }
         self.apply(&mut known, &script).map_err(|error| self.failed("change", error))?;
-        udp::follow(self.frame.subnet6, now.routes.get(service), None, false);
+        self.follower.follow(self.frame.subnet6, now.routes.get(service), None, false);
         Ok(())
     }
 
@@ -343,11 +343,20 @@ impl Traffic for NftTraffic {
         // An agent that has said nothing yet has nothing to put back.
         let (Some(kept), Some(sets)) = (known.kept.clone(), known.sets.clone()) else { return Ok(true) };
         let table = self.read(&mut known).map_err(|error| self.failed("read", error))?;
-        let now = table.unwrap_or_default();
+        let mut now = table.unwrap_or_default();
+        // An entry that somebody has led elsewhere is nobody's, and is made anew.
+        for route in kept.values() {
+            let own = ruleset::chain(&route.service);
+            for entry in ruleset::entries(route) {
+                if let Some(into) = now.entries.get_mut(&entry).filter(|into| **into != own) {
+                    into.clear();
+                }
+            }
+        }
         let is_there =
             |route: &&Route| now.routes.get(&route.service).is_some_and(|there| same(there, route));
         let lost: Vec<&Route> = kept.values().filter(|route| !is_there(route)).collect();
-        let mut script = self.frame.change(&now, &sets);
+        let mut script = self.frame.change(&now, &sets, false);
         for route in &lost {
             script.push_str(&ruleset::switch(self.table(), self.frame.subnet6, &now, route));
         }
@@ -358,7 +367,7 @@ impl Traffic for NftTraffic {
         self.apply(&mut known, &script).map_err(|error| self.failed("restore", error))?;
         known.skeleton = true;
         for route in lost {
-            udp::follow(self.frame.subnet6, Some(route), Some(route), true);
+            self.follower.follow(self.frame.subnet6, Some(route), Some(route), true);
         }
         Ok(true)
     }

@@ -1,20 +1,28 @@
 //! Who else redirects a port of the host: another instance of this program, or rules of somebody else. Of two redirects
 //! of one port the kernel takes one, and the other service never hears of its clients.
 //!
-//! Reads `nft -t -j list ruleset` and single maps (libnftables-json(5)). [`find`] and [`maps`] are pure.
+//! What is in the sets of others is read only where a rule that redirects, or an instance, has it: some hosts have
+//! millions of addresses there.
 
 use std::collections::BTreeSet;
+use std::io;
 use std::net::IpAddr;
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
-
-use crate::types::{PortMapping, Protocol};
+use super::listing::{self, INET};
+use super::meaning::{Meaning, Ports};
+use super::netlink::ask;
+use super::netlink::objects::{Element, Home, Objects, Rule};
+use super::ruleset::Entry;
+use crate::types::PortMapping;
 
 /// How long the others' look and change may take.
 const PATIENCE: Duration = Duration::from_secs(2);
+
+/// `NF_INET_PRE_ROUTING`
+const PREROUTING: u32 = 0;
 
 /// The maps of published ports: see `ruleset`.
 const PUBLISHED: [&str; 4] = ["anywhere", "anywhere6", "at", "at6"];
@@ -42,115 +50,89 @@ impl Turn {
     }
 }
 
-/// The maps of other instances' published ports: table and name.
-pub fn maps(listing: &[u8], own: &str) -> Vec<(String, String)> {
-    let document: Value = serde_json::from_slice(listing).unwrap_or_default();
-    let objects = document.get("nftables").and_then(Value::as_array).into_iter().flatten();
-    let ours = |map: &Value| {
-        let (table, name) = (text(map, "table")?, text(map, "name")?);
-        // How every instance's table is called: see `net::names`.
-        let instance = text(map, "family")? == "inet" && table.starts_with("gitopsd") && table != own;
-        (instance && PUBLISHED.contains(&name)).then(|| (table.to_owned(), name.to_owned()))
-    };
-    objects.filter_map(|object| ours(object.get("map")?)).collect()
-}
-
 /// Who has one of `ports`, as one line for people. `own`: the table that is ours.
-pub fn find(listing: &[u8], own: &str, ports: &[PortMapping]) -> Option<String> {
-    let document: Value = serde_json::from_slice(listing).ok()?;
-    let objects = document.get("nftables")?.as_array()?;
-    // What the host itself sends elsewhere (a proxy for its own requests) is nobody's published port.
-    let outgoing = |chain: &&Value| text(chain, "hook").is_some_and(|hook| hook != "prerouting");
-    let outgoing: BTreeSet<_> =
-        objects.iter().filter_map(|object| object.get("chain")).filter(outgoing).map(place).collect();
-    let mut found = objects.iter().filter_map(|object| {
-        let (kind, object) = object.as_object()?.iter().next()?;
-        let table = text(object, "table").filter(|table| *table != own)?;
-        match kind.as_str() {
-            "map" => published(table, object, ports),
-            "rule" if !outgoing.contains(&rule_place(object)) => redirected(table, object, ports),
-            _ => None,
+pub fn who_has(own: &str, ports: &[PortMapping]) -> io::Result<Option<String>> {
+    let chains = Objects::read(&ask::chains(0)?).chains;
+    // How every instance's table is called: see `net::names`.
+    let is_instance =
+        |home: &&Home| home.family == INET && home.table.starts_with("gitopsd") && home.table != own;
+    let instances: BTreeSet<&Home> = chains.iter().map(|chain| &chain.home).filter(is_instance).collect();
+    for home in instances {
+        for map in PUBLISHED {
+            let found = elements(home, map).iter().find_map(|element| published(home, element, ports));
+            if found.is_some() {
+                return Ok(found);
+            }
         }
-    });
-    found.next()
+    }
+    // What the host itself sends elsewhere (a proxy for its own requests) is nobody's published port.
+    let outgoing =
+        chains.iter().filter(|chain| chain.base.as_ref().is_some_and(|base| base.hook != PREROUTING));
+    let outgoing: BTreeSet<(&Home, &str)> =
+        outgoing.map(|chain| (&chain.home, chain.name.as_str())).collect();
+    let rules = Objects::read(&ask::all_rules()?).rules;
+    let mut theirs = rules
+        .iter()
+        .filter(|rule| rule.home.table != own && !outgoing.contains(&(&rule.home, rule.chain.as_str())));
+    Ok(theirs.find_map(|rule| redirected(rule, ports)))
 }
 
-/// Family, table and name of a chain.
-type Place<'a> = [Option<&'a str>; 3];
-
-fn place(chain: &Value) -> Place<'_> {
-    ["family", "table", "name"].map(|key| text(chain, key))
-}
-
-/// The chain of a rule.
-fn rule_place(rule: &Value) -> Place<'_> {
-    ["family", "table", "chain"].map(|key| text(rule, key))
+/// What is in a set. One that is gone since, or was never there, has nothing.
+fn elements(home: &Home, set: &str) -> Vec<Element> {
+    let answer = ask::elements(home.family, &home.table, set);
+    answer.map(|messages| Objects::read(&messages).elements).unwrap_or_default()
 }
 
 /// An element of another instance's maps: see `ruleset`.
-fn published(table: &str, map: &Value, ports: &[PortMapping]) -> Option<String> {
-    let name = text(map, "name").filter(|name| PUBLISHED.contains(name))?;
-    let elements = map.get("elem")?.as_array()?;
-    elements.iter().find_map(|element| {
-        let service = text(element.get(1)?.get("goto")?, "target")?.strip_prefix("svc-")?;
-        let key = element.get(0)?.get("concat")?.as_array()?;
-        let (address, rest) = match (name, key.as_slice()) {
-            ("at" | "at6", [address, rest @ ..]) => (address.as_str()?.parse().ok(), rest),
-            (_, rest) => (None, rest),
-        };
-        let [protocol, number] = rest else { return None };
-        let port = ports.iter().find(|port| {
-            names(protocol, port.protocol)
-                && number.as_u64() == Some(port.host_port.into())
-                && match name {
-                    // Of IPv6 only: no address of IPv4 is meant.
-                    "anywhere6" => port.host_ip.is_ipv6() || port.host_ip.is_unspecified(),
-                    _ => reaches(address, port),
-                }
-        })?;
-        Some(format!(
-            "port {}/{} is published by service {service} of another instance (nftables table inet {table})",
-            port.host_port, port.protocol
-        ))
-    })
+fn published(home: &Home, element: &Element, ports: &[PortMapping]) -> Option<String> {
+    let service = element.into.as_ref()?.strip_prefix("svc-")?;
+    let entry = listing::entry(element)?;
+    let port = ports.iter().find(|port| match entry {
+        Entry::Service(_) => false,
+        Entry::Anywhere(protocol, number) => (protocol, number) == (port.protocol, port.host_port),
+        // Of IPv6 only: no address of IPv4 is meant.
+        Entry::Anywhere6(protocol, number) => {
+            (protocol, number) == (port.protocol, port.host_port)
+                && (port.host_ip.is_ipv6() || port.host_ip.is_unspecified())
+        }
+        Entry::At(address, protocol, number) => {
+            (protocol, number) == (port.protocol, port.host_port) && reaches(Some(address), port)
+        }
+    })?;
+    Some(format!(
+        "port {}/{} is published by service {service} of another instance (nftables table inet {})",
+        port.host_port, port.protocol, home.table
+    ))
 }
 
 /// A rule that sends a port elsewhere.
-fn redirected(table: &str, rule: &Value, ports: &[PortMapping]) -> Option<String> {
-    let expressions = rule.get("expr")?.as_array()?;
-    let redirects = expressions.iter().any(|expression| {
-        let by_iptables =
-            || text(expression.get("xt")?, "name").map(|name| matches!(name, "DNAT" | "REDIRECT"));
-        expression.get("dnat").is_some()
-            || expression.get("redirect").is_some()
-            || by_iptables().unwrap_or(false)
-    });
-    if !redirects {
+fn redirected(rule: &Rule, ports: &[PortMapping]) -> Option<String> {
+    let Home { family, table } = &rule.home;
+    let meaning = Meaning::of(*family, &rule.expressions);
+    if !meaning.is_redirect {
         return None;
     }
-    let (mut address, mut dport) = (None, None);
-    for expression in expressions {
-        let Some(matched) = expression.get("match") else { continue };
-        let Some(payload) = matched.get("left").and_then(|left| left.get("payload")) else { continue };
-        let equal = text(matched, "op").is_none_or(|op| op == "==");
-        match (text(payload, "protocol"), text(payload, "field"), matched.get("right")) {
-            (Some("ip" | "ip6"), Some("daddr"), Some(right)) if equal => {
-                address = right.as_str().and_then(|text| text.parse().ok());
-            }
-            (Some(protocol), Some("dport"), Some(right)) if equal => dport = Some((protocol, right)),
-            _ => {}
-        }
-    }
-    let (protocol, right) = dport?;
+    let protocol = meaning.protocol().ok()?;
+    let ranges = match meaning.ports.as_ref()? {
+        Ports::One(port) => vec![(*port, *port)],
+        Ports::Range(first, last) => vec![(*first, *last)],
+        Ports::Set(set) => ranges(&elements(&rule.home, set)),
+    };
     let port = ports.iter().find(|port| {
-        (protocol == "th" || protocol == word(port.protocol))
-            && holds(right, port.host_port)
-            && reaches(address, port)
+        protocol.is_none_or(|protocol| protocol == port.protocol)
+            && ranges.iter().any(|(first, last)| (*first..=*last).contains(&port.host_port))
+            && reaches(meaning.to, port)
     })?;
-    let (family, chain) = (text(rule, "family")?, text(rule, "chain")?);
+    let family = match family {
+        1 => "inet",
+        2 => "ip",
+        7 => "bridge",
+        10 => "ip6",
+        _ => "",
+    };
     Some(format!(
-        "port {}/{} is redirected by a rule of chain {chain} (nftables table {family} {table})",
-        port.host_port, port.protocol
+        "port {}/{} is redirected by a rule of chain {} (nftables table {family} {table})",
+        port.host_port, port.protocol, rule.chain
     ))
 }
 
@@ -159,109 +141,142 @@ fn reaches(address: Option<IpAddr>, port: &PortMapping) -> bool {
     address.is_none_or(|address| port.takes(address))
 }
 
-/// Whether the right side of a match has a port: a number, a range, or a set of these.
-fn holds(right: &Value, port: u16) -> bool {
-    let number = |value: &Value| value.as_u64();
-    if let Some(range) = right.get("range").and_then(Value::as_array) {
-        let ends = (range.first().and_then(number), range.get(1).and_then(number));
-        return matches!(ends, (Some(first), Some(last)) if (first..=last).contains(&port.into()));
-    }
-    match right.get("set").and_then(Value::as_array) {
-        Some(set) => set.iter().any(|one| holds(one, port)),
-        None => number(right) == Some(port.into()),
-    }
-}
-
-/// Whether a map's key names the protocol. nft shows its number on a host without /etc/protocols.
-fn names(key: &Value, protocol: Protocol) -> bool {
-    let number = match protocol {
-        Protocol::Tcp => 6,
-        Protocol::Udp => 17,
+/// The ports of a set: first and last of each range.
+fn ranges(elements: &[Element]) -> Vec<(u16, u16)> {
+    let number = |key: &[u8]| key.first_chunk().map(|port| u16::from_be_bytes(*port));
+    let ends: Vec<u16> =
+        elements.iter().filter(|element| element.is_end).filter_map(|element| number(&element.key)).collect();
+    let range = |element: &Element| {
+        let first = number(&element.key)?;
+        let last = match &element.last {
+            Some(last) => number(last)?,
+            None if ends.is_empty() => first,
+            // The first value behind it; nothing = up to the last one that there is.
+            None => ends.iter().filter(|end| **end > first).min().map_or(u16::MAX, |end| end - 1),
+        };
+        Some((first, last))
     };
-    key.as_str() == Some(word(protocol)) || key.as_u64() == Some(number)
-}
-
-fn word(protocol: Protocol) -> &'static str {
-    match protocol {
-        Protocol::Tcp => "tcp",
-        Protocol::Udp => "udp",
-    }
-}
-
-fn text<'a>(object: &'a Value, key: &str) -> Option<&'a str> {
-    object.get(key)?.as_str()
+    elements.iter().filter(|element| !element.is_end).filter_map(range).collect()
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::io::Write as _;
+    use std::process::{Command, Stdio};
 
-    /// As nft 1.0.6 prints it, shortened: another instance, a rule by hand, one of Docker's.
-    const LISTING: &str = r#"{"nftables": [
-        {"metainfo": {"version": "1.0.6", "json_schema_version": 1}},
-        {"map": {"family": "inet", "name": "anywhere", "table": "gitopsd-two", "map": "verdict",
-            "elem": [[{"concat": ["tcp", 80]}, {"goto": {"target": "svc-web"}}]]}},
-        {"map": {"family": "inet", "name": "at", "table": "gitopsd-two", "map": "verdict",
-            "elem": [[{"concat": ["127.0.0.1", "udp", 53]}, {"goto": {"target": "svc-dns"}}]]}},
-        {"map": {"family": "inet", "name": "anywhere6", "table": "gitopsd-two", "map": "verdict",
-            "elem": [[{"concat": ["udp", 7000]}, {"goto": {"target": "svc-six"}}]]}},
-        {"map": {"family": "inet", "name": "at6", "table": "gitopsd-two", "map": "verdict",
-            "elem": [[{"concat": ["2001:db8::1", "tcp", 7001]}, {"goto": {"target": "svc-six"}}]]}},
-        {"rule": {"family": "ip", "table": "nat", "chain": "prerouting", "expr": [
-            {"match": {"op": "==", "left": {"payload": {"protocol": "tcp", "field": "dport"}},
-                "right": {"set": [443, {"range": [9000, 9010]}]}}},
-            {"dnat": {"addr": "192.0.2.7"}}]}},
-        {"rule": {"family": "ip", "table": "nat", "chain": "DOCKER", "expr": [
-            {"match": {"op": "!=", "left": {"meta": {"key": "iifname"}}, "right": "docker0"}},
-            {"match": {"op": "==", "left": {"payload": {"protocol": "tcp", "field": "dport"}}, "right": 8080}},
-            {"counter": {"packets": 0, "bytes": 0}}, {"xt": {"type": "target", "name": "DNAT"}}]}},
-        {"chain": {"family": "ip", "table": "nat", "name": "out", "type": "nat", "hook": "output", "prio": -100}},
-        {"rule": {"family": "ip", "table": "nat", "chain": "out", "expr": [
-            {"match": {"op": "==", "left": {"payload": {"protocol": "tcp", "field": "dport"}}, "right": 3128}},
-            {"redirect": {"port": 1}}]}},
-        {"rule": {"family": "inet", "table": "filter", "chain": "input", "expr": [
-            {"match": {"op": "==", "left": {"payload": {"protocol": "tcp", "field": "dport"}}, "right": 22}},
-            {"accept": null}]}}]}"#;
+    use super::*;
+    use crate::types::Protocol;
+
+    /// Another instance, rules by hand, and Docker's.
+    const SCRIPT: &str = r#"
+        table inet gitopsd-two {
+            chain svc-web { }
+            chain svc-dns { }
+            chain svc-six { }
+            map anywhere { type inet_proto . inet_service : verdict; elements = { tcp . 80 : goto svc-web } }
+            map at { type ipv4_addr . inet_proto . inet_service : verdict
+                elements = { 127.0.0.1 . udp . 53 : goto svc-dns } }
+            map anywhere6 { type inet_proto . inet_service : verdict; elements = { udp . 7000 : goto svc-six } }
+            map at6 { type ipv6_addr . inet_proto . inet_service : verdict
+                elements = { 2001:db8::1 . tcp . 7001 : goto svc-six } }
+        }
+        table ip nat {
+            chain prerouting {
+                type nat hook prerouting priority -100;
+                tcp dport { 443, 9000-9010 } dnat to 192.0.2.7
+                tcp dport { 1443, 1444 } dnat to 192.0.2.7
+                udp dport 5000-5010 counter redirect to :9
+                ip daddr 192.0.2.1 th dport 6000 dnat to 192.0.2.7
+                ip protocol tcp tcp sport 1 tcp dport 6001 redirect
+                meta l4proto icmp dnat to 192.0.2.7
+                tcp dport != 6002 dnat to 192.0.2.7
+            }
+            chain out { type nat hook output priority -100; tcp dport 3128 redirect to :1; }
+        }
+        table ip6 nat {
+            chain prerouting { type nat hook prerouting priority -100; tcp dport 6600 redirect to :1; }
+        }
+        table inet filter { chain input { type filter hook input priority 0; tcp dport 22 accept; }; }
+    "#;
+
+    fn run(program: &str, words: &str, input: &str) {
+        let mut child =
+            Command::new(program).args(words.split(' ')).stdin(Stdio::piped()).spawn().expect(program);
+        child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+        assert!(child.wait().unwrap().success(), "{program} {words}");
+    }
 
     fn who(host_ip: &str, host_port: u16, protocol: Protocol) -> Option<String> {
         let port = PortMapping { host_ip: host_ip.parse().unwrap(), host_port, container_port: 1, protocol };
-        find(LISTING.as_bytes(), "gitopsd", &[port])
+        who_has("gitopsd", &[port]).unwrap()
     }
 
+    /// Needs root, as most tests do; in a network namespace of its own.
     #[test]
     fn whoever_redirects_a_port_is_named() {
+        std::thread::spawn(|| {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("tests need root");
+            assert_eq!(who("0.0.0.0", 80, Protocol::Tcp), None);
+            run("nft", "-f -", SCRIPT);
+            run("iptables-nft", "-t nat -N DOCKER", "");
+            for rule in [
+                "! -i docker0 -p tcp -m tcp --dport 8080 -j DNAT --to-destination 192.0.2.7:80",
+                "-d 192.0.2.1 -p udp -m udp --dport 8081:8083 -j DNAT --to-destination 192.0.2.7:80",
+                "-p tcp -m tcp ! --dport 8084 -j REDIRECT --to-ports 9",
+            ] {
+                run("iptables-nft", &format!("-t nat -A DOCKER {rule}"), "");
+            }
+            all_of_them();
+        })
+        .join()
+        .unwrap();
+    }
+
+    fn all_of_them() {
         let tcp = |port| who("0.0.0.0", port, Protocol::Tcp);
+        let udp = |port| who("0.0.0.0", port, Protocol::Udp);
         assert!(tcp(80).unwrap().contains("80/tcp is published by service web of another instance"));
         assert!(tcp(80).unwrap().contains("gitopsd-two"));
         assert!(tcp(443).unwrap().contains("chain prerouting (nftables table ip nat)"));
-        assert!(tcp(9005).is_some() && tcp(9011).is_none());
-        assert!(tcp(8080).unwrap().contains("chain DOCKER"));
+        for (first, last) in [(9000, 9010), (1443, 1444), (6000, 6000), (6001, 6001), (8080, 8080)] {
+            assert!(tcp(first).is_some() && tcp(last).is_some(), "{first}");
+            assert!(tcp(first - 1).is_none() && tcp(last + 1).is_none_or(|_| last == 6000), "{first}");
+        }
+        for (first, last) in [(5000, 5010), (6000, 6000), (8081, 8083)] {
+            assert!(udp(first).is_some() && udp(last).is_some(), "{first}");
+            assert!(udp(first - 1).is_none() && udp(last + 1).is_none(), "{first}");
+        }
+        assert!(tcp(8080).unwrap().contains("chain DOCKER (nftables table ip nat)"));
+        assert!(tcp(6600).unwrap().contains("nftables table ip6 nat"));
+        // An address of its own is none of another one.
+        assert!(
+            who("192.0.2.1", 6000, Protocol::Tcp).is_some()
+                && who("192.0.2.9", 6000, Protocol::Tcp).is_none()
+        );
         // A filter redirects nothing, what the host sends is not what it gets, another protocol is another port.
-        assert_eq!(tcp(3128), None);
-        assert_eq!((tcp(22), who("0.0.0.0", 80, Protocol::Udp)), (None, None));
+        for free in [22, 3128, 6002, 8084, 5000] {
+            assert_eq!(tcp(free), None, "{free}");
+        }
+        assert_eq!(udp(80), None);
         assert!(who("127.0.0.1", 53, Protocol::Udp).is_some());
         assert_eq!(who("127.0.0.2", 53, Protocol::Udp), None);
-        assert!(who("0.0.0.0", 53, Protocol::Udp).is_some());
+        assert!(udp(53).is_some());
         for taken in ["::", "0.0.0.0", "2001:db8::2"] {
             assert!(who(taken, 7000, Protocol::Udp).unwrap().contains("by service six"), "{taken}");
         }
         assert_eq!(who("127.0.0.1", 7000, Protocol::Udp), None);
-        assert!(
-            who("2001:db8::1", 7001, Protocol::Tcp).is_some() && who("::", 7001, Protocol::Tcp).is_some()
-        );
+        for taken in ["2001:db8::1", "::"] {
+            assert!(who(taken, 7001, Protocol::Tcp).is_some(), "{taken}");
+        }
         assert_eq!(who("2001:db8::2", 7001, Protocol::Tcp), None);
-        assert_eq!(find(LISTING.as_bytes(), "gitopsd-two", &[]), None);
-        let numbers = LISTING.replace(r#"["tcp", 80]"#, "[6, 80]");
-        let wanted = PortMapping {
+        assert_eq!(who_has("gitopsd", &[]).unwrap(), None);
+        // What is ours is nobody else's.
+        let own = PortMapping {
             host_ip: [0, 0, 0, 0].into(),
             host_port: 80,
             container_port: 1,
             protocol: Protocol::Tcp,
         };
-        assert_eq!(find(numbers.as_bytes(), "gitopsd", &[wanted]), tcp(80));
-        let maps = maps(LISTING.as_bytes(), "gitopsd");
-        let names: Vec<&str> = maps.iter().map(|(_, name)| name.as_str()).collect();
-        assert_eq!(names, ["anywhere", "at", "anywhere6", "at6"]);
-        assert!(super::maps(LISTING.as_bytes(), "gitopsd-two").is_empty());
+        assert_eq!(who_has("gitopsd-two", &[own]).unwrap(), None);
     }
 }

@@ -29,7 +29,7 @@ pub enum Entry {
 
 impl Entry {
     /// The map that holds it, and its key there.
-    fn element(self) -> (&'static str, String) {
+    pub fn element(self) -> (&'static str, String) {
         match self {
             Self::Service(address) => ("services", address.to_string()),
             Self::Anywhere(protocol, port) => ("anywhere", format!("{protocol} . {port}")),
@@ -110,6 +110,7 @@ pub fn switch(table: &str, subnet6: Option<Subnet6>, now: &Table, route: &Route)
     // The narrower mapping first: all of them share this chain.
     let mut ports: Vec<&PortMapping> = route.ports.iter().collect();
     ports.sort_by_key(|port| (port.host_ip.is_unspecified(), *port));
+    ports.dedup();
     for port in ports {
         let PortMapping { host_port, protocol, .. } = port;
         let other =
@@ -136,7 +137,7 @@ pub fn switch(table: &str, subnet6: Option<Subnet6>, now: &Table, route: &Route)
     }
     let wanted = entries(route);
     take_entries(&mut text, table, now, &chain, &wanted);
-    for entry in wanted.iter().filter(|entry| !now.entries.contains_key(entry)) {
+    for entry in wanted.iter().filter(|entry| now.entries.get(entry).is_none_or(|into| into.is_empty())) {
         let (map, key) = entry.element();
         line(&mut text, format_args!("add element inet {table} {map} {{ {key} : goto {chain} }}"));
     }
@@ -191,9 +192,14 @@ pub fn withdraw(table: &str, subnet6: Option<Subnet6>, now: &Table, service: &Se
     text
 }
 
-/// Deletes the entries that lead into `chain`, except those to `keep`.
+/// Deletes the entries that lead into `chain`, except those to `keep`, and of these the ones that lead nowhere: somebody
+/// has put them there.
 fn take_entries(text: &mut String, table: &str, now: &Table, chain: &str, keep: &BTreeSet<Entry>) {
-    for (entry, _) in now.entries.iter().filter(|(entry, into)| *into == chain && !keep.contains(entry)) {
+    let goes = |entry: &Entry, into: &str| match keep.contains(entry) {
+        true => into.is_empty(),
+        false => into == chain,
+    };
+    for (entry, _) in now.entries.iter().filter(|(entry, into)| goes(entry, into)) {
         let (map, key) = entry.element();
         line(text, format_args!("delete element inet {table} {map} {{ {key} }}"));
     }

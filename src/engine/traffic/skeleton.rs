@@ -5,7 +5,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use super::listing::Table;
+use super::listing::{self, Table};
+use super::netlink::objects::Chain;
+use super::netlink::would_make;
 use crate::engine::native::net::names::{Names, Subnet, Subnet6};
 use crate::types::Membership;
 
@@ -65,27 +67,29 @@ impl Frame {
         text
     }
 
-    /// What has to change of a table for `sets`; empty = nothing.
-    pub fn change(&self, now: &Table, sets: &Sets) -> String {
+    /// What has to change of a table for `sets`; empty = nothing. `known`: its fixed part was looked at already, and has
+    /// not changed since.
+    pub fn change(&self, now: &Table, sets: &Sets, known: bool) -> String {
         let mut text = String::new();
-        if !self.is_whole(now, Some(sets)) || !now.sets.keys().eq(sets.keys()) {
+        if !now.sets.keys().eq(sets.keys()) || !(known || self.is_whole(now, Some(sets))) {
             return self.script(now, Some(sets));
         }
         self.members(&mut text, now, sets);
         text
     }
 
-    /// Whether each chain of the fixed part has all its rules: fewer, and somebody has taken some away.
+    /// Whether each chain of the fixed part has its rules, and no others: else somebody has changed them.
     fn is_whole(&self, now: &Table, sets: Option<&Sets>) -> bool {
-        let script = self.script(&Table::default(), sets);
-        let mut wanted: BTreeMap<&str, usize> = BTreeMap::new();
-        for line in script.lines() {
-            let mut words = line.split(' ');
-            if let (Some("add"), Some("rule"), Some(chain)) = (words.next(), words.next(), words.nth(2)) {
-                *wanted.entry(chain).or_default() += 1;
-            }
-        }
-        wanted.iter().all(|(chain, count)| now.rules.get(*chain) == Some(count))
+        let table = &self.names.table;
+        // Text that cannot be compiled cannot be written either, and that says so.
+        let Some(made) = would_make(&self.script(&Table::default(), sets)) else { return false };
+        let wanted = listing::fixed(&made, table);
+        let is_there = |chain: &Chain| {
+            now.chains.contains(&chain.name)
+                && now.bases.get(&chain.name) == chain.base.as_ref()
+                && now.rules.get(&chain.name) == wanted.get(&chain.name)
+        };
+        !now.is_dormant && made.chains.iter().all(is_there)
     }
 
     /// Makes the sets, and moves what differs: members that stay are not touched, as a lookup may miss one that is

@@ -1,13 +1,11 @@
 //! A part of new connections for a second generation: what a rule draws, as text and as read back (nft(8), "numgen" and
-//! "hash" expressions; libnftables-json(5)). Pure.
+//! "hash" expressions). Pure.
 //!
 //! A branch is a rule before the one that it takes from: what is drawn goes there, what is not goes on to the next rule.
 //! There is no map in it: before a fix of September 2025 a lookup could miss every element of a set that was being
 //! replaced, and a connection that finds no rule is refused. Here the last rule takes whatever is left.
 
 use std::fmt;
-
-use serde_json::Value;
 
 use crate::types::{Branch, Generation, ServiceName, Share, ShareBy, WHOLE, seed};
 
@@ -44,28 +42,20 @@ impl Draw {
         self == Self::new(service, generation, self.share, self.by, self.six)
     }
 
-    /// Reads a match of a rule back; `None` if it is none of ours.
-    pub fn read(matched: &Value) -> Option<Self> {
-        let left = matched.get("left")?;
-        let share = Share::new(u16::try_from(matched.get("right")?.as_u64()?).ok()?)?;
-        let whole = |drawn: &Value| drawn.get("mod").and_then(Value::as_u64) == Some(WHOLE.into());
-        if matched.get("op")?.as_str()? != "<" {
-            return None;
-        }
-        if let Some(drawn) = left.get("numgen") {
-            let random = drawn.get("mode")?.as_str()? == "random" && whole(drawn);
-            return random.then_some(Self { share, by: ShareBy::Connection, seed: 0, six: false });
-        }
-        let drawn = left.get("jhash").filter(|drawn| whole(drawn))?;
-        let payload = drawn.get("expr")?.get("payload")?;
-        let six = match (payload.get("protocol")?.as_str()?, payload.get("field")?.as_str()?) {
-            ("ip", "saddr") => false,
-            ("ip6", "saddr") => true,
-            _ => return None,
-        };
-        let seed = u32::try_from(drawn.get("seed")?.as_u64()?).ok()?;
-        Some(Self { share, by: ShareBy::Client, seed, six })
+    /// Reads back what a rule draws by a random number `below` this of `modulus`; `None` if it is none of ours.
+    pub fn by_connection(modulus: u32, below: u32) -> Option<Self> {
+        Some(Self { share: part(modulus, below)?, by: ShareBy::Connection, seed: 0, six: false })
     }
+
+    /// The same by a hash of the client's address.
+    pub fn by_client(six: bool, modulus: u32, seed: u32, below: u32) -> Option<Self> {
+        Some(Self { share: part(modulus, below)?, by: ShareBy::Client, seed, six })
+    }
+}
+
+fn part(modulus: u32, below: u32) -> Option<Share> {
+    let share = Share::new(u16::try_from(below).ok()?)?;
+    (modulus == u32::from(WHOLE)).then_some(share)
 }
 
 impl fmt::Display for Draw {
@@ -107,26 +97,16 @@ mod tests {
         assert_eq!(text(ShareBy::Client, true), format!("jhash ip6 saddr mod 1000 seed {seed:#x} < 100"));
     }
 
-    /// As nft 1.0.6 prints it.
     #[test]
     fn what_is_read_back() {
         let shop: ServiceName = "shop".parse().unwrap();
-        let read = |text: &str| Draw::read(&serde_json::from_str(text).unwrap());
-        let random =
-            r#"{"op": "<", "left": {"numgen": {"mode": "random", "mod": 1000, "offset": 0}}, "right": 100}"#;
-        assert_eq!(read(random), Some(Draw::of(&shop, &branch(ShareBy::Connection), false)));
-        let seed = seed(&shop, Generation(8));
-        let hash = format!(
-            r#"{{"op": "<", "left": {{"jhash": {{"mod": 1000, "seed": {seed}, "expr": {{"payload": {{"protocol": "ip6", "field": "saddr"}}}}}}}}, "right": 100}}"#
-        );
-        let draw = read(&hash).unwrap();
+        let random = Draw::by_connection(1000, 100);
+        assert_eq!(random, Some(Draw::of(&shop, &branch(ShareBy::Connection), false)));
+        let draw = Draw::by_client(true, 1000, seed(&shop, Generation(8)), 100).unwrap();
         assert_eq!(draw, Draw::of(&shop, &branch(ShareBy::Client), true));
         assert!(draw.belongs(&shop, Generation(8)) && !draw.belongs(&shop, Generation(9)));
-        for (from, to) in
-            [("\"<\"", "\">\""), ("random", "inc"), ("1000", "100"), ("right\": 100", "right\": 1000")]
-        {
-            assert_eq!(read(&random.replace(from, to)), None, "{to}");
+        for (modulus, below) in [(100, 10), (1000, 1000), (1000, 0), (1000, 1 << 16 | 100)] {
+            assert_eq!(Draw::by_connection(modulus, below), None, "{below} of {modulus}");
         }
-        assert_eq!(read(&hash.replace("saddr", "daddr")), None);
     }
 }

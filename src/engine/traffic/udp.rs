@@ -1,8 +1,9 @@
 //! Where a route leads what UDP clients send, so that flows that go elsewhere can be forgotten.
 
 use std::cell::OnceCell;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::ifaddrs::getifaddrs;
 use nix::sys::socket::SockaddrStorage;
@@ -11,32 +12,112 @@ use super::conntrack;
 use super::ruleset::{addresses, hairpins};
 use crate::engine::Route;
 use crate::engine::native::net::names::Subnet6;
-use crate::types::{PortMapping, Protocol};
+use crate::types::{PortMapping, Protocol, ServiceName};
 
-/// Makes UDP clients follow a change from one route of a service to another, in the same step as the change. `anew`: of
-/// all rules, so that clients may have come while there were none.
-pub fn follow(subnet6: Option<Subnet6>, old: Option<&Route>, new: Option<&Route>, anew: bool) {
-    let udp = |route: Option<&Route>| -> Vec<PortMapping> {
-        let ports = route.map_or(&[][..], |route| &route.ports);
-        ports.iter().filter(|port| port.protocol == Protocol::Udp).cloned().collect()
-    };
-    let (before, after) = (udp(old), udp(new));
-    let to = |route: Option<&Route>| -> Vec<Ipv4Addr> { route.into_iter().flat_map(addresses).collect() };
-    let moved = to(old) != to(new);
-    if !moved && before == after && !anew {
-        return;
+/// Makes UDP clients follow changes of routes.
+///
+/// Only a walk through all of the kernel's connections tells which flows those are: milliseconds, whatever is asked for,
+/// as its table is as large as the host's memory allows. So whoever has changed a route waits for it only where a UDP
+/// port is published. Otherwise there are at most flows to the service address, and these follow a moment later.
+#[derive(Debug, Default, Clone)]
+pub struct Follower(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    /// What nobody has begun with.
+    owed: Mutex<BTreeMap<ServiceName, Change>>,
+    /// One walk at a time: an older change must not be done after a newer one of its service.
+    walking: Mutex<()>,
+}
+
+/// What a change asks for.
+#[derive(Debug, Clone)]
+struct Change {
+    /// Where it led.
+    lost: BTreeSet<IpAddr>,
+    /// Whether flows of anybody may be meant.
+    all: bool,
+    new: Option<Route>,
+    subnet6: Option<Subnet6>,
+}
+
+impl Follower {
+    /// After a change from one route of a service to another. `anew`: of all rules, so that clients may have come while
+    /// there were none.
+    pub fn follow(&self, subnet6: Option<Subnet6>, old: Option<&Route>, new: Option<&Route>, anew: bool) {
+        let Some(service) = new.or(old).map(|route| route.service.clone()) else { return };
+        let udp = |route: Option<&Route>| -> Vec<PortMapping> {
+            let ports = route.map_or(&[][..], |route| &route.ports);
+            ports.iter().filter(|port| port.protocol == Protocol::Udp).cloned().collect()
+        };
+        let (before, after) = (udp(old), udp(new));
+        let to = |route: Option<&Route>| -> Vec<Ipv4Addr> { route.into_iter().flat_map(addresses).collect() };
+        let moved = to(old) != to(new);
+        if !moved && before == after && !anew {
+            return;
+        }
+        let lost = to(old).into_iter().flat_map(|address| hairpins(address, subnet6));
+        let lost = lost.map(|(_, address)| address).collect();
+        // Whoever sent to a port before it was published is known to conntrack as somebody who wants the host.
+        let all = !after.is_empty() && (anew || after.iter().any(|port| !before.contains(port)));
+        let mut change = Change { lost, all, new: new.cloned(), subnet6 };
+        let published = !before.is_empty() || !after.is_empty();
+        let mut owed = self.0.owed();
+        // What was owed for an older route of it is done with this one.
+        if let Some(older) = owed.remove(&service) {
+            change.lost.extend(older.lost);
+            change.all |= older.all;
+        }
+        if published {
+            drop(owed);
+            let _turn = self.0.turn();
+            change.walk(&service);
+            return;
+        }
+        // None where it has led nowhere yet: nobody is to be moved.
+        if change.lost.is_empty() {
+            return;
+        }
+        owed.insert(service, change);
+        drop(owed);
+        let shared = self.0.clone();
+        // In the caller's network namespace, as threads are in that of the one that makes them.
+        let later = std::thread::Builder::new().name("udp-flows".to_owned()).spawn(move || shared.catch_up());
+        if later.is_err() {
+            self.0.catch_up();
+        }
     }
-    let lost = to(old).into_iter().flat_map(|address| hairpins(address, subnet6));
-    let lost: Vec<IpAddr> = lost.map(|(_, address)| address).collect();
-    // Whoever sent to a port before it was published is known to conntrack as somebody who wants the host.
-    let all = !after.is_empty() && (anew || after.iter().any(|port| !before.contains(port)));
-    let local = OnceCell::new();
-    let leads = |to| new.map(|new| leads(new, subnet6, &local, to)).unwrap_or_default();
-    // The switch itself is done; these flows follow once their clients have been silent for a while.
-    if let Err(error) = conntrack::forget_stale(&lost, all, leads)
-        && let Some(route) = new.or(old)
-    {
-        tracing::warn!(service = %route.service, "cannot move UDP flows: {error}");
+}
+
+impl Shared {
+    fn owed(&self) -> MutexGuard<'_, BTreeMap<ServiceName, Change>> {
+        self.owed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn turn(&self) -> MutexGuard<'_, ()> {
+        self.walking.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Does all that is owed. A route that changes meanwhile is owed again, and what was forgotten too much begins anew.
+    fn catch_up(&self) {
+        let _turn = self.turn();
+        let owed = std::mem::take(&mut *self.owed());
+        for (service, change) in owed {
+            change.walk(&service);
+        }
+    }
+}
+
+impl Change {
+    fn walk(&self, service: &ServiceName) {
+        let lost: Vec<IpAddr> = self.lost.iter().copied().collect();
+        let local = OnceCell::new();
+        let new = self.new.as_ref();
+        let leads = |to| new.map(|new| leads(new, self.subnet6, &local, to)).unwrap_or_default();
+        // The switch itself is done; these flows follow once their clients have been silent for a while.
+        if let Err(error) = conntrack::forget_stale(&lost, self.all, leads) {
+            tracing::warn!(%service, "cannot move UDP flows: {error}");
+        }
     }
 }
 

@@ -21,8 +21,8 @@ use super::netlink::message::{GENERIC, HEADER};
 const GROUP: u32 = 1 << 6;
 /// `NFNL_SUBSYS_NFTABLES`, the upper byte of a message's type.
 const SUBSYSTEM: u8 = 10;
-/// `NFT_MSG_DELTABLE`, `…DELCHAIN`, `…DELRULE`, `…DELSET`, `…DELSETELEM`: the lower byte.
-const TAKEN: [u8; 5] = [2, 5, 8, 11, 14];
+/// `NFT_MSG_NEWTABLE`, `…DELTABLE`, the same of chains, rules and elements, and `…DELSET`: the lower byte.
+const CHANGES: [u8; 9] = [0, 2, 3, 5, 6, 8, 11, 12, 14];
 /// `NFT_MSG_DELRULE`: from there on nothing that makes a chain drop what it let through.
 const LAST_OF_CHAINS: u8 = 8;
 /// `NFTA_TABLE_NAME`, `NFTA_CHAIN_TABLE`, … : the table's name is the first attribute of all of them.
@@ -36,13 +36,13 @@ const PAUSES: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(1
 /// What was heard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Heard {
-    /// Something was taken out of our own table: told at once, each time.
-    Taken,
+    /// Something of our own table changed, by whomever: told at once, each time.
+    Changed,
     /// A firewall's chain of forwarded packets changed: told when it has come to rest.
     Firewall,
 }
 
-/// Calls `told` from a thread of its own, for as long as it gives true, whenever something was taken out of `table`, by
+/// Calls `told` from a thread of its own, for as long as it gives true, whenever something of `table` changed, by
 /// whomever, or a firewall's chain of forwarded packets changed. Belongs to the caller's network namespace.
 pub fn begin(table: &str, told: impl Fn(Heard) -> bool + Send + 'static) -> io::Result<()> {
     let flags = SockFlag::SOCK_CLOEXEC;
@@ -60,8 +60,8 @@ fn listen(socket: &OwnedFd, table: &str, told: impl Fn(Heard) -> bool) {
     loop {
         let left = due.map(|due| due.saturating_duration_since(Instant::now()));
         match hear(socket, table, left) {
-            Some(Heard::Taken) => {
-                if !told(Heard::Taken) {
+            Some(Heard::Changed) => {
+                if !told(Heard::Changed) {
                     return;
                 }
             }
@@ -103,7 +103,7 @@ fn hear(socket: &OwnedFd, table: &str, left: Option<Duration>) -> Option<Heard> 
             },
             Err(Errno::EINTR | Errno::EAGAIN) => {}
             // More changes than were heard: one of them may matter.
-            Err(Errno::ENOBUFS) => return Some(Heard::Taken),
+            Err(Errno::ENOBUFS) => return Some(Heard::Changed),
             Err(error) => return deaf(error),
         }
     }
@@ -120,7 +120,7 @@ fn about(mut messages: &[u8], table: &str) -> Option<Heard> {
     while let Some((message, rest)) = split(messages) {
         messages = rest;
         match one(message, table) {
-            Some(Heard::Taken) => return Some(Heard::Taken),
+            Some(Heard::Changed) => return Some(Heard::Changed),
             other => heard = heard.or(other),
         }
     }
@@ -141,7 +141,7 @@ fn one(message: &[u8], table: &str) -> Option<Heard> {
             let name = attributes.get(4..length)?.split(|byte| *byte == 0).next()?;
             let foreign = FOREIGN.iter().any(|foreign| foreign.as_bytes() == name);
             return match () {
-                () if name == table.as_bytes() && TAKEN.contains(&verb) => Some(Heard::Taken),
+                () if name == table.as_bytes() && CHANGES.contains(&verb) => Some(Heard::Changed),
                 () if foreign && verb <= LAST_OF_CHAINS => Some(Heard::Firewall),
                 () => None,
             };
@@ -170,11 +170,15 @@ mod tests {
     }
 
     #[test]
-    fn what_is_taken_out_of_our_table_matters() {
+    fn what_changes_in_our_table_matters() {
         let ours = |messages: &[u8]| about(messages, "gitopsd");
-        assert_eq!(ours(&message(2, 1, "gitopsd")), Some(Heard::Taken));
-        assert_eq!(ours(&[message(8, 1, "filter"), message(14, 1, "gitopsd")].concat()), Some(Heard::Taken));
-        for other in [message(6, 1, "gitopsd"), message(2, 1, "gitopsd-two"), message(2, 2, "gitopsd")] {
+        assert_eq!(ours(&message(2, 1, "gitopsd")), Some(Heard::Changed));
+        assert_eq!(
+            ours(&[message(8, 1, "filter"), message(14, 1, "gitopsd")].concat()),
+            Some(Heard::Changed)
+        );
+        assert_eq!(ours(&message(6, 1, "gitopsd")), Some(Heard::Changed), "one more rule");
+        for other in [message(9, 1, "gitopsd"), message(2, 1, "gitopsd-two"), message(2, 2, "gitopsd")] {
             assert_eq!(ours(&other), None, "{other:?}");
         }
         // A firewall's chains matter whatever happens to them, what is in its sets does not.

@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::time::Duration;
 
-use super::super::launch::Launch;
+use super::super::launch::{Launch, Tried};
 use super::super::limits::Device;
 use super::super::shim;
 use super::Order;
@@ -90,13 +90,35 @@ fn agent_unit() -> Option<String> {
 }
 
 /// The unit's own limits, around those of its container: no limit is the largest number.
-fn limits(launch: &Launch) -> [(&'static str, u64); 3] {
+fn limits(of: &Tried) -> [(&'static str, u64); 3] {
     [
-        ("TasksMax", launch.pids.map_or(u64::MAX, |pids| u64::from(pids) + SHIM_TASKS)),
-        ("MemoryMax", launch.memory.map_or(u64::MAX, |limit| limit.saturating_add(SHIM_MEMORY))),
+        ("TasksMax", of.pids.map_or(u64::MAX, |pids| u64::from(pids) + SHIM_TASKS)),
+        ("MemoryMax", of.memory.map_or(u64::MAX, |limit| limit.saturating_add(SHIM_MEMORY))),
         // Microseconds of processor a second.
-        ("CPUQuotaPerSecUSec", launch.milli_cpus.map_or(u64::MAX, |milli| u64::from(milli) * 1000)),
+        ("CPUQuotaPerSecUSec", of.milli_cpus.map_or(u64::MAX, |milli| u64::from(milli) * 1000)),
     ]
+}
+
+/// The limits of a unit that have to be set for a change. Where an earlier one was cut short, the unit may have those of
+/// before or those: then all of them are given room first, and none is left narrower than it is to be.
+fn changes(before: &Launch, after: &Launch, turn: Turn) -> Vec<(&'static str, u64)> {
+    let former: Vec<_> = before
+        .tried
+        .iter()
+        .chain([&Tried::from(before)])
+        .filter(|it| **it != Tried::from(after))
+        .map(limits)
+        .collect();
+    let wanted = limits(&Tried::from(after)).into_iter().enumerate();
+    let changed = wanted.filter_map(|(place, (name, to))| {
+        let now = || former.iter().filter_map(|limits| limits.get(place)).map(|(_, limit)| *limit);
+        let widest = now().fold(to, u64::max);
+        match turn {
+            Turn::Wider => now().any(|limit| limit < widest).then_some((name, widest)),
+            Turn::Narrower => (widest > to).then_some((name, to)),
+        }
+    });
+    changed.collect()
 }
 
 /// Which way limits of a unit are changed: around a container's own, wider ones come before those, and narrower ones after.
@@ -117,12 +139,8 @@ pub(super) fn limit(
     after: &Launch,
     turn: Turn,
 ) -> io::Result<()> {
-    let pairs = limits(before).into_iter().zip(limits(after));
-    let changed = pairs.filter(|((_, from), (_, to))| match turn {
-        Turn::Wider => to > from,
-        Turn::Narrower => to < from,
-    });
-    let changed: Vec<_> = changed.map(|(_, (name, limit))| (name, Value::Number(limit))).collect();
+    let changed = changes(before, after, turn);
+    let changed: Vec<_> = changed.into_iter().map(|(name, limit)| (name, Value::Number(limit))).collect();
     if changed.is_empty() {
         return Ok(());
     }
@@ -167,7 +185,9 @@ fn properties(plan: &Plan<'_>, agent: Option<&str>) -> Vec<(&'static str, Value)
         ("SyslogIdentifier", text(launch.id.service.as_str())),
         ("LogExtraFields", Value::Blobs(log_fields(launch))),
     ];
-    let limits = limits(launch).into_iter().filter(|(name, limit)| *limit != u64::MAX || *name == "TasksMax");
+    let limits = limits(&Tried::from(*launch))
+        .into_iter()
+        .filter(|(name, limit)| *limit != u64::MAX || *name == "TasksMax");
     properties.extend(limits.map(|(name, limit)| (name, Value::Number(limit))));
     if let Some(devices) = plan.devices {
         properties.push(("DevicePolicy", text("closed")));
@@ -215,5 +235,37 @@ mod tests {
         assert_eq!(device(&null), ("/dev/char/1:3".into(), "rm".into()));
         let all = Device { access: "rwm".into(), kind: 'b', ..null };
         assert_eq!(device(&all), ("/dev/block/1:3".into(), "rwm".into()));
+    }
+
+    /// A container's limits of memory in MiB: what it was given last, what was tried since, what it is to have.
+    fn turns(before: u64, tried: &[u64], to: u64) -> [Vec<u64>; 2] {
+        let old = r#"{"format":1,"id":"shop.7","layout":{"state_dir":"/s","run_dir":"/r","instance":"gitopsd"},
+            "address":"10.98.0.2","netns":"/n","layers":["/l"],"args":["serve"],"env":[],"user":"","cwd":"/",
+            "stop_signal":15,"volumes":[],"memory":null,"milli_cpus":null,"pids":null,"image":"i","commit":"c"}"#;
+        let launch: Launch = serde_json::from_str(old).unwrap();
+        let with = |size: u64| Launch { memory: Some(size << 20), ..launch.clone() };
+        let tried = tried.iter().chain([&to]).map(|size| Tried::from(&with(*size))).collect();
+        let before = Launch { tried, ..with(before) };
+        [Turn::Wider, Turn::Narrower].map(|turn| {
+            let changed = changes(&before, &with(to), turn);
+            changed.into_iter().map(|(_, limit)| limit.saturating_sub(SHIM_MEMORY) >> 20).collect()
+        })
+    }
+
+    #[test]
+    fn a_change_that_was_cut_short_leaves_no_limit_narrower() {
+        let none: &[u64] = &[];
+        let is = |before, tried: &[u64], to, wider: &[u64], narrower: &[u64]| {
+            assert_eq!(turns(before, tried, to), [wider, narrower], "{before} {tried:?} {to}");
+        };
+        is(512, none, 512, none, none);
+        is(512, none, 1024, &[1024], none);
+        is(512, none, 256, none, &[256]);
+        // It may have been given what was tried, and may not.
+        is(512, &[256], 512, &[512], none);
+        is(512, &[1024], 512, none, &[512]);
+        is(512, &[256], 384, &[512], &[384]);
+        is(512, &[1024], 256, &[1024], &[256]);
+        is(512, &[256, 1024], 2048, &[2048], none);
     }
 }

@@ -49,6 +49,69 @@ impl Attributes {
     }
 }
 
+/// Attributes that are read. What makes no sense any more is their end.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Given<'a>(&'a [u8]);
+
+impl<'a> Given<'a> {
+    /// Those of a message about nftables, behind its headers; with the kind of the message (`NFT_MSG_…`) and its family.
+    pub fn of(message: &'a [u8]) -> Option<(u16, u8, Self)> {
+        let kind = u16::from_ne_bytes(*message.get(4..)?.first_chunk()?);
+        let family = *message.get(HEADER)?;
+        (kind >> 8 == SUBSYSTEM).then_some((kind & 0xff, family, Self(message.get(HEADER + GENERIC..)?)))
+    }
+
+    /// Kinds, without their flags, and values.
+    pub fn all(self) -> impl Iterator<Item = (u16, &'a [u8])> {
+        let mut left = self.0;
+        std::iter::from_fn(move || {
+            let length = usize::from(u16::from_ne_bytes(*left.first_chunk()?));
+            let kind = u16::from_ne_bytes(*left.get(2..)?.first_chunk()?) & 0x3fff;
+            let value = left.get(4..length)?;
+            left = left.get(length.next_multiple_of(4)..).unwrap_or_default();
+            Some((kind, value))
+        })
+    }
+
+    /// The first of a kind.
+    pub fn get(self, kind: u16) -> Option<&'a [u8]> {
+        self.all().find(|(other, _)| *other == kind).map(|(_, value)| value)
+    }
+
+    /// Those inside of one; none where there is no such.
+    pub fn inside(self, kind: u16) -> Self {
+        Self(self.get(kind).unwrap_or_default())
+    }
+
+    /// Each of those inside of all of a kind: a list.
+    pub fn list(self, kind: u16) -> impl Iterator<Item = Self> {
+        self.all().filter(move |(other, _)| *other == kind).map(|(_, value)| Self(value))
+    }
+
+    /// A number, in the order of the network.
+    pub fn number(self, kind: u16) -> Option<u32> {
+        Some(u32::from_be_bytes(*self.get(kind)?.first_chunk()?))
+    }
+
+    /// A long one.
+    pub fn long(self, kind: u16) -> Option<u64> {
+        Some(u64::from_be_bytes(*self.get(kind)?.first_chunk()?))
+    }
+
+    /// A text, without its end.
+    pub fn text(self, kind: u16) -> Option<String> {
+        let text = self.get(kind)?.split(|byte| *byte == 0).next()?;
+        Some(String::from_utf8_lossy(text).into_owned())
+    }
+}
+
+/// One question about nftables.
+pub fn question(kind: u16, flags: u16, family: u8, filter: &Attributes) -> Vec<u8> {
+    let mut asked = Batch { bytes: Vec::new(), last: 0, messages: 1 };
+    asked.put(SUBSYSTEM << 8 | kind, REQUEST | flags, [family, 0], 0, &filter.0);
+    asked.bytes
+}
+
 /// What is done as one transaction, message by message.
 #[derive(Debug)]
 pub struct Batch {
@@ -126,6 +189,32 @@ mod tests {
         wanted.extend(2u16.to_ne_bytes());
         wanted.extend([0, 0, 0, 7]);
         assert_eq!(outer.0, wanted);
+    }
+
+    #[test]
+    fn what_was_written_is_read() {
+        let inner = Attributes::default().text(1, "ab").number(2, 7).bytes(3, &8u64.to_be_bytes());
+        let mut batch = Batch::new();
+        batch.add(6, 0, &Attributes::default().number(1, 5).nest(2, inner.clone()).nest(2, inner));
+        let bytes = batch.finish();
+        // Behind the batch's begin.
+        let (kind, family, given) = Given::of(&bytes[20..]).unwrap();
+        assert_eq!((kind, family, given.number(1), given.list(2).count()), (6, INET, Some(5), 2));
+        let inner = given.inside(2);
+        assert_eq!(
+            (inner.text(1).as_deref(), inner.number(2), inner.long(3)),
+            (Some("ab"), Some(7), Some(8))
+        );
+        assert_eq!((inner.get(4), given.inside(9).get(1)), (None, None));
+        assert!(Given::of(&bytes).is_none());
+        // Whatever comes, cut short or not, is read without a panic.
+        for end in 20..bytes.len() {
+            if let Some((_, _, given)) = Given::of(&bytes[20..end]) {
+                assert!(
+                    given.all().count() <= 3 && given.inside(2).number(2).is_none_or(|number| number == 7)
+                );
+            }
+        }
     }
 
     #[test]

@@ -1,18 +1,23 @@
-//! Changes of nftables without nft(8): a script in its language, as far as our own rules use that, becomes one batch of
+//! nftables without nft(8). Changes: a script in its language, as far as our own rules use that, becomes one batch of
 //! netlink messages, which is one transaction.
 //!
 //! The text stays what people read, compare and try by hand; here it is compiled. A line that is not understood is an
-//! error and nothing is done. `tests/traffic` holds what the kernel has after each line against what nft makes of it.
+//! error and nothing is done. `same_as_nft` holds what the kernel has after each line against what nft makes of it.
+//! Questions (`ask`) are answered by the same messages, which `objects` and `decode` read.
 
+pub mod ask;
+pub mod decode;
 mod expressions;
 pub mod hand;
 pub mod message;
+pub mod objects;
 mod rule;
 
 use std::net::IpAddr;
 
 use expressions::{Compare, LIST_ELEMENT, Verdict, value};
 use message::{Attributes, Batch};
+use objects::Objects;
 
 /// `NFT_MSG_…` of linux/netfilter/nf_tables.h.
 const NEW_TABLE: u16 = 0;
@@ -96,6 +101,12 @@ pub fn compile(script: &str, flags: u32) -> Result<(Batch, Vec<&str>), Unknown> 
         lines.resize(batch.len() as usize, line);
     }
     Ok((batch, lines))
+}
+
+/// What a script adds, as the kernel would list it; `None` if it is not understood.
+pub fn would_make(script: &str) -> Option<Objects> {
+    let (batch, _) = compile(script, 0).ok()?;
+    Some(Objects::read(&batch.finish()))
 }
 
 fn add(batch: &mut Batch, line: &str, flags: u32) -> Option<()> {
@@ -262,6 +273,8 @@ fn remark(comment: &str) -> Option<Vec<u8>> {
     Some([&[0, length], comment.as_bytes(), &[0]].concat())
 }
 
+#[cfg(test)]
+mod read_as_nft;
 #[cfg(test)]
 mod same_as_nft;
 

@@ -6,7 +6,7 @@ use std::io::Write as _;
 use std::net::Ipv4Addr;
 use std::process::{Command, Stdio};
 
-use super::super::listing::{Table, parse};
+use super::super::listing::Table;
 use super::super::skeleton::Frame;
 use super::super::{nft, owner, ruleset};
 use crate::engine::Route;
@@ -64,7 +64,7 @@ fn both(scripts: Vec<String>) -> [Vec<String>; 2] {
     })
 }
 
-fn frame(six: bool) -> Frame {
+pub fn frame(six: bool) -> Frame {
     Frame {
         names: Names::new("gitopsd"),
         subnet: Subnet::new((Ipv4Addr::new(10, 98, 0, 0), 17)).unwrap(),
@@ -104,7 +104,7 @@ fn route(service: &str, generation: u64, last: u8, by: Option<ShareBy>) -> Route
     }
 }
 
-fn whole(frame: &Frame) -> Vec<String> {
+pub fn whole(frame: &Frame) -> Vec<String> {
     let mut members = Membership::default();
     let of = |last: &[u8]| last.iter().map(|last| Ipv4Addr::new(10, 98, 1, *last)).collect();
     members.networks =
@@ -168,12 +168,12 @@ fn all_or_nothing() {
         // What cannot be sent is not sent either.
         assert!(owner::apply_once("delete table inet gitopsd\nsomething else\n").is_err());
         assert_eq!(shown(), before);
-        assert_eq!(parse(&nft::list("gitopsd").unwrap(), None).unwrap().chains.len(), 1);
+        assert_eq!(nft::table("gitopsd", None).unwrap().unwrap().chains.len(), 1);
         // Thousands of elements, as a large network has, are one transaction all the same.
         by_netlink("add set inet gitopsd net-a { type ipv4_addr ; }\n");
         let many: Vec<String> = (0..20_000u32).map(|n| Ipv4Addr::from_bits(n).to_string()).collect();
         by_netlink(&format!("add element inet gitopsd net-a {{ {} }}\n", many.join(", ")));
-        let table = parse(&nft::list("gitopsd").unwrap(), None).unwrap();
+        let table = nft::table("gitopsd", None).unwrap().unwrap();
         assert_eq!(table.sets["net-a"].len(), 20_000);
     };
     std::thread::spawn(run).join().unwrap();
