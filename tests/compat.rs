@@ -25,6 +25,8 @@ mod meant;
 mod promises;
 #[path = "compat/scenarios.rs"]
 mod scenarios;
+#[path = "compat/traps.rs"]
+mod traps;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -40,10 +42,10 @@ use scenarios::SCENARIOS;
 
 /// Key of Compose, a service file's line that uses it, and the test that shows its effect.
 const KEYS: &[(&str, &str, &str)] = &[
-    ("blkio_config", "blkio_config = { weight = 100 }", ""),
+    ("blkio_config", "blkio_config = { weight = 100 }", "limits_of_disks"),
     ("cap_add", "cap_add = [\"CHOWN\"]", "capabilities_added_and_dropped"),
     ("cap_drop", "cap_drop = [\"ALL\"]", "capabilities_added_and_dropped"),
-    ("cgroup", "cgroup = \"private\"", ""),
+    ("cgroup", "cgroup = \"private\"", "a_container_is_what_the_runtime_spec_promises"),
     ("command", "command = \"serve\"", "a_program_sees_its_own_small_world"),
     (
         "configs",
@@ -53,25 +55,37 @@ const KEYS: &[(&str, &str, &str)] = &[
     ("cpu_shares", "cpu_shares = 512", "limits_of_memory_and_processors"),
     ("cpus", "cpus = 1.5", "limits_hold"),
     ("cpuset", "cpuset = \"0-1,3\"", "limits_of_memory_and_processors"),
-    ("depends_on", "depends_on = []", ""),
-    ("deploy", "deploy = { bake = \"1s\" }", ""),
+    ("depends_on", "depends_on = []", "after_a_boot_what_is_depended_on_comes_first"),
+    (
+        "deploy",
+        "deploy = { bake = \"1s\" }",
+        "a_version_that_falls_sick_after_the_switch_loses_its_traffic_again",
+    ),
     ("devices", "devices = []", "devices_of_the_host"),
     ("dns", "dns = \"192.0.2.1\"", "groups_and_names"),
     ("dns_opt", "dns_opt = [\"ndots:2\"]", "groups_and_names"),
     ("dns_search", "dns_search = [\"example.org\"]", "groups_and_names"),
     ("domainname", "domainname = \"example.org\"", "groups_and_names"),
-    ("entrypoint", "entrypoint = [\"/bin/x\"]", ""),
-    ("env_file", "env_file = [{ path = \"a.env\", required = false }]", ""),
+    ("entrypoint", "entrypoint = [\"/bin/x\"]", "an_entrypoint_of_the_service_sets_the_images_command_aside"),
+    (
+        "env_file",
+        "env_file = [{ path = \"a.env\", required = false }]",
+        "a_generation_keeps_the_files_that_it_began_with",
+    ),
     ("environment", "environment = { A = 1 }", "a_program_sees_its_own_small_world"),
     ("expose", "expose = [8080, \"53/udp\"]", ""),
     ("extra_hosts", "extra_hosts = [\"db:192.0.2.7\"]", "groups_and_names"),
     ("group_add", "group_add = [\"audio\", 44]", "groups_and_names"),
-    ("healthcheck", "healthcheck = { tcp = 80 }", ""),
+    (
+        "healthcheck",
+        "healthcheck = { tcp = 80 }",
+        "every_kind_of_check_lets_the_good_one_in_and_keeps_the_bad_one_out",
+    ),
     ("hostname", "hostname = \"front\"", "groups_and_names"),
     ("image", "", "a_program_sees_its_own_small_world"),
     ("init", "init = true", "a_first_process_reaps_and_passes_signals_on"),
     ("ipc", "ipc = \"private\"", "the_hosts_processes_and_ipc"),
-    ("labels", "labels = { a = \"b\" }", ""),
+    ("labels", "labels = { a = \"b\" }", "limits_ports_labels_and_checks_change_in_place_under_load"),
     (
         "logging",
         "logging = { options = { max-size = \"1m\", max-file = \"2\" } }",
@@ -81,11 +95,11 @@ const KEYS: &[(&str, &str, &str)] = &[
     ("mem_reservation", "mem_reservation = \"32m\"", "limits_of_memory_and_processors"),
     ("memswap_limit", "memswap_limit = -1", "limits_of_memory_and_processors"),
     ("network_mode", "network_mode = \"none\"", "networks_that_are_not_the_containers_own"),
-    ("networks", "networks = { default = { aliases = [\"a\"] } }", ""),
+    ("networks", "networks = { default = { aliases = [\"a\"] } }", "networks_are_islands"),
     ("oom_score_adj", "oom_score_adj = 100", "kernel_parameters_and_limits_of_processes"),
     ("pid", "", "the_hosts_processes_and_ipc"),
     ("pids_limit", "pids_limit = 9", "limits_hold"),
-    ("ports", "ports = [\"127.0.0.1:8000-8002:80-82/udp\"]", ""),
+    ("ports", "ports = [\"127.0.0.1:8000-8002:80-82/udp\"]", "every_kind_of_port_settles_and_answers"),
     ("privileged", "privileged = false", "privileged_means_all"),
     ("read_only", "read_only = true", "file_systems_in_memory_and_a_root_that_is_only_read"),
     (
@@ -95,7 +109,7 @@ const KEYS: &[(&str, &str, &str)] = &[
     ),
     ("restart", "restart = \"on-failure:3\"", "how_it_ended_is_told_by_its_policy"),
     ("shm_size", "shm_size = \"8m\"", "file_systems_in_memory_and_a_root_that_is_only_read"),
-    ("stop_grace_period", "stop_grace_period = \"1s\"", ""),
+    ("stop_grace_period", "stop_grace_period = \"1s\"", "stop_asks_first_and_then_does_not"),
     ("stop_signal", "stop_signal = \"USR1\"", "the_stop_signal_of_the_service"),
     ("sysctls", "sysctls = { \"net.core.somaxconn\" = 99 }", "kernel_parameters_and_limits_of_processes"),
     ("tmpfs", "tmpfs = \"/run:size=1m\"", "file_systems_in_memory_and_a_root_that_is_only_read"),
@@ -175,19 +189,17 @@ fn the_page_is_what_the_parser_knows() {
     let listed: BTreeSet<&str> = KEYS.iter().map(|(key, _, _)| *key).chain(OWN).collect();
     assert_eq!(read.iter().copied().collect::<BTreeSet<_>>(), listed);
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
-    let tests: String = ["options", "world", "files", "networks", "lives", "users"]
-        .map(|name| fs::read_to_string(root.join(format!("tests/engine/{name}.rs"))).unwrap())
-        .concat();
+    let tests = traps::tests();
     let mut page = String::from(
         "# Compose keys, and Docker\n\nWritten from the tables in `tests/compat.rs` and `tests/compat/`, which the tests \
          there hold against real containers.\n\n## Keys\n\n*Supported*: taken, and in force. *Compared*: a container that uses \
          the key under a real Docker, and the same one here, are looked\nat from inside (`tests/compat/probe.sh`: some two \
          hundred facts each); named are the kinds of facts that the key changes,\nand all of them are the same, but for what \
-         is listed below. The last column names the test in `tests/engine` that looks\nfrom inside. What a host's policy has \
-         to grant says `docs/config.md`.\n\n| key | state | compared with Docker | seen from inside by |\n|---|---|---|---|\n",
+         is listed below. The last column names a test that sees it in force\n(`expose` is for people, as in Compose). What a \
+         host's policy has to grant says `docs/config.md`.\n\n| key | state | compared with Docker | seen by |\n|---|---|---|---|\n",
     );
     for (key, _, test) in KEYS {
-        assert!(test.is_empty() || tests.contains(&format!("fn {test}()")), "there is no test {test}");
+        assert!(test.is_empty() || tests.contains(&format!("fn {test}(")), "there is no test {test}");
         let test = if test.is_empty() { String::new() } else { format!("`{test}`") };
         let compared = IN_ALL.iter().find(|(named, _)| named == key).map(|(_, kinds)| (*kinds).to_owned());
         let scenario = SCENARIOS.iter().find(|scenario| scenario.key == *key);
@@ -228,6 +240,7 @@ fn the_page_is_what_the_parser_knows() {
         page.push_str(&format!("| {section} | {promise} |\n"));
     }
     page.push_str(SUITES);
+    page.push_str(&traps::page());
     let path = root.join("docs/compat.md");
     if std::env::var_os("UPDATE_GOLDEN").is_some() {
         fs::write(&path, &page).unwrap();
@@ -329,6 +342,7 @@ fn what_the_host_does_not_grant_is_refused_with_its_rule() {
         ("pid = \"host\"", "policy.host_namespaces"),
         ("ipc = \"host\"", "policy.host_namespaces"),
         ("security_opt = [\"seccomp:unconfined\"]", "policy.unconfined"),
+        ("security_opt = [\"apparmor:unconfined\"]", "policy.unconfined"),
         ("network_mode = \"host\"", "policy.host_network"),
         ("cap_add = [\"NET_ADMIN\"]", "policy.capabilities"),
         ("devices = [\"/dev/dri/card0:rw\"]", "policy.devices"),

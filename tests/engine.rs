@@ -11,6 +11,8 @@
 #[path = "support/containers.rs"]
 mod containers;
 
+#[path = "engine/apparmor.rs"]
+mod apparmor;
 #[path = "engine/commands.rs"]
 mod commands;
 #[path = "engine/crashes.rs"]
@@ -39,6 +41,8 @@ mod runtimes;
 mod terminals;
 #[path = "engine/top.rs"]
 mod top;
+#[path = "engine/traps.rs"]
+mod traps;
 #[path = "engine/update.rs"]
 mod update;
 #[path = "engine/users.rs"]

@@ -73,6 +73,12 @@ pub(super) fn violation(spec: &Declared, policy: &Policy) -> Option<Refusal> {
         (options.host_ipc, policy.host_namespaces, "host_namespaces", "ipc = \"host\""),
         (host_network, policy.host_network, "host_network", "network_mode = \"host\""),
         (options.unconfined, policy.unconfined, "unconfined", "security_opt = [\"seccomp=unconfined\"]"),
+        (
+            options.without_apparmor,
+            policy.unconfined,
+            "unconfined",
+            "security_opt = [\"apparmor=unconfined\"]",
+        ),
     ] {
         if asked == Some(true) && !granted {
             return refuse(format!("policy.{rule} does not allow {key}"));

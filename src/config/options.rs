@@ -17,6 +17,7 @@ use crate::types::{
 pub(super) fn read(section: &Section<'_, '_>) -> Options {
     let cap = |text: &str| capability(text);
     let flag = |key| section.boolean(key);
+    let (unconfined, without_apparmor) = security(section);
     let mut options = Options {
         group_add: each(section, "group_add", plain),
         hostname: one(section, "hostname", host_name),
@@ -27,7 +28,8 @@ pub(super) fn read(section: &Section<'_, '_>) -> Options {
         dns_opt: each(section, "dns_opt", plain),
         cap_add: each(section, "cap_add", cap),
         cap_drop: each(section, "cap_drop", cap),
-        unconfined: security(section),
+        unconfined,
+        without_apparmor,
         privileged: flag("privileged"),
         devices: each(section, "devices", device),
         sysctls: map(section, "sysctls", sysctl),
@@ -239,14 +241,21 @@ fn capability(text: &str) -> Result<String, Invalid> {
     if CAPABILITIES.contains(&name.as_str()) { Ok(name) } else { bad(text, "is not a capability") }
 }
 
-fn security(section: &Section<'_, '_>) -> Option<bool> {
+/// What `security_opt` takes away: the filter of system calls, and the profile of AppArmor. The second is said only where it
+/// is asked for, as older versions did not know it.
+fn security(section: &Section<'_, '_>) -> (Option<bool>, Option<bool>) {
     let all = each(section, "security_opt", |text| match text.replacen(':', "=", 1).as_str() {
-        "seccomp=unconfined" => Ok(true),
+        "seccomp=unconfined" => Ok(Some(false)),
+        "apparmor=unconfined" => Ok(Some(true)),
         // So in any case.
-        "no-new-privileges" | "no-new-privileges=true" | "seccomp=builtin" => Ok(false),
-        _ => bad(text, "is not supported by this version; only seccomp=unconfined and no-new-privileges"),
-    })?;
-    Some(all.contains(&true))
+        "no-new-privileges" | "no-new-privileges=true" | "seccomp=builtin" => Ok(None),
+        _ => bad(
+            text,
+            "is not supported by this version; only seccomp=unconfined, apparmor=unconfined and no-new-privileges",
+        ),
+    });
+    let Some(all) = all else { return (None, None) };
+    (Some(all.contains(&Some(false))), all.contains(&Some(true)).then_some(true))
 }
 
 fn device(text: &str) -> Result<DeviceMapping, Invalid> {

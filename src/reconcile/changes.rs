@@ -226,6 +226,7 @@ fn of_options(t: &mut Table, before: &Options, after: &Options) {
         cap_add,
         cap_drop,
         unconfined,
+        without_apparmor,
         privileged,
         devices,
         sysctls,
@@ -260,7 +261,8 @@ fn of_options(t: &mut Table, before: &Options, after: &Options) {
     t.add("dns_opt", new, dns_opt, &after.dns_opt);
     t.add("cap_add", new, cap_add, &after.cap_add);
     t.add("cap_drop", new, cap_drop, &after.cap_drop);
-    t.add("security_opt", new, unconfined, &after.unconfined);
+    let confined = (unconfined, without_apparmor);
+    t.add("security_opt", new, &confined, &(&after.unconfined, &after.without_apparmor));
     t.add("privileged", new, privileged, &after.privileged);
     t.add("devices", new, devices, &after.devices);
     t.add("sysctls", new, sysctls, &after.sysctls);

@@ -45,6 +45,9 @@ pub struct Options {
     /// Whether system calls are not filtered.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unconfined: Option<bool>,
+    /// Whether its processes are under no profile of AppArmor. Said together with the one before, by `security_opt`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub without_apparmor: Option<bool>,
     /// Every capability and device, no filter, nothing masked.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub privileged: Option<bool>,
@@ -185,12 +188,16 @@ impl Options {
                 }
             };
         }
-        merged!(
+        let mut both = merged!(
             group_add, hostname, domainname, extra_hosts, dns, dns_search, dns_opt, cap_add, cap_drop,
-            unconfined, privileged, devices, shm_size, tmpfs, read_only, init, stop_signal, memswap_limit,
+            unconfined, without_apparmor, privileged, devices, shm_size, tmpfs, read_only, init, stop_signal, memswap_limit,
             mem_reservation, cpuset, cpu_shares, oom_score_adj, blkio, logging, host_pid, host_ipc, network_mode,
             networks, user_namespace, expose;
             sysctls, ulimits, labels
-        )
+        );
+        if over.unconfined.is_some() {
+            both.without_apparmor = over.without_apparmor;
+        }
+        both
     }
 }

@@ -23,6 +23,8 @@ pub enum On {
     Any,
     /// One with cgroup v1.
     V1,
+    /// One with cgroup v2 alone.
+    V2,
     /// One whose kernel has AppArmor.
     AppArmor,
     /// One whose kernel shows its memory as a file.
@@ -32,14 +34,19 @@ pub enum On {
 impl On {
     /// Whether it is this machine.
     pub fn here(self) -> bool {
-        let v2 = std::path::Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
         match self {
             Self::Any => true,
-            Self::V1 => !v2,
+            Self::V1 => !on_v2(),
+            Self::V2 => on_v2(),
             Self::Kcore => std::path::Path::new("/proc/kcore").exists(),
             Self::AppArmor => std::path::Path::new("/proc/self/attr/apparmor/current").exists(),
         }
     }
+}
+
+/// Whether there is cgroup v2 alone.
+pub fn on_v2() -> bool {
+    std::path::Path::new("/sys/fs/cgroup/cgroup.controllers").exists()
 }
 
 impl std::fmt::Display for On {
@@ -47,6 +54,7 @@ impl std::fmt::Display for On {
         f.write_str(match self {
             Self::Any => "",
             Self::V1 => "cgroup v1",
+            Self::V2 => "cgroup v2",
             Self::AppArmor => "AppArmor",
             Self::Kcore => "/proc/kcore",
         })
@@ -125,10 +133,18 @@ pub const MEANT: &[Meant] = &[
         "*",
         "filter apparmor",
         "docker-default (enforce)",
-        "unconfined",
-        "there is no profile for AppArmor; what that one forbids, missing capabilities and read-only mounts do",
+        "gitopsd-default (enforce)",
+        "the profile is our own, with the same rules in short",
     )
     .only(On::AppArmor),
+    meant(
+        "cpu_shares",
+        "cgroup cpu.weight",
+        "20",
+        "59",
+        "Docker's runtime weighs by a straight line, by which 1024 shares are 39; here they are 100, as in runc since 1.3.2",
+    )
+    .only(On::V2),
     meant(
         "*",
         "devices /dev/core | devices /dev/kcore",

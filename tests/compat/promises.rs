@@ -37,6 +37,7 @@ pub const PROMISES: &[(&str, &str, Check)] = &[
     ("config.md, POSIX process", "`rlimits`, soft and hard", limits),
     ("config.md, Linux Process", "`capabilities`, all five sets", capabilities),
     ("config.md, Linux Process", "`noNewPrivileges`, `oomScoreAdj`", privileges),
+    ("config.md, Linux Process", "`apparmorProfile`, where the kernel has AppArmor", apparmor),
     ("config.md, User", "`uid`, `gid`, `additionalGids`, `umask`", user),
     ("config.md, Hostname", "`hostname`, `domainname`", names),
     ("config.md, POSIX-platform Hooks", "there are none: nothing runs on the host for a container", hooks),
@@ -262,6 +263,16 @@ fn privileges(world: &World) -> Result<(), String> {
     want("NoNewPrivs", world.status("NoNewPrivs"), wanted.to_string())?;
     let adjusted = world.number("/process/oomScoreAdj").unwrap();
     want("oom_score_adj", world.proc("oom_score_adj").trim().to_owned(), adjusted.to_string())
+}
+
+fn apparmor(world: &World) -> Result<(), String> {
+    let label = world.proc("attr/apparmor/current");
+    let found = label.split(" (").next().map(str::trim_end).filter(|name| !name.is_empty());
+    want(
+        "label",
+        found.unwrap_or("unconfined"),
+        world.config["process"]["apparmorProfile"].as_str().unwrap_or("unconfined"),
+    )
 }
 
 fn user(world: &World) -> Result<(), String> {

@@ -3,7 +3,7 @@
 //! Where the guard is the library's and cannot be taken away, the library's fault is brought back: builds for tests read
 //! words from the file `weak` of the state directory, see `shim/weak.rs`. Such a test has three parts: as it is, the
 //! way leads nowhere; with the fault, our own last look refuses to execute anything; with the fault and without the
-//! look the way leads out, and the test sees it.
+//! look (nor AppArmor, where the kernel has it) the way leads out, and the test sees it.
 
 use std::fs;
 use std::os::unix::fs::symlink;

@@ -98,3 +98,19 @@ fn networks_that_are_not_the_containers_own() {
     }
     assert_eq!(rig.traces(), Vec::<String>::new());
 }
+
+/// A new network namespace has it down.
+#[test]
+fn the_loopback_interface_is_up() {
+    let rig = rig();
+    let look = "cat /sys/class/net/lo/flags; nc -l -p 7 -e echo heard &
+        until nc 127.0.0.1 7 2>/dev/null; do sleep 0.05; done; echo end; exec sleep 1000";
+    for (id, mode) in [("shop.1", NetworkMode::Bridge), ("job.1", NetworkMode::None)] {
+        let mut request = rig.script(id, look);
+        request.spec.options.network_mode = Some(mode);
+        rig.start(&request);
+        rig.wait_log(&request.id, "end");
+        // IFF_UP and IFF_LOOPBACK. Source: netdevice(7).
+        assert_eq!(rig.engine.log_tail(&request.id, 9), ["0x9", "heard", "end"]);
+    }
+}

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 
 use gitopsd::engine::{ContainerRequest, Engine};
 use gitopsd::types::{Blkio, ByteSize, DeviceMapping, LogLimits, Options, Tmpfs};
@@ -245,6 +246,48 @@ fn a_container_without_swap() {
         line.is_some() || fs::read_dir("/sys/fs/cgroup/memory").is_ok(),
         "cgroup v2 counts swap: {log:?}"
     );
+}
+
+#[test]
+fn limits_of_disks() {
+    let rig = Rig::new();
+    let disk = crate::containers::disk();
+    let number = fs::metadata(&disk).unwrap().rdev();
+    let number = format!("{}:{}", rustix::fs::major(number), rustix::fs::minor(number));
+    let kinds = ["read_bps_device", "write_bps_device", "read_iops_device", "write_iops_device"];
+    let v1 = kinds.map(|kind| format!("/sys/fs/cgroup/blkio/blkio.throttle.{kind}"));
+    let mut request = rig.script(
+        "shop.1",
+        &format!("for f in {} /sys/fs/cgroup/io.max; do test -e $f && cat $f; done; true", v1.join(" ")),
+    );
+    request.spec.options.blkio = Some(Blkio {
+        weight: None,
+        read_bps: vec![(disk.clone(), 2 << 20)],
+        write_bps: vec![(disk.clone(), 1 << 20)],
+        read_iops: vec![(disk.clone(), 100)],
+        write_iops: vec![(disk, 200)],
+    });
+    let (_, log) = rig.run(&request);
+    let v1 = [2 << 20, 1 << 20, 100, 200].map(|rate| format!("{number} {rate}"));
+    let v2 = [format!("{number} rbps=2097152 wbps=1048576 riops=100 wiops=200")];
+    assert!(log == v1 || log == v2, "{log:?}");
+}
+
+#[test]
+fn an_entrypoint_of_the_service_sets_the_images_command_aside() {
+    let rig = Rig::new();
+    let mut request = rig.script("shop.1", "");
+    let words = |words: &[&str]| words.iter().map(ToString::to_string).collect::<Vec<_>>();
+    request.image.config.entrypoint = words(&["echo", "of the image"]);
+    request.image.config.cmd = words(&["its command"]);
+    request.spec.command = None;
+    assert_eq!(rig.run(&request).1, ["of the image its command"]);
+    request.id = "shop.2".parse().unwrap();
+    request.spec.entrypoint = Some(words(&["echo", "of the service"]));
+    assert_eq!(rig.run(&request).1.last().unwrap(), "of the service");
+    request.id = "shop.3".parse().unwrap();
+    request.spec.command = Some(words(&["and its command"]));
+    assert_eq!(rig.run(&request).1.last().unwrap(), "of the service and its command");
 }
 
 #[test]

@@ -7,6 +7,7 @@ const BUILT_IN_ONLY: &[&str] = &[
     // `init = true` is refused by name.
     "a_first_process_reaps_and_passes_signals_on",
     "the_first_process_cannot_be_opened",
+    "a_first_process_of_ours_is_under_it_too",
     // So is `userns_mode = "auto"`.
     "root_inside_is_nobody_outside",
     "commands_and_the_stop_are_as_without",

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::Ipv4Addr;
-use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -302,6 +302,21 @@ pub fn script_request(dir: &Path, id: &str, script: &str) -> ContainerRequest {
 /// A directory or file of the host in the container.
 pub fn bind(source: impl Into<std::path::PathBuf>, target: &str, read_only: bool) -> VolumeMount {
     VolumeMount::new(VolumeSource::Bind(source.into()), target, read_only)
+}
+
+/// A block device of this machine; nothing is done with it but to name it.
+pub fn disk() -> PathBuf {
+    let entries = fs::read_dir("/dev").unwrap().flatten();
+    let mut disks: Vec<PathBuf> = entries
+        .map(|entry| entry.path())
+        .filter(|path| fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_block_device()))
+        .collect();
+    disks.sort();
+    let real = |path: &&PathBuf| {
+        let name = path.file_name().unwrap().to_string_lossy();
+        !name.starts_with("loop") && !name.starts_with("sr")
+    };
+    disks.iter().find(real).or(disks.first()).unwrap_or_else(|| panic!("no block device in /dev")).clone()
 }
 
 /// Asks again and again until there is an answer.

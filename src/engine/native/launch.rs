@@ -63,6 +63,9 @@ pub(super) struct Launch {
     /// The host's number of its root, where it has a user namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub first_id: Option<u32>,
+    /// The profile of AppArmor that its processes run under; of older versions none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub apparmor: Option<String>,
     /// Whether its program is given a `NOTIFY_SOCKET`.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub notify: bool,
@@ -192,6 +195,7 @@ impl Launch {
             options: spec.options.clone(),
             runtime: None,
             first_id: None,
+            apparmor: None,
             notify,
             image: spec.image.reference.to_string(),
             digest: request.image.digest.to_string(),
@@ -285,7 +289,7 @@ mod tests {
             "stop_signal":15,"volumes":[],"memory":null,"milli_cpus":null,"pids":null,"image":"i","commit":"c"}"#;
         let launch: Launch = serde_json::from_str(old).unwrap();
         assert_eq!((launch.digest.as_str(), launch.image.as_str()), ("", "i"));
-        assert_eq!((&launch.runtime, launch.first_id), (&None, None));
+        assert_eq!((&launch.runtime, launch.first_id, &launch.apparmor), (&None, None, &None));
         assert!(launch.options.is_default());
         assert_eq!((launch.unit.as_ref(), launch.grace), (None, Duration::from_secs(10)));
         assert_eq!(launch.group(), Path::new("/gitopsd/shop.7"), "it is where it was");

@@ -7,9 +7,11 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
+use rustix::process::{Resource, getrlimit};
 use serde_json::{Value, json};
 
 use super::launch::Launch;
+use super::rights;
 use crate::types::Options;
 
 /// Files that a process may have open, where the host allows as many.
@@ -72,6 +74,52 @@ pub(super) fn rlimits(options: &Options, files: u64) -> Vec<Value> {
         json!({ "type": format!("RLIMIT_{}", name.to_ascii_uppercase()), "soft": soft, "hard": hard })
     };
     limits.into_iter().map(entry).collect()
+}
+
+/// The first of a service's `ulimits` that this process cannot give, told for people: the kernel would only say that it is
+/// not permitted. Source: getrlimit(2), "EPERM".
+pub(super) fn out_of_reach(options: &Options) -> Option<String> {
+    let wanted = options.ulimits.as_ref()?;
+    let may_raise = rights::in_force("CAP_SYS_RESOURCE");
+    let nr_open = std::fs::read_to_string("/proc/sys/fs/nr_open").ok();
+    let nr_open = nr_open.and_then(|text| text.trim().parse().ok()).unwrap_or(u64::MAX);
+    wanted.iter().find_map(|(name, (_, hard))| {
+        // -1 is RLIM_INFINITY.
+        let hard = u64::try_from(*hard).unwrap_or(u64::MAX);
+        let (most, why) = match may_raise {
+            false => {
+                let own = getrlimit(resource(name)?).maximum.unwrap_or(u64::MAX);
+                (own, "gitopsd has no more itself, and no CAP_SYS_RESOURCE")
+            }
+            true if name == "nofile" => (nr_open, "fs.nr_open of this host"),
+            true => (u64::MAX, ""),
+        };
+        let said = if hard == u64::MAX { "no limit".to_owned() } else { hard.to_string() };
+        (hard > most).then(|| format!("`ulimits.{name}`: {said} is more than {most}: {why}"))
+    })
+}
+
+/// As `ulimits` calls it. Source: getrlimit(2).
+fn resource(name: &str) -> Option<Resource> {
+    Some(match name {
+        "as" => Resource::As,
+        "core" => Resource::Core,
+        "cpu" => Resource::Cpu,
+        "data" => Resource::Data,
+        "fsize" => Resource::Fsize,
+        "locks" => Resource::Locks,
+        "memlock" => Resource::Memlock,
+        "msgqueue" => Resource::Msgqueue,
+        "nice" => Resource::Nice,
+        "nofile" => Resource::Nofile,
+        "nproc" => Resource::Nproc,
+        "rss" => Resource::Rss,
+        "rtprio" => Resource::Rtprio,
+        "rttime" => Resource::Rttime,
+        "sigpending" => Resource::Sigpending,
+        "stack" => Resource::Stack,
+        _ => return None,
+    })
 }
 
 /// Memory and swap together where only the former is limited, as Docker has it: as much swap as memory. Without, what

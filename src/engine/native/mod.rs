@@ -4,6 +4,7 @@
 //! kernel each time, so that a new agent sees what an old one left. libcontainer runs only in the shim and in the exec
 //! helper, which are single-threaded processes of their own ([`shim::main`], [`exec::main`]).
 
+mod apparmor;
 mod cgroup;
 mod cgroup_limits;
 mod clock;
@@ -81,6 +82,7 @@ pub struct NativeEngine {
     runtime: Option<String>,
     subuids: userns::Ids,
     supervisor: Supervisor,
+    apparmor: apparmor::AppArmor,
     /// Shared by starts, alone for taking empty parent groups away: a start may need the parent at any moment.
     parents: RwLock<()>,
 }
@@ -115,6 +117,7 @@ impl NativeEngine {
             runtime: None,
             subuids: userns::Ids::default(),
             supervisor,
+            apparmor: apparmor::AppArmor::default(),
             parents: RwLock::new(()),
         })
     }

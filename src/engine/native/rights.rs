@@ -24,11 +24,22 @@ pub(super) fn capabilities(options: &Options) -> Vec<&'static str> {
 /// All that this process can give: those that the kernel knows and that the machine, which may be a container itself,
 /// has not taken away for good. Source: proc_pid_status(5), `CapBnd`.
 fn ours() -> Vec<&'static str> {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let bits = status.lines().find_map(|line| line.strip_prefix("CapBnd:"));
-    let bits = bits.and_then(|text| u64::from_str_radix(text.trim(), 16).ok()).unwrap_or_default();
+    let bits = set("CapBnd");
     let held = CAPABILITIES.iter().enumerate().filter(|(number, _)| bits >> number & 1 == 1);
     held.map(|(_, name)| *name).collect()
+}
+
+/// Whether this process has a capability in force.
+pub(super) fn in_force(name: &str) -> bool {
+    let number = CAPABILITIES.iter().position(|known| *known == name);
+    number.is_some_and(|number| set("CapEff") >> number & 1 == 1)
+}
+
+/// One of this process's sets of capabilities, a bit each. Source: proc_pid_status(5).
+fn set(field: &str) -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let bits = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+    bits.and_then(|text| u64::from_str_radix(text.trim(), 16).ok()).unwrap_or_default()
 }
 
 /// The filter of system calls; empty = none.
@@ -54,5 +65,6 @@ mod tests {
         assert_eq!(of(&["CAP_SYS_TIME"], &["CAP_CHOWN"]).len(), 11);
         assert!(!of(&["ALL"], &["CAP_SYS_ADMIN"]).contains(&"CAP_SYS_ADMIN"));
         assert_eq!(of(&["ALL"], &[]), ours());
+        assert!(!in_force("CAP_UNHEARD_OF"));
     }
 }

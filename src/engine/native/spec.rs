@@ -124,6 +124,9 @@ pub(super) fn config(launch: &Launch, around: &Surroundings<'_>) -> io::Result<V
         config["linux"]["maskedPaths"] = json!([]);
         config["linux"]["readonlyPaths"] = json!([]);
     }
+    if let Some(profile) = &launch.apparmor {
+        config["process"]["apparmorProfile"] = profile.as_str().into();
+    }
     if let Some(name) = &options.domainname {
         config["domainname"] = name.as_str().into();
     }
@@ -260,6 +263,7 @@ mod tests {
             options: Options::default(),
             runtime: None,
             first_id: None,
+            apparmor: None,
             notify: false,
             image: "r.io/shop:1".into(),
             digest: String::new(),

@@ -77,6 +77,7 @@ const TABLE: &[Row] = &[
     ("cap_add", How::NewGeneration, |s| s.options.cap_add = Some(vec!["ALL".into()])),
     ("cap_drop", How::NewGeneration, |s| s.options.cap_drop = Some(vec!["ALL".into()])),
     ("security_opt", How::NewGeneration, |s| s.options.unconfined = Some(true)),
+    ("security_opt", How::NewGeneration, |s| s.options.without_apparmor = Some(true)),
     ("privileged", How::NewGeneration, |s| s.options.privileged = Some(true)),
     ("devices", How::NewGeneration, |s| {
         let (source, target) = ("/dev/null".into(), "/dev/x".into());

@@ -20,7 +20,7 @@ use super::super::launch::Launch;
 use super::super::layout::RunFiles;
 use super::super::record::{self, ProcessId, RunRecord};
 use super::super::user;
-use super::super::{in_root, limits_v2, rights, runtime, spec};
+use super::super::{in_root, limits, limits_v2, rights, runtime, spec};
 use super::last_look::Look;
 use super::mapped::{self, Mapped};
 use super::notify::Notify;
@@ -38,6 +38,9 @@ const MAX_MESSAGE: u64 = 4096;
 pub(super) fn create(run: &RunFiles, launch: Launch) -> Result<Supervised, EngineError> {
     let id = launch.id.clone();
     let failed = |what: &str, error: io::Error| start_failed(&format!("{id}: {what}"), error);
+    if let Some(message) = limits::out_of_reach(&launch.options) {
+        return Err(EngineError::plain(Reason::StartFailed, format!("{id}: {message}")));
+    }
     let cgroups = Cgroups::detect(&launch.layout.instance).map_err(|e| failed("cgroups", e))?;
     // The unit's KillMode=process keeps the shim alive too, so a host where this is forbidden is no reason to fail.
     let _ = cgroups.adopt_self(&launch);

@@ -6,11 +6,12 @@ use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork, setpgid};
 
-/// Comes back in the process that is to execute the program; the other one stays and never comes back.
+/// Comes back in the process that is to execute the program; the other one stays, under the same `profile` of AppArmor as
+/// the program will have, and never comes back.
 ///
 /// # Errors
 /// A line for people.
-pub(super) fn split() -> Result<(), String> {
+pub(super) fn split(profile: Option<&str>) -> Result<(), String> {
     let everything = SigSet::all();
     everything.thread_block().map_err(|error| format!("signals: {error}"))?;
     // Children are told by SIGCHLD, which has to be at its default for that.
@@ -21,9 +22,23 @@ pub(super) fn split() -> Result<(), String> {
             let _ = setpgid(Pid::from_raw(0), Pid::from_raw(0));
             Ok(())
         }
-        Ok(ForkResult::Parent { child }) => stay(child, &everything),
+        Ok(ForkResult::Parent { child }) => {
+            if let Some(profile) = profile {
+                confine(profile);
+            }
+            stay(child, &everything)
+        }
         Err(error) => Err(format!("the first process cannot fork: {error}")),
     }
+}
+
+/// Takes this process under a profile at once, as it executes nothing. Without that it is under none, and the program could
+/// not signal it. Source: aa_change_profile(2).
+fn confine(profile: &str) {
+    let word = format!("changeprofile {profile}");
+    let _ = ["/proc/self/attr/apparmor/current", "/proc/self/attr/current"]
+        .iter()
+        .any(|path| std::fs::write(path, &word).is_ok());
 }
 
 fn stay(program: Pid, everything: &SigSet) -> ! {

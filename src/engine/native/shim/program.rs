@@ -82,6 +82,7 @@ fn execute(spec: &Spec, this: &Program) -> Result<std::convert::Infallible, Stri
         .collect::<Result<_, _>>()
         .map_err(|_| "the command holds a NUL".to_owned())?;
     let program = args.first().ok_or("there is no command")?;
+    let profile = spec.process().as_ref().and_then(|process| process.apparmor_profile().as_deref());
     if let Some(window) = window {
         // So that it is right from the first moment on. Where this process may not, the helper does it a moment later.
         let _ = rustix::termios::tcsetwinsize(std::io::stdin(), *window);
@@ -93,7 +94,7 @@ fn execute(spec: &Spec, this: &Program) -> Result<std::convert::Infallible, Stri
     }
     reset_signals();
     if *init {
-        super::init::split()?;
+        super::init::split(profile)?;
         reset_signals();
     }
     nix::unistd::execvp(program, &args).map_err(|error| {

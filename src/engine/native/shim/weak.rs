@@ -23,7 +23,7 @@ pub(in super::super) struct Weak {
     directory: Option<RawFd>,
     /// The device hole: the image's devices can be used.
     devices: bool,
-    /// The last look is left out.
+    /// The last look is left out, and the profile of AppArmor, which would hold in its place.
     unlooked: bool,
 }
 
@@ -47,6 +47,11 @@ impl Weak {
         if self.unmasked {
             config["linux"]["maskedPaths"] = json!([]);
             config["linux"]["readonlyPaths"] = json!([]);
+        }
+        if self.unlooked
+            && let Some(process) = config["process"].as_object_mut()
+        {
+            process.remove("apparmorProfile");
         }
         let Some(mounts) = config["mounts"].as_array_mut() else { return };
         if self.false_proc {
