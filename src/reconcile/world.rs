@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::health::ProbeHistory;
 use super::record::Spec;
 use crate::types::{
-    CommitInfo, ContainerState, Digest, Generation, InstanceId, Refusal, Route, ServiceName, Timestamp,
+    CommitInfo, ContainerState, Digest, Generation, InstanceId, Refusal, ReplicaIndex, Route, ServiceName,
+    Timestamp,
 };
 
 /// What the repo wants of this host at one commit.
@@ -69,7 +70,7 @@ impl Observed {
         service: &'a ServiceName,
     ) -> impl Iterator<Item = (Generation, &'a ContainerState)> {
         let first = InstanceId::new(service, Generation(0));
-        let last = InstanceId::new(service, Generation(u64::MAX));
+        let last = InstanceId::replica(service, Generation(u64::MAX), ReplicaIndex::LAST);
         self.containers.range(first..=last).map(|(id, state)| (id.generation, state))
     }
 }

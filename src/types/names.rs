@@ -125,25 +125,86 @@ impl fmt::Display for Color {
     }
 }
 
-/// One generation of one service: the name of every kernel object and directory made for it, as `shop.7`.
+/// One of the containers of a generation: 1, 2, 3 …
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(transparent)]
+pub struct ReplicaIndex(u32);
+
+impl ReplicaIndex {
+    /// The one that every generation has, and whose name says no number.
+    pub const FIRST: Self = Self(1);
+
+    /// The last that there can be.
+    pub const LAST: Self = Self(u32::MAX);
+
+    /// `None` for 0: they are counted from 1, as `replicas` are.
+    pub fn new(number: u32) -> Option<Self> {
+        (number > 0).then_some(Self(number))
+    }
+
+    /// Its number.
+    pub fn number(self) -> u32 {
+        self.0
+    }
+}
+
+impl Default for ReplicaIndex {
+    fn default() -> Self {
+        Self::FIRST
+    }
+}
+
+impl fmt::Display for ReplicaIndex {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// One container of one generation of one service: the name of every kernel object and directory made for it, as
+/// `shop.7`, and from the second on `shop.7-2`. Not `shop.7.2`: so the second attempt at the unit of `shop.7` is called.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct InstanceId {
     /// The service.
     pub service: ServiceName,
     /// Which of its generations.
     pub generation: Generation,
+    /// Which of that one's containers.
+    pub index: ReplicaIndex,
 }
 
 impl InstanceId {
-    /// Names generation `generation` of `service`.
+    /// Names the first container of generation `generation` of `service`.
     pub fn new(service: &ServiceName, generation: Generation) -> Self {
-        Self { service: service.clone(), generation }
+        Self::replica(service, generation, ReplicaIndex::FIRST)
+    }
+
+    /// Names one of the containers of a generation.
+    pub fn replica(service: &ServiceName, generation: Generation, index: ReplicaIndex) -> Self {
+        Self { service: service.clone(), generation, index }
+    }
+
+    /// The name without the service: `7`, `7-2`.
+    pub fn number(&self) -> String {
+        match self.index {
+            ReplicaIndex::FIRST => self.generation.to_string(),
+            index => format!("{}-{index}", self.generation),
+        }
+    }
+
+    /// The inverse of [`Self::number`], which has one spelling: `07` must not name the same thing as `7`.
+    pub fn of_number(service: &ServiceName, number: &str) -> Option<Self> {
+        let (generation, index) = match number.split_once('-') {
+            Some((generation, index)) => (generation, ReplicaIndex::new(index.parse().ok()?)?),
+            None => (number, ReplicaIndex::FIRST),
+        };
+        let id = Self::replica(service, Generation(generation.parse().ok()?), index);
+        (id.number() == number).then_some(id)
     }
 }
 
 impl fmt::Display for InstanceId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}", self.service, self.generation)
+        write!(f, "{}.{}", self.service, self.number())
     }
 }
 
@@ -152,12 +213,13 @@ impl FromStr for InstanceId {
     fn from_str(text: &str) -> Result<Self, Invalid> {
         let parse = || {
             let (service, number) = text.rsplit_once('.')?;
-            // One spelling a number: `shop.07` must not name the same thing as `shop.7`.
-            let generation = number.parse::<u64>().ok().filter(|n| n.to_string() == number)?;
-            Some(Self { service: service.parse().ok()?, generation: Generation(generation) })
+            Self::of_number(&service.parse().ok()?, number)
         };
-        parse()
-            .ok_or_else(|| Invalid::new(format!("`{text}` is not an instance: expected SERVICE.GENERATION")))
+        parse().ok_or_else(|| {
+            Invalid::new(format!(
+                "`{text}` is not an instance: expected SERVICE.GENERATION or SERVICE.GENERATION-INDEX"
+            ))
+        })
     }
 }
 serde_through_str!(InstanceId);
@@ -179,8 +241,16 @@ mod tests {
     #[test]
     fn instances_have_one_spelling() {
         let id: InstanceId = "shop.7".parse().unwrap();
-        assert_eq!(id.to_string(), "shop.7");
-        for bad in ["shop", "shop.07", "shop.", ".7", "shop.-1", "shop.7.8x"] {
+        assert_eq!((id.to_string().as_str(), id.index), ("shop.7", ReplicaIndex::FIRST));
+        let id: InstanceId = "shop.7-12".parse().unwrap();
+        assert_eq!(
+            (id.generation, id.index.number(), id.to_string().as_str()),
+            (Generation(7), 12, "shop.7-12")
+        );
+        let bad = ["shop", "shop.07", "shop.", ".7", "shop.-1", "shop.7.8x", "shop.7.2", "shop.7-"];
+        for bad in
+            bad.into_iter().chain(["shop.7-0", "shop.7-1", "shop.7-02", "shop.7-2-3", "shop.+7", "shop.7-+2"])
+        {
             assert!(bad.parse::<InstanceId>().is_err(), "{bad}");
         }
     }

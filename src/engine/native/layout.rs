@@ -58,7 +58,7 @@ impl Layout {
 
 /// The log file of a container below a state directory.
 pub(super) fn log_file(state_dir: &Path, id: &InstanceId) -> PathBuf {
-    state_dir.join("logs").join(id.service.as_str()).join(format!("{}.log", id.generation))
+    state_dir.join("logs").join(id.service.as_str()).join(format!("{}.log", id.number()))
 }
 
 /// Whether a named volume's name is safe as a file name.

@@ -25,6 +25,8 @@ pub(in super::super) fn prune(dir: &Path, limits: LogLimits) {
             let part: u32 =
                 if part.is_empty() { 0 } else { part.strip_prefix('.')?.parse().unwrap_or(u32::MAX) };
             let size = entry.metadata().map_or(0, |metadata| metadata.len());
+            // All containers of a generation stay together.
+            let generation = generation.split_once('-').map_or(generation, |(generation, _)| generation);
             Some((generation.parse::<u64>().ok()?, Reverse(part), size, entry.path()))
         })
         .collect();
@@ -52,6 +54,8 @@ mod tests {
             fs::write(dir.path().join(format!("{generation}.log")), "x").unwrap();
         }
         fs::write(dir.path().join("1.log.2"), "x").unwrap();
+        fs::write(dir.path().join("1-2.log"), "x").unwrap();
+        fs::write(dir.path().join("15-2.log"), "x").unwrap();
         fs::write(dir.path().join("notes"), "x").unwrap();
         prune(dir.path(), LogLimits::default());
         let mut left: Vec<_> = fs::read_dir(dir.path())
@@ -59,8 +63,8 @@ mod tests {
             .map(|e| e.unwrap().file_name().into_string().unwrap())
             .collect();
         left.sort();
-        assert_eq!(left.len(), 11, "{left:?}");
-        assert!(!left.iter().any(|name| name.starts_with("1.")), "{left:?}");
+        assert_eq!(left.len(), 12, "{left:?}");
+        assert!(!left.iter().any(|name| name.starts_with("1.") || name.starts_with("1-")), "{left:?}");
         prune(&dir.path().join("none"), LogLimits::default());
     }
 

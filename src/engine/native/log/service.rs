@@ -39,7 +39,7 @@ pub struct ServiceLog {
     state_dir: PathBuf,
     service: ServiceName,
     query: LogQuery,
-    readers: BTreeMap<Generation, Forward>,
+    readers: BTreeMap<InstanceId, Forward>,
 }
 
 impl ServiceLog {
@@ -55,25 +55,31 @@ impl ServiceLog {
             readers: BTreeMap::new(),
         };
         let mut files = BTreeMap::new();
-        for generation in this.generations()? {
-            let path = this.path(generation);
+        for id in this.instances()? {
+            let path = layout::log_file(&this.state_dir, &id);
             let opened = open_all(&path)?;
-            files.insert(generation, (path, opened));
+            files.insert(id, (path, opened));
         }
         let places = places(files.values().map(|(_, files)| files.as_slice()), &query)?;
-        for ((generation, (path, files)), (place, end)) in files.into_iter().zip(places) {
-            let reader = Forward::new(path, generation, files, place);
+        for ((id, (path, files)), (place, end)) in files.into_iter().zip(places) {
+            let reader = Forward::new(path, &id, files, place);
             let reader = if query.follow { reader } else { reader.ending_at(end) };
-            this.readers.insert(generation, reader);
+            this.readers.insert(id, reader);
         }
         Ok(this)
     }
 
     /// The generations that wrote something which is kept, of those that are wanted.
     pub fn generations(&self) -> io::Result<Vec<Generation>> {
+        let all: BTreeSet<Generation> = self.instances()?.into_iter().map(|id| id.generation).collect();
+        Ok(all.into_iter().collect())
+    }
+
+    /// Their containers.
+    fn instances(&self) -> io::Result<Vec<InstanceId>> {
         let wanted = self.query.generation;
-        let all = generations(&self.state_dir, &self.service)?;
-        Ok(all.into_iter().filter(|generation| wanted.is_none_or(|wanted| wanted == *generation)).collect())
+        let all = instances(&self.state_dir, &self.service)?;
+        Ok(all.into_iter().filter(|id| wanted.is_none_or(|wanted| wanted == id.generation)).collect())
     }
 
     /// Gives entries that are there and were not given yet, by time, in the order of each generation; `true` = there may
@@ -82,27 +88,25 @@ impl ServiceLog {
     /// # Errors
     /// A file that cannot be read, or what `give` says.
     pub fn read(&mut self, give: &mut dyn FnMut(LogEntry) -> io::Result<()>) -> io::Result<bool> {
-        let generations = if self.query.follow { self.generations()? } else { Vec::new() };
-        for generation in generations {
-            if !self.readers.contains_key(&generation) {
-                let path = self.path(generation);
+        let instances = if self.query.follow { self.instances()? } else { Vec::new() };
+        for id in instances {
+            if !self.readers.contains_key(&id) {
+                let path = layout::log_file(&self.state_dir, &id);
                 let files = open_all(&path)?;
-                let reader = Forward::new(path, generation, files, Place { file: 0, offset: 0 });
-                self.readers.insert(generation, reader);
+                let reader = Forward::new(path, &id, files, Place { file: 0, offset: 0 });
+                self.readers.insert(id, reader);
             }
         }
         for _ in 0..AT_ONCE {
-            let mut first: Option<(Timestamp, Generation)> = None;
-            for (generation, reader) in &mut self.readers {
+            let mut first: Option<(Timestamp, InstanceId)> = None;
+            for (id, reader) in &mut self.readers {
                 let at = reader.peek()?.map(|entry| entry.at);
-                first = match (first, at) {
-                    (Some((least, _)), Some(at)) if at < least => Some((at, *generation)),
-                    (None, Some(at)) => Some((at, *generation)),
-                    (first, _) => first,
-                };
+                if let Some(at) = at.filter(|at| first.as_ref().is_none_or(|(least, _)| at < least)) {
+                    first = Some((at, id.clone()));
+                }
             }
-            let Some((at, generation)) = first else { return Ok(false) };
-            let entry = self.readers.get_mut(&generation).and_then(Forward::take);
+            let Some((at, id)) = first else { return Ok(false) };
+            let entry = self.readers.get_mut(&id).and_then(Forward::take);
             let late = self.query.until.is_some_and(|until| at > until);
             let early = self.query.since.is_some_and(|since| at < since);
             if let Some(entry) = entry.filter(|_| !late && !early) {
@@ -111,14 +115,10 @@ impl ServiceLog {
         }
         Ok(true)
     }
-
-    fn path(&self, generation: Generation) -> PathBuf {
-        layout::log_file(&self.state_dir, &InstanceId::new(&self.service, generation))
-    }
 }
 
-/// The generations of a service that wrote something which is kept, oldest first.
-fn generations(state_dir: &Path, service: &ServiceName) -> io::Result<BTreeSet<Generation>> {
+/// The containers of a service that wrote something which is kept, oldest generation first.
+fn instances(state_dir: &Path, service: &ServiceName) -> io::Result<BTreeSet<InstanceId>> {
     let some = layout::log_file(state_dir, &InstanceId::new(service, Generation(0)));
     let mut found = BTreeSet::new();
     // Twice: a directory that is read while files in it are renamed may not show them.
@@ -129,7 +129,7 @@ fn generations(state_dir: &Path, service: &ServiceName) -> io::Result<BTreeSet<G
         };
         let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
         // Older parts count too: while the files are turned over there is no newest one for a moment.
-        found.extend(names.filter_map(|name| name.split_once(".log")?.0.parse().ok().map(Generation)));
+        found.extend(names.filter_map(|name| InstanceId::of_number(service, name.split_once(".log")?.0)));
     }
     Ok(found)
 }
@@ -219,6 +219,15 @@ mod tests {
 
     fn at(second: u32) -> Option<Timestamp> {
         Some(format!("2026-01-01T00:00:{second:02}Z").parse().unwrap())
+    }
+
+    #[test]
+    fn replicas_of_a_generation_are_read_together() {
+        let logs = Logs::new();
+        logs.write("1.log", &[(1, "F", "a1"), (4, "F", "a4")]);
+        logs.write("1-2.log", &[(2, "F", "b2"), (3, "F", "b3")]);
+        logs.write("1-02.log", &[(2, "F", "not ours")]);
+        assert_eq!(logs.read(LogQuery::default()), "a1 b2 b3 a4");
     }
 
     #[test]
