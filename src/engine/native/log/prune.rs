@@ -21,7 +21,7 @@ pub(in super::super) fn prune(dir: &Path, limits: LogLimits) {
             let entry = entry.ok()?;
             let name = entry.file_name();
             let (generation, part) = name.to_str()?.split_once(".log")?;
-            // With that of a one-shot beside it.
+            // All containers of a generation stay together, with a one-shot beside them.
             let generation = generation.split_once('-').map_or(generation, |(generation, _)| generation);
             // What was cut short in the middle of a turn counts as the oldest.
             let part: u32 =
@@ -54,6 +54,8 @@ mod tests {
             fs::write(dir.path().join(format!("{generation}.log")), "x").unwrap();
         }
         fs::write(dir.path().join("1.log.2"), "x").unwrap();
+        fs::write(dir.path().join("1-2.log"), "x").unwrap();
+        fs::write(dir.path().join("15-2.log"), "x").unwrap();
         fs::write(dir.path().join("notes"), "x").unwrap();
         prune(dir.path(), LogLimits::default());
         let mut left: Vec<_> = fs::read_dir(dir.path())
@@ -61,8 +63,8 @@ mod tests {
             .map(|e| e.unwrap().file_name().into_string().unwrap())
             .collect();
         left.sort();
-        assert_eq!(left.len(), 11, "{left:?}");
-        assert!(!left.iter().any(|name| name.starts_with("1.")), "{left:?}");
+        assert_eq!(left.len(), 12, "{left:?}");
+        assert!(!left.iter().any(|name| name.starts_with("1.") || name.starts_with("1-")), "{left:?}");
         prune(&dir.path().join("none"), LogLimits::default());
     }
 
