@@ -96,7 +96,7 @@ fn see_what_is_used(
         let Change::Amend { image, differences } = change else { continue };
         let incumbent = journal.records.get(name).and_then(|record| record.incumbent.as_ref());
         let (Some(incumbent), Some(Ok(spec))) = (incumbent, declared.get(name)) else { continue };
-        let used = used.get(&InstanceId::new(name, incumbent.generation)).and_then(|usage| usage.memory);
+        let used = incumbent.instances(name).filter_map(|id| used.get(&id)?.memory).max();
         if let Some(why) = too_small(&incumbent.spec, spec, used) {
             let because = format!("new generation: {}, as {why}", listed(&*differences));
             let (from, to) = (image.clone(), image.clone());

@@ -26,6 +26,7 @@ mod options;
 mod port;
 mod registry;
 pub mod repo;
+mod replicas;
 mod repo_files;
 mod report;
 mod section;

@@ -146,11 +146,24 @@ impl ReplicaIndex {
     pub fn number(self) -> u32 {
         self.0
     }
+
+    /// Whether it is the one that every generation has.
+    pub fn is_first(&self) -> bool {
+        *self == Self::FIRST
+    }
 }
 
 impl Default for ReplicaIndex {
     fn default() -> Self {
         Self::FIRST
+    }
+}
+
+impl FromStr for ReplicaIndex {
+    type Err = Invalid;
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        let number = text.parse().ok().and_then(Self::new);
+        number.ok_or_else(|| Invalid::new(format!("`{text}` is not an index: they are counted from 1")))
     }
 }
 

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::ruleset::{Entry, addresses, entries, hairpins};
 use super::skeleton::{Sets, is_member_set};
-use super::spread::Draw;
+use super::spread::{Draw, Lane};
 use crate::engine::Route;
 use crate::engine::native::net::names::Subnet6;
 use crate::types::{Branch, Generation, PortMapping, Protocol, ServiceName};
@@ -32,16 +32,18 @@ pub struct Table {
 /// The rules of one service's chain, as far as they are ours.
 #[derive(Default)]
 struct Rules {
-    whole: Lane,
-    /// Those before which something is drawn, and what.
-    drawn: Lane,
+    whole: Rest,
+    /// Those of the other containers of its generation, by how many are left to choose from.
+    lanes: BTreeMap<u32, Rest>,
+    /// Those before which something is drawn for a branch, and what.
+    drawn: Rest,
     draws: Vec<Draw>,
     strange: bool,
 }
 
-/// The rules that lead to one generation.
+/// The rules that lead to one container.
 #[derive(Default)]
-struct Lane {
+struct Rest {
     service: Option<(Ipv4Addr, Generation, Ipv4Addr)>,
     ports: Vec<(Ipv4Addr, PortMapping)>,
     ports6: Vec<(Ipv6Addr, PortMapping)>,
@@ -91,18 +93,38 @@ fn route(
     subnet6: Option<Subnet6>,
 ) -> Option<(ServiceName, Route)> {
     let service: ServiceName = chain.strip_prefix("svc-")?.parse().ok()?;
-    let (service_address, generation, address) = rules.whole.service?;
-    let ports = rules.whole.ports(address, subnet6)?;
+    let (service_address, generation, last) = rules.whole.service?;
+    let ports = rules.whole.ports(last, subnet6)?;
+    let mut containers = lanes(rules, (service_address, generation), &ports, subnet6)?.into_iter().chain([last]);
+    let (address, also) = (containers.next()?, containers.collect());
     let canary = match &rules.drawn.service {
         Some(_) => Some(branch(&service, service_address, rules, subnet6)?),
         None if rules.draws.is_empty() => None,
         None => return None,
     };
-    let route = Route { service: service.clone(), service_address, generation, address, ports, canary };
+    let route = Route { service: service.clone(), service_address, generation, address, also, ports, canary };
     let led_to = |entry| table.entries.get(&entry).is_some_and(|into| into == chain);
     let hairpin = |address| hairpins(address, subnet6).iter().all(|(_, own)| table.hairpins.contains(own));
     let whole = entries(&route).into_iter().all(led_to) && addresses(&route).all(hairpin);
     (whole && !rules.strange).then_some((service, route))
+}
+
+/// The containers before the last, in the order of their rules: each takes its part of what is left, all lead to the same
+/// generation, and from the same ports.
+fn lanes(
+    rules: &Rules,
+    of: (Ipv4Addr, Generation),
+    ports: &[PortMapping],
+    subnet6: Option<Subnet6>,
+) -> Option<Vec<Ipv4Addr>> {
+    let lane = |(left, (drawn, rest)): (usize, (&u32, &Rest))| {
+        let (at, generation, address) = rest.service?;
+        let right = usize::try_from(*drawn).ok()? == left && (at, generation) == of;
+        (right && rest.ports(address, subnet6)? == ports).then_some(address)
+    };
+    let mut found = (2..).zip(&rules.lanes).map(lane).collect::<Option<Vec<Ipv4Addr>>>()?;
+    found.reverse();
+    Some(found)
 }
 
 /// The branch that the drawn rules make: all of them to one generation, with one share.
@@ -125,7 +147,7 @@ fn branch(
     })
 }
 
-impl Lane {
+impl Rest {
     /// The ports that lead to `address`, sorted; `None` if one leads elsewhere, or in one family only.
     fn ports(&self, address: Ipv4Addr, subnet6: Option<Subnet6>) -> Option<Vec<PortMapping>> {
         let six = subnet6.map(|subnet6| subnet6.of(address));
@@ -156,11 +178,15 @@ impl Lane {
 fn add_rule(rules: &mut Rules, rule: &Value) -> Option<()> {
     let mut at: Option<IpAddr> = None;
     let mut port = None;
-    let mut draw = None;
+    let (mut draw, mut lane) = (None, None);
     for expression in rule.get("expr")?.as_array()? {
         if let Some(matched) = expression.get("match") {
             if let Some(drawn) = Draw::read(matched) {
                 draw = Some(drawn);
+                continue;
+            }
+            if let Some(drawn) = Lane::read(matched) {
+                lane = Some(drawn);
                 continue;
             }
             let payload = matched.get("left")?.get("payload")?;
@@ -173,7 +199,12 @@ fn add_rule(rules: &mut Rules, rule: &Value) -> Option<()> {
         } else {
             let dnat = expression.get("dnat")?;
             rules.draws.extend(draw);
-            let lane = if draw.is_some() { &mut rules.drawn } else { &mut rules.whole };
+            let lane = match (draw, lane) {
+                (Some(_), None) => &mut rules.drawn,
+                (None, Some(lane)) => rules.lanes.entry(lane.left()).or_default(),
+                (None, None) => &mut rules.whole,
+                (Some(_), Some(_)) => return None,
+            };
             let target: IpAddr = text(dnat, "addr")?.parse().ok()?;
             match (port, target) {
                 (None, IpAddr::V4(target)) => {

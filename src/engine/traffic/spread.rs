@@ -6,10 +6,11 @@
 //! replaced, and a connection that finds no rule is refused. Here the last rule takes whatever is left.
 
 use std::fmt;
+use std::net::Ipv4Addr;
 
 use serde_json::Value;
 
-use crate::types::{Branch, Generation, ServiceName, Share, ShareBy, WHOLE, seed};
+use crate::types::{Branch, Generation, MAX_REPLICAS, Route, ServiceName, Share, ShareBy, WHOLE, seed};
 
 /// What a new connection has to draw to take a branch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,6 +83,44 @@ impl fmt::Display for Draw {
     }
 }
 
+/// The place of one of several containers of a generation: of so many that are left, itself included, it takes one. The
+/// last one takes whatever is left, and has no draw.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lane(u32);
+
+impl Lane {
+    /// Reads a match of a rule back: of how many one is taken; `None` if it is none of ours. The draws of a branch are
+    /// from many more.
+    pub fn read(matched: &Value) -> Option<Self> {
+        let drawn = matched.get("left")?.get("numgen")?;
+        let random = drawn.get("mode")?.as_str()? == "random" && matched.get("op")?.as_str()? == "<";
+        let left = u32::try_from(drawn.get("mod")?.as_u64()?).ok()?;
+        let one = matched.get("right")?.as_u64()? == 1;
+        (random && one && (2..=MAX_REPLICAS).contains(&left)).then_some(Self(left))
+    }
+
+    /// Of how many it takes one.
+    pub fn left(self) -> u32 {
+        self.0
+    }
+}
+
+impl fmt::Display for Lane {
+    /// As a rule has it, with a blank after it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            0 | 1 => Ok(()),
+            left => write!(f, "numgen random mod {left} < 1 "),
+        }
+    }
+}
+
+/// The containers of a route's generation, in the order of their rules, with what each draws.
+pub fn lanes(route: &Route) -> impl Iterator<Item = (Ipv4Addr, Lane)> {
+    let all = u32::try_from(route.also.len()).unwrap_or(u32::MAX).saturating_add(1);
+    route.lanes().zip((1..=all).rev()).map(|(address, left)| (address, Lane(left)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -105,6 +144,24 @@ mod tests {
         let seed = seed(&shop, Generation(8));
         assert_eq!(text(ShareBy::Client, false), format!("jhash ip saddr mod 1000 seed {seed:#x} < 100"));
         assert_eq!(text(ShareBy::Client, true), format!("jhash ip6 saddr mod 1000 seed {seed:#x} < 100"));
+    }
+
+    #[test]
+    fn a_lane_is_no_branch() {
+        let of = |text: &str| -> Value { serde_json::from_str(text).unwrap() };
+        let lane = of(r#"{"op": "<", "left": {"numgen": {"mode": "random", "mod": 3, "offset": 0}}, "right": 1}"#);
+        assert_eq!((Lane::read(&lane).map(Lane::left), Draw::read(&lane)), (Some(3), None));
+        let branch =
+            of(r#"{"op": "<", "left": {"numgen": {"mode": "random", "mod": 1000, "offset": 0}}, "right": 1}"#);
+        assert!(Lane::read(&branch).is_none() && Draw::read(&branch).is_some());
+        for other in ["\"right\": 2", "\"mod\": 1,", "\"mod\": 65,"] {
+            let key = other.split(':').next().unwrap();
+            let text = lane.to_string();
+            let at = text.find(key).unwrap();
+            let end = at + text[at..].find([',', '}']).unwrap();
+            let changed = format!("{}{}{}", &text[..at], other.trim_end_matches(','), &text[end..]);
+            assert!(Lane::read(&of(&changed)).is_none(), "{changed}");
+        }
     }
 
     /// As nft 1.0.6 prints it.

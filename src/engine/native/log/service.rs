@@ -10,7 +10,7 @@ use super::chain::open_all;
 use super::entry::LogEntry;
 use super::forward::Forward;
 use crate::engine::native::layout;
-use crate::types::{Generation, InstanceId, ServiceName, Timestamp};
+use crate::types::{Generation, InstanceId, ReplicaIndex, ServiceName, Timestamp};
 
 /// So many parts of a line without an end count as a line: 1 MiB.
 const PARTS: usize = 64;
@@ -23,6 +23,8 @@ const AT_ONCE: usize = 10_000;
 pub struct LogQuery {
     /// Of this generation; `None` = of all that are kept.
     pub generation: Option<Generation>,
+    /// Only of this one of its containers.
+    pub index: Option<ReplicaIndex>,
     /// The last so many lines; `None` = all.
     pub lines: Option<usize>,
     /// Nothing older.
@@ -80,7 +82,10 @@ impl ServiceLog {
     fn writers(&self) -> io::Result<Vec<InstanceId>> {
         let wanted = self.query.generation;
         let all = writers(&self.state_dir, &self.service)?;
-        Ok(all.into_iter().filter(|id| wanted.is_none_or(|wanted| wanted == id.generation)).collect())
+        let index = self.query.index;
+        let of_index = |id: &InstanceId| index.is_none_or(|index| index == id.index);
+        let of_generation = |id: &InstanceId| wanted.is_none_or(|wanted| wanted == id.generation);
+        Ok(all.into_iter().filter(|id| of_generation(id) && of_index(id)).collect())
     }
 
     /// Gives entries that are there and were not given yet, by time, in the order of each generation; `true` = there may
