@@ -783,7 +783,10 @@ fn canaries() {
 #[test]
 fn replicas() {
     let found = |top: &str, web: &str, more: &[(&str, &str)]| {
-        let own = [("gitopsd.toml", format!("format = 1\n{top}")), ("services/web.toml", format!("image = \"r.io/web:1\"\n{web}"))];
+        let own = [
+            ("gitopsd.toml", format!("format = 1\n{top}")),
+            ("services/web.toml", format!("image = \"r.io/web:1\"\n{web}")),
+        ];
         let more = more.iter().map(|(name, text)| (*name, (*text).to_owned()));
         let files: RepoFiles =
             own.into_iter().chain(more).map(|(name, text)| (name.to_owned(), text.into_bytes())).collect();
@@ -802,14 +805,20 @@ fn replicas() {
         ("[deploy]\ncanary = \"10%\"\n", "it has a `canary`"),
     ] {
         let message = found(defaults, web, &[])[&name("web")].clone().unwrap_err().message;
-        assert!(message.contains("`replicas` is more than this service can have") && message.contains(why), "{message}");
+        assert!(
+            message.contains("`replicas` is more than this service can have") && message.contains(why),
+            "{message}"
+        );
     }
     assert_eq!(count(defaults, "volumes = [\"data:/d:ro\"]\n"), 3);
     for wrong in ["0", "65", "-1", "\"2\""] {
         let web = format!("[deploy]\nreplicas = {wrong}\n");
         assert!(found("", &web, &[])[&name("web")].is_err(), "{wrong}");
     }
-    let guest = [("services/side.toml", "image = \"r.io/s:1\"\nnetwork_mode = \"service:web\"\n[deploy]\nreplicas = 1\n")];
+    let guest = [(
+        "services/side.toml",
+        "image = \"r.io/s:1\"\nnetwork_mode = \"service:web\"\n[deploy]\nreplicas = 1\n",
+    )];
     let message = found(defaults, "", &guest)[&name("side")].clone().unwrap_err().message;
     assert!(message.contains("web has several containers (`deploy.replicas`)"), "{message}");
     // What is not said is not written: the services of a version before this one are as they were.

@@ -46,7 +46,8 @@ impl Agent {
                     true => String::new(),
                     false => format!("replica {index} of "),
                 };
-                let text = format!("{replica}generation {} fails its health check: {why}", incumbent.generation);
+                let text =
+                    format!("{replica}generation {} fails its health check: {why}", incumbent.generation);
                 ailing.insert(service.clone(), Refusal::new(Reason::Unhealthy, text));
             }
         }

@@ -109,7 +109,8 @@ impl Agent {
         let first = InstanceId::new(service, side.generation);
         // Of several containers the one that has ended, if one has.
         let own = self.seen.instances_of(service).filter(|id| id.generation == side.generation);
-        let mut ended = own.filter(|id| matches!(self.seen.containers.get(id), Some(ContainerState::Exited(_))));
+        let mut ended =
+            own.filter(|id| matches!(self.seen.containers.get(id), Some(ContainerState::Exited(_))));
         let lines = self.hands.engine.log_tail(ended.next().unwrap_or(&first), count);
         let plain = |line: String| line.chars().filter(|c| !c.is_control()).take(MAX_LINE).collect();
         lines.into_iter().map(plain).collect()

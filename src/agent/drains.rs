@@ -48,7 +48,8 @@ impl Agent {
     /// Counts the connections of retiring containers, and the looks at which there were none.
     pub(super) fn look_at_drains(&mut self, seen: &mut Observed, now: Timestamp) {
         let mut before = std::mem::take(&mut self.drains);
-        for (id, since) in self.journal.records.iter().flat_map(|(service, record)| leaving(service, record)) {
+        for (id, since) in self.journal.records.iter().flat_map(|(service, record)| leaving(service, record))
+        {
             let runs = matches!(seen.containers.get(&id), Some(ContainerState::Running { .. }));
             if !runs || now < later(since, GRACE) {
                 continue;

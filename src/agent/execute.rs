@@ -12,8 +12,8 @@ use super::effects::{Change, Effect};
 use super::{Agent, clock};
 use crate::engine::{ContainerRequest, EngineError};
 use crate::reconcile::drain;
-use crate::reconcile::replicas;
 use crate::reconcile::record::{Deployed, ServiceRecord, Spec};
+use crate::reconcile::replicas;
 use crate::reconcile::step::{Amendment, Step};
 use crate::reconcile::transition::{self, Addresses, Outcome};
 use crate::reconcile::view::route_for;
@@ -21,8 +21,8 @@ use crate::report::Message;
 use crate::report::message::Kind;
 use crate::state::StateError;
 use crate::types::{
-    ContainerState, Generation, InstanceId, Job, NetworkMode, Reason, Refusal, ReplicaIndex, Route, ServiceName,
-    plural,
+    ContainerState, Generation, InstanceId, Job, NetworkMode, Reason, Refusal, ReplicaIndex, Route,
+    ServiceName, plural,
 };
 
 /// How an effect is carried out.
@@ -154,7 +154,8 @@ impl Agent {
                 let missing = replicas::missing(self.live(service, *generation)?.1);
                 if missing > 0 {
                     let containers = plural(missing, "more container", "more containers");
-                    let message = format!("the subnet has no free address left for {containers} (engine.subnet)");
+                    let message =
+                        format!("the subnet has no free address left for {containers} (engine.subnet)");
                     return Err(Refusal::new(Reason::Network, message));
                 }
                 return Ok(Way::AtOnce(Outcome::Done));
@@ -328,7 +329,8 @@ impl Agent {
             spec: deployed.spec.clone(),
             image,
             address: deployed.address_of(index).ok_or_else(|| {
-                let message = format!("no record names replica {index} of generation {generation} of {service}");
+                let message =
+                    format!("no record names replica {index} of generation {generation} of {service}");
                 Refusal::new(Reason::Internal, message)
             })?,
             joins: deployed

@@ -164,7 +164,9 @@ pub fn of(
             let (kind, text) = match several {
                 true => (
                     Kind::SpreadChanged,
-                    format!("new connections go to those containers of generation {generation} that are well"),
+                    format!(
+                        "new connections go to those containers of generation {generation} that are well"
+                    ),
                 ),
                 false => (Kind::RouteRestored, format!("the route to generation {generation} was put right")),
             };

@@ -28,7 +28,8 @@ impl Agent {
             let live = record.filter(|_| seen.id.job.is_none());
             let live = live.and_then(|record| record.live(seen.id.generation));
             let live = live.and_then(|deployed| Some((deployed, deployed.address_of(seen.id.index)?)));
-            if let (Some((deployed, own)), ContainerState::Running { pid, started_at }) = (live, &seen.state) {
+            if let (Some((deployed, own)), ContainerState::Running { pid, started_at }) = (live, &seen.state)
+            {
                 subjects.push(Subject {
                     id: seen.id.clone(),
                     pid: *pid,

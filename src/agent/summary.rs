@@ -11,8 +11,8 @@ use crate::reconcile::record::{Deployed, Phase, Rollout, ServiceRecord};
 use crate::reconcile::schedule::next_run;
 use crate::reconcile::step::{Next, Planned, Situation};
 use crate::report::status::{
-    AgentState, AgentStatus, PullStatus, RepoStatus, RevisionStatus, ReplicaStatus, RolloutStatus, ScheduleStatus,
-    ServiceState, ServiceStatus, Status, WebhookStatus,
+    AgentState, AgentStatus, PullStatus, ReplicaStatus, RepoStatus, RevisionStatus, RolloutStatus,
+    ScheduleStatus, ServiceState, ServiceStatus, Status, WebhookStatus,
 };
 use crate::types::{CommitInfo, ContainerState, Exit, InstanceId, Job, Reason, ServiceName, Timestamp};
 
@@ -272,9 +272,10 @@ impl Agent {
 
     /// Of several containers the worst that runs; one that does not run is on its way.
     fn health(&self, name: &ServiceName, deployed: &Deployed, now: Timestamp) -> &'static str {
-        let all: Vec<&str> = deployed.instances(name).map(|id| self.health_of(&id, deployed, now)).collect();
-        let is = |word: &str| all.iter().any(|known| *known == word);
-        match all.as_slice() {
+        let all: Vec<&'static str> =
+            deployed.instances(name).map(|id| self.health_of(&id, deployed, now)).collect();
+        let is = |word: &str| all.contains(&word);
+        match *all.as_slice() {
             [one] => one,
             _ if is("unhealthy") => "unhealthy",
             _ if all.iter().all(|known| *known == "stopped") => "stopped",

@@ -146,9 +146,9 @@ fn replica(replica: &ReplicaStatus, now: Timestamp) -> String {
         }
     };
     let leaving = replica.leaving_since.map_or_else(String::new, |since| {
-        let left = replica.connections.map_or_else(String::new, |left| {
-            format!(" with {}", plural(left, "connection", "connections"))
-        });
+        let left = replica
+            .connections
+            .map_or_else(String::new, |left| format!(" with {}", plural(left, "connection", "connections")));
         format!(", drains{left}, for {}", ago(since, now))
     });
     format!("{} at {} is {}, {traffic}{restarts}{leaving}", replica.container, replica.ip, replica.health)

@@ -15,7 +15,10 @@ pub(super) fn check(findings: &Findings<'_>, spec: &Declared) {
         return;
     }
     let why = if let Some(volume) = spec.volumes.iter().find(|volume| !volume.read_only) {
-        format!("it writes to {}, and several at once would destroy each other's files", volume.target.display())
+        format!(
+            "it writes to {}, and several at once would destroy each other's files",
+            volume.target.display()
+        )
     } else if spec.schedule.is_some() {
         "it runs at times, one run after the other".to_owned()
     } else if spec.network_mode().is_shared() {

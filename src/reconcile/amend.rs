@@ -25,7 +25,8 @@ pub(super) fn in_place(
     if incumbent.amending.as_ref().is_some_and(|it| it.refused.is_some() && it.commit == commit.id) {
         return None;
     }
-    let used = incumbent.instances(view.name).filter_map(|id| view.observed.room.used.get(&id).copied()).max();
+    let used =
+        incumbent.instances(view.name).filter_map(|id| view.observed.room.used.get(&id).copied()).max();
     if too_small(&incumbent.spec, spec, used).is_some() {
         return None;
     }

@@ -64,7 +64,8 @@ pub(super) fn next(view: &View<'_>, record: &ServiceRecord) -> Option<Next> {
     let generation = retiring.old.generation;
     let over = over(record)?;
     let grace = later(retiring.since, GRACE.min(drain(record)));
-    let runs = |id: &InstanceId| matches!(view.observed.containers.get(id), Some(ContainerState::Running { .. }));
+    let runs =
+        |id: &InstanceId| matches!(view.observed.containers.get(id), Some(ContainerState::Running { .. }));
     let is_idle = |id| view.observed.idle_polls.get(&id).copied().unwrap_or(0) >= IDLE_POLLS;
     // All that run; where none does, it goes for that.
     let idle = retiring.old.instances(view.name).filter(runs).all(is_idle);

@@ -36,10 +36,11 @@ fn is_met(view: &View<'_>, needed: &Dependency) -> bool {
     let Some(record) = view.records.get(&needed.service) else { return false };
     let Some(serving) = record.serving() else { return false };
     // Of several containers one is enough.
-    let starts = serving.instances(&needed.service).filter_map(|id| match view.observed.containers.get(&id)? {
-        ContainerState::Running { started_at, .. } => Some((id, *started_at)),
-        _ => None,
-    });
+    let starts =
+        serving.instances(&needed.service).filter_map(|id| match view.observed.containers.get(&id)? {
+            ContainerState::Running { started_at, .. } => Some((id, *started_at)),
+            _ => None,
+        });
     let up: Vec<_> = starts.collect();
     let ended_well = |exit: &crate::types::Exit| exit.code == Some(0);
     let over = match &serving.spec.schedule {

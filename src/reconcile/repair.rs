@@ -97,9 +97,15 @@ fn first_container(view: &View<'_>, record: &ServiceRecord, incumbent: &Deployed
 /// The start of an incumbent that should serve and does not run, if it is due now.
 pub(super) fn start(view: &View<'_>, record: &ServiceRecord) -> Option<Step> {
     let serves = record.rollout.as_ref().is_none_or(incumbent_serves);
-    match next(view, record) {
-        Some(Next::Do(step @ (Step::Start(_) | Step::StartReplica(..)))) if serves && record.removing.is_none() => Some(step),
-        _ => None,
+    let several = record.incumbent.as_ref().filter(|incumbent| replicas::is_several(incumbent));
+    let next = match several {
+        Some(incumbent) => first_container(view, record, incumbent),
+        None => next(view, record),
+    };
+    match next {
+        _ if !serves || record.removing.is_some() => None,
+        Some(Next::Do(step @ Step::Start(_))) => Some(step),
+        _ => several.and_then(|incumbent| replicas::start(view, incumbent)),
     }
 }
 

@@ -36,8 +36,11 @@ pub(super) fn is_several(deployed: &Deployed) -> bool {
 
 /// Whether the list of its containers is another than the one that it is to have.
 fn is_off(deployed: &Deployed) -> bool {
-    let stays_in = |(index, replica): (&ReplicaIndex, &Replica)| stays(deployed, *index) == replica.leaving_since.is_none();
-    wanted(deployed).any(|index| !deployed.replicas.contains_key(&index)) || !deployed.replicas.iter().all(stays_in)
+    let stays_in = |(index, replica): (&ReplicaIndex, &Replica)| {
+        stays(deployed, *index) == replica.leaving_since.is_none()
+    };
+    wanted(deployed).any(|index| !deployed.replicas.contains_key(&index))
+        || !deployed.replicas.iter().all(stays_in)
 }
 
 /// The containers that are to serve and are written down.
@@ -52,12 +55,12 @@ pub fn missing(deployed: &Deployed) -> usize {
 
 /// The addresses of `deployed` that get new connections: what runs and was judged healthy. What is not decided stays where
 /// it is, so that an agent that has just started takes none out. Are all out, all that run are in: a sick answer is
-/// better than a refused connection. `now`: the route as it is.
+/// better than a refused connection.
 pub fn lanes(
     name: &ServiceName,
     deployed: &Deployed,
     observed: &Observed,
-    at: Timestamp,
+    now: Timestamp,
 ) -> (Ipv4Addr, Vec<Ipv4Addr>) {
     if !is_several(deployed) {
         return (deployed.address, Vec::new());
@@ -67,7 +70,7 @@ pub fn lanes(
     let (mut up, mut good) = (Vec::new(), Vec::new());
     for index in serving(deployed) {
         let Some(address) = deployed.address_of(index) else { continue };
-        let fine = match verdict_of(name, deployed, index, observed, at) {
+        let fine = match verdict_of(name, deployed, index, observed, now) {
             None => continue,
             Some(Verdict::Healthy) => true,
             Some(Verdict::Unhealthy(_)) => false,
@@ -149,7 +152,8 @@ pub(super) fn starting(view: &View<'_>, rollout: &Rollout) -> Option<Next> {
 
 /// Whether one of a candidate's containers is gone, as after a reboot or by somebody's hand.
 pub(super) fn is_incomplete(view: &View<'_>, deployed: &Deployed) -> bool {
-    let gone = |index| matches!(state(view, deployed.generation, index), None | Some(ContainerState::Remains));
+    let gone =
+        |index| matches!(state(view, deployed.generation, index), None | Some(ContainerState::Remains));
     is_several(deployed) && (is_off(deployed) || serving(deployed).any(gone))
 }
 
@@ -183,7 +187,9 @@ pub(super) fn next(
         if let Some(since) = replica.leaving_since {
             match drained(view, incumbent, *index, since) {
                 Ok(()) => return Some(Next::Do(Step::DropReplica(generation, *index))),
-                Err(look) => wait(Some(look), format!("replica {index} of generation {generation} is draining")),
+                Err(look) => {
+                    wait(Some(look), format!("replica {index} of generation {generation} is draining"))
+                }
             }
             continue;
         }
@@ -198,7 +204,10 @@ pub(super) fn next(
                 if let (Some(Verdict::Undecided { why }), true) = (verdict, view.now < late) {
                     let steady = later(*started_at, view.check(incumbent).steady);
                     let look = [steady, late].into_iter().filter(|at| *at > view.now).min();
-                    wait(look, format!("replica {index} of generation {generation} is not healthy yet: {why}"));
+                    wait(
+                        look,
+                        format!("replica {index} of generation {generation} is not healthy yet: {why}"),
+                    );
                 }
             }
             // What was stopped for a candidate comes back by its first one.
@@ -212,16 +221,15 @@ pub(super) fn next(
                     true => wait(Some(due), format!("the image of replica {index} is not local")),
                 }
             }
-            _ => {
-                let due = replica.started_at.map(|last| later(last, pause_after(replica.restarts)));
-                match due.filter(|due| pending(view.now, *due, LONGEST_PAUSE)) {
-                    None => return Some(Next::Do(Step::StartReplica(generation, *index))),
-                    Some(due) => {
-                        let what = format!("replica {index} of generation {generation} ended; it is started again");
-                        wait(Some(due), what);
-                    }
+            _ => match pause(view, replica) {
+                None => return Some(Next::Do(Step::StartReplica(generation, *index))),
+                due => {
+                    wait(
+                        due,
+                        format!("replica {index} of generation {generation} ended; it is started again"),
+                    );
                 }
-            }
+            },
         }
     }
     let others = why.map(|why| Next::Wait { until, why });
@@ -229,8 +237,29 @@ pub(super) fn next(
         Some(Next::Wait { until: own, why }) if others.is_some() => {
             Some(Next::Wait { until: [own, until].into_iter().flatten().min(), why })
         }
+        // What goes by itself is over first.
+        Some(Next::Held { .. }) if others.is_some() => others,
         first => first.or(others),
     }
+}
+
+/// Until when a container that does not run waits for its next start.
+fn pause(view: &View<'_>, replica: &Replica) -> Option<Timestamp> {
+    let due = later(replica.started_at?, pause_after(replica.restarts));
+    Some(due).filter(|due| pending(view.now, *due, LONGEST_PAUSE))
+}
+
+/// The start of one that should serve and does not run, if it is due now.
+pub(super) fn start(view: &View<'_>, incumbent: &Deployed) -> Option<Step> {
+    let generation = incumbent.generation;
+    if incumbent.down.is_some() || !view.has_image(incumbent) {
+        return None;
+    }
+    let mut staying = incumbent.replicas.iter().filter(|(_, replica)| replica.leaving_since.is_none());
+    let (index, _) = staying.find(|(index, replica)| {
+        !is_up(state(view, generation, **index)) && pause(view, replica).is_none()
+    })?;
+    Some(Step::StartReplica(generation, *index))
 }
 
 /// Whether one that has had no new connections since `since` may go; else when to look again. The rules of a former
@@ -255,7 +284,8 @@ fn drained(
 /// While a long effect is under way for a service: its route, where only the spread over its containers is wrong. What
 /// has ended loses its traffic at once, whatever else goes on.
 pub(super) fn spread(view: &View<'_>) -> Option<Step> {
-    let record = view.record?;
+    // What could not be done is not tried again at once.
+    let record = view.record.filter(|_| view.pause().is_none())?;
     let serving = record.serving().filter(|serving| is_several(serving))?;
     // What changes rules itself is left alone.
     let apart = record.removing.is_some() || serving.amending.is_some();
@@ -284,7 +314,12 @@ pub(super) fn leads_to(deployed: &Deployed, route: Option<&Route>, wanted: &Rout
 
 /// Writes down the containers that a generation is to have: `addresses` are for those it has not yet, and what is one too
 /// many has lost its traffic.
-pub fn scale(record: &ServiceRecord, generation: Generation, addresses: &[Ipv4Addr], now: Timestamp) -> ServiceRecord {
+pub fn scale(
+    record: &ServiceRecord,
+    generation: Generation,
+    addresses: &[Ipv4Addr],
+    now: Timestamp,
+) -> ServiceRecord {
     let mut record = record.clone();
     let Some(deployed) = live_mut(&mut record, generation) else { return record };
     let mut addresses = addresses.iter();
@@ -306,7 +341,12 @@ pub fn scale(record: &ServiceRecord, generation: Generation, addresses: &[Ipv4Ad
 }
 
 /// Takes in that a container of the incumbent is about to be started.
-pub(super) fn begins(record: &mut ServiceRecord, generation: Generation, index: ReplicaIndex, now: Timestamp) {
+pub(super) fn begins(
+    record: &mut ServiceRecord,
+    generation: Generation,
+    index: ReplicaIndex,
+    now: Timestamp,
+) {
     let incumbent = record.incumbent.as_mut().filter(|incumbent| incumbent.generation == generation);
     let Some(replica) = incumbent.and_then(|incumbent| incumbent.replicas.get_mut(&index)) else { return };
     if let Some(last) = replica.started_at {

@@ -79,10 +79,13 @@ pub(super) fn told_replica(
     index: Option<ReplicaIndex>,
     now: Timestamp,
 ) -> Option<Transition> {
-    let mut replicas = incumbent.replicas.iter_mut().filter(|(own, _)| index.is_none_or(|index| index == **own));
+    let mut replicas =
+        incumbent.replicas.iter_mut().filter(|(own, _)| index.is_none_or(|index| index == **own));
     let (index, began) = replicas.find_map(|(index, replica)| Some((*index, replica.untold.take()?)))?;
-    let message =
-        format!("replica {index} of generation {} was not running and was started again", incumbent.generation);
+    let message = format!(
+        "replica {index} of generation {} was not running and was started again",
+        incumbent.generation
+    );
     Some(restarted(name, incumbent, message, (began, now)))
 }
 

@@ -146,9 +146,35 @@ impl Step {
 
     /// Every word of [`Step::word`], for the test that kills the agent around each of them.
     pub const WORDS: &[&str] = &[
-        "begin", "pull", "prepare", "stop", "start", "advance", "canary", "switch", "promote", "fail",
-        "return", "discard", "conclude", "retire", "amend", "route", "report", "note", "sweep", "withdraw",
-        "remove", "release", "finish", "run", "ended", "clear", "scale", "start-replica", "drop-replica",
+        "begin",
+        "pull",
+        "prepare",
+        "stop",
+        "start",
+        "advance",
+        "canary",
+        "switch",
+        "promote",
+        "fail",
+        "return",
+        "discard",
+        "conclude",
+        "retire",
+        "amend",
+        "route",
+        "report",
+        "note",
+        "sweep",
+        "withdraw",
+        "remove",
+        "release",
+        "finish",
+        "run",
+        "ended",
+        "clear",
+        "scale",
+        "start-replica",
+        "drop-replica",
     ];
 }
 

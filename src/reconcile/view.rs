@@ -87,9 +87,7 @@ impl<'a> View<'a> {
     pub fn verdict(&self, deployed: &Deployed) -> Option<Verdict> {
         match replicas::is_several(deployed) {
             true => replicas::verdict(self, deployed),
-            false => {
-                replicas::verdict_of(self.name, deployed, ReplicaIndex::FIRST, self.observed, self.now)
-            }
+            false => replicas::verdict_of(self.name, deployed, ReplicaIndex::FIRST, self.observed, self.now),
         }
     }
 

@@ -3,7 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::types::{
-    CommitId, Digest, Exit, Generation, HostName, ImageRef, Reason, ReplicaIndex, ServiceName, Share, Timestamp,
+    CommitId, Digest, Exit, Generation, HostName, ImageRef, Reason, ReplicaIndex, ServiceName, Share,
+    Timestamp,
 };
 
 /// All of it.

@@ -46,7 +46,9 @@ pub use quantity::{ByteSize, format_duration, parse_duration, plural};
 pub use reason::{Reason, Refusal};
 pub use restart::RestartPolicy;
 pub use runtime::{ContainerState, Exit, ObservedContainer, Route};
-pub use service::{Declared, Deploy, DrainSignal, MAX_REPLICAS, PortMapping, Protocol, ServiceSpec, Strategy};
+pub use service::{
+    Declared, Deploy, DrainSignal, MAX_REPLICAS, PortMapping, Protocol, ServiceSpec, Strategy,
+};
 pub use url::SafeUrl;
 pub use wave::{Wave, place};
 pub use window::{Opening, Window};

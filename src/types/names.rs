@@ -224,7 +224,9 @@ impl InstanceId {
         let id = match (rest, job) {
             (None, _) => Self::new(service, generation),
             (_, Some(job)) => Self::of_job(service, generation, job),
-            (Some(index), None) => Self::replica(service, generation, ReplicaIndex::new(index.parse().ok()?)?),
+            (Some(index), None) => {
+                Self::replica(service, generation, ReplicaIndex::new(index.parse().ok()?)?)
+            }
         };
         (id.number() == number).then_some(id)
     }
@@ -281,9 +283,7 @@ mod tests {
         );
         let bad = ["shop", "shop.07", "shop.", ".7", "shop.-1", "shop.7.8x", "shop.7.2", "shop.7-"];
         let bad = bad.into_iter().chain(["shop.7-x", "shop.7-pre-pre", "shop.7-2-pre", "shop.7-pre-2"]);
-        for bad in
-            bad.chain(["shop.7-0", "shop.7-1", "shop.7-02", "shop.7-2-3", "shop.+7", "shop.7-+2"])
-        {
+        for bad in bad.chain(["shop.7-0", "shop.7-1", "shop.7-02", "shop.7-2-3", "shop.+7", "shop.7-+2"]) {
             assert!(bad.parse::<InstanceId>().is_err(), "{bad}");
         }
     }

@@ -247,8 +247,25 @@ fn one_shots_run_once_whenever_the_agent_is_killed() {
 fn every_word_is_tried_somewhere() {
     // The ways that a kill test walks, and the words that stand on none of them, each with the reason.
     let walked = [
-        "begin", "pull", "start", "canary", "switch", "promote", "retire", "fail", "discard", "conclude",
-        "prepare", "ended", "clear", "finish", "run", "amend", "scale", "start-replica", "drop-replica",
+        "begin",
+        "pull",
+        "start",
+        "canary",
+        "switch",
+        "promote",
+        "retire",
+        "fail",
+        "discard",
+        "conclude",
+        "prepare",
+        "ended",
+        "clear",
+        "finish",
+        "run",
+        "amend",
+        "scale",
+        "start-replica",
+        "drop-replica",
     ];
     let elsewhere = [
         ("advance", "only after a crash: tests/plan walks it with a crash at each point"),

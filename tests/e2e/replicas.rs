@@ -107,7 +107,8 @@ fn one_that_ends_is_taken_out_and_comes_back() {
         assert_eq!(receipt["result"], "restarted", "{receipt}");
     }
     // One that falls sick, and is well again.
-    let sick = |lab: &Lab, command: &str| lab.ok(&["exec", "web", "--index", "3", "--", "/bin/sh", "-c", command]);
+    let sick =
+        |lab: &Lab, command: &str| lab.ok(&["exec", "web", "--index", "3", "--", "/bin/sh", "-c", command]);
     sick(&lab, "/bin/busybox mv /w/healthz /h");
     wait_for("the sick one to be out", || (serving(&lab) == 2).then_some(()));
     assert_eq!(who(port, 60).len(), 2);

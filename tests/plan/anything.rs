@@ -142,7 +142,8 @@ fn some_replicas(address: Ipv4Addr, odd: u32, at: Option<Timestamp>) -> BTreeMap
         leaving_since: at.filter(|_| odd % 5 == index % 5),
         ..Replica::new(address)
     };
-    let indices = (2..7u32).filter(|index| odd.is_multiple_of(*index)).chain((odd % 11 == 3).then_some(u32::MAX));
+    let indices =
+        (2..7u32).filter(|index| odd.is_multiple_of(*index)).chain((odd % 11 == 3).then_some(u32::MAX));
     indices.map(|index| (ReplicaIndex::new(index).unwrap(), replica(index))).collect()
 }
 

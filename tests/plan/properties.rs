@@ -297,7 +297,8 @@ fn calm(host: &mut Host) {
 
 fn runs(host: &Host, name: &ServiceName) -> bool {
     host.incumbent(name).is_some_and(|incumbent| {
-        let up = |id| matches!(host.containers.get(&id).map(|it| &it.state), Some(ContainerState::Running { .. }));
+        let up =
+            |id| matches!(host.containers.get(&id).map(|it| &it.state), Some(ContainerState::Running { .. }));
         incumbent.instances(name).all(up)
     })
 }

@@ -124,7 +124,8 @@ fn at_once<T: Sync>(
         let begin = |one| std::thread::Builder::new().spawn_scoped(scope, move || work(one)).map_err(|_| one);
         let begun: Vec<_> = all.iter().map(begin).collect();
         begun.into_iter().fold(Ok(()), |so_far, begun| {
-            let panicked = |_| Err(EngineError::plain(Reason::Internal, "ending a container: its thread panicked"));
+            let panicked =
+                |_| Err(EngineError::plain(Reason::Internal, "ending a container: its thread panicked"));
             let result = match begun {
                 Ok(thread) => thread.join().unwrap_or_else(panicked),
                 // No thread is to be had.

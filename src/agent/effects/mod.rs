@@ -236,7 +236,8 @@ fn describe(step: &Step, effect: &Effect) -> String {
             format!("starting {job} of generation {}", request.id.generation)
         }
         Effect::Stop(ids, _) => {
-            let generation = ids.first().map_or_else(String::new, |id| format!(" generation {}", id.generation));
+            let generation =
+                ids.first().map_or_else(String::new, |id| format!(" generation {}", id.generation));
             format!("stopping{generation}")
         }
         Effect::Remove(_) => format!("taking containers away ({})", step.word()),

@@ -95,7 +95,8 @@ fn route(
     let service: ServiceName = chain.strip_prefix("svc-")?.parse().ok()?;
     let (service_address, generation, last) = rules.whole.service?;
     let ports = rules.whole.ports(last, subnet6)?;
-    let mut containers = lanes(rules, (service_address, generation), &ports, subnet6)?.into_iter().chain([last]);
+    let mut containers =
+        lanes(rules, (service_address, generation), &ports, subnet6)?.into_iter().chain([last]);
     let (address, also) = (containers.next()?, containers.collect());
     let canary = match &rules.drawn.service {
         Some(_) => Some(branch(&service, service_address, rules, subnet6)?),

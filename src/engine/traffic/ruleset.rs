@@ -133,7 +133,9 @@ pub fn switch(table: &str, subnet6: Option<Subnet6>, now: &Table, route: &Route)
             for (at, to) in ways(port, *address, subnet6) {
                 line(
                     &mut text,
-                    format_args!("add rule inet {table} {chain} {at}{protocol} dport {host_port} {lane}dnat {to}"),
+                    format_args!(
+                        "add rule inet {table} {chain} {at}{protocol} dport {host_port} {lane}dnat {to}"
+                    ),
                 );
             }
         }

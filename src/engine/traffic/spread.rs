@@ -149,10 +149,12 @@ mod tests {
     #[test]
     fn a_lane_is_no_branch() {
         let of = |text: &str| -> Value { serde_json::from_str(text).unwrap() };
-        let lane = of(r#"{"op": "<", "left": {"numgen": {"mode": "random", "mod": 3, "offset": 0}}, "right": 1}"#);
+        let lane =
+            of(r#"{"op": "<", "left": {"numgen": {"mode": "random", "mod": 3, "offset": 0}}, "right": 1}"#);
         assert_eq!((Lane::read(&lane).map(Lane::left), Draw::read(&lane)), (Some(3), None));
-        let branch =
-            of(r#"{"op": "<", "left": {"numgen": {"mode": "random", "mod": 1000, "offset": 0}}, "right": 1}"#);
+        let branch = of(
+            r#"{"op": "<", "left": {"numgen": {"mode": "random", "mod": 1000, "offset": 0}}, "right": 1}"#,
+        );
         assert!(Lane::read(&branch).is_none() && Draw::read(&branch).is_some());
         for other in ["\"right\": 2", "\"mod\": 1,", "\"mod\": 65,"] {
             let key = other.split(':').next().unwrap();

@@ -106,7 +106,11 @@ fn what_is_well_shares_new_connections() {
     let three = deployed(3);
     assert_eq!(spread(&three, &[Well, Well, Well], &[]), [1, 2, 3]);
     assert_eq!(spread(&three, &[Well, Sick, Well], &[1, 2, 3]), [1, 3]);
-    assert_eq!(spread(&three, &[Over, Well, Well], &[1, 2, 3]), [2, 3], "the first is no other than the rest");
+    assert_eq!(
+        spread(&three, &[Over, Well, Well], &[1, 2, 3]),
+        [2, 3],
+        "the first is no other than the rest"
+    );
     // Undecided: it stays where it is, so that an agent that has just started takes none out.
     assert_eq!(spread(&three, &[New, New, New], &[1, 2, 3]), [1, 2, 3]);
     assert_eq!(spread(&three, &[Well, New, Well], &[1, 3]), [1, 3]);
