@@ -35,7 +35,7 @@ pub(super) fn is_several(deployed: &Deployed) -> bool {
 }
 
 /// Whether the list of its containers is another than the one that it is to have.
-fn is_off(deployed: &Deployed) -> bool {
+pub(super) fn is_off(deployed: &Deployed) -> bool {
     let stays_in = |(index, replica): (&ReplicaIndex, &Replica)| {
         stays(deployed, *index) == replica.leaving_since.is_none()
     };

@@ -235,6 +235,10 @@ fn dependency(view: &View<'_>, rollout: &Rollout) -> Option<Next> {
 
 fn starting(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next {
     let generation = rollout.to.generation;
+    // The addresses of all are written down before anything is made.
+    if replicas::is_off(&rollout.to) {
+        return paused(view, rollout).unwrap_or(Next::Do(Step::Scale(generation)));
+    }
     let start = || paused(view, rollout).unwrap_or(Next::Do(Step::Start(generation)));
     match view.container(generation) {
         Some(ContainerState::Running { .. }) => Next::Do(Step::Advance(Phase::Proving)),
