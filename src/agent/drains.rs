@@ -35,9 +35,9 @@ fn leaving<'a>(
     record: &'a ServiceRecord,
 ) -> impl Iterator<Item = (InstanceId, Timestamp)> {
     let retiring = record.retiring.iter();
-    let former = retiring.flat_map(|it| it.old.instances(service).map(|id| (id, it.since)));
-    let one_too_many = record.incumbent.iter().flat_map(|it| {
-        it.replicas.iter().filter_map(|(index, replica)| {
+    let former = retiring.flat_map(move |it| it.old.instances(service).map(move |id| (id, it.since)));
+    let one_too_many = record.incumbent.iter().flat_map(move |it| {
+        it.replicas.iter().filter_map(move |(index, replica)| {
             Some((InstanceId::replica(service, it.generation, *index), replica.leaving_since?))
         })
     });

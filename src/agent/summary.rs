@@ -274,7 +274,7 @@ impl Agent {
     fn health(&self, name: &ServiceName, deployed: &Deployed, now: Timestamp) -> &'static str {
         let all: Vec<&'static str> =
             deployed.instances(name).map(|id| self.health_of(&id, deployed, now)).collect();
-        let is = |word: &str| all.contains(&word);
+        let is = |word: &'static str| all.contains(&word);
         match *all.as_slice() {
             [one] => one,
             _ if is("unhealthy") => "unhealthy",

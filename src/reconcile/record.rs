@@ -138,7 +138,7 @@ impl Deployed {
 
     /// The names of its containers.
     pub fn instances(&self, service: &ServiceName) -> impl Iterator<Item = InstanceId> {
-        self.indices().map(|index| InstanceId::replica(service, self.generation, index))
+        self.indices().map(move |index| InstanceId::replica(service, self.generation, index))
     }
 
     /// Whether it has, or is about to have, a container of this index.

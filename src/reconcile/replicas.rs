@@ -44,7 +44,7 @@ pub(super) fn is_off(deployed: &Deployed) -> bool {
 }
 
 /// The containers that are to serve and are written down.
-fn serving(deployed: &Deployed) -> impl Iterator<Item = ReplicaIndex> {
+pub(super) fn serving(deployed: &Deployed) -> impl Iterator<Item = ReplicaIndex> {
     deployed.indices().filter(|index| stays(deployed, *index))
 }
 
@@ -168,7 +168,7 @@ pub(super) fn next(
     let elsewhere = record.rollout.as_ref().is_some_and(|rollout| rollout.phase >= Phase::Canary);
     let right = elsewhere || view.route() == Some(&view.route_for(record, incumbent));
     // Before anything else: connections to what has ended are refused.
-    if !right && serving(incumbent).any(|index| is_up(state(view, generation, index))) {
+    if !right && view.serves(incumbent) {
         return Some(Next::Do(Step::Route(generation)));
     }
     if matches!(first, Some(Next::Do(_))) {
@@ -293,7 +293,7 @@ pub(super) fn spread(view: &View<'_>) -> Option<Step> {
     let canary = record.rollout.as_ref().is_some_and(|rollout| rollout.phase == Phase::Canary);
     let (there, wanted) = (view.route()?, view.route_for(record, serving));
     let only_lanes = there.agrees(&wanted) && *there != wanted;
-    (only_lanes && !apart && !canary && view.any_runs(serving)).then_some(Step::Route(serving.generation))
+    (only_lanes && !apart && !canary && view.serves(serving)).then_some(Step::Route(serving.generation))
 }
 
 /// A container of a generation that is known, which no record names.

@@ -415,7 +415,7 @@ fn abandoning(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Nex
         Some(_) if irreversible::leaves_down(record, rollout) => {}
         Some(incumbent) => {
             let right = view.route() == Some(&view.route_for(record, incumbent));
-            if view.any_runs(incumbent) {
+            if view.serves(incumbent) {
                 if !right {
                     return Next::Do(Step::Return { to: Some(incumbent.generation), from: generation });
                 }

@@ -67,6 +67,13 @@ impl<'a> View<'a> {
         matches!(self.container(generation), Some(ContainerState::Running { .. }))
     }
 
+    /// Whether a container of `deployed` runs that new connections may go to: none that is one too many.
+    pub fn serves(&self, deployed: &Deployed) -> bool {
+        let id = |index| InstanceId::replica(self.name, deployed.generation, index);
+        let up = |id| matches!(self.observed.containers.get(&id), Some(ContainerState::Running { .. }));
+        replicas::serving(deployed).map(id).any(up)
+    }
+
     /// Whether any container of `deployed` runs.
     pub fn any_runs(&self, deployed: &Deployed) -> bool {
         let up = |id| matches!(self.observed.containers.get(&id), Some(ContainerState::Running { .. }));

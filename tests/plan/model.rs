@@ -434,10 +434,10 @@ impl Host {
     fn poll_sockets(&mut self) {
         for (name, record) in &self.records {
             let former = record.retiring.iter().flat_map(|retiring| {
-                retiring.old.instances(name).map(|id| (id, &retiring.old.spec, retiring.since))
+                retiring.old.instances(name).map(move |id| (id, &retiring.old.spec, retiring.since))
             });
             let too_many = record.incumbent.iter().flat_map(|incumbent| {
-                incumbent.replicas.iter().filter_map(|(index, replica)| {
+                incumbent.replicas.iter().filter_map(move |(index, replica)| {
                     let id = InstanceId::replica(name, incumbent.generation, *index);
                     Some((id, &incumbent.spec, replica.leaving_since?))
                 })
