@@ -97,15 +97,17 @@ fn one_that_ends_is_taken_out_and_comes_back() {
     for container in ["web.1-2", "web.1"] {
         let before = lab.history().len();
         kill(&lab, container);
-        wait_for("it to be out", || (serving(&lab) == 2).then_some(()));
-        // From now on nobody notices.
+        let receipt = wait_for("its receipt", || lab.history().get(before).cloned());
+        // It was taken out before it was started again: from then on nobody notices.
         let load = Load::begin(port, 50);
         wait_for("it to be back", || (serving(&lab) == 3).then_some(()));
         assert_eq!(who(port, 60).len(), 3);
         load.end_without_failure();
-        let receipt = wait_for("its receipt", || lab.history().get(before).cloned());
         assert_eq!(receipt["result"], "restarted", "{receipt}");
+        assert_eq!(receipt["exit"]["signal"], 9, "{receipt}");
     }
+    let events = lab.ok(&["events"]);
+    assert!(events.matches("\"spread-changed\"").count() >= 4, "out and in, twice: {events}");
     // One that falls sick, and is well again.
     let sick =
         |lab: &Lab, command: &str| lab.ok(&["exec", "web", "--index", "3", "--", "/bin/sh", "-c", command]);

@@ -186,10 +186,9 @@ impl Host {
     /// What is left of memory beside the candidates that run.
     pub fn memory_left(&self) -> Option<u64> {
         let used = self.used();
-        let candidates = self
-            .records
-            .iter()
-            .flat_map(|(name, record)| record.rollout.iter().flat_map(|rollout| rollout.to.instances(name)));
+        let candidates = self.records.iter().flat_map(|(name, record)| {
+            record.rollout.iter().flat_map(move |rollout| rollout.to.instances(name))
+        });
         let candidates = candidates.filter_map(|id| used.get(&id).copied());
         Some(self.memory?.saturating_sub(candidates.sum()))
     }
