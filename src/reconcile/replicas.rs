@@ -15,8 +15,7 @@ use super::view::View;
 use super::world::Observed;
 use super::{later, pending};
 use crate::types::{
-    ContainerState, DrainSignal, Generation, InstanceId, Reason, Refusal, ReplicaIndex, Route, ServiceName,
-    Timestamp,
+    ContainerState, DrainSignal, Generation, InstanceId, Reason, ReplicaIndex, Route, ServiceName, Timestamp,
 };
 
 /// The indices that `deployed` is to have, without the first.
@@ -136,18 +135,15 @@ pub(super) fn ended(view: &View<'_>, deployed: &Deployed) -> Option<(Reason, Str
 }
 
 /// What a candidate whose first container runs needs before it can be judged: the others.
-pub(super) fn starting(view: &View<'_>, rollout: &Rollout) -> Option<Next> {
+pub(super) fn starting(view: &View<'_>, rollout: &Rollout) -> Option<Step> {
     let candidate = &rollout.to;
     let generation = candidate.generation;
-    if let Some((reason, message)) = ended(view, candidate) {
-        return Some(Next::Do(Step::Fail(Refusal::new(reason, format!("{message} before it was healthy")))));
-    }
     if is_off(candidate) {
-        return Some(Next::Do(Step::Scale(generation)));
+        return Some(Step::Scale(generation));
     }
     let mut others = serving(candidate).filter(|index| *index != ReplicaIndex::FIRST);
     let index = others.find(|index| !is_up(state(view, generation, *index)))?;
-    Some(Next::Do(Step::StartReplica(generation, index)))
+    Some(Step::StartReplica(generation, index))
 }
 
 /// Whether one of a candidate's containers is gone, as after a reboot or by somebody's hand.

@@ -270,8 +270,12 @@ fn proving(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next {
     }
     match view.container(generation) {
         Some(ContainerState::Running { .. }) => {
-            if let Some(next) = replicas::starting(view, rollout) {
-                return paused(view, rollout).unwrap_or(next);
+            if let Some((reason, message)) = replicas::ended(view, &rollout.to) {
+                let message = format!("{message} before it was healthy");
+                return Next::Do(Step::Fail(Refusal::new(reason, message)));
+            }
+            if let Some(step) = replicas::starting(view, rollout) {
+                return paused(view, rollout).unwrap_or(Next::Do(step));
             }
         }
         Some(ContainerState::Exited(_)) if over => {
