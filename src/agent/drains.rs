@@ -77,12 +77,17 @@ impl Agent {
         }
     }
 
+    /// Connections of a container that drains; `None` until they were counted.
+    pub(super) fn connections(&self, id: &InstanceId) -> Option<usize> {
+        self.drains.get(id).and_then(|seen| seen.connections)
+    }
+
     /// The drain of a service, for its status.
     pub(super) fn drain(&self, service: &ServiceName) -> Option<DrainStatus> {
         let record = self.journal.records.get(service)?;
         let retiring = record.retiring.as_ref()?;
-        let seen = |id: InstanceId| self.drains.get(&id).and_then(|seen| seen.connections);
-        let counts: Vec<usize> = retiring.old.instances(service).filter_map(seen).collect();
+        let counts: Vec<usize> =
+            retiring.old.instances(service).filter_map(|id| self.connections(&id)).collect();
         Some(DrainStatus {
             generation: retiring.old.generation,
             connections: (!counts.is_empty()).then(|| counts.iter().sum()),

@@ -219,7 +219,7 @@ impl Agent {
                 serves: route.is_some_and(|route| route.lanes().any(|lane| lane == ip)),
                 restarts: replica.map_or(deployed.restarts, |replica| replica.restarts),
                 leaving_since: replica.and_then(|replica| replica.leaving_since),
-                connections: self.drains.get(&id).and_then(|seen| seen.connections),
+                connections: self.connections(&id),
             })
         };
         deployed.indices().filter_map(status).collect()

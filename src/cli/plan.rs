@@ -16,7 +16,7 @@ use crate::reconcile::amend::too_small;
 use crate::reconcile::changes::{listed, summary};
 use crate::reconcile::preview::{Change, preview};
 use crate::state::journal::{Journal, read_journal};
-use crate::types::{Declared, HostName, InstanceId, Policy, Reason, Refusal, ServiceName, plural};
+use crate::types::{Declared, HostName, Policy, Reason, Refusal, ServiceName, plural};
 
 /// Shows the changes. Exit 0 nothing, 2 changes, 1 where something of it would be refused.
 pub fn plan(
