@@ -190,22 +190,10 @@ pub(super) fn next(
             continue;
         }
         match state(view, generation, *index) {
-            Some(ContainerState::Running { started_at, .. }) => {
-                if replica.untold.is_some() {
-                    return Some(Next::Do(Step::Report(generation)));
-                }
-                // One that never says anything is not waited for.
-                let late = later(*started_at, incumbent.spec.deploy.timeout);
-                let verdict = verdict_of(view.name, incumbent, *index, view.observed, view.now);
-                if let (Some(Verdict::Undecided { why }), true) = (verdict, view.now < late) {
-                    let steady = later(*started_at, view.check(incumbent).steady);
-                    let look = [steady, late].into_iter().filter(|at| *at > view.now).min();
-                    wait(
-                        look,
-                        format!("replica {index} of generation {generation} is not healthy yet: {why}"),
-                    );
-                }
+            Some(ContainerState::Running { .. }) if replica.untold.is_some() => {
+                return Some(Next::Do(Step::Report(generation)));
             }
+            Some(ContainerState::Running { .. }) => {}
             // What was stopped for a candidate comes back by its first one.
             _ if incumbent.down.is_some() => {}
             _ if !view.has_image(incumbent) => {
@@ -228,6 +216,11 @@ pub(super) fn next(
             },
         }
     }
+    for index in serving(incumbent) {
+        if let Some((look, what)) = undecided(view, incumbent, index) {
+            wait(Some(look), what);
+        }
+    }
     let others = why.map(|why| Next::Wait { until, why });
     match first {
         Some(Next::Wait { until: own, why }) if others.is_some() => {
@@ -237,6 +230,23 @@ pub(super) fn next(
         Some(Next::Held { .. }) if others.is_some() => others,
         first => first.or(others),
     }
+}
+
+/// When to look again at a container that runs and was not judged yet. One that never says anything is not waited for.
+fn undecided(view: &View<'_>, incumbent: &Deployed, index: ReplicaIndex) -> Option<(Timestamp, String)> {
+    let generation = incumbent.generation;
+    let Some(ContainerState::Running { started_at, .. }) = state(view, generation, index) else {
+        return None;
+    };
+    let late = later(*started_at, incumbent.spec.deploy.timeout);
+    let steady = later(*started_at, view.check(incumbent).steady);
+    let Some(Verdict::Undecided { why }) =
+        verdict_of(view.name, incumbent, index, view.observed, view.now).filter(|_| view.now < late)
+    else {
+        return None;
+    };
+    let look = if view.now < steady { steady.min(late) } else { late };
+    Some((look, format!("replica {index} of generation {generation} is not healthy yet: {why}")))
 }
 
 /// Until when a container that does not run waits for its next start.
