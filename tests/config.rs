@@ -514,6 +514,7 @@ fn the_page_and_the_parser_know_the_same_keys() {
     for file in [
         "service",
         "canary",
+        "replicas",
         "health_read",
         "options",
         "network",
@@ -778,4 +779,51 @@ fn canaries() {
     // What is not said is not written: the services of a version before this one are as they were.
     let spec = found("", "").unwrap();
     assert!(!serde_json::to_string(&spec).unwrap().contains("canary"));
+}
+
+/// Several containers: from its layers, and refused where there can be one only.
+#[test]
+fn replicas() {
+    let found = |top: &str, web: &str, more: &[(&str, &str)]| {
+        let own = [
+            ("gitopsd.toml", format!("format = 1\n{top}")),
+            ("services/web.toml", format!("image = \"r.io/web:1\"\n{web}")),
+        ];
+        let more = more.iter().map(|(name, text)| (*name, (*text).to_owned()));
+        let files: RepoFiles =
+            own.into_iter().chain(more).map(|(name, text)| (name.to_owned(), text.into_bytes())).collect();
+        let policy = Policy { host_network: true, ..Policy::default() };
+        read(&files, &host("web-1", &[]), &policy).services
+    };
+    let count = |top: &str, web: &str| found(top, web, &[])[&name("web")].clone().unwrap().deploy.replicas;
+    let defaults = "[defaults.deploy]\nreplicas = 3\n";
+    assert_eq!((count("", ""), count(defaults, ""), count(defaults, "[deploy]\nreplicas = 2\n")), (1, 3, 2));
+    for (web, why) in [
+        ("volumes = [\"data:/d\"]\n", "it writes to /d"),
+        ("network_mode = \"host\"\n", "its network is not its own"),
+        ("restart = \"on-failure\"\n", "`restart = \"on-failure\"` lets it end"),
+        ("schedule = \"minutely\"\n", "it runs at times"),
+        ("[deploy]\nstrategy = \"recreate\"\n", "its `strategy` is \"recreate\""),
+        ("[deploy]\ncanary = \"10%\"\n", "it has a `canary`"),
+    ] {
+        let message = found(defaults, web, &[])[&name("web")].clone().unwrap_err().message;
+        assert!(
+            message.contains("`replicas` is more than this service can have") && message.contains(why),
+            "{message}"
+        );
+    }
+    assert_eq!(count(defaults, "volumes = [\"data:/d:ro\"]\n"), 3);
+    for wrong in ["0", "65", "-1", "\"2\""] {
+        let web = format!("[deploy]\nreplicas = {wrong}\n");
+        assert!(found("", &web, &[])[&name("web")].is_err(), "{wrong}");
+    }
+    let guest = [(
+        "services/side.toml",
+        "image = \"r.io/s:1\"\nnetwork_mode = \"service:web\"\n[deploy]\nreplicas = 1\n",
+    )];
+    let message = found(defaults, "", &guest)[&name("side")].clone().unwrap_err().message;
+    assert!(message.contains("web has several containers (`deploy.replicas`)"), "{message}");
+    // What is not said is not written: the services of a version before this one are as they were.
+    let spec = found("", "", &[])[&name("web")].clone().unwrap();
+    assert!(!serde_json::to_string(&spec).unwrap().contains("replicas"));
 }

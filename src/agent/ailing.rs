@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 
 use super::{Agent, clock};
-use crate::reconcile::health::{Verdict, judge};
+use crate::reconcile::health::Verdict;
+use crate::reconcile::replicas::verdict_of;
 use crate::report::Message;
 use crate::report::message::Kind;
-use crate::types::{InstanceId, Reason, Refusal, ServiceName, Timestamp};
+use crate::types::{Reason, Refusal, ServiceName, Timestamp};
 
 impl Agent {
     /// Says which incumbents have become unhealthy, and which are well again.
@@ -34,11 +35,19 @@ impl Agent {
         let mut ailing = BTreeMap::new();
         for (service, record) in &self.journal.records {
             let Some(incumbent) = &record.incumbent else { continue };
-            let Some(started_at) = self.running(service, incumbent) else { continue };
-            let history = self.seen.health.get(&InstanceId::new(service, incumbent.generation));
-            let verdict = judge(&self.seen.check(&incumbent.spec), history, started_at, now);
-            if let Verdict::Unhealthy(why) = verdict {
-                let text = format!("generation {} fails its health check: {why}", incumbent.generation);
+            let ailing_one = incumbent.indices().find_map(|index| {
+                match verdict_of(service, incumbent, index, &self.seen, now) {
+                    Some(Verdict::Unhealthy(why)) => Some((index, why)),
+                    _ => None,
+                }
+            });
+            if let Some((index, why)) = ailing_one {
+                let replica = match incumbent.replicas.is_empty() {
+                    true => String::new(),
+                    false => format!("replica {index} of "),
+                };
+                let text =
+                    format!("{replica}generation {} fails its health check: {why}", incumbent.generation);
                 ailing.insert(service.clone(), Refusal::new(Reason::Unhealthy, text));
             }
         }

@@ -9,7 +9,7 @@ use crate::reconcile::transition::{self, Outcome};
 use crate::report::message::Kind;
 use crate::state::StateError;
 use crate::state::receipts::Receipt;
-use crate::types::{Generation, InstanceId, Reason, Refusal, ServiceName};
+use crate::types::{ContainerState, InstanceId, Reason, Refusal, ServiceName};
 
 /// Characters of a log's line that go into a receipt.
 const MAX_LINE: usize = 200;
@@ -34,10 +34,11 @@ impl Agent {
             return self.conclude_unrecorded(service, step, outcome);
         };
         let mut applied = transition::conclude(service, &record, step, outcome, now);
-        let end = self.ends.remove(service).filter(|_| matches!(step, Step::Start(_)));
+        // A route that is put right while something is started says nothing of how that had ended.
+        let end = if matches!(step, Step::Route(_)) { None } else { self.ends.remove(service) };
+        let end = end.filter(|_| matches!(step, Step::Start(_) | Step::StartReplica(..)));
         if let (Some(end), Some(receipt)) = (&end, &mut applied.receipt) {
-            let generation = receipt.to.as_ref().map_or(Generation(0), |to| to.generation);
-            receipt.message = format!("generation {generation} {end} and was started again");
+            receipt.message = format!("{} {end} and was started again", started(step));
             receipt.exit = Some(end.clone());
         }
         if let Some(receipt) = applied.receipt.as_mut().filter(|receipt| receipt.went_wrong()) {
@@ -66,10 +67,10 @@ impl Agent {
             _ => {
                 self.effects.clear(service);
                 let mut news = news::of(service, Some(&record), step, outcome, applied.receipt.as_ref());
-                if let (Some(end), Step::Start(generation), Some(news)) = (&end, step, &mut news)
+                if let (Some(end), Some(news)) = (&end, &mut news)
                     && news.kind == Kind::Restarted
                 {
-                    news.text = format!("{service}: generation {generation} {end} and is started again");
+                    news.text = format!("{service}: {} {end} and is started again", started(step));
                     news.exit = Some(end.clone());
                 }
                 self.tell(news);
@@ -105,7 +106,12 @@ impl Agent {
     /// The last lines that a generation wrote, as short as receipts are to be. Logs outlive their containers.
     fn last_words(&self, service: &ServiceName, side: Option<&Side>) -> Vec<String> {
         let (Some(side), count @ 1..) = (side, self.config.report.log_lines) else { return Vec::new() };
-        let lines = self.hands.engine.log_tail(&InstanceId::new(service, side.generation), count);
+        let first = InstanceId::new(service, side.generation);
+        // Of several containers the one that has ended, if one has.
+        let own = self.seen.instances_of(service).filter(|id| id.generation == side.generation);
+        let mut ended =
+            own.filter(|id| matches!(self.seen.containers.get(id), Some(ContainerState::Exited(_))));
+        let lines = self.hands.engine.log_tail(ended.next().unwrap_or(&first), count);
         let plain = |line: String| line.chars().filter(|c| !c.is_control()).take(MAX_LINE).collect();
         lines.into_iter().map(plain).collect()
     }
@@ -124,6 +130,10 @@ impl Agent {
                 let after = applied.record.as_mut().and_then(|record| record.incumbent.as_mut());
                 if let Some(incumbent) = after {
                     incumbent.untold = due;
+                    for (index, replica) in &mut incumbent.replicas {
+                        let former = before.incumbent.as_ref().and_then(|it| it.replicas.get(index));
+                        replica.untold = former.and_then(|replica| replica.untold);
+                    }
                 }
                 return Err(error);
             }
@@ -141,5 +151,14 @@ impl Agent {
         let refusal = error.to_refusal();
         self.note_fault(Some(refusal.clone()));
         self.effects.pause(service, &refusal, clock::now());
+    }
+}
+
+/// The container that a step starts, for people.
+fn started(step: &Step) -> String {
+    match step {
+        Step::Start(generation) => format!("generation {generation}"),
+        Step::StartReplica(generation, index) => format!("replica {index} of generation {generation}"),
+        _ => String::new(),
     }
 }

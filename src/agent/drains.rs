@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::{Agent, clock};
 use crate::reconcile::drain::{self, GRACE, IDLE_POLL};
 use crate::reconcile::later;
+use crate::reconcile::record::ServiceRecord;
 use crate::reconcile::step::Step;
 use crate::reconcile::world::Observed;
 use crate::report::Message;
@@ -27,15 +28,30 @@ pub struct Seen {
 /// Every container that drains.
 pub type Drains = BTreeMap<InstanceId, Seen>;
 
+/// The containers of a service that have had no new connections since then: those of a former generation, and those of
+/// which there are too many.
+fn leaving<'a>(
+    service: &'a ServiceName,
+    record: &'a ServiceRecord,
+) -> impl Iterator<Item = (InstanceId, Timestamp)> {
+    let retiring = record.retiring.iter();
+    let former = retiring.flat_map(move |it| it.old.instances(service).map(move |id| (id, it.since)));
+    let one_too_many = record.incumbent.iter().flat_map(move |it| {
+        it.replicas.iter().filter_map(move |(index, replica)| {
+            Some((InstanceId::replica(service, it.generation, *index), replica.leaving_since?))
+        })
+    });
+    former.chain(one_too_many)
+}
+
 impl Agent {
     /// Counts the connections of retiring containers, and the looks at which there were none.
     pub(super) fn look_at_drains(&mut self, seen: &mut Observed, now: Timestamp) {
         let mut before = std::mem::take(&mut self.drains);
-        for (service, record) in &self.journal.records {
-            let Some(retiring) = &record.retiring else { continue };
-            let id = InstanceId::new(service, retiring.old.generation);
+        for (id, since) in self.journal.records.iter().flat_map(|(service, record)| leaving(service, record))
+        {
             let runs = matches!(seen.containers.get(&id), Some(ContainerState::Running { .. }));
-            if !runs || now < later(retiring.since, GRACE) {
+            if !runs || now < later(since, GRACE) {
                 continue;
             }
             let last = before.remove(&id);
@@ -61,14 +77,20 @@ impl Agent {
         }
     }
 
+    /// Connections of a container that drains; `None` until they were counted.
+    pub(super) fn connections(&self, id: &InstanceId) -> Option<usize> {
+        self.drains.get(id).and_then(|seen| seen.connections)
+    }
+
     /// The drain of a service, for its status.
     pub(super) fn drain(&self, service: &ServiceName) -> Option<DrainStatus> {
         let record = self.journal.records.get(service)?;
         let retiring = record.retiring.as_ref()?;
-        let id = InstanceId::new(service, retiring.old.generation);
+        let counts: Vec<usize> =
+            retiring.old.instances(service).filter_map(|id| self.connections(&id)).collect();
         Some(DrainStatus {
             generation: retiring.old.generation,
-            connections: self.drains.get(&id).and_then(|seen| seen.connections),
+            connections: (!counts.is_empty()).then(|| counts.iter().sum()),
             since: retiring.since,
             until: drain::over(record)?,
         })
@@ -85,7 +107,7 @@ impl Agent {
         let left = drain.connections;
         let text = match left {
             // It has ended by itself.
-            _ if old.is_none_or(|old| self.running(service, old).is_none()) => return None,
+            _ if old.is_none_or(|old| !self.any_runs(service, old)) => return None,
             _ if drain::is_early(record) => {
                 let patience = whole(drain::patience(record, now));
                 let many = left.map_or_else(String::new, |left| {

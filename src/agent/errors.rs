@@ -8,7 +8,7 @@ use crate::engine::counters::counters;
 use crate::reconcile::errors::ErrorHistory;
 use crate::reconcile::record::{Deployed, Phase, Rollout};
 use crate::reconcile::world::Observed;
-use crate::types::{ContainerState, InstanceId, ServiceName, Timestamp};
+use crate::types::{ContainerState, InstanceId, Timestamp};
 
 impl Agent {
     /// Begins to look at candidates that have got their traffic, and goes on with those that have it.
@@ -22,34 +22,37 @@ impl Agent {
             let candidate = &rollout.to;
             // What a network counts that is not its own says nothing of it.
             let own = |deployed: &Deployed| !deployed.spec.network_mode().is_shared();
-            let Some((pid, started_at)) = running(seen, service, candidate) else { continue };
             if !own(candidate) || !own(incumbent) {
                 continue;
             }
-            let id = InstanceId::new(service, candidate.generation);
-            let known = former.remove(&id).filter(|history| history.started_at == started_at);
-            let history = match known {
-                Some(mut history) if now >= history.next_look_at(&candidate.spec.deploy) => {
-                    if let Ok(counted) = counters(pid) {
-                        history.record(&candidate.spec.deploy, now, counted);
+            for id in candidate.instances(service) {
+                let Some((pid, started_at)) = running(seen, &id) else { continue };
+                let known = former.remove(&id).filter(|history| history.started_at == started_at);
+                let history = match known {
+                    Some(mut history) if now >= history.next_look_at(&candidate.spec.deploy) => {
+                        if let Ok(counted) = counters(pid) {
+                            history.record(&candidate.spec.deploy, now, counted);
+                        }
+                        history
                     }
-                    history
-                }
-                Some(history) => history,
-                None => {
-                    let old = running(seen, service, incumbent).and_then(|(pid, _)| counters(pid).ok());
-                    let Some((old, new)) = old.zip(counters(pid).ok()) else { continue };
-                    ErrorHistory::new(started_at, old, new, now)
-                }
-            };
-            self.errors.insert(id, history);
+                    Some(history) => history,
+                    None => {
+                        // Any container of the old generation stands for what is usual.
+                        let old = incumbent.instances(service).find_map(|id| running(seen, &id));
+                        let old = old.and_then(|(pid, _)| counters(pid).ok());
+                        let Some((old, new)) = old.zip(counters(pid).ok()) else { continue };
+                        ErrorHistory::new(started_at, old, new, now)
+                    }
+                };
+                self.errors.insert(id, history);
+            }
         }
         seen.errors.clone_from(&self.errors);
     }
 }
 
-fn running(seen: &Observed, service: &ServiceName, deployed: &Deployed) -> Option<(i32, Timestamp)> {
-    match seen.containers.get(&InstanceId::new(service, deployed.generation)) {
+fn running(seen: &Observed, id: &InstanceId) -> Option<(i32, Timestamp)> {
+    match seen.containers.get(id) {
         Some(ContainerState::Running { pid, started_at }) => Some((*pid, *started_at)),
         _ => None,
     }

@@ -13,13 +13,17 @@ use super::{Agent, clock};
 use crate::engine::{ContainerRequest, EngineError};
 use crate::reconcile::drain;
 use crate::reconcile::record::{Deployed, ServiceRecord, Spec};
+use crate::reconcile::replicas;
 use crate::reconcile::step::{Amendment, Step};
 use crate::reconcile::transition::{self, Addresses, Outcome};
 use crate::reconcile::view::route_for;
 use crate::report::Message;
 use crate::report::message::Kind;
 use crate::state::StateError;
-use crate::types::{ContainerState, Generation, InstanceId, Job, NetworkMode, Reason, Refusal, ServiceName};
+use crate::types::{
+    ContainerState, Generation, InstanceId, Job, NetworkMode, Reason, Refusal, ReplicaIndex, Route,
+    ServiceName, plural,
+};
 
 /// How an effect is carried out.
 enum Way {
@@ -74,10 +78,14 @@ impl Agent {
             Step::Begin { spec, .. } => self.addresses(service, spec),
             _ => None,
         };
+        let further = self.further_addresses(service, step);
         let before = self.journal.records.get(service);
-        let after = match addresses {
-            Some(addresses) => transition::begin(before, step, addresses, now),
-            None => before.map(|record| transition::intend(record, step, self.ends.get(service), now)),
+        let after = match (addresses, step) {
+            (Some(addresses), _) => transition::begin(before, step, addresses, now),
+            (None, Step::Scale(generation)) => {
+                before.map(|record| replicas::scale(record, *generation, &further, now))
+            }
+            _ => before.map(|record| transition::intend(record, step, self.ends.get(service), now)),
         };
         match after {
             Some(after) if before != Some(&after) => {
@@ -98,12 +106,13 @@ impl Agent {
     /// takes the record of it away.
     fn note_end(&mut self, service: &ServiceName, step: &Step) {
         let rollout = self.journal.records.get(service).and_then(|record| record.rollout.as_ref());
-        let generation = match (step, rollout) {
-            (Step::Start(generation), _) => *generation,
-            (Step::Fail(_), Some(rollout)) => rollout.to.generation,
+        let (generation, index) = match (step, rollout) {
+            (Step::Start(generation), _) => (*generation, ReplicaIndex::FIRST),
+            (Step::StartReplica(generation, index), _) => (*generation, *index),
+            (Step::Fail(_), Some(rollout)) => (rollout.to.generation, ReplicaIndex::FIRST),
             _ => return,
         };
-        match self.seen.containers.get(&InstanceId::new(service, generation)) {
+        match self.seen.containers.get(&InstanceId::replica(service, generation, index)) {
             Some(ContainerState::Exited(exit)) => self.ends.insert(service.clone(), exit.clone()),
             _ => self.ends.remove(service),
         };
@@ -114,7 +123,7 @@ impl Agent {
     pub(super) fn is_paced(&self, service: &ServiceName, step: &Step) -> bool {
         let incumbent = self.journal.records.get(service).and_then(|record| record.incumbent.as_ref());
         match step {
-            Step::Start(generation) | Step::Pull(generation) => {
+            Step::Start(generation) | Step::Pull(generation) | Step::StartReplica(generation, _) => {
                 incumbent.is_some_and(|incumbent| incumbent.generation == *generation)
             }
             _ => false,
@@ -141,6 +150,16 @@ impl Agent {
             | Step::Report(_)
             | Step::Note(..)
             | Step::Release => return Ok(Way::AtOnce(Outcome::Done)),
+            Step::Scale(generation) => {
+                let missing = replicas::missing(self.live(service, *generation)?.1);
+                if missing > 0 {
+                    let containers = plural(missing, "more container", "more containers");
+                    let message =
+                        format!("the subnet has no free address left for {containers} (engine.subnet)");
+                    return Err(Refusal::new(Reason::Network, message));
+                }
+                return Ok(Way::AtOnce(Outcome::Done));
+            }
             Step::Amend(amendment) if !amendment.touches => return Ok(Way::AtOnce(Outcome::Done)),
             Step::Amend(amendment) => self.amend(service, amendment)?,
             Step::Canary(generation) => {
@@ -149,15 +168,15 @@ impl Agent {
                     let message = format!("{service} has no generation to share traffic with");
                     return Err(Refusal::new(Reason::Internal, message));
                 };
-                return at_once(traffic.point(&route_for(service, record, incumbent)));
+                return at_once(traffic.point(&self.route(service, record, incumbent)));
             }
             Step::Switch(generation) | Step::Route(generation) => {
                 let (record, deployed) = self.live(service, *generation)?;
-                return at_once(traffic.point(&route_for(service, record, deployed)));
+                return at_once(traffic.point(&self.route(service, record, deployed)));
             }
             Step::Return { to: Some(to), from } => {
                 let (record, deployed) = self.live(service, *to)?;
-                let result = traffic.point(&route_for(service, record, deployed));
+                let result = traffic.point(&self.route(service, record, deployed));
                 // Of a network that it shares the connections are not its own.
                 let shared = deployed.spec.network_mode().is_shared();
                 // What was well, and goes for another reason, may end what it has begun before it is removed.
@@ -165,8 +184,10 @@ impl Agent {
                 let well = matches!(reason, Some(Reason::Superseded | Reason::Held));
                 if result.is_ok() && !shared && !well {
                     // Their clients come back at once, and reach the generation that works.
-                    if let Err(error) = traffic.reset_connections(&InstanceId::new(service, *from)) {
-                        tracing::warn!("{service}: {}", error.to_refusal());
+                    for id in self.instances(service, *from) {
+                        if let Err(error) = traffic.reset_connections(&id) {
+                            tracing::warn!("{service}: {}", error.to_refusal());
+                        }
                     }
                 }
                 return at_once(result);
@@ -194,25 +215,34 @@ impl Agent {
                 let new = request.spec.ports.iter().filter(|port| !held.contains(port)).cloned().collect();
                 Effect::Start(Box::new(request), new)
             }
+            Step::StartReplica(generation, index) => {
+                Effect::Start(Box::new(self.request_of(service, *generation, *index)?), Vec::new())
+            }
+            Step::DropReplica(generation, index) => {
+                let patience = self.live(service, *generation).map_or(Duration::ZERO, |(_, deployed)| {
+                    drain::patience_of(deployed, *index, clock::now())
+                });
+                Effect::Remove(vec![(InstanceId::replica(service, *generation, *index), patience)])
+            }
             Step::Stop(generation) => {
-                Effect::Stop(InstanceId::new(service, *generation), self.grace(service, *generation))
+                Effect::Stop(self.instances(service, *generation), self.grace(service, *generation))
             }
             Step::Retire(generation) => {
                 let record = self.journal.records.get(service);
                 let patience = record.map_or(Duration::ZERO, |record| drain::patience(record, clock::now()));
-                Effect::Remove(vec![(InstanceId::new(service, *generation), patience)])
+                let all = self.instances(service, *generation).into_iter();
+                Effect::Remove(all.map(|id| (id, patience)).collect())
             }
-            Step::Discard(generation) | Step::Sweep(generation) => Effect::Remove(vec![(
-                InstanceId::new(service, *generation),
-                self.grace(service, *generation),
-            )]),
+            Step::Discard(generation) | Step::Sweep(generation) => {
+                let (all, grace) = (self.instances(service, *generation), self.grace(service, *generation));
+                Effect::Remove(all.into_iter().map(|id| (id, grace)).collect())
+            }
             Step::Remove(_) => {
                 let record = self.journal.records.get(service);
                 let named = record.into_iter().flat_map(|record| record.live_generations());
                 let mut all: BTreeSet<InstanceId> =
-                    named.map(|deployed| InstanceId::new(service, deployed.generation)).collect();
-                let own = self.seen.containers_of(service);
-                all.extend(own.map(|(generation, _)| InstanceId::new(service, generation)));
+                    named.flat_map(|deployed| deployed.instances(service)).collect();
+                all.extend(self.seen.instances_of(service).cloned());
                 all.extend(self.seen.jobs_of(service).map(|(id, _)| id.clone()));
                 let instances = all.into_iter().map(|id| {
                     let grace = self.grace(service, id.generation);
@@ -228,14 +258,29 @@ impl Agent {
         let (record, deployed) = self.live(service, amendment.generation)?;
         let (held, spec) = (&deployed.spec.ports, &amendment.spec);
         let new = spec.ports.iter().filter(|port| !held.contains(port)).cloned().collect();
-        let route = route_for(service, record, &Deployed { spec: spec.clone(), ..deployed.clone() });
+        let route = self.route(service, record, &Deployed { spec: spec.clone(), ..deployed.clone() });
         Ok(Effect::Amend(Box::new(Change {
-            id: InstanceId::new(service, amendment.generation),
+            ids: deployed.instances(service).collect(),
             former: deployed.spec.clone(),
             spec: spec.clone(),
             route,
             new,
         })))
+    }
+
+    /// The route of a generation, over those of its containers that are well as they were last seen.
+    fn route(&self, service: &ServiceName, record: &ServiceRecord, deployed: &Deployed) -> Route {
+        route_for(service, record, deployed, &self.seen, clock::now())
+    }
+
+    /// The containers of a generation: those that its record names, and those that are there. The first one in any case.
+    fn instances(&self, service: &ServiceName, generation: Generation) -> Vec<InstanceId> {
+        let mut all = BTreeSet::from([InstanceId::new(service, generation)]);
+        all.extend(self.seen.instances_of(service).filter(|id| id.generation == generation).cloned());
+        if let Ok((_, deployed)) = self.live(service, generation) {
+            all.extend(deployed.instances(service));
+        }
+        all.into_iter().collect()
     }
 
     pub(super) fn live(
@@ -263,6 +308,15 @@ impl Agent {
         service: &ServiceName,
         generation: Generation,
     ) -> Result<ContainerRequest, Refusal> {
+        self.request_of(service, generation, ReplicaIndex::FIRST)
+    }
+
+    fn request_of(
+        &self,
+        service: &ServiceName,
+        generation: Generation,
+        index: ReplicaIndex,
+    ) -> Result<ContainerRequest, Refusal> {
         let (_, deployed) = self.live(service, generation)?;
         let image = self.store.image(&deployed.spec.image.digest).ok_or_else(|| {
             Refusal::new(
@@ -271,10 +325,14 @@ impl Agent {
             )
         })?;
         Ok(ContainerRequest {
-            id: InstanceId::new(service, generation),
+            id: InstanceId::replica(service, generation, index),
             spec: deployed.spec.clone(),
             image,
-            address: deployed.address,
+            address: deployed.address_of(index).ok_or_else(|| {
+                let message =
+                    format!("no record names replica {index} of generation {generation} of {service}");
+                Refusal::new(Reason::Internal, message)
+            })?,
             joins: deployed
                 .spec
                 .joins()
@@ -291,11 +349,11 @@ impl Agent {
         let records = self.journal.records.values();
         let mut used: BTreeSet<Ipv4Addr> = records
             .flat_map(|record| {
-                let own = record.live_generations().map(|deployed| deployed.address);
+                let own = record.live_generations().flat_map(Deployed::addresses);
                 own.chain([record.service_address])
             })
             .collect();
-        used.extend(self.seen.routes.values().flat_map(|route| [route.address, route.service_address]));
+        used.extend(self.seen.routes.values().flat_map(|route| route.lanes().chain([route.service_address])));
         let branches = self.seen.routes.values().filter_map(|route| route.canary.as_ref());
         used.extend(branches.map(|branch| branch.address));
         used
@@ -314,6 +372,21 @@ impl Agent {
             NetworkMode::Bridge | NetworkMode::None => (self.pool.container(&used)?, None),
         };
         Some(Addresses { service, generation, joined })
+    }
+
+    /// Addresses for the containers that a generation has not yet: as many as can be had.
+    fn further_addresses(&mut self, service: &ServiceName, step: &Step) -> Vec<Ipv4Addr> {
+        let Step::Scale(generation) = step else { return Vec::new() };
+        let missing = self.live(service, *generation).map_or(0, |(_, deployed)| replicas::missing(deployed));
+        let mut used = if missing > 0 { self.used_addresses() } else { BTreeSet::new() };
+        let mut found = Vec::new();
+        while found.len() < missing
+            && let Some(address) = self.pool.container(&used)
+        {
+            used.insert(address);
+            found.push(address);
+        }
+        found
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::Agent;
 use crate::report::Message;
 use crate::report::message::Kind;
-use crate::types::{ContainerState, ObservedContainer, plural};
+use crate::types::{ContainerState, ObservedContainer, ReplicaIndex, plural};
 
 impl Agent {
     /// Takes in how often that happened, and says where it is more often than at the last look.
@@ -22,11 +22,16 @@ impl Agent {
         for (id, count) in &self.oom_kills {
             let known = former.get(id).copied().unwrap_or(0);
             if *count > known {
+                let replica = match id.index {
+                    ReplicaIndex::FIRST => String::new(),
+                    index => format!("replica {index} of "),
+                };
                 let times = usize::try_from(count - known).unwrap_or(usize::MAX);
                 let text = format!(
-                    "{}: the kernel killed {} in generation {} for want of memory; the container goes on",
+                    "{}: the kernel killed {} in {}generation {} for want of memory; the container goes on",
                     id.service,
                     plural(times, "process", "processes"),
+                    replica,
                     id.generation
                 );
                 let mut message = Message::of(Kind::OomKilled, &id.service, text);

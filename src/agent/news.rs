@@ -96,6 +96,21 @@ pub fn of(
             let text = format!("{service}: generation {generation} was not running and is started again");
             with(say(Kind::Restarted, text), named(before, step))
         }
+        (Step::StartReplica(generation, index), _) => {
+            let replica = before.and_then(|record| record.live(*generation)?.replicas.get(index));
+            let candidate = candidate.is_some_and(|candidate| candidate.generation == *generation);
+            let again = !candidate && replica.is_some_and(|replica| replica.restarts > 0);
+            let (kind, text) = match again {
+                true => (Kind::Restarted, "was not running and is started again"),
+                false => (Kind::ReplicaStarted, "runs and is being proved"),
+            };
+            let text = format!("{service}: replica {index} of generation {generation} {text}");
+            with(say(kind, text), named(before, step))
+        }
+        (Step::DropReplica(generation, index), _) => {
+            let text = format!("{service}: replica {index} of generation {generation} is away");
+            with(say(Kind::ReplicaGone, text), named(before, step))
+        }
         (Step::Canary(generation), _) => {
             let canary = rollout.and_then(canary::progress)?.0;
             if rollout.is_some_and(|rollout| rollout.canary_since.is_some()) {
@@ -144,8 +159,18 @@ pub fn of(
             with(say(Kind::RouteRestored, text), candidate)
         }
         (Step::Route(generation), _) => {
-            let text = format!("{service}: the route to generation {generation} was put right");
-            with(say(Kind::RouteRestored, text), named(before, step))
+            let about = named(before, step);
+            let several = about.is_some_and(|deployed| !deployed.replicas.is_empty());
+            let (kind, text) = match several {
+                true => (
+                    Kind::SpreadChanged,
+                    format!(
+                        "new connections go to those containers of generation {generation} that are well"
+                    ),
+                ),
+                false => (Kind::RouteRestored, format!("the route to generation {generation} was put right")),
+            };
+            with(say(kind, format!("{service}: {text}")), about)
         }
         (Step::Sweep(generation), _) => {
             say(Kind::Swept, format!("{service}: what was left of generation {generation} is away"))
@@ -163,6 +188,7 @@ pub fn of(
             | Step::Prepare(_)
             | Step::Clear(..)
             | Step::Stop(_)
+            | Step::Scale(_)
             | Step::Advance(_)
             | Step::Return { .. }
             | Step::Discard(_),
@@ -219,6 +245,9 @@ fn named<'a>(record: Option<&'a ServiceRecord>, step: &Step) -> Option<&'a Deplo
         | Step::Discard(g)
         | Step::Retire(g)
         | Step::Route(g)
+        | Step::Scale(g)
+        | Step::StartReplica(g, _)
+        | Step::DropReplica(g, _)
         | Step::Note(g, _) => record?.live(*g),
         Step::Amend(amendment) => record?.live(amendment.generation),
         _ => None,

@@ -6,6 +6,8 @@ use std::net::Ipv4Addr;
 use super::probes::Subject;
 use super::{Agent, clock};
 use crate::reconcile::health::EffectiveCheck;
+use crate::reconcile::record::Deployed;
+use crate::reconcile::replicas;
 use crate::reconcile::world::{DesiredService, Observed};
 use crate::types::{
     ContainerState, Digest, HealthCheck, InstanceId, Job, NetworkMode, PortMapping, Refusal, ServiceName,
@@ -25,7 +27,9 @@ impl Agent {
             let record = self.journal.records.get(&seen.id.service);
             let live = record.filter(|_| seen.id.job.is_none());
             let live = live.and_then(|record| record.live(seen.id.generation));
-            if let (Some(deployed), ContainerState::Running { pid, started_at }) = (live, &seen.state) {
+            let live = live.and_then(|deployed| Some((deployed, deployed.address_of(seen.id.index)?)));
+            if let (Some((deployed, own)), ContainerState::Running { pid, started_at }) = (live, &seen.state)
+            {
                 subjects.push(Subject {
                     id: seen.id.clone(),
                     pid: *pid,
@@ -33,7 +37,7 @@ impl Agent {
                     // What listens on the host may listen on its loopback interface alone.
                     address: match deployed.spec.network_mode() {
                         NetworkMode::Host => Ipv4Addr::LOCALHOST,
-                        _ => deployed.address,
+                        _ => own,
                     },
                     check: EffectiveCheck::of(&deployed.spec, image_checks.get(&deployed.spec.image.digest)),
                 });
@@ -86,13 +90,14 @@ impl Agent {
 
     /// Only images that a decision can hang on are looked for: of candidates, and of incumbents that are down.
     fn look_for_images(&self, seen: &mut Observed) {
-        let running = |service, generation| {
-            let id = InstanceId::new(service, generation);
-            matches!(seen.containers.get(&id), Some(ContainerState::Running { .. }))
+        let running =
+            |id: InstanceId| matches!(seen.containers.get(&id), Some(ContainerState::Running { .. }));
+        let run = |service, deployed: &Deployed| {
+            deployed.instances(service).all(running) && replicas::missing(deployed) == 0
         };
         let mut digests = BTreeSet::new();
         for (service, record) in &self.journal.records {
-            let incumbent = record.incumbent.iter().filter(|deployed| !running(service, deployed.generation));
+            let incumbent = record.incumbent.iter().filter(|deployed| !run(service, deployed));
             let candidate = record.rollout.iter().map(|rollout| &rollout.to);
             // A one-shot that is to run starts from an image too.
             let jobs = Job::ALL.into_iter().filter_map(|job| record.jobs.get(job));

@@ -11,8 +11,8 @@ use crate::reconcile::record::{Deployed, Phase, Rollout, ServiceRecord};
 use crate::reconcile::schedule::next_run;
 use crate::reconcile::step::{Next, Planned, Situation};
 use crate::report::status::{
-    AgentState, AgentStatus, PullStatus, RepoStatus, RevisionStatus, RolloutStatus, ScheduleStatus,
-    ServiceState, ServiceStatus, Status, WebhookStatus,
+    AgentState, AgentStatus, PullStatus, ReplicaStatus, RepoStatus, RevisionStatus, RolloutStatus,
+    ScheduleStatus, ServiceState, ServiceStatus, Status, WebhookStatus,
 };
 use crate::types::{CommitInfo, ContainerState, Exit, InstanceId, Job, Reason, ServiceName, Timestamp};
 
@@ -152,7 +152,7 @@ impl Agent {
         let rollout = record.and_then(|record| record.rollout.as_ref());
         let runs = |run: &crate::reconcile::jobs::JobRun| run.begun.is_some() && run.ended.is_none();
         let job = record.and_then(|record| record.jobs.run.as_ref()).is_some_and(runs);
-        let running = job || serving.is_some_and(|deployed| self.running(name, deployed).is_some());
+        let running = job || serving.is_some_and(|deployed| self.any_runs(name, deployed));
         Some(ServiceStatus {
             name: name.clone(),
             state: state(planned, refusal.is_some(), running, rollout.is_some()),
@@ -171,6 +171,7 @@ impl Agent {
             restarted_at: serving.and_then(|deployed| deployed.restarted_at),
             last_exit: serving.and_then(|deployed| self.last_exit(name, deployed)),
             oom_kills: serving.map_or(0, |deployed| self.oom_kills_of(name, deployed)),
+            replicas: serving.map_or_else(Vec::new, |deployed| self.replicas(name, deployed, now)),
             schedule: record.and_then(|record| self.schedule(record, now)),
             rollout: rollout.map(|rollout| RolloutStatus {
                 from: record
@@ -200,11 +201,34 @@ impl Agent {
         routed.or(record.incumbent.as_ref())
     }
 
-    pub(super) fn running(&self, name: &ServiceName, deployed: &Deployed) -> Option<Timestamp> {
-        match self.seen.containers.get(&InstanceId::new(name, deployed.generation)) {
-            Some(ContainerState::Running { started_at, .. }) => Some(*started_at),
-            _ => None,
+    /// Whether any container of a generation runs.
+    pub(super) fn any_runs(&self, name: &ServiceName, deployed: &Deployed) -> bool {
+        let up = |id| matches!(self.seen.containers.get(&id), Some(ContainerState::Running { .. }));
+        deployed.instances(name).any(up)
+    }
+
+    /// The containers of a generation that has several.
+    fn replicas(&self, name: &ServiceName, deployed: &Deployed, now: Timestamp) -> Vec<ReplicaStatus> {
+        if deployed.replicas.is_empty() {
+            return Vec::new();
         }
+        let route = self.seen.routes.get(name).filter(|route| route.generation == deployed.generation);
+        let status = |index| {
+            let id = InstanceId::replica(name, deployed.generation, index);
+            let replica = deployed.replicas.get(&index);
+            let ip = deployed.address_of(index)?;
+            Some(ReplicaStatus {
+                index,
+                health: self.health_of(&id, deployed, now).to_owned(),
+                container: id.to_string(),
+                ip,
+                serves: route.is_some_and(|route| route.lanes().any(|lane| lane == ip)),
+                restarts: replica.map_or(deployed.restarts, |replica| replica.restarts),
+                leaving_since: replica.and_then(|replica| replica.leaving_since),
+                connections: self.connections(&id),
+            })
+        };
+        deployed.indices().filter_map(status).collect()
     }
 
     /// How its container ended last: as it is seen now, or as it is remembered.
@@ -216,7 +240,8 @@ impl Agent {
     }
 
     fn oom_kills_of(&self, name: &ServiceName, deployed: &Deployed) -> u64 {
-        self.oom_kills.get(&InstanceId::new(name, deployed.generation)).copied().unwrap_or(0)
+        let of = |id: InstanceId| self.oom_kills.get(&id).copied();
+        deployed.instances(name).filter_map(of).sum()
     }
 
     fn times_out_at(&self, name: &ServiceName, rollout: &Rollout) -> Option<Timestamp> {
@@ -251,9 +276,25 @@ impl Agent {
         Some(later(started, rollout.to.spec.deploy.timeout))
     }
 
+    /// Of several containers the worst that runs; one that does not run is on its way.
     fn health(&self, name: &ServiceName, deployed: &Deployed, now: Timestamp) -> &'static str {
-        let Some(started_at) = self.running(name, deployed) else { return "stopped" };
-        let history = self.seen.health.get(&InstanceId::new(name, deployed.generation));
+        let all: Vec<&'static str> =
+            deployed.instances(name).map(|id| self.health_of(&id, deployed, now)).collect();
+        let is = |word: &'static str| all.contains(&word);
+        match *all.as_slice() {
+            [one] => one,
+            _ if is("unhealthy") => "unhealthy",
+            _ if all.iter().all(|known| *known == "stopped") => "stopped",
+            _ if is("starting") || is("stopped") => "starting",
+            _ => "healthy",
+        }
+    }
+
+    fn health_of(&self, id: &InstanceId, deployed: &Deployed, now: Timestamp) -> &'static str {
+        let Some(ContainerState::Running { started_at, .. }) = self.seen.containers.get(id) else {
+            return "stopped";
+        };
+        let (started_at, history) = (*started_at, self.seen.health.get(id));
         match judge(&self.seen.check(&deployed.spec), history, started_at, now) {
             Verdict::Healthy => "healthy",
             Verdict::Unhealthy(_) => "unhealthy",

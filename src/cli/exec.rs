@@ -7,7 +7,7 @@ use super::{Failure, logs, run};
 use crate::agent::native::Native;
 use crate::engine::EngineError;
 use crate::engine::native::Session;
-use crate::types::{Generation, InstanceId, ServiceName};
+use crate::types::{Generation, InstanceId, ReplicaIndex, ServiceName};
 
 /// What is wanted.
 #[derive(Debug, clap::Args)]
@@ -35,6 +35,9 @@ pub struct Wanted {
     /// In the container of this generation; default: the one that serves
     #[arg(long, value_name = "N")]
     pub generation: Option<u64>,
+    /// In this one of its containers, where it has several [default: 1]
+    #[arg(long, value_name = "N")]
+    pub index: Option<ReplicaIndex>,
     /// Program and arguments
     #[arg(last = true, required = true)]
     pub command: Vec<String>,
@@ -61,7 +64,7 @@ pub fn exec(config: &Path, wanted: &Wanted) -> Result<u8, Failure> {
     let Some(generation) = generation else {
         return Err(Failure::plain(format!("{service} has no container")));
     };
-    let id = InstanceId::new(service, generation);
+    let id = InstanceId::replica(service, generation, wanted.index.unwrap_or_default());
     Err(refused(native.engine.become_command(&id, &wanted.command, &session)))
 }
 

@@ -4,7 +4,7 @@
 use std::io::{self, Write};
 
 use crate::engine::native::{LogEntry, Stream};
-use crate::types::{Generation, ServiceName};
+use crate::types::{Generation, ReplicaIndex, ServiceName};
 
 /// Prints entries of one service.
 #[derive(Debug)]
@@ -13,15 +13,15 @@ pub struct Printer {
     json: bool,
     timestamps: bool,
     terminal: bool,
-    generation: Option<Generation>,
+    from: Option<(Generation, ReplicaIndex)>,
     /// Whose line was begun and not ended.
-    open: Option<(Generation, Stream)>,
+    open: Option<(Generation, ReplicaIndex, Stream)>,
 }
 
 impl Printer {
     /// `terminal`: whether it goes to one.
     pub fn new(service: ServiceName, json: bool, timestamps: bool, terminal: bool) -> Self {
-        Self { service, json, timestamps, terminal, generation: None, open: None }
+        Self { service, json, timestamps, terminal, from: None, open: None }
     }
 
     /// Prints an entry; one that goes on is continued on its line, as long as nothing comes in between.
@@ -29,14 +29,19 @@ impl Printer {
         if self.json {
             return self.print_json(entry, out);
         }
-        let whose = (entry.generation, entry.stream);
+        let whose = (entry.generation, entry.index, entry.stream);
         let continued = self.open == Some(whose);
         if !continued {
             self.end_line(out)?;
-            if self.generation.is_some_and(|last| last != entry.generation) {
-                self.note(out, &format!("generation {}", entry.generation))?;
+            let from = (entry.generation, entry.index);
+            if self.from.is_some_and(|last| last != from) {
+                let replica = match entry.index {
+                    ReplicaIndex::FIRST => String::new(),
+                    index => format!(", replica {index}"),
+                };
+                self.note(out, &format!("generation {}{replica}", entry.generation))?;
             }
-            self.generation = Some(entry.generation);
+            self.from = Some(from);
             if self.timestamps {
                 write!(out, "{} ", entry.at)?;
             }
@@ -64,6 +69,9 @@ impl Printer {
         });
         if !entry.ends {
             line["partial"] = true.into();
+        }
+        if entry.index != ReplicaIndex::FIRST {
+            line["replica"] = entry.index.number().into();
         }
         writeln!(out, "{line}")
     }
@@ -132,7 +140,14 @@ mod tests {
 
     fn entry(generation: u64, stream: Stream, text: &[u8], ends: bool) -> LogEntry {
         let at = "2026-01-01T00:00:00Z".parse().unwrap();
-        LogEntry { at, generation: Generation(generation), stream, ends, text: text.to_vec() }
+        LogEntry {
+            at,
+            generation: Generation(generation),
+            index: ReplicaIndex::FIRST,
+            stream,
+            ends,
+            text: text.to_vec(),
+        }
     }
 
     fn print(json: bool, timestamps: bool, entries: &[LogEntry]) -> Vec<u8> {

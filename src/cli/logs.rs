@@ -9,7 +9,7 @@ use super::{Failure, hint, history, run, status};
 use crate::agent::clock;
 use crate::engine::native::{LogEntry, LogQuery, ServiceLog, log_file, log_tail};
 use crate::report::status::ServiceStatus;
-use crate::types::{Generation, InstanceId, ServiceName, Timestamp};
+use crate::types::{Generation, InstanceId, ReplicaIndex, ServiceName, Timestamp};
 
 /// Lines shown where nothing is said.
 const LINES: usize = 100;
@@ -59,6 +59,9 @@ pub struct Wanted {
     /// Only of this generation; default: of all that are kept, by time
     #[arg(long, value_name = "N")]
     pub generation: Option<u64>,
+    /// Only of this one of its containers, where it has several; default: of all
+    #[arg(long, value_name = "N")]
+    pub index: Option<ReplicaIndex>,
     /// With the time of each line
     #[arg(short, long)]
     pub timestamps: bool,
@@ -74,6 +77,7 @@ impl Wanted {
         };
         LogQuery {
             generation: self.generation.map(Generation),
+            index: self.index,
             lines,
             since: self.since,
             until: self.until,
@@ -142,6 +146,12 @@ fn show(log: &mut ServiceLog, printer: &mut Printer, out: &mut dyn Write) -> Res
 /// Why nothing is there: an error, unless the service runs and has just said nothing yet.
 fn explain(config: &Path, state_dir: &Path, wanted: &Wanted) -> Result<(), Failure> {
     let service = &wanted.service;
+    if let (None, Some(index)) = (wanted.generation, wanted.index.filter(|_| !wanted.follow)) {
+        let any = open(state_dir, service, LogQuery { lines: Some(0), ..LogQuery::default() })?;
+        if !any.generations()?.is_empty() {
+            return Err(Failure::plain(format!("nothing is kept of replica {index} of {service}")));
+        }
+    }
     if let Some(generation) = wanted.generation {
         let any = open(state_dir, service, LogQuery { lines: Some(0), ..LogQuery::default() })?;
         let known: Vec<String> = any.generations()?.iter().map(ToString::to_string).collect();

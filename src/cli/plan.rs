@@ -16,7 +16,7 @@ use crate::reconcile::amend::too_small;
 use crate::reconcile::changes::{listed, summary};
 use crate::reconcile::preview::{Change, preview};
 use crate::state::journal::{Journal, read_journal};
-use crate::types::{Declared, HostName, InstanceId, Policy, Reason, Refusal, ServiceName, plural};
+use crate::types::{Declared, HostName, Policy, Reason, Refusal, ServiceName, plural};
 
 /// Shows the changes. Exit 0 nothing, 2 changes, 1 where something of it would be refused.
 pub fn plan(
@@ -96,7 +96,7 @@ fn see_what_is_used(
         let Change::Amend { image, differences } = change else { continue };
         let incumbent = journal.records.get(name).and_then(|record| record.incumbent.as_ref());
         let (Some(incumbent), Some(Ok(spec))) = (incumbent, declared.get(name)) else { continue };
-        let used = used.get(&InstanceId::new(name, incumbent.generation)).and_then(|usage| usage.memory);
+        let used = incumbent.instances(name).filter_map(|id| used.get(&id)?.memory).max();
         if let Some(why) = too_small(&incumbent.spec, spec, used) {
             let because = format!("new generation: {}, as {why}", listed(&*differences));
             let (from, to) = (image.clone(), image.clone());

@@ -7,7 +7,9 @@ use super::table::{self, ago, ahead};
 use super::{Failure, hint, history, operate, write_json};
 use crate::agent::clock;
 use crate::agent::control::Command;
-use crate::report::status::{AgentState, DrainStatus, ScheduleStatus, ServiceState, ServiceStatus, Status};
+use crate::report::status::{
+    AgentState, DrainStatus, ReplicaStatus, ScheduleStatus, ServiceState, ServiceStatus, Status,
+};
 use crate::state::receipts::Receipt;
 use crate::types::{ByteSize, ServiceName, Timestamp, plural};
 
@@ -117,12 +119,39 @@ fn row(service: &ServiceStatus, now: Timestamp) -> Vec<String> {
     vec![
         service.name.to_string(),
         service.state.word().to_owned(),
-        service.health.clone().unwrap_or_else(dash),
+        health(service).unwrap_or_else(dash),
         generation.unwrap_or_else(dash),
         service.since.map_or_else(dash, |since| ago(since, now)),
         service.commit.as_ref().map_or_else(dash, |commit| commit.short().to_owned()),
         service.image.as_ref().map_or_else(dash, ToString::to_string),
     ]
+}
+
+/// Of several containers with how many of them serve.
+fn health(service: &ServiceStatus) -> Option<String> {
+    let health = service.health.as_ref()?;
+    let serve = service.replicas.iter().filter(|replica| replica.serves).count();
+    let staying = service.replicas.iter().filter(|replica| replica.leaving_since.is_none()).count();
+    Some(if service.replicas.is_empty() { health.clone() } else { format!("{health} {serve}/{staying}") })
+}
+
+/// One of several containers, in a line.
+fn replica(replica: &ReplicaStatus, now: Timestamp) -> String {
+    let traffic = if replica.serves { "serves" } else { "has no new connections" };
+    let restarts = match replica.restarts {
+        0 => String::new(),
+        times => {
+            let times = usize::try_from(times).unwrap_or(usize::MAX);
+            format!(", was started again {}", plural(times, "time", "times"))
+        }
+    };
+    let leaving = replica.leaving_since.map_or_else(String::new, |since| {
+        let left = replica
+            .connections
+            .map_or_else(String::new, |left| format!(" with {}", plural(left, "connection", "connections")));
+        format!(", drains{left}, for {}", ago(since, now))
+    });
+    format!("{} at {} is {}, {traffic}{restarts}{leaving}", replica.container, replica.ip, replica.health)
 }
 
 fn stopped(service: &ServiceStatus) -> bool {
@@ -153,6 +182,9 @@ fn details(service: &ServiceStatus, color: bool, now: Timestamp, out: &mut dyn W
     }
     if let Some(doing) = &service.doing {
         writeln!(out, "{name}: {doing}")?;
+    }
+    for one in &service.replicas {
+        writeln!(out, "{name}: {}", replica(one, now))?;
     }
     if let Some(drain) = &service.drain {
         writeln!(out, "{name}: {}", draining(drain, now))?;
@@ -270,6 +302,7 @@ fn explain(
     if let Some(doing) = &service.doing {
         rows.push(row("doing", doing.clone()));
     }
+    rows.extend(service.replicas.iter().map(|one| row("replica", replica(one, now))));
     if let Some(drain) = &service.drain {
         rows.push(row("drain", draining(drain, now)));
     }

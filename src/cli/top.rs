@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::{Failure, hint, run, table, write_json, write_json_line};
 use crate::agent::clock;
 use crate::engine::native::{Usage, usages};
-use crate::types::{ByteSize, Generation, InstanceId, ServiceName, Timestamp};
+use crate::types::{ByteSize, Generation, InstanceId, ReplicaIndex, ServiceName, Timestamp};
 
 /// Below this, what is measured is mostly the measuring.
 const SHORTEST: Duration = Duration::from_millis(100);
@@ -20,6 +20,9 @@ const SHORTEST: Duration = Duration::from_millis(100);
 pub struct Wanted {
     /// Only these services
     pub services: Vec<ServiceName>,
+    /// Only this one of the containers of a service that has several
+    #[arg(long, value_name = "N")]
+    pub index: Option<ReplicaIndex>,
     /// Go on, until it is interrupted
     #[arg(short, long)]
     pub watch: bool,
@@ -42,6 +45,8 @@ struct Look {
 struct Row {
     service: ServiceName,
     generation: Generation,
+    #[serde(skip_serializing_if = "ReplicaIndex::is_first")]
+    replica: ReplicaIndex,
     /// Of one processor.
     cpu_percent: Option<f64>,
     cpu_seconds: Option<f64>,
@@ -63,11 +68,12 @@ pub fn top(config: &Path, wanted: &Wanted, json: bool, out: &mut dyn Write) -> R
     let instance = run::config(config)?.instance;
     let terminal = std::io::stdout().is_terminal();
     let mut before = look(&instance)?;
-    check(wanted, before.1.keys().map(|id| &id.service))?;
+    let chosen = |id: &&InstanceId| wanted.index.is_none_or(|index| index == id.index);
+    check(wanted, before.1.keys().filter(chosen).map(|id| &id.service))?;
     loop {
         std::thread::sleep(wanted.interval);
         let now = look(&instance)?;
-        let look = compare(&before, &now, &wanted.services);
+        let look = compare(&before, &now, wanted);
         match (json, wanted.watch) {
             (true, true) => write_json_line(out, &look)?,
             (true, false) => write_json(out, &look)?,
@@ -113,11 +119,12 @@ fn check<'a>(wanted: &Wanted, running: impl Iterator<Item = &'a ServiceName>) ->
     }
 }
 
-fn compare(before: &Sample, now: &Sample, services: &[ServiceName]) -> Look {
+fn compare(before: &Sample, now: &Sample, wanted: &Wanted) -> Look {
     let seconds = (now.0 - before.0).as_secs_f64();
     let mut containers = Vec::new();
     for (id, usage) in &now.1 {
-        if !services.is_empty() && !services.contains(&id.service) {
+        let named = wanted.services.is_empty() || wanted.services.contains(&id.service);
+        if !named || wanted.index.is_some_and(|index| index != id.index) {
             continue;
         }
         let old = before.1.get(id).copied().unwrap_or_default();
@@ -128,6 +135,7 @@ fn compare(before: &Sample, now: &Sample, services: &[ServiceName]) -> Look {
         containers.push(Row {
             service: id.service.clone(),
             generation: id.generation,
+            replica: id.index,
             cpu_percent: spent(old.cpu).map(|spent| rounded(spent.as_secs_f64() * 100.0 / seconds)),
             cpu_seconds: usage.cpu.map(|cpu| rounded(cpu.as_secs_f64())),
             memory_bytes: usage.memory,
@@ -155,7 +163,10 @@ fn rows(look: &Look) -> Vec<Vec<String>> {
     rows.extend(look.containers.iter().map(|row| {
         vec![
             row.service.to_string(),
-            row.generation.to_string(),
+            match row.replica {
+                ReplicaIndex::FIRST => row.generation.to_string(),
+                index => format!("{}-{index}", row.generation),
+            },
             row.cpu_percent.map_or_else(dash, |percent| format!("{percent:.1}%")),
             size(row.memory_bytes),
             size(row.memory_limit_bytes),
@@ -184,15 +195,22 @@ mod tests {
         };
         let before = (begun, BTreeMap::from([(id.clone(), usage(1000, 0))]));
         let now = (begun + Duration::from_secs(2), BTreeMap::from([(id.clone(), usage(4000, 4096))]));
-        let look = compare(&before, &now, &[]);
+        let wanted = |services: &[&str], index: Option<u32>| Wanted {
+            services: services.iter().map(|name| name.parse().unwrap()).collect(),
+            index: index.and_then(ReplicaIndex::new),
+            watch: false,
+            interval: SHORTEST,
+        };
+        let look = compare(&before, &now, &wanted(&[], None));
         let row = &look.containers[0];
         assert_eq!((row.cpu_percent, row.read_bytes_per_second), (Some(150.0), Some(2048)));
         assert_eq!(row.written_bytes_per_second, None);
         let shown = &rows(&look)[1];
         assert_eq!(shown.join(" "), "web 2 150.0% 3.0 MiB - - - 2.0 KiB -");
         // Started anew: less than before.
-        let look = compare(&now, &before, &["web".parse().unwrap()]);
+        let look = compare(&now, &before, &wanted(&["web"], None));
         assert_eq!(look.containers[0].cpu_percent, None);
-        assert!(compare(&before, &now, &["db".parse().unwrap()]).containers.is_empty());
+        assert!(compare(&before, &now, &wanted(&["db"], None)).containers.is_empty());
+        assert!(compare(&before, &now, &wanted(&["web"], Some(2))).containers.is_empty());
     }
 }

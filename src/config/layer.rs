@@ -9,6 +9,7 @@ use super::configs::{self, Config, EnvFile, Sources};
 use super::health::HealthLayer;
 use super::network;
 use super::options::foreign_to_its_users;
+use super::replicas;
 use super::section::Findings;
 use crate::types::{
     ByteSize, Declared, Dependency, Deploy, DrainSignal, ImageRef, Options, PortMapping, RestartPolicy,
@@ -64,6 +65,7 @@ pub(super) struct DeployLayer {
     pub window: Option<Vec<Window>>,
     pub drain_signal: Option<DrainSignal>,
     pub canary: CanaryLayer,
+    pub replicas: Option<u32>,
 }
 
 impl Layer {
@@ -109,6 +111,7 @@ impl Layer {
                 window: over.deploy.window.clone().or_else(|| self.deploy.window.clone()),
                 drain_signal: over.deploy.drain_signal.or(self.deploy.drain_signal),
                 canary: self.deploy.canary.under(&over.deploy.canary),
+                replicas: over.deploy.replicas.or(self.deploy.replicas),
             },
             names_image: over.names_image || self.names_image,
             network_span: over.network_span.clone().or_else(|| self.network_span.clone()),
@@ -146,6 +149,7 @@ impl Layer {
             window: self.deploy.window.unwrap_or_default(),
             drain_signal: self.deploy.drain_signal.unwrap_or_default(),
             canary: self.deploy.canary.settled(),
+            replicas: self.deploy.replicas.unwrap_or(default.replicas),
         };
         if spec.deploy.min_healthy_time >= spec.deploy.timeout && !spec.deploy.min_healthy_time.is_zero() {
             let message =
@@ -180,6 +184,7 @@ impl Layer {
         }
         check_targets(findings, &spec);
         canary::check(findings, &spec);
+        replicas::check(findings, &spec);
         Some(spec)
     }
 

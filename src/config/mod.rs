@@ -25,6 +25,7 @@ mod network;
 mod options;
 mod port;
 mod registry;
+mod replicas;
 pub mod repo;
 mod repo_files;
 mod report;

@@ -221,6 +221,11 @@ pub(super) fn joins(
     if !here.contains_key(host) {
         return say(format!("{host} is not for this host, and networks are of one host"));
     }
+    if specs.get(host).is_some_and(|spec| spec.deploy.replicas > 1) {
+        return say(format!(
+            "{host} has several containers (`deploy.replicas`), each with a network of its own"
+        ));
+    }
     match specs.get(host).map(Declared::network_mode) {
         Some(NetworkMode::Bridge) | None => None,
         Some(mode) => {

@@ -12,6 +12,7 @@ use super::health_read;
 use super::layer::{DeployLayer, Layer};
 use super::options;
 use super::port;
+use super::replicas;
 use super::section::{Findings, Section, Value};
 use super::times;
 use super::volume;
@@ -96,7 +97,11 @@ pub(super) fn read(section: &Section<'_, '_>) -> Layer {
     let (volumes, memory) = volume::volumes(section).unzip();
     let layer = Layer { ports, port_spans, volumes, memory, ..layer };
     section.finish(|key| {
-        COMPOSE.contains(&key).then(|| format!("`{key}` of Compose is not supported by this version"))
+        let hint = match key {
+            "replicas" | "scale" => ": write `replicas` in [deploy]",
+            _ => "",
+        };
+        COMPOSE.contains(&key).then(|| format!("`{key}` of Compose is not supported by this version{hint}"))
     });
     layer
 }
@@ -288,6 +293,7 @@ fn deploy(section: &Section<'_, '_>) -> DeployLayer {
             }
         }),
         canary: canary::read(section),
+        replicas: replicas::read(section),
     };
     section.finish(|_| None);
     layer

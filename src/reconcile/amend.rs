@@ -5,7 +5,7 @@ use super::preflight;
 use super::record::{Deployed, Spec};
 use super::step::{Amendment, Next, Step};
 use super::view::View;
-use crate::types::{ByteSize, CommitInfo, InstanceId, ServiceSpec};
+use crate::types::{ByteSize, CommitInfo, ServiceSpec};
 
 /// What makes the incumbent what `spec` says, if it can stay: nothing, a change in place, or the wait for one. `None`: it
 /// takes a new generation.
@@ -25,15 +25,16 @@ pub(super) fn in_place(
     if incumbent.amending.as_ref().is_some_and(|it| it.refused.is_some() && it.commit == commit.id) {
         return None;
     }
-    let id = InstanceId::new(view.name, incumbent.generation);
-    if too_small(&incumbent.spec, spec, view.observed.room.used.get(&id).copied()).is_some() {
+    let used =
+        incumbent.instances(view.name).filter_map(|id| view.observed.room.used.get(&id).copied()).max();
+    if too_small(&incumbent.spec, spec, used).is_some() {
         return None;
     }
     if let Some(held) = preflight::ports(view, spec) {
         return Some(held);
     }
     // What does not run is started with all of it, and gets its rules then.
-    let touches = view.runs(incumbent.generation)
+    let touches = view.any_runs(incumbent)
         && (incumbent.amending.is_some() || differences.iter().any(changes::Difference::touches));
     let (generation, spec, commit) = (incumbent.generation, spec.clone(), commit.clone());
     let amendment = Amendment { generation, spec, commit, differences, touches };

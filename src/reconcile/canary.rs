@@ -19,6 +19,8 @@ use crate::types::{Branch, Canary, ContainerState, PortMapping, Reason, Refusal,
 fn declared(rollout: &Rollout) -> Option<Canary> {
     let spec = &rollout.to.spec;
     let two = spec.strategy() == Strategy::BlueGreen && !spec.network_mode().is_shared();
+    // A branch leads to one container.
+    let two = two && spec.deploy.replicas == 1;
     spec.deploy.canary.filter(|_| two)
 }
 
@@ -26,7 +28,7 @@ fn declared(rollout: &Rollout) -> Option<Canary> {
 /// leave the rest to nobody; one that had all of it before a reboot has been through this; and an operator who goes back
 /// is in a hurry.
 pub(super) fn is_due(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> bool {
-    let serves = record.incumbent.as_ref().is_some_and(|incumbent| view.runs(incumbent.generation));
+    let serves = record.incumbent.as_ref().is_some_and(|incumbent| view.serves(incumbent));
     let first = rollout.cause == Cause::Commit && rollout.switched_at.is_none();
     first
         && serves
@@ -89,7 +91,7 @@ pub(super) fn next(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -
 /// What keeps the service served while it is not decided: an incumbent that ended is stood in for, and started again.
 fn serving(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout, incumbent: &Deployed) -> Option<Next> {
     let has_all = view.route() == Some(&view.route_for(record, &rollout.to));
-    if !view.runs(incumbent.generation) && !has_all && view.runs(rollout.to.generation) {
+    if !view.serves(incumbent) && !has_all && view.runs(rollout.to.generation) {
         return Some(Next::Do(Step::Route(rollout.to.generation)));
     }
     repair::next(view, record).filter(|next| matches!(next, Next::Do(_)))
@@ -104,7 +106,7 @@ fn beside(
     over: Option<Timestamp>,
 ) -> Option<Next> {
     let (generation, old) = (rollout.to.generation, incumbent.generation);
-    let up = view.runs(old);
+    let up = view.serves(incumbent);
     let has_all = view.route() == Some(&view.route_for(record, &rollout.to));
     if !up && !has_all {
         // The incumbent has ended. What is well stands in until it is back, as connections to it would be refused; not
@@ -128,8 +130,8 @@ fn beside(
         (Some(canary), Some(_)) if has_part => {
             let share = canary.share;
             let why = format!("generation {generation} has {share} of new connections and is watched");
-            let look = view.errors(&rollout.to).map(|errors| errors.next_look_at(&rollout.to.spec.deploy));
-            let until = over.into_iter().chain(look.filter(|at| *at > view.now)).min();
+            let looks = view.errors(&rollout.to).map(|errors| errors.next_look_at(&rollout.to.spec.deploy));
+            let until = over.into_iter().chain(looks.filter(|at| *at > view.now)).min();
             Some(Next::Wait { until, why })
         }
         _ => Some(paused(view, rollout).unwrap_or(Next::Do(Step::Canary(generation)))),

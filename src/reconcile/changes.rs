@@ -8,7 +8,7 @@
 use std::fmt::{self, Display};
 
 use super::record::Spec;
-use crate::types::{Declared, Options, PortMapping, Protocol, ServiceSpec, plural};
+use crate::types::{Declared, Deploy, Options, PortMapping, Protocol, ServiceSpec, plural};
 
 /// How a change of one key comes into force.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -21,6 +21,8 @@ pub enum How {
     Ports,
     /// By telling what ends it when the host goes down.
     Supervisor,
+    /// By further containers, or fewer.
+    Replicas,
     /// By being known: whoever reads it next reads the new one.
     Settings,
 }
@@ -30,7 +32,7 @@ impl How {
     pub fn word(self) -> &'static str {
         match self {
             Self::NewGeneration => "new-generation",
-            Self::Limits | Self::Ports | Self::Supervisor | Self::Settings => "live",
+            Self::Limits | Self::Ports | Self::Supervisor | Self::Replicas | Self::Settings => "live",
         }
     }
 
@@ -41,6 +43,7 @@ impl How {
             Self::Limits => "a limit of its control group",
             Self::Ports => "a rule of the host",
             Self::Supervisor => "read when it is stopped",
+            Self::Replicas => "further containers, or fewer",
             Self::Settings => "the container does not see it",
         }
     }
@@ -210,7 +213,11 @@ fn rest<I>(before: &ServiceSpec<I>, after: &ServiceSpec<I>) -> Vec<Difference> {
     let how = if before.notifies() == after.notifies() { How::Settings } else { How::NewGeneration };
     t.add("healthcheck", how, healthcheck, &after.healthcheck);
     // Read by the next rollout.
-    t.add("deploy", How::Settings, deploy, &after.deploy);
+    let but_replicas = |deploy: &Deploy| Deploy { replicas: 1, ..deploy.clone() };
+    t.add("deploy", How::Settings, &but_replicas(deploy), &but_replicas(&after.deploy));
+    // Containers come and go beside those that run.
+    let counts = (&Some(deploy.replicas), &Some(after.deploy.replicas));
+    t.tell("replicas", How::Replicas, counts, "", ToString::to_string);
     table.0
 }
 

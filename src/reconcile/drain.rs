@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use super::record::ServiceRecord;
+use super::record::{Deployed, ServiceRecord};
 use super::step::{Next, Step};
 use super::view::View;
 use super::{jobs, joined, later};
-use crate::types::{DrainSignal, InstanceId, Timestamp};
+use crate::types::{ContainerState, DrainSignal, InstanceId, ReplicaIndex, Timestamp};
 
 /// After the switch, before the first look at the old generation's sockets: connections whose first packet is still
 /// on its way are not counted yet.
@@ -45,14 +45,30 @@ pub fn patience(record: &ServiceRecord, now: Timestamp) -> Duration {
     }
 }
 
+/// The same for one of its containers that is too many.
+pub fn patience_of(deployed: &Deployed, index: ReplicaIndex, now: Timestamp) -> Duration {
+    let (deploy, grace) = (&deployed.spec.deploy, deployed.spec.stop_grace_period);
+    let since = deployed.replicas.get(&index).and_then(|replica| replica.leaving_since);
+    match since.filter(|_| deploy.drain_signal == DrainSignal::Early) {
+        Some(since) => {
+            let left = later(since, deploy.drain).duration_since(now);
+            grace.saturating_add(Duration::try_from(left).unwrap_or_default())
+        }
+        None => grace,
+    }
+}
+
 /// The former incumbent goes once its connections have ended, or `drain` is over.
 pub(super) fn next(view: &View<'_>, record: &ServiceRecord) -> Option<Next> {
     let retiring = record.retiring.as_ref()?;
     let generation = retiring.old.generation;
     let over = over(record)?;
     let grace = later(retiring.since, GRACE.min(drain(record)));
-    let id = InstanceId::new(view.name, generation);
-    let idle = view.observed.idle_polls.get(&id).copied().unwrap_or(0) >= IDLE_POLLS;
+    let runs =
+        |id: &InstanceId| matches!(view.observed.containers.get(id), Some(ContainerState::Running { .. }));
+    let is_idle = |id| view.observed.idle_polls.get(&id).copied().unwrap_or(0) >= IDLE_POLLS;
+    // All that run; where none does, it goes for that.
+    let idle = retiring.old.instances(view.name).filter(runs).all(is_idle);
     // A run of a scheduled service is not cut short for the next version, and keeps nobody waiting.
     if jobs::busy(record, generation).is_some() {
         return None;
@@ -64,7 +80,7 @@ pub(super) fn next(view: &View<'_>, record: &ServiceRecord) -> Option<Next> {
         return Some(Next::Wait { until: Some(kept), why });
     }
     let ready = view.now >= grace && (idle || is_early(record));
-    if !view.runs(generation) || view.now >= over || ready {
+    if !view.any_runs(&retiring.old) || view.now >= over || ready {
         return Some(Next::Do(Step::Retire(generation)));
     }
     let look = if view.now < grace { grace } else { later(view.now, IDLE_POLL) };

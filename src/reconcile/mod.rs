@@ -30,6 +30,7 @@ pub mod receipt;
 pub mod record;
 pub mod repair;
 pub mod replace;
+pub mod replicas;
 mod restarts;
 pub mod rolling;
 pub mod schedule;

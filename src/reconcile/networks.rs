@@ -22,10 +22,10 @@ pub fn membership(records: &Records) -> Membership {
         }
         let links = own_links(&deployed.spec);
         for name in links.keys() {
-            found.networks.entry(name.clone()).or_default().insert(deployed.address);
+            found.networks.entry(name.clone()).or_default().extend(deployed.addresses());
         }
         if links.values().all(|link| link.internal) {
-            found.internal.insert(deployed.address);
+            found.internal.extend(deployed.addresses());
         }
     }
     found
@@ -141,6 +141,7 @@ mod tests {
             down: None,
             amending: None,
             untold: None,
+            replicas: BTreeMap::new(),
         });
         record
     }

@@ -4,7 +4,7 @@ use super::record::{Cause, ServiceRecord, Spec};
 use super::step::{Next, Planned, Situation, Step};
 use super::view::View;
 use super::world::DesiredService;
-use super::{amend, drain, exchange, jobs, joined, order, preflight, repair, rolling, window};
+use super::{amend, drain, exchange, jobs, joined, order, preflight, repair, replicas, rolling, window};
 use crate::types::{CommitInfo, Reason, Refusal};
 
 /// Decides for one service.
@@ -26,10 +26,8 @@ fn choose(view: &View<'_>) -> Planned {
         // What only serves a candidate that a newer commit makes idle is not waited for.
         let idle = view.record.and_then(|record| record.rollout.as_ref()).filter(|_| busy.yields);
         let idle = idle.and_then(|rollout| rolling::superseded(view, rollout));
-        return Planned {
-            situation,
-            next: idle.map_or_else(|| wait(busy.what.clone()), |refusal| Next::Do(Step::Fail(refusal))),
-        };
+        let step = idle.map(Step::Fail).or_else(|| replicas::spread(view));
+        return Planned { situation, next: step.map_or_else(|| wait(busy.what.clone()), Next::Do) };
     }
     if let Some(pause) = view.pause() {
         // Whatever else has to wait: what serves goes on serving.
@@ -151,6 +149,7 @@ fn stray(view: &View<'_>) -> Option<Step> {
         .map(|(generation, _)| generation)
         .find(|g| !known(*g))
         .map(Step::Sweep)
+        .or_else(|| replicas::stray(view))
 }
 
 /// Nothing is under way: compares what runs with what the repo wants.

@@ -36,6 +36,7 @@ pub fn resume(record: &mut ServiceRecord) {
     hurry(record);
     if let Some(incumbent) = &mut record.incumbent {
         (incumbent.restarts, incumbent.restarted_at) = (0, None);
+        incumbent.replicas.values_mut().for_each(|replica| replica.restarts = 0);
         incumbent.ends = 0;
         // One that ended for good is started once more; one that may not come back by itself waits for a candidate.
         incumbent.down = incumbent.down.map(|down| if down == Down::Barred { down } else { Down::Wanted });

@@ -35,24 +35,27 @@ fn dependencies(view: &View<'_>, deployed: &Deployed) -> Vec<Dependency> {
 fn is_met(view: &View<'_>, needed: &Dependency) -> bool {
     let Some(record) = view.records.get(&needed.service) else { return false };
     let Some(serving) = record.serving() else { return false };
-    let id = InstanceId::new(&needed.service, serving.generation);
-    let state = view.observed.containers.get(&id);
+    // Of several containers one is enough.
+    let starts =
+        serving.instances(&needed.service).filter_map(|id| match view.observed.containers.get(&id)? {
+            ContainerState::Running { started_at, .. } => Some((id, *started_at)),
+            _ => None,
+        });
+    let up: Vec<_> = starts.collect();
     let ended_well = |exit: &crate::types::Exit| exit.code == Some(0);
     let over = match &serving.spec.schedule {
         // Of what comes round: the last time that it ran.
         Some(_) => record.jobs.run.as_ref().is_some_and(|run| run.trouble.is_none() && run.ended.is_some()),
         None => serving.down == Some(Down::Ended) && serving.last_exit.as_ref().is_some_and(ended_well),
     };
-    match (needed.condition, state) {
-        (Condition::ServiceStarted, _) if serving.spec.schedule.is_some() => true,
-        (Condition::ServiceStarted, Some(ContainerState::Running { .. })) => true,
-        (Condition::ServiceHealthy, Some(ContainerState::Running { started_at, .. })) => {
+    match needed.condition {
+        Condition::ServiceStarted if serving.spec.schedule.is_some() || !up.is_empty() => true,
+        Condition::ServiceHealthy => {
             let check = view.observed.check(&serving.spec);
-            let verdict = judge(&check, view.observed.health.get(&id), *started_at, view.now);
-            verdict == Verdict::Healthy
+            let health = &view.observed.health;
+            up.iter().any(|(id, at)| judge(&check, health.get(id), *at, view.now) == Verdict::Healthy)
         }
-        (Condition::ServiceStarted | Condition::ServiceCompletedSuccessfully, _) => over,
-        (Condition::ServiceHealthy, _) => false,
+        Condition::ServiceStarted | Condition::ServiceCompletedSuccessfully => over,
     }
 }
 

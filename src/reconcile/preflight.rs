@@ -10,7 +10,7 @@ use super::record::{Cause, Deployed, Phase, Rollout, ServiceRecord, Spec};
 use super::step::Next;
 use super::view::View;
 use super::{joined, later, ports as claims};
-use crate::types::{ByteSize, InstanceId, Reason, Refusal, Strategy};
+use crate::types::{ByteSize, Reason, Refusal, Strategy};
 
 /// After this, what the host lacks is looked at again.
 const RETRY: Duration = Duration::from_secs(10);
@@ -73,7 +73,8 @@ fn memory(
         let rollout = record.rollout.as_ref().filter(|it| it.phase <= Phase::Switching)?;
         let (other, generation) = (view.of(name), rollout.to.generation);
         // One that has just started has not taken yet what it will.
-        let has = view.observed.room.used.get(&InstanceId::new(name, generation)).copied().unwrap_or(0);
+        let used = rollout.to.instances(name).filter_map(|id| view.observed.room.used.get(&id).copied());
+        let has = used.fold(0, u64::saturating_add);
         let need = expected(&other, record.incumbent.as_ref(), &rollout.to.spec)?;
         // And one that cannot be started itself takes nothing.
         let comes = other.container(generation).is_some() || need <= available && counts(name, rollout.phase);
@@ -86,8 +87,12 @@ fn memory(
             0 => String::new(),
             claimed => format!(", of which {} are for others that start", size(claimed)),
         };
+        let copies = match spec.deploy.replicas {
+            1 => "a second copy is".to_owned(),
+            several => format!("{several} further copies are"),
+        };
         let message = format!(
-            "a second copy is expected to use {}, and {} of memory are available{for_others}",
+            "{copies} expected to use {}, and {} of memory are available{for_others}",
             size(need),
             size(available)
         );
@@ -101,10 +106,12 @@ fn expected(view: &View<'_>, incumbent: Option<&Deployed>, spec: &Spec) -> Optio
     if spec.strategy() == Strategy::Recreate {
         return None;
     }
-    let id = InstanceId::new(view.name, incumbent?.generation);
-    let used = *view.observed.room.used.get(&id)?;
+    // Of several as the one that uses most.
+    let used = incumbent?.instances(view.name).filter_map(|id| view.observed.room.used.get(&id)).max()?;
+    let used = *used;
     let margin = (used / MARGIN_PART).max(LEAST_MARGIN);
     let reserved = spec.options.mem_reservation.map_or(0, |size| size.0);
     let need = used.saturating_add(margin).max(reserved);
-    Some(spec.mem_limit.map_or(need, |limit| need.min(limit.0)))
+    let need = spec.mem_limit.map_or(need, |limit| need.min(limit.0));
+    Some(need.saturating_mul(u64::from(spec.deploy.replicas)))
 }

@@ -99,6 +99,9 @@ pub struct Transition {
     /// The last lines that a generation wrote which was given up. The agent adds them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub log: Vec<String>,
+    /// How many containers of it there are, where there are several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replicas: Option<u32>,
     /// Seconds for which nothing served, where the one was stopped before the other was started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gap_seconds: Option<f64>,
@@ -157,6 +160,7 @@ impl Transition {
             switched_at: None,
             exit: None,
             gap_seconds: None,
+            replicas: None,
             serves: None,
             log: Vec::new(),
         }
@@ -174,10 +178,14 @@ impl Transition {
         let took = Duration::try_from(now.duration_since(rollout.started_at)).unwrap_or_default();
         let image = &rollout.to.spec.image.reference;
         let gap = rollout.gap(now);
+        let several = Some(rollout.to.spec.deploy.replicas).filter(|count| *count > 1);
         let mut message = match (trouble, &rollout.to.spec.schedule) {
             (Some(trouble), _) => trouble.message.clone(),
             (None, Some(schedule)) => format!("{image} runs from its next time on ({})", schedule.calendar),
-            (None, None) => format!("{image} serves, {:.1} s after it was begun", took.as_secs_f64()),
+            (None, None) => {
+                let several = several.map_or_else(String::new, |count| format!(" with {count} replicas"));
+                format!("{image} serves{several}, {:.1} s after it was begun", took.as_secs_f64())
+            }
         };
         if let Some(gap) = gap {
             message.push_str(&format!("; nothing served for {gap:.1} s"));
@@ -207,6 +215,7 @@ impl Transition {
                 _ => from.map(|from| from.generation),
             },
             log: Vec::new(),
+            replicas: several,
             gap_seconds: gap,
         }
     }

@@ -1,11 +1,15 @@
 //! What the journal remembers of a service: what was intended, what came of it. One durable file a service.
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 
 use super::jobs::Jobs;
-use crate::types::{CommitId, CommitInfo, Exit, Generation, PinnedImage, Refusal, ServiceSpec, Timestamp};
+use crate::types::{
+    CommitId, CommitInfo, Exit, Generation, InstanceId, PinnedImage, Refusal, ReplicaIndex, ServiceName,
+    ServiceSpec, Timestamp,
+};
 
 /// A spec as it runs on hosts: its image is pinned.
 pub type Spec = ServiceSpec<PinnedImage>;
@@ -121,6 +125,66 @@ pub struct Deployed {
     /// is made again, whole, from what is wanted then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub amending: Option<Amending>,
+    /// Its containers beside the first, by their index: those that it has or is about to have.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub replicas: BTreeMap<ReplicaIndex, Replica>,
+}
+
+impl Deployed {
+    /// The indices of its containers.
+    pub fn indices(&self) -> impl Iterator<Item = ReplicaIndex> {
+        std::iter::once(ReplicaIndex::FIRST).chain(self.replicas.keys().copied())
+    }
+
+    /// The names of its containers.
+    pub fn instances(&self, service: &ServiceName) -> impl Iterator<Item = InstanceId> {
+        self.indices().map(move |index| InstanceId::replica(service, self.generation, index))
+    }
+
+    /// Whether it has, or is about to have, a container of this index.
+    pub fn has(&self, index: ReplicaIndex) -> bool {
+        index == ReplicaIndex::FIRST || self.replicas.contains_key(&index)
+    }
+
+    /// The addresses of its containers.
+    pub fn addresses(&self) -> impl Iterator<Item = Ipv4Addr> {
+        std::iter::once(self.address).chain(self.replicas.values().map(|replica| replica.address))
+    }
+
+    /// The address of one of its containers.
+    pub fn address_of(&self, index: ReplicaIndex) -> Option<Ipv4Addr> {
+        match index {
+            ReplicaIndex::FIRST => Some(self.address),
+            index => self.replicas.get(&index).map(|replica| replica.address),
+        }
+    }
+}
+
+/// A container of a generation beside its first one. What is remembered of that one stands in [`Deployed`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Replica {
+    /// Its address inside the instance's subnet.
+    pub address: Ipv4Addr,
+    /// Starts after the first, in a row.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub restarts: u32,
+    /// The last start; of an incumbent's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<Timestamp>,
+    /// The first start of a row of them after the first, for as long as its receipt is not written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub untold: Option<Timestamp>,
+    /// It is one too many, and has had no new connections since.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub leaving_since: Option<Timestamp>,
+}
+
+impl Replica {
+    /// One that has never run.
+    pub fn new(address: Ipv4Addr) -> Self {
+        Self { address, restarts: 0, started_at: None, untold: None, leaving_since: None }
+    }
 }
 
 /// A change in place that has begun.

@@ -8,14 +8,14 @@ use super::restarts::stays;
 use super::rolling::incumbent_serves;
 use super::step::{Next, Step};
 use super::view::View;
-use super::{irreversible, joined, later, order, pending, schedule};
+use super::{irreversible, joined, later, order, pending, replicas, schedule};
 use crate::types::{ContainerState, InstanceId, Reason, Refusal, ServiceName, Timestamp};
 
 /// First pause before a container that ended is started again; doubled for each further start in a row.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 
 /// Longest pause between two starts.
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 /// From one look whether a service that comes first is well to the next.
 const PROVING: Duration = Duration::from_millis(500);
@@ -26,10 +26,18 @@ pub const RECOVERED_AFTER: Duration = Duration::from_secs(600);
 /// What the incumbent needs; `None` = nothing.
 pub(super) fn next(view: &View<'_>, record: &ServiceRecord) -> Option<Next> {
     let incumbent = record.incumbent.as_ref()?;
-    let generation = incumbent.generation;
     if incumbent.spec.schedule.is_some() {
         return schedule::next(view, record);
     }
+    match replicas::is_several(incumbent) {
+        true => replicas::next(view, record, incumbent, first_container(view, record, incumbent)),
+        false => first_container(view, record, incumbent),
+    }
+}
+
+/// What the incumbent's first container needs.
+fn first_container(view: &View<'_>, record: &ServiceRecord, incumbent: &Deployed) -> Option<Next> {
+    let generation = incumbent.generation;
     if view.runs(generation) {
         // Also in part.
         let traffic_elsewhere = record.rollout.as_ref().is_some_and(|rollout| rollout.phase >= Phase::Canary);
@@ -89,9 +97,15 @@ pub(super) fn next(view: &View<'_>, record: &ServiceRecord) -> Option<Next> {
 /// The start of an incumbent that should serve and does not run, if it is due now.
 pub(super) fn start(view: &View<'_>, record: &ServiceRecord) -> Option<Step> {
     let serves = record.rollout.as_ref().is_none_or(incumbent_serves);
-    match next(view, record) {
-        Some(Next::Do(step @ Step::Start(_))) if serves && record.removing.is_none() => Some(step),
-        _ => None,
+    let several = record.incumbent.as_ref().filter(|incumbent| replicas::is_several(incumbent));
+    let next = match several {
+        Some(incumbent) => first_container(view, record, incumbent),
+        None => next(view, record),
+    };
+    match next {
+        _ if !serves || record.removing.is_some() => None,
+        Some(Next::Do(step @ Step::Start(_))) => Some(step),
+        _ => several.and_then(|incumbent| replicas::start(view, incumbent)),
     }
 }
 
@@ -146,6 +160,11 @@ fn depends(view: &View<'_>, from: &ServiceName, on: &ServiceName) -> bool {
 /// When an incumbent that is not running may be started, or its lost image pulled: both count as tries.
 pub(super) fn restart_at(incumbent: &Deployed) -> Timestamp {
     let Some(last) = incumbent.restarted_at else { return Timestamp::MIN };
-    let doublings = incumbent.restarts.saturating_sub(1).min(16);
-    later(last, FIRST_PAUSE.saturating_mul(1 << doublings).min(LONGEST_PAUSE))
+    later(last, pause_after(incumbent.restarts))
+}
+
+/// From the last of so many starts in a row to the next.
+pub(super) fn pause_after(restarts: u32) -> Duration {
+    let doublings = restarts.saturating_sub(1).min(16);
+    FIRST_PAUSE.saturating_mul(1 << doublings).min(LONGEST_PAUSE)
 }

@@ -5,7 +5,7 @@ use super::later;
 use super::receipt::{ReceiptResult, Side, Transition};
 use super::record::{Deployed, Down, Phase, ServiceRecord};
 use super::repair::RECOVERED_AFTER;
-use crate::types::{ContainerState, Exit, Reason, ServiceName, Strategy, Timestamp};
+use crate::types::{ContainerState, Exit, Reason, ReplicaIndex, ServiceName, Strategy, Timestamp};
 
 /// Counts a start (or the pull of a lost image) that is about to be tried. `tells`: the first of a row earns a receipt.
 pub(super) fn count(incumbent: &mut Deployed, tells: bool, now: Timestamp) {
@@ -69,11 +69,37 @@ pub(super) fn yielded(record: &ServiceRecord) -> bool {
 pub(super) fn told(name: &ServiceName, incumbent: &mut Deployed, now: Timestamp) -> Option<Transition> {
     let began = incumbent.untold.take()?;
     let message = format!("generation {} was not running and was started again", incumbent.generation);
-    Some(Transition {
+    Some(restarted(name, incumbent, message, (began, now)))
+}
+
+/// The same for one of its containers beside the first; `None`: for the first of them that has earned one.
+pub(super) fn told_replica(
+    name: &ServiceName,
+    incumbent: &mut Deployed,
+    index: Option<ReplicaIndex>,
+    now: Timestamp,
+) -> Option<Transition> {
+    let mut replicas =
+        incumbent.replicas.iter_mut().filter(|(own, _)| index.is_none_or(|index| index == **own));
+    let (index, began) = replicas.find_map(|(index, replica)| Some((*index, replica.untold.take()?)))?;
+    let message = format!(
+        "replica {index} of generation {} was not running and was started again",
+        incumbent.generation
+    );
+    Some(restarted(name, incumbent, message, (began, now)))
+}
+
+fn restarted(
+    name: &ServiceName,
+    incumbent: &Deployed,
+    message: String,
+    times: (Timestamp, Timestamp),
+) -> Transition {
+    Transition {
         from: Some(Side::of(incumbent)),
         to: Some(Side::of(incumbent)),
         reason: Some(Reason::Exited),
         serves: Some(incumbent.generation),
-        ..Transition::plain(name, &incumbent.commit.id, ReceiptResult::Restarted, message, (began, now))
-    })
+        ..Transition::plain(name, &incumbent.commit.id, ReceiptResult::Restarted, message, times)
+    }
 }

@@ -10,7 +10,9 @@ use super::step::{Next, Step};
 use super::transition::LONGEST_RETRY;
 use super::view::View;
 use super::world::DesiredService;
-use super::{canary, irreversible, jobs, joined, later, order, pending, preflight, repair, sharing, window};
+use super::{
+    canary, irreversible, jobs, joined, later, order, pending, preflight, repair, replicas, sharing, window,
+};
 use crate::types::{ContainerState, Job, Reason, Refusal, Strategy};
 
 /// What a rollout does next.
@@ -48,7 +50,7 @@ pub(super) fn next(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -
         Phase::Preparing => preparing(view, record, rollout),
         Phase::Yielding => match &record.incumbent {
             // Asked while the incumbent still runs: it is not stopped for a successor that has to wait.
-            Some(incumbent) if view.runs(incumbent.generation) => {
+            Some(incumbent) if view.any_runs(incumbent) => {
                 // From here on nothing serves: all that it needs has settled by then.
                 let turn = sharing::turn(view, record, rollout);
                 let wait = turn
@@ -102,7 +104,7 @@ fn strategy(rollout: &Rollout) -> Strategy {
 
 /// Whether new connections go to the candidate.
 fn routed(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> bool {
-    view.route() == Some(&view.route_for(record, &rollout.to))
+    replicas::leads_to(&rollout.to, view.route(), &view.route_for(record, &rollout.to))
 }
 
 /// Whether the incumbent's route has a branch to a candidate.
@@ -233,6 +235,10 @@ fn dependency(view: &View<'_>, rollout: &Rollout) -> Option<Next> {
 
 fn starting(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next {
     let generation = rollout.to.generation;
+    // The addresses of all are written down before anything is made.
+    if replicas::is_off(&rollout.to) {
+        return paused(view, rollout).unwrap_or(Next::Do(Step::Scale(generation)));
+    }
     let start = || paused(view, rollout).unwrap_or(Next::Do(Step::Start(generation)));
     match view.container(generation) {
         Some(ContainerState::Running { .. }) => Next::Do(Step::Advance(Phase::Proving)),
@@ -263,7 +269,15 @@ fn proving(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next {
         return Next::Do(Step::Advance(Phase::Baking));
     }
     match view.container(generation) {
-        Some(ContainerState::Running { .. }) => {}
+        Some(ContainerState::Running { .. }) => {
+            if let Some((reason, message)) = replicas::ended(view, &rollout.to) {
+                let message = format!("{message} before it was healthy");
+                return Next::Do(Step::Fail(Refusal::new(reason, message)));
+            }
+            if let Some(step) = replicas::starting(view, rollout) {
+                return paused(view, rollout).unwrap_or(Next::Do(step));
+            }
+        }
         Some(ContainerState::Exited(_)) if over => {
             return switch(view, record, rollout);
         }
@@ -328,7 +342,9 @@ fn keeps_port(view: &View<'_>, rollout: &Rollout) -> Option<Refusal> {
 pub(super) fn sick(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Option<(Reason, String)> {
     let generation = rollout.to.generation;
     match view.container(generation) {
-        Some(ContainerState::Running { .. }) => ails(view, record, rollout),
+        Some(ContainerState::Running { .. }) => {
+            replicas::ended(view, &rollout.to).or_else(|| ails(view, record, rollout))
+        }
         state @ Some(ContainerState::Exited(_))
             if completed(&view.check(&rollout.to), &rollout.to, state) =>
         {
@@ -343,7 +359,8 @@ pub(super) fn sick(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -
 
 fn baking(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next {
     let generation = rollout.to.generation;
-    if matches!(view.container(generation), None | Some(ContainerState::Remains)) {
+    let gone = matches!(view.container(generation), None | Some(ContainerState::Remains));
+    if gone || replicas::is_incomplete(view, &rollout.to) {
         return match irreversible::holds(record, rollout) {
             // Gone with a reboot. It was judged healthy, and the incumbent may not serve again.
             true => promote(record, rollout),
@@ -365,11 +382,11 @@ fn baking(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next {
     if record.incumbent.is_none() || view.now >= bake_over {
         return promote(record, rollout);
     }
-    if !routed(view, record, rollout) {
+    if view.route() != Some(&view.route_for(record, &rollout.to)) {
         return Next::Do(Step::Route(generation));
     }
-    let errors = view.errors(&rollout.to).map(|errors| errors.next_look_at(&rollout.to.spec.deploy));
-    let look = errors.filter(|at| *at > view.now).map_or(bake_over, |at| at.min(bake_over));
+    let looks = view.errors(&rollout.to).map(|errors| errors.next_look_at(&rollout.to.spec.deploy));
+    let look = looks.filter(|at| *at > view.now).min().map_or(bake_over, |at| at.min(bake_over));
     Next::Wait { until: Some(look), why: format!("generation {generation} has traffic and is watched") }
 }
 
@@ -388,7 +405,7 @@ fn ails(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Option<(R
             format!("in generation {generation} memory ran out {times}: the kernel killed a process");
         return Some((Reason::OutOfMemory, message));
     }
-    let errors = view.errors(candidate).and_then(ErrorHistory::verdict)?;
+    let errors = view.errors(candidate).find_map(ErrorHistory::verdict)?;
     Some((Reason::ErrorRate, format!("of generation {generation} {errors}")))
 }
 
@@ -402,7 +419,7 @@ fn abandoning(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Nex
         Some(_) if irreversible::leaves_down(record, rollout) => {}
         Some(incumbent) => {
             let right = view.route() == Some(&view.route_for(record, incumbent));
-            if view.runs(incumbent.generation) {
+            if view.serves(incumbent) {
                 if !right {
                     return Next::Do(Step::Return { to: Some(incumbent.generation), from: generation });
                 }
@@ -437,7 +454,7 @@ fn abandoning(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Nex
     if view.observed.containers.contains_key(&pre) {
         return Next::Do(Step::Clear(generation, Job::Pre));
     }
-    if view.container(generation).is_some() {
+    if view.observed.containers_of(view.name).any(|(own, _)| own == generation) {
         return Next::Do(Step::Discard(generation));
     }
     Next::Do(Step::Conclude)

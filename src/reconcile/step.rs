@@ -5,7 +5,7 @@ use std::fmt;
 
 use super::changes::{Difference, listed};
 use super::record::{Cause, Phase, Spec};
-use crate::types::{CommitInfo, Exit, Generation, Job, Refusal, ServiceName, Timestamp};
+use crate::types::{CommitInfo, Exit, Generation, Job, Refusal, ReplicaIndex, ServiceName, Timestamp};
 
 /// One effect. Each names the generation it is about; none leaves a choice to whoever carries it out.
 #[derive(Debug, Clone, PartialEq)]
@@ -46,6 +46,12 @@ pub enum Step {
     Stop(Generation),
     /// Start the container of a generation: the candidate, or an incumbent that is not running.
     Start(Generation),
+    /// Write down the containers that a generation is to have beside its first one.
+    Scale(Generation),
+    /// Start one of these.
+    StartReplica(Generation, ReplicaIndex),
+    /// Stop one of these that is too many, or that no record names, and take it away.
+    DropReplica(Generation, ReplicaIndex),
     /// Write down that the candidate has come further; the world already shows it.
     Advance(Phase),
     /// Send a part of new connections to the candidate, and the rest to the incumbent.
@@ -115,6 +121,9 @@ impl Step {
             Self::Clear(..) => "clear",
             Self::Stop(_) => "stop",
             Self::Start(_) => "start",
+            Self::Scale(_) => "scale",
+            Self::StartReplica(..) => "start-replica",
+            Self::DropReplica(..) => "drop-replica",
             Self::Advance(_) => "advance",
             Self::Canary(_) => "canary",
             Self::Switch(_) => "switch",
@@ -137,9 +146,35 @@ impl Step {
 
     /// Every word of [`Step::word`], for the test that kills the agent around each of them.
     pub const WORDS: &[&str] = &[
-        "begin", "pull", "prepare", "stop", "start", "advance", "canary", "switch", "promote", "fail",
-        "return", "discard", "conclude", "retire", "amend", "route", "report", "note", "sweep", "withdraw",
-        "remove", "release", "finish", "run", "ended", "clear",
+        "begin",
+        "pull",
+        "prepare",
+        "stop",
+        "start",
+        "advance",
+        "canary",
+        "switch",
+        "promote",
+        "fail",
+        "return",
+        "discard",
+        "conclude",
+        "retire",
+        "amend",
+        "route",
+        "report",
+        "note",
+        "sweep",
+        "withdraw",
+        "remove",
+        "release",
+        "finish",
+        "run",
+        "ended",
+        "clear",
+        "scale",
+        "start-replica",
+        "drop-replica",
     ];
 }
 
@@ -154,6 +189,7 @@ impl fmt::Display for Step {
             | Self::Run(g)
             | Self::Stop(g)
             | Self::Start(g)
+            | Self::Scale(g)
             | Self::Canary(g)
             | Self::Switch(g)
             | Self::Promote(g)
@@ -162,6 +198,7 @@ impl fmt::Display for Step {
             | Self::Route(g)
             | Self::Report(g)
             | Self::Sweep(g) => write!(f, "{word} {g}"),
+            Self::StartReplica(g, index) | Self::DropReplica(g, index) => write!(f, "{word} {g}-{index}"),
             Self::Note(g, exit) => write!(f, "{word} {g}: {exit}"),
             Self::Ended { job, generation, late: true, .. } => {
                 write!(f, "{word} {generation} {}: late", job.word())

@@ -1,6 +1,7 @@
 //! What a step does to a service's record: before the effect ([`intend`]) and after it ([`conclude`]). Pure, so that
 //! the agent and the model host of the property tests remember alike.
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
@@ -10,10 +11,10 @@ use super::receipt::{ReceiptResult, Side, Transition};
 use super::record::{
     Amending, Cause, Deployed, Down, Failure, Phase, PullCost, Removing, Retiring, Rollout, ServiceRecord,
 };
-use super::restarts::{count, ended, told, yielded};
+use super::restarts::{count, ended, told, told_replica, yielded};
 use super::rolling::after_pull;
 use super::step::{Amendment, Step};
-use super::{irreversible, jobs, later};
+use super::{irreversible, jobs, later, replicas};
 use crate::types::{Exit, Generation, Job, Reason, Refusal, ServiceName, Timestamp};
 
 /// First pause before an effect that may be tried again; doubled for each further one.
@@ -83,6 +84,7 @@ pub fn intend(record: &ServiceRecord, step: &Step, end: Option<&Exit>, now: Time
                 _ => {}
             }
         }
+        Step::StartReplica(generation, index) => replicas::begins(&mut record, *generation, *index, now),
         Step::Stop(generation) => {
             if let Some(rollout) = &mut record.rollout {
                 rollout.yielded_at.get_or_insert(now);
@@ -140,6 +142,7 @@ pub fn begin(
             ends: 0,
             down: None,
             amending: None,
+            replicas: BTreeMap::new(),
         },
         cause: *cause,
         phase: Phase::Pulling,
@@ -191,8 +194,15 @@ pub fn conclude(
         }
         Step::Report(generation) => {
             let incumbent = record.incumbent.as_mut().filter(|it| it.generation == *generation);
-            receipt = incumbent.and_then(|incumbent| told(name, incumbent, now));
+            receipt = incumbent.and_then(|incumbent| {
+                told(name, incumbent, now).or_else(|| told_replica(name, incumbent, None, now))
+            });
         }
+        Step::StartReplica(generation, index) => {
+            let incumbent = record.incumbent.as_mut().filter(|it| it.generation == *generation);
+            receipt = incumbent.and_then(|incumbent| told_replica(name, incumbent, Some(*index), now));
+        }
+        Step::DropReplica(generation, index) => replicas::dropped(&mut record, *generation, *index),
         Step::Canary(_) => canary::begun(&mut record, now),
         Step::Advance(Phase::Baking) | Step::Switch(_) => switched(&mut record, now),
         Step::Advance(phase) => enter(&mut record, *phase, now),
@@ -237,6 +247,8 @@ pub fn conclude(
         | Step::Ended { .. }
         | Step::Return { .. }
         | Step::Discard(_)
+        // Written down before.
+        | Step::Scale(_)
         | Step::Route(_)
         | Step::Sweep(_)
         | Step::Withdraw => {}
@@ -333,9 +345,13 @@ fn trouble(record: &mut ServiceRecord, step: &Step, refusal: &Refusal, retry: bo
     let no_way_back = record.rollout.as_ref().is_some_and(|rollout| irreversible::holds(record, rollout));
     let Some(rollout) = &mut record.rollout else { return };
     let about_candidate = match step {
-        Step::Pull(g) | Step::Start(g) | Step::Prepare(g) | Step::Canary(g) | Step::Switch(g) => {
-            *g == rollout.to.generation
-        }
+        Step::Pull(g)
+        | Step::Start(g)
+        | Step::Scale(g)
+        | Step::StartReplica(g, _)
+        | Step::Prepare(g)
+        | Step::Canary(g)
+        | Step::Switch(g) => *g == rollout.to.generation,
         _ => false,
     };
     // Once it is given up, the reason for that is the one that counts.
@@ -389,9 +405,12 @@ fn promote(name: &ServiceName, record: &mut ServiceRecord, now: Timestamp) -> Op
     record.jobs.pre = None;
     let generation = rollout.to.generation;
     record.jobs.post = (!rollout.to.spec.deploy.post.is_empty()).then(|| jobs::JobRun::due(generation, now));
-    record.incumbent = Some(Deployed { since, ..rollout.to });
+    let mut incumbent = Deployed { since, ..rollout.to };
+    replicas::promoted(&mut incumbent, now);
+    record.incumbent = Some(incumbent);
     record.retiring = old.clone().map(|old| Retiring { old, since });
-    record.previous = old;
+    // What it had as containers goes with what retires.
+    record.previous = old.map(|old| Deployed { replicas: BTreeMap::new(), ..old });
     record.failure = None;
     Some(receipt)
 }

@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 
 use super::errors::ErrorHistory;
-use super::health::{EffectiveCheck, Verdict, judge};
+use super::health::{EffectiveCheck, Verdict};
 use super::record::{Deployed, ServiceRecord};
 use super::world::{Busy, Desired, DesiredService, Observed};
-use super::{canary, later};
-use crate::types::{ContainerState, Generation, InstanceId, Refusal, Route, ServiceName, Timestamp};
+use super::{canary, later, replicas};
+use crate::types::{
+    ContainerState, Generation, InstanceId, Refusal, ReplicaIndex, Route, ServiceName, Timestamp,
+};
 
 /// What there is to know of one service, and the little that it needs of the others.
 #[derive(Clone, Copy)]
@@ -65,6 +67,19 @@ impl<'a> View<'a> {
         matches!(self.container(generation), Some(ContainerState::Running { .. }))
     }
 
+    /// Whether a container of `deployed` runs that new connections may go to: none that is one too many.
+    pub fn serves(&self, deployed: &Deployed) -> bool {
+        let id = |index| InstanceId::replica(self.name, deployed.generation, index);
+        let up = |id| matches!(self.observed.containers.get(&id), Some(ContainerState::Running { .. }));
+        replicas::serving(deployed).map(id).any(up)
+    }
+
+    /// Whether any container of `deployed` runs.
+    pub fn any_runs(&self, deployed: &Deployed) -> bool {
+        let up = |id| matches!(self.observed.containers.get(&id), Some(ContainerState::Running { .. }));
+        deployed.instances(self.name).any(up)
+    }
+
     /// Whether the image of `deployed` is complete on this host.
     pub fn has_image(&self, deployed: &Deployed) -> bool {
         self.observed.images.contains(&deployed.spec.image.digest)
@@ -75,68 +90,83 @@ impl<'a> View<'a> {
         self.observed.check(&deployed.spec)
     }
 
-    /// The verdict on a container that runs; one that does not run has none.
+    /// The verdict on a generation that runs; one that does not run, or not with all of its containers, has none.
     pub fn verdict(&self, deployed: &Deployed) -> Option<Verdict> {
-        let Some(ContainerState::Running { started_at, .. }) = self.container(deployed.generation) else {
-            return None;
-        };
-        let id = InstanceId::new(self.name, deployed.generation);
-        Some(judge(&self.check(deployed), self.observed.health.get(&id), *started_at, self.now))
+        match replicas::is_several(deployed) {
+            true => replicas::verdict(self, deployed),
+            false => replicas::verdict_of(self.name, deployed, ReplicaIndex::FIRST, self.observed, self.now),
+        }
     }
 
     /// When time alone decides about a running container without probes: after the second that a process has to run.
     pub fn steady_at(&self, deployed: &Deployed) -> Option<Timestamp> {
         let check = self.check(deployed);
-        match self.container(deployed.generation) {
+        let of = |id: InstanceId| match self.observed.containers.get(&id) {
             Some(ContainerState::Running { started_at, .. }) if check.probes.is_empty() => {
                 Some(later(*started_at, check.steady)).filter(|at| *at > self.now)
             }
             _ => None,
-        }
+        };
+        deployed.instances(self.name).filter_map(of).min()
     }
 
     /// Whether the deadline may count against a running container: a probe of this start of it has failed, or there is
     /// nothing to probe.
     pub fn is_asked(&self, deployed: &Deployed) -> bool {
-        let Some(ContainerState::Running { started_at, .. }) = self.container(deployed.generation) else {
-            return false;
+        let unprobed = self.check(deployed).probes.is_empty();
+        let asked = |id: InstanceId| {
+            let Some(ContainerState::Running { started_at, .. }) = self.observed.containers.get(&id) else {
+                return false;
+            };
+            let history = self.observed.health.get(&id).filter(|history| history.started_at == *started_at);
+            unprobed || history.is_some_and(|history| matches!(history.last, Some((_, Err(_)))))
         };
-        let id = InstanceId::new(self.name, deployed.generation);
-        let history = self.observed.health.get(&id).filter(|history| history.started_at == *started_at);
-        self.check(deployed).probes.is_empty()
-            || history.is_some_and(|history| matches!(history.last, Some((_, Err(_)))))
+        deployed.instances(self.name).any(asked)
     }
 
-    /// What the kernel has counted of a generation's connections since it has traffic; of this start of it.
-    pub fn errors(&self, deployed: &Deployed) -> Option<&'a ErrorHistory> {
-        let id = InstanceId::new(self.name, deployed.generation);
-        let Some(ContainerState::Running { started_at, .. }) = self.container(deployed.generation) else {
-            return None;
+    /// What the kernel has counted of a generation's connections since it has traffic; of this start of it. Each of its
+    /// containers has counters of its own.
+    pub fn errors(&self, deployed: &Deployed) -> impl Iterator<Item = &'a ErrorHistory> {
+        let observed = self.observed;
+        let of = move |id: InstanceId| match observed.containers.get(&id) {
+            Some(ContainerState::Running { started_at, .. }) => {
+                observed.errors.get(&id).filter(|history| history.started_at == *started_at)
+            }
+            _ => None,
         };
-        self.observed.errors.get(&id).filter(|history| history.started_at == *started_at)
+        deployed.instances(self.name).filter_map(of)
     }
 
     /// How often the kernel killed a process of a generation for want of memory.
     pub fn oom_kills(&self, deployed: &Deployed) -> u64 {
-        let id = InstanceId::new(self.name, deployed.generation);
-        self.observed.oom_kills.get(&id).copied().unwrap_or(0)
+        let of = |id: InstanceId| self.observed.oom_kills.get(&id).copied();
+        deployed.instances(self.name).filter_map(of).fold(0, u64::saturating_add)
     }
 
     /// The route that `deployed` should have.
     pub fn route_for(&self, record: &ServiceRecord, deployed: &Deployed) -> Route {
-        route_for(self.name, record, deployed)
+        route_for(self.name, record, deployed, self.observed, self.now)
     }
 }
 
-/// The route by which `deployed` gets the service's traffic; for as long as a candidate has a part of it, with that.
-pub(crate) fn route_for(name: &ServiceName, record: &ServiceRecord, deployed: &Deployed) -> Route {
+/// The route by which `deployed` gets the service's traffic; for as long as a candidate has a part of it, with that. Over
+/// which of several containers, as `observed` shows them.
+pub(crate) fn route_for(
+    name: &ServiceName,
+    record: &ServiceRecord,
+    deployed: &Deployed,
+    observed: &Observed,
+    now: Timestamp,
+) -> Route {
     let mut ports = deployed.spec.ports.clone();
     ports.sort();
+    let (address, also) = replicas::lanes(name, deployed, observed, now);
     Route {
         service: name.clone(),
         service_address: record.service_address,
         generation: deployed.generation,
-        address: deployed.address,
+        address,
+        also,
         ports,
         canary: canary::branch(record, deployed),
     }

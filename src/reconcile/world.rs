@@ -102,6 +102,11 @@ impl Observed {
         own.map(|(id, state)| (id.generation, state))
     }
 
+    /// The names of the containers of one service, without its one-shots.
+    pub fn instances_of<'a>(&'a self, service: &'a ServiceName) -> impl Iterator<Item = &'a InstanceId> {
+        self.named(service).filter(|(id, _)| id.job.is_none()).map(|(id, _)| id)
+    }
+
     /// The containers of one-shots of one service.
     pub fn jobs_of<'a>(
         &'a self,

@@ -3,7 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::types::{
-    CommitId, Digest, Exit, Generation, HostName, ImageRef, Reason, ServiceName, Share, Timestamp,
+    CommitId, Digest, Exit, Generation, HostName, ImageRef, Reason, ReplicaIndex, ServiceName, Share,
+    Timestamp,
 };
 
 /// All of it.
@@ -187,6 +188,9 @@ pub struct ServiceStatus {
     /// How often the kernel killed a process in the container that runs for want of memory.
     #[serde(default)]
     pub oom_kills: u64,
+    /// Its containers, where it has several; what stands above is of the first, health is that of the worst.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub replicas: Vec<ReplicaStatus>,
     /// Of one that runs at times: when.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub schedule: Option<ScheduleStatus>,
@@ -203,6 +207,29 @@ pub struct ServiceStatus {
     pub message: Option<String>,
     /// When it is tried again by itself.
     pub retry_at: Option<Timestamp>,
+}
+
+/// One of several containers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReplicaStatus {
+    /// Its number, from 1.
+    pub index: ReplicaIndex,
+    /// Its name.
+    pub container: String,
+    /// `healthy`, `unhealthy`, `starting` or `stopped`.
+    pub health: String,
+    /// Its address inside the instance's subnet.
+    pub ip: std::net::Ipv4Addr,
+    /// Whether it gets new connections.
+    pub serves: bool,
+    /// Starts in a row after the first.
+    pub restarts: u32,
+    /// Since when it gets no new connections, as there is to be one less.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub leaving_since: Option<Timestamp>,
+    /// Connections of clients that it still has then; left out until they were counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connections: Option<usize>,
 }
 
 /// A generation that has lost its traffic and still has connections.

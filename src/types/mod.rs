@@ -38,7 +38,7 @@ pub use health::{
 pub use image::{Digest, ImageRef, PinnedImage, RegistryRef};
 pub use job::{Job, Schedule};
 pub use mounts::{ConfigFile, VolumeMount, VolumeSource, check_target};
-pub use names::{Color, Generation, HostName, InstanceId, ServiceName};
+pub use names::{Color, Generation, HostName, InstanceId, ReplicaIndex, ServiceName};
 pub use network::{Hosts, Membership, NetworkLink, NetworkMode, NetworkName};
 pub use options::{Blkio, DeviceMapping, LogLimits, Options, Tmpfs};
 pub use policy::Policy;
@@ -46,7 +46,9 @@ pub use quantity::{ByteSize, format_duration, parse_duration, plural};
 pub use reason::{Reason, Refusal};
 pub use restart::RestartPolicy;
 pub use runtime::{ContainerState, Exit, ObservedContainer, Route};
-pub use service::{Declared, Deploy, DrainSignal, PortMapping, Protocol, ServiceSpec, Strategy};
+pub use service::{
+    Declared, Deploy, DrainSignal, MAX_REPLICAS, PortMapping, Protocol, ServiceSpec, Strategy,
+};
 pub use url::SafeUrl;
 pub use wave::{Wave, place};
 pub use window::{Opening, Window};

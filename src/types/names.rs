@@ -125,37 +125,116 @@ impl fmt::Display for Color {
     }
 }
 
-/// One generation of one service, or a one-shot of it: the name of every kernel object and directory made for it, as
-/// `shop.7` or `shop.7-pre`.
+/// One of the containers of a generation: 1, 2, 3 …
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(transparent)]
+pub struct ReplicaIndex(u32);
+
+impl ReplicaIndex {
+    /// The one that every generation has, and whose name says no number.
+    pub const FIRST: Self = Self(1);
+
+    /// The last that there can be.
+    pub const LAST: Self = Self(u32::MAX);
+
+    /// `None` for 0: they are counted from 1, as `replicas` are.
+    pub fn new(number: u32) -> Option<Self> {
+        (number > 0).then_some(Self(number))
+    }
+
+    /// Its number.
+    pub fn number(self) -> u32 {
+        self.0
+    }
+
+    /// Whether it is the one that every generation has.
+    pub fn is_first(&self) -> bool {
+        *self == Self::FIRST
+    }
+}
+
+impl Default for ReplicaIndex {
+    fn default() -> Self {
+        Self::FIRST
+    }
+}
+
+impl FromStr for ReplicaIndex {
+    type Err = Invalid;
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        let number = text.parse().ok().and_then(Self::new);
+        number.ok_or_else(|| Invalid::new(format!("`{text}` is not an index: they are counted from 1")))
+    }
+}
+
+impl fmt::Display for ReplicaIndex {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// One container of one generation of one service, or a one-shot of it: the name of every kernel object and directory
+/// made for it, as `shop.7`, from the second on `shop.7-2`, and `shop.7-pre`. Not `shop.7.2`: so the second attempt at the
+/// unit of `shop.7` is called.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct InstanceId {
     /// The service.
     pub service: ServiceName,
     /// Which of its generations.
     pub generation: Generation,
-    /// The one-shot; `None` = the service itself.
+    /// Which of that one's containers.
+    pub index: ReplicaIndex,
+    /// The one-shot, which is of the whole generation; `None` = the service itself.
     pub job: Option<Job>,
 }
 
 impl InstanceId {
-    /// Names generation `generation` of `service`.
+    /// Names the first container of generation `generation` of `service`.
     pub fn new(service: &ServiceName, generation: Generation) -> Self {
-        Self { service: service.clone(), generation, job: None }
+        Self::replica(service, generation, ReplicaIndex::FIRST)
+    }
+
+    /// Names one of the containers of a generation.
+    pub fn replica(service: &ServiceName, generation: Generation, index: ReplicaIndex) -> Self {
+        Self { service: service.clone(), generation, index, job: None }
     }
 
     /// Names a one-shot of generation `generation` of `service`.
     pub fn of_job(service: &ServiceName, generation: Generation, job: Job) -> Self {
         Self { job: Some(job), ..Self::new(service, generation) }
     }
+
+    /// The name without the service: `7`, `7-2`, `7-pre`.
+    pub fn number(&self) -> String {
+        match (self.job, self.index) {
+            (Some(job), _) => format!("{}-{}", self.generation, job.word()),
+            (None, ReplicaIndex::FIRST) => self.generation.to_string(),
+            (None, index) => format!("{}-{index}", self.generation),
+        }
+    }
+
+    /// The inverse of [`Self::number`], which has one spelling: `07` must not name the same thing as `7`.
+    fn of_number(service: &ServiceName, number: &str) -> Option<Self> {
+        let (generation, rest) = match number.split_once('-') {
+            Some((generation, rest)) => (generation, Some(rest)),
+            None => (number, None),
+        };
+        let generation = Generation(generation.parse().ok()?);
+        let job = rest.and_then(|rest| Job::ALL.into_iter().find(|job| job.word() == rest));
+        let id = match (rest, job) {
+            (None, _) => Self::new(service, generation),
+            (_, Some(job)) => Self::of_job(service, generation, job),
+            (Some(index), None) => {
+                Self::replica(service, generation, ReplicaIndex::new(index.parse().ok()?)?)
+            }
+        };
+        (id.number() == number).then_some(id)
+    }
 }
 
 impl fmt::Display for InstanceId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}", self.service, self.generation)?;
-        match self.job {
-            Some(job) => write!(f, "-{}", job.word()),
-            None => Ok(()),
-        }
+        write!(f, "{}.{}", self.service, self.number())
     }
 }
 
@@ -163,17 +242,14 @@ impl FromStr for InstanceId {
     type Err = Invalid;
     fn from_str(text: &str) -> Result<Self, Invalid> {
         let parse = || {
-            let (service, rest) = text.rsplit_once('.')?;
-            let (number, job) = match rest.split_once('-') {
-                Some((number, word)) => (number, Some(Job::ALL.into_iter().find(|job| job.word() == word)?)),
-                None => (rest, None),
-            };
-            // One spelling a number: `shop.07` must not name the same thing as `shop.7`.
-            let generation = number.parse::<u64>().ok().filter(|n| n.to_string() == number)?;
-            Some(Self { service: service.parse().ok()?, generation: Generation(generation), job })
+            let (service, number) = text.rsplit_once('.')?;
+            Self::of_number(&service.parse().ok()?, number)
         };
-        parse()
-            .ok_or_else(|| Invalid::new(format!("`{text}` is not an instance: expected SERVICE.GENERATION")))
+        parse().ok_or_else(|| {
+            Invalid::new(format!(
+                "`{text}` is not an instance: expected SERVICE.GENERATION or SERVICE.GENERATION-INDEX"
+            ))
+        })
     }
 }
 serde_through_str!(InstanceId);
@@ -195,22 +271,19 @@ mod tests {
     #[test]
     fn instances_have_one_spelling() {
         let id: InstanceId = "shop.7".parse().unwrap();
-        assert_eq!(id.to_string(), "shop.7");
+        assert_eq!((id.to_string().as_str(), id.index), ("shop.7", ReplicaIndex::FIRST));
         for job in Job::ALL {
             let id = InstanceId::of_job(&id.service, id.generation, job);
             assert_eq!(id.to_string().parse::<InstanceId>().unwrap(), id);
         }
-        for bad in [
-            "shop.7-",
-            "shop.7-x",
-            "shop.7-pre-pre",
-            "shop",
-            "shop.07",
-            "shop.",
-            ".7",
-            "shop.-1",
-            "shop.7.8x",
-        ] {
+        let id: InstanceId = "shop.7-12".parse().unwrap();
+        assert_eq!(
+            (id.generation, id.index.number(), id.to_string().as_str()),
+            (Generation(7), 12, "shop.7-12")
+        );
+        let bad = ["shop", "shop.07", "shop.", ".7", "shop.-1", "shop.7.8x", "shop.7.2", "shop.7-"];
+        let bad = bad.into_iter().chain(["shop.7-x", "shop.7-pre-pre", "shop.7-2-pre", "shop.7-pre-2"]);
+        for bad in bad.chain(["shop.7-0", "shop.7-1", "shop.7-02", "shop.7-2-3", "shop.+7", "shop.7-+2"]) {
             assert!(bad.parse::<InstanceId>().is_err(), "{bad}");
         }
     }

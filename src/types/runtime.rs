@@ -77,10 +77,25 @@ pub struct Route {
     pub service_address: Ipv4Addr,
     /// The generation that gets new connections.
     pub generation: Generation,
-    /// That generation's own address.
+    /// The address of its container; of several, the first that gets any.
     pub address: Ipv4Addr,
+    /// The addresses of its other containers that get new connections too, by their index: each as many as the first.
+    pub also: Vec<Ipv4Addr>,
     /// Ports of the host that lead into it, sorted: two routes that do the same are equal.
     pub ports: Vec<PortMapping>,
     /// A second generation that gets a part of new connections.
     pub canary: Option<Branch>,
+}
+
+impl Route {
+    /// The addresses of all containers of its generation that get new connections.
+    pub fn lanes(&self) -> impl Iterator<Item = Ipv4Addr> {
+        std::iter::once(self.address).chain(self.also.iter().copied())
+    }
+
+    /// Whether both lead to the same generation in the same way, whichever of its containers they spread over.
+    pub fn agrees(&self, other: &Self) -> bool {
+        let plain = |route: &Self| Self { address: other.address, also: Vec::new(), ..route.clone() };
+        plain(self) == plain(other)
+    }
 }

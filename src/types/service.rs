@@ -279,6 +279,20 @@ pub struct Deploy {
     /// The part of new connections that it gets before it gets all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub canary: Option<Canary>,
+    /// How many containers of it run at once, from 1 to [`MAX_REPLICAS`].
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub replicas: u32,
+}
+
+/// More than a host has use for. Below [`super::WHOLE`], by which the rules of a canary are told from those of replicas.
+pub const MAX_REPLICAS: u32 = 64;
+
+fn one() -> u32 {
+    1
+}
+
+fn is_one(number: &u32) -> bool {
+    *number == 1
 }
 
 fn yes() -> bool {
@@ -322,6 +336,7 @@ impl Default for Deploy {
             window: Vec::new(),
             drain_signal: DrainSignal::default(),
             canary: None,
+            replicas: 1,
         }
     }
 }

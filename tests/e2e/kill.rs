@@ -129,6 +129,33 @@ fn a_canary_survives_a_kill_at_every_failpoint() {
 
 #[test]
 #[cfg_attr(not(feature = "failpoints"), ignore = "needs the feature failpoints")]
+fn scaling_survives_a_kill_at_every_failpoint() {
+    let words = ["scale", "start-replica", "drop-replica"];
+    let count = |round: usize| if round % 2 == 0 { 3 } else { 1 };
+    // Each on its way: more containers in even rounds, fewer in odd ones.
+    let [more, fewer] = [&["scale", "start-replica"][..], &["scale", "drop-replica"]].map(points);
+    let mut order = Vec::new();
+    for place in 0..more.len() {
+        order.extend([more[place].clone(), fewer[place].clone()]);
+    }
+    let hit = kill_around(
+        &order,
+        |lab, port, round| {
+            let file = format!("{}replicas = {}\n", web(&lab.reference("0"), port, ""), count(round));
+            lab.deploy("web", &file, &format!("web with {}", count(round)));
+        },
+        |lab, _, round| {
+            lab.sync();
+            let names = super::lab::names(&lab.path("run/containers"));
+            assert_eq!(names.len(), count(round), "round {round}: {names:?}");
+            assert_eq!(lab.service("web")["generation"], 1, "it was changed in place");
+        },
+    );
+    assert_eq!(hit, BTreeSet::from_iter(points(&words)), "every failpoint is on its way");
+}
+
+#[test]
+#[cfg_attr(not(feature = "failpoints"), ignore = "needs the feature failpoints")]
 fn a_pull_survives_a_kill_before_and_after_each_name() {
     let points = ["pull::before_rename", "pull::after_rename", "pull::before_record", "pull::after_record"];
     let points = points.map(str::to_owned);
@@ -220,8 +247,25 @@ fn one_shots_run_once_whenever_the_agent_is_killed() {
 fn every_word_is_tried_somewhere() {
     // The ways that a kill test walks, and the words that stand on none of them, each with the reason.
     let walked = [
-        "begin", "pull", "start", "canary", "switch", "promote", "retire", "fail", "discard", "conclude",
-        "prepare", "ended", "clear", "finish", "run", "amend",
+        "begin",
+        "pull",
+        "start",
+        "canary",
+        "switch",
+        "promote",
+        "retire",
+        "fail",
+        "discard",
+        "conclude",
+        "prepare",
+        "ended",
+        "clear",
+        "finish",
+        "run",
+        "amend",
+        "scale",
+        "start-replica",
+        "drop-replica",
     ];
     let elsewhere = [
         ("advance", "only after a crash: tests/plan walks it with a crash at each point"),

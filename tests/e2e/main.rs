@@ -45,6 +45,7 @@ mod operator;
 mod ports;
 #[path = "../support/proxy_server.rs"]
 mod proxy_server;
+mod replicas;
 mod runtimes;
 mod secrets;
 mod service;

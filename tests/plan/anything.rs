@@ -11,15 +11,16 @@ use gitopsd::reconcile::operator;
 use gitopsd::reconcile::plan;
 use gitopsd::reconcile::preview::preview;
 use gitopsd::reconcile::record::{
-    Amending, Cause, Deployed, Down, Failure, Hold, Phase, PullCost, Removing, Retiring, Rollout,
+    Amending, Cause, Deployed, Down, Failure, Hold, Phase, PullCost, Removing, Replica, Retiring, Rollout,
     ServiceRecord, Spec,
 };
+use gitopsd::reconcile::replicas;
 use gitopsd::reconcile::step::Step;
 use gitopsd::reconcile::transition::{self, Addresses, Outcome};
 use gitopsd::reconcile::world::{Busy, Desired, DesiredService, Observed, Room};
 use gitopsd::types::{
     CommitInfo, ContainerState, Counters, Exit, Generation, HealthCheck, InstanceId, Job, PinnedImage,
-    Policy, Probe, Reason, Refusal, Route, ServiceName, Timestamp, Zones,
+    Policy, Probe, Reason, Refusal, ReplicaIndex, Route, ServiceName, Timestamp, Zones,
 };
 use proptest::collection::btree_map;
 use proptest::option;
@@ -75,6 +76,8 @@ fn spec() -> BoxedStrategy<Spec> {
         Just(",window=01:00-02:00"),
         Just(",schedule=minutely"),
         Just(",canary=10%:20s"),
+        Just(",replicas=3"),
+        Just(",replicas=64,after=b"),
     ];
     (0..3u8, settings, length(), length(), length(), 0..4u32)
         .prop_map(|(image, settings, a, b, c, retries)| {
@@ -125,9 +128,23 @@ fn deployed() -> BoxedStrategy<Deployed> {
                 ends: restarts / 2,
                 down,
                 amending: untold_commit(restarts, since),
+                replicas: some_replicas(address, restarts, restarted_at),
             }
         })
         .boxed()
+}
+
+fn some_replicas(address: Ipv4Addr, odd: u32, at: Option<Timestamp>) -> BTreeMap<ReplicaIndex, Replica> {
+    let replica = |index: u32| Replica {
+        restarts: odd.wrapping_mul(index),
+        started_at: at.filter(|_| !odd.is_multiple_of(index)),
+        untold: at.filter(|_| odd % 3 == 1),
+        leaving_since: at.filter(|_| odd % 5 == index % 5),
+        ..Replica::new(address)
+    };
+    let indices =
+        (2..7u32).filter(|index| odd.is_multiple_of(*index)).chain((odd % 11 == 3).then_some(u32::MAX));
+    indices.map(|index| (ReplicaIndex::new(index).unwrap(), replica(index))).collect()
 }
 
 fn untold_commit(odd: u32, since: Timestamp) -> Option<Amending> {
@@ -257,8 +274,11 @@ fn errors() -> BoxedStrategy<ErrorHistory> {
 
 fn instance() -> impl Strategy<Value = InstanceId> {
     let job = option::weighted(0.4, prop::sample::select(Job::ALL.to_vec()));
-    (name(), generation(), job)
-        .prop_map(|(name, generation, job)| InstanceId { job, ..InstanceId::new(&name, generation) })
+    let index = prop_oneof![3 => Just(1u32), 2 => 2..5u32];
+    (name(), generation(), job, index).prop_map(|(name, generation, job, index)| match job {
+        Some(job) => InstanceId::of_job(&name, generation, job),
+        None => InstanceId::replica(&name, generation, ReplicaIndex::new(index).unwrap()),
+    })
 }
 
 fn jobs() -> BoxedStrategy<Jobs> {
@@ -278,6 +298,7 @@ fn observed() -> BoxedStrategy<Observed> {
         service_address: address,
         generation,
         address,
+        also: if generation.0 % 2 == 0 { vec![address] } else { Vec::new() },
         ports: declared("img:1").ports,
         canary: None,
     });
@@ -377,12 +398,20 @@ proptest! {
             Addresses { service: Ipv4Addr::LOCALHOST, generation: Ipv4Addr::LOCALHOST, joined: None };
         let names: BTreeSet<_> = records.keys().chain(observed.busy.keys()).collect();
         for (name, step) in first.steps() {
-            let busy = observed.busy.get(name).is_some_and(|busy| !(busy.yields && matches!(step, Step::Fail(_))));
+            let spread = matches!(step, Step::Route(_));
+            let busy = observed
+                .busy
+                .get(name)
+                .is_some_and(|busy| !(busy.yields && matches!(step, Step::Fail(_))) && !spread);
             prop_assert!(!busy, "busy, and yet: {step}");
             prop_assert!(!observed.frozen.contains_key(name), "frozen, and yet: {step}");
             let _ = transition::begin(records.get(name), step, addresses, now);
             for record in records.values() {
                 let record = transition::intend(record, step, end.as_ref(), now);
+                if let Step::Scale(generation) = step {
+                    let scaled = replicas::scale(&record, *generation, &[Ipv4Addr::LOCALHOST], now);
+                    prop_assert_eq!(scaled.last_generation, record.last_generation);
+                }
                 for outcome in [
                     Outcome::Done,
                     Outcome::Pulled(PullCost { bytes: u64::MAX, seconds: f64::MAX }),

@@ -186,9 +186,10 @@ impl Host {
     /// What is left of memory beside the candidates that run.
     pub fn memory_left(&self) -> Option<u64> {
         let used = self.used();
-        let candidates = self.records.iter().filter_map(|(name, record)| {
-            used.get(&InstanceId::new(name, record.rollout.as_ref()?.to.generation)).copied()
+        let candidates = self.records.iter().flat_map(|(name, record)| {
+            record.rollout.iter().flat_map(move |rollout| rollout.to.instances(name))
         });
+        let candidates = candidates.filter_map(|id| used.get(&id).copied());
         Some(self.memory?.saturating_sub(candidates.sum()))
     }
 
@@ -285,9 +286,11 @@ impl Host {
             let rollout = record.rollout.as_ref().filter(|rollout| phases.contains(&rollout.phase));
             // Of the rest it matters beside a candidate with a part of traffic, and to a candidate that needs it well.
             let canary = rollout.is_some_and(|rollout| rollout.phase == Phase::Canary);
-            let incumbent = record.incumbent.iter().filter(|_| canary || self.is_awaited(name));
-            for deployed in incumbent.chain(rollout.map(|rollout| &rollout.to)) {
-                let id = InstanceId::new(name, deployed.generation);
+            let several = |deployed: &&Deployed| !deployed.replicas.is_empty();
+            let incumbent =
+                record.incumbent.iter().filter(|it| canary || self.is_awaited(name) || several(it));
+            let deployed = incumbent.chain(rollout.map(|rollout| &rollout.to));
+            for (deployed, id) in deployed.flat_map(|it| it.instances(name).map(move |id| (it, id))) {
                 let check = self.check(&deployed.spec);
                 if let Some(started_at) = self.started_at(&id)
                     && !check.probes.is_empty()
@@ -328,8 +331,11 @@ impl Host {
             .map(|(id, _)| id.clone())
             .collect();
         for id in exits {
-            let job = id.job.map_or(String::new(), |job| format!(" {}", job.word()));
-            self.say(&id.service, &format!("container {}{job} exits", id.generation));
+            let text = match id.job {
+                Some(job) => format!("container {} {} exits", id.generation, job.word()),
+                None => format!("container {} exits", id.number()),
+            };
+            self.say(&id.service, &text);
             let behaviour = self.behaviour_of(&self.containers[&id].tag);
             let well = if id.job.is_some() { behaviour.pre_succeeds } else { behaviour.exits_well };
             let exit = Exit { code: Some(i32::from(!well)), signal: None, oom_killed: false, at: self.now };
@@ -409,27 +415,37 @@ impl Host {
             let has_traffic = |rollout: &&Rollout| matches!(rollout.phase, Phase::Canary | Phase::Baking);
             let rollout = record.rollout.as_ref().filter(has_traffic);
             let Some((rollout, incumbent)) = rollout.zip(record.incumbent.as_ref()) else { continue };
-            let id = InstanceId::new(name, rollout.to.generation);
-            let old = self.counters(&InstanceId::new(name, incumbent.generation));
-            let Some((started_at, new)) = self.counters(&id) else { continue };
-            let known = former.remove(&id).filter(|history| history.started_at == started_at);
-            let Some(mut history) =
-                known.or_else(|| old.map(|(_, old)| ErrorHistory::new(started_at, old, new, self.now)))
-            else {
-                continue;
-            };
-            history.record(&rollout.to.spec.deploy, self.now, new);
-            self.errors.insert(id, history);
+            let old = incumbent.instances(name).find_map(|id| self.counters(&id));
+            for id in rollout.to.instances(name) {
+                let Some((started_at, new)) = self.counters(&id) else { continue };
+                let known = former.remove(&id).filter(|history| history.started_at == started_at);
+                let Some(mut history) =
+                    known.or_else(|| old.map(|(_, old)| ErrorHistory::new(started_at, old, new, self.now)))
+                else {
+                    continue;
+                };
+                history.record(&rollout.to.spec.deploy, self.now, new);
+                self.errors.insert(id, history);
+            }
         }
     }
 
     fn poll_sockets(&mut self) {
         for (name, record) in &self.records {
-            let Some(retiring) = &record.retiring else { continue };
-            let id = InstanceId::new(name, retiring.old.generation);
-            let lingers = self.behaviour_of_spec(&retiring.old.spec).lingers;
-            let polls = self.idle_polls.entry(id).or_insert(0);
-            *polls = if self.now >= later(retiring.since, lingers) { *polls + 1 } else { 0 };
+            let former = record.retiring.iter().flat_map(|retiring| {
+                retiring.old.instances(name).map(move |id| (id, &retiring.old.spec, retiring.since))
+            });
+            let too_many = record.incumbent.iter().flat_map(|incumbent| {
+                incumbent.replicas.iter().filter_map(move |(index, replica)| {
+                    let id = InstanceId::replica(name, incumbent.generation, *index);
+                    Some((id, &incumbent.spec, replica.leaving_since?))
+                })
+            });
+            for (id, spec, since) in former.chain(too_many) {
+                let lingers = self.behaviour_of_spec(spec).lingers;
+                let polls = self.idle_polls.entry(id).or_insert(0);
+                *polls = if self.now >= later(since, lingers) { *polls + 1 } else { 0 };
+            }
         }
     }
 

@@ -9,7 +9,7 @@ use gitopsd::reconcile::plan;
 use gitopsd::reconcile::record::{Down, Phase, Spec};
 use gitopsd::reconcile::step::{Next, Planned};
 use gitopsd::reconcile::world::DesiredService;
-use gitopsd::types::{ContainerState, InstanceId, Reason, Refusal, ServiceName};
+use gitopsd::types::{ContainerState, Reason, Refusal, ReplicaIndex, ServiceName};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, FileFailurePersistence, RngSeed};
@@ -59,6 +59,7 @@ enum Event {
     Resume(&'static str),
     Rollback(&'static str),
     KillContainer(&'static str),
+    KillReplica(&'static str, u32),
     LoseRoute(&'static str),
     LoseImages,
     Debris(&'static str),
@@ -132,6 +133,13 @@ fn settings() -> impl Strategy<Value = &'static str> {
         ",canary=10%:20s,irreversible,bake=5s",
         ",canary=10%:5s,check=none",
         ",canary=10%:5s,restart=no,check=none,ports=none",
+        ",replicas=3",
+        ",replicas=3,bake=5s,drain=1s",
+        ",replicas=2,bake=0s,drain=20s",
+        ",replicas=2,check=none",
+        ",replicas=2,after=db,mem=64m",
+        ",replicas=4,bake=10s,pre,irreversible",
+        ",replicas=2,bake=5s,drain=20s,signal=early",
     ])
 }
 
@@ -199,6 +207,7 @@ fn event() -> impl Strategy<Value = Event> {
         1 => service().prop_map(Event::Resume),
         2 => service().prop_map(Event::Rollback),
         1 => service().prop_map(Event::KillContainer),
+        2 => (service(), 2..5u32).prop_map(|(service, index)| Event::KillReplica(service, index)),
         1 => service().prop_map(Event::LoseRoute),
         1 => Just(Event::LoseImages),
         1 => service().prop_map(Event::Debris),
@@ -254,6 +263,9 @@ fn happen(host: &mut Host, event: &Event) {
         Event::Resume(service) => host.resume(&name(service)),
         Event::Rollback(service) => drop(host.rollback(&name(service))),
         Event::KillContainer(service) => host.kill_container(&name(service)),
+        Event::KillReplica(service, index) => {
+            host.kill_replica(&name(service), ReplicaIndex::new(*index).unwrap());
+        }
         Event::LoseRoute(service) => host.lose_route(&name(service)),
         Event::LoseImages => host.lose_images(),
         Event::Debris(service) => host.debris(&name(service), 1_000_000),
@@ -285,8 +297,9 @@ fn calm(host: &mut Host) {
 
 fn runs(host: &Host, name: &ServiceName) -> bool {
     host.incumbent(name).is_some_and(|incumbent| {
-        let container = host.containers.get(&InstanceId::new(name, incumbent.generation));
-        matches!(container.map(|container| &container.state), Some(ContainerState::Running { .. }))
+        let up =
+            |id| matches!(host.containers.get(&id).map(|it| &it.state), Some(ContainerState::Running { .. }));
+        incumbent.instances(name).all(up)
     })
 }
 

@@ -8,7 +8,7 @@
 //!                                       web=img:1,bake=5s,drain=2s,signal=early,timeout=30s,volume=data,after=db,joins=db,pre,check=none,ports=none,env=X,grace=3s,port=81,restart=no,
 //!                                       bind=/srv (written to),green (side by side all the same),mem=64m,label=X
 //!                                       healthy=db,completed=db,optional=db (as after=db, with a condition), post,
-//!                                       canary=10%:60s, irreversible, window=09:00-17:00, schedule=*:0/5, limit=30s, forgets
+//!                                       canary=10%:60s, replicas=3, irreversible, window=09:00-17:00, schedule=*:0/5, limit=30s, forgets
 //!                        web=broken     its file cannot be read
 //!                        -web           its file is gone
 //!                        empty          all files are gone
@@ -26,13 +26,15 @@
 //! crash after N        the agent is killed N points of a step later
 //! reboot after N       the same for the power
 //! hold web [2h]        resume web        rollback web       what an operator says
-//! kill web             somebody kills its container         lose-route web     lose-images     debris web.9
+//! kill web [2]         somebody kills its (second) container         lose-route web     lose-images     debris web.9
 //! freeze web           its record cannot be read            thaw web
 //! clock +1h            the clock jumps, also -1h
 //! max-removals N       the host's policy
 //! expect web IMAGE     it runs that, has traffic, and nothing is under way
 //! expect serving web IMAGE   the same, whatever is under way
 //! expect web none      it is not on this host
+//! expect lanes web 3   so many containers get its new connections
+//! expect containers web 3   so many of it run
 //! expect receipts N    so many are written
 //! expect in-sync       every service is settled             expect held web REASON
 //! ```
@@ -119,6 +121,7 @@ pub fn declared(text: &str) -> Declared {
                 let time = parse_duration(time).unwrap();
                 spec.deploy.canary = Some(Canary { time, ..Canary::new(share.parse().unwrap()) });
             }
+            "replicas" => spec.deploy.replicas = value.parse().unwrap(),
             "joins" => {
                 spec.options.network_mode = Some(NetworkMode::Service(value.parse().unwrap()));
                 spec.ports.clear();
@@ -223,6 +226,16 @@ fn expect(host: &Host, words: &[&str]) -> Result<(), String> {
     let holds = match words {
         ["in-sync"] => plan.in_sync(),
         ["receipts", n] => host.receipts.len().to_string() == *n,
+        ["lanes", service, count] => {
+            let lanes = host.routes.get(&name(service)).map_or(0, |route| route.lanes().count());
+            lanes.to_string() == *count
+        }
+        ["containers", service, count] => {
+            let own = |id: &InstanceId| id.service == name(service) && id.job.is_none();
+            let up = |state: &ContainerState| matches!(state, ContainerState::Running { .. });
+            let running = host.containers.iter().filter(|(id, it)| own(id) && up(&it.state));
+            running.count().to_string() == *count
+        }
         ["held", service, reason] => match &plan.services[&name(service)].next {
             Next::Held { refusal, .. } => refusal.reason.code() == *reason,
             _ => false,
@@ -300,6 +313,7 @@ fn obey(host: &mut Host, line: &str) -> Result<(), String> {
             }
         }
         ["kill", service] => host.kill_container(&name(service)),
+        ["kill", service, index] => host.kill_replica(&name(service), index.parse().unwrap()),
         ["lose-route", service] => host.lose_route(&name(service)),
         ["lose-images"] => host.lose_images(),
         ["debris", id] => {

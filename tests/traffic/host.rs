@@ -166,6 +166,7 @@ impl Agent {
             service: id.service,
             generation: id.generation,
             address: self.address(last),
+            also: Vec::new(),
             ports: ports.iter().map(|text| port(text)).collect(),
             canary: None,
         }

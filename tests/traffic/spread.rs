@@ -261,3 +261,78 @@ fn who(socket: &UdpSocket) -> String {
     let length = socket.recv(&mut buffer).unwrap();
     String::from_utf8_lossy(&buffer[..length]).into_owned()
 }
+
+/// Several containers of one generation: each has its part, which containers these are changes under load, and what is
+/// established stays where it is.
+#[test]
+fn several_containers_share_what_comes() {
+    let host = Host::new();
+    let agent = two(&host, false);
+    let path = agent.network.attach(&id("shop.3"), agent.address(13)).unwrap();
+    serve(&path, (Ipv4Addr::UNSPECIFIED, 8080).into(), "shop.3");
+    serve_udp(&path, 5353, "shop.3");
+    let mut one = agent.route("shop.1", 11, PORTS);
+    one.ports.sort();
+    let lanes = |first: u8, also: &[u8]| Route {
+        address: agent.address(first),
+        also: also.iter().map(|last| agent.address(*last)).collect(),
+        ..one.clone()
+    };
+    let three = lanes(11, &[12, 13]);
+    point(&agent, &three);
+    let asked = 1500;
+    let counted = |address: SocketAddr| {
+        let mut counts = [0usize; 3];
+        for _ in 0..asked {
+            let answer = ask(address).unwrap_or_else(|error| panic!("{address}: {error}"));
+            let place = ["shop.1 ", "shop.2 ", "shop.3 "].iter().position(|name| answer.starts_with(name));
+            counts[place.unwrap_or_else(|| panic!("{answer}"))] += 1;
+        }
+        counts
+    };
+    let outside = inside(&host.outside, || Ok(counted((HOST, 80).into()))).unwrap();
+    let service = counted((agent.address(200), 8080).into());
+    for counts in [outside, service] {
+        assert!(counts.iter().all(|count| is_about(*count, asked, 1.0 / 3.0)), "{counts:?}");
+    }
+    let mut held: Vec<Client> =
+        (0..12).map(|_| inside(&host.outside, || Client::connect((HOST, 80))).unwrap()).collect();
+    let first: Vec<String> = held.iter_mut().map(|client| client.ask().unwrap()).collect();
+    let who = |answer: &String| answer.split(' ').next().unwrap().to_owned();
+
+    let stop = AtomicBool::new(false);
+    let load = || {
+        let mut failures = Vec::new();
+        while failures.is_empty() && !stop.load(Ordering::Relaxed) {
+            failures.extend(ask((HOST, 80)).err().map(|error| error.to_string()));
+            std::thread::sleep(Duration::from_micros(500));
+        }
+        std::io::Result::Ok(failures)
+    };
+    let failures = std::thread::scope(|scope| {
+        let outside = scope.spawn(|| inside(&host.outside, load));
+        for _ in 0..10 {
+            for route in [lanes(11, &[13]), lanes(12, &[13]), lanes(12, &[]), lanes(11, &[12, 13])] {
+                point(&agent, &route);
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+        outside.join().unwrap().unwrap()
+    });
+    assert_eq!(failures, Vec::<String>::new());
+    let after: Vec<String> = held.iter_mut().map(|client| client.ask().unwrap()).collect();
+    assert_eq!(
+        after.iter().map(who).collect::<Vec<_>>(),
+        first.iter().map(who).collect::<Vec<_>>(),
+        "what is established stays"
+    );
+
+    // Beside a branch of another generation, all of it is read back too.
+    let mut both = shared(&agent, &lanes(11, &[12]), 13, "50%", ShareBy::Connection, PORTS);
+    both.ports.sort();
+    point(&agent, &both);
+    point(&agent, &lanes(11, &[]));
+    let alone = inside(&host.outside, || Ok(counted((HOST, 80).into()))).unwrap();
+    assert_eq!(alone, [asked, 0, 0]);
+    agent.teardown();
+}

@@ -31,7 +31,7 @@ pub(super) fn carry_out(
         },
         Effect::Amend(change) => return amend(hands, step, &change),
         Effect::Job(request) => start(hands, step, &request),
-        Effect::Stop(id, grace) => hands.engine.stop(&id, grace),
+        Effect::Stop(ids, grace) => at_once(&ids, |id| hands.engine.stop(id, grace)),
         Effect::Remove(instances) => remove_all(hands, &instances),
         Effect::RemoveService(service, instances) => {
             hands.traffic.withdraw(&service).and_then(|()| remove_all(hands, &instances))
@@ -75,7 +75,7 @@ fn amend(hands: &Hands, step: &Step, change: &Change) -> Outcome {
         return Outcome::Retry(refusal);
     }
     crate::agent::execute::failpoint(step, "effect");
-    let limits = hands.engine.update(&change.id, &change.spec);
+    let limits = change.ids.iter().try_for_each(|id| hands.engine.update(id, &change.spec));
     crate::agent::execute::failpoint(step, "limited");
     let Err(error) = limits.and_then(|()| hands.traffic.point(&change.route)) else { return Outcome::Done };
     match error.reason {
@@ -85,8 +85,10 @@ fn amend(hands: &Hands, step: &Step, change: &Change) -> Outcome {
         }
         _ => {
             // What it was until a new generation takes its place.
-            if let Err(error) = hands.engine.update(&change.id, &change.former) {
-                tracing::warn!("{}: {}", change.id, error.to_refusal());
+            for id in &change.ids {
+                if let Err(error) = hands.engine.update(id, &change.former) {
+                    tracing::warn!("{id}: {}", error.to_refusal());
+                }
             }
             Outcome::Failed(error.to_refusal())
         }
@@ -99,19 +101,39 @@ fn start(hands: &Hands, step: &Step, request: &ContainerRequest) -> Result<(), E
 }
 
 fn remove_all(hands: &Hands, instances: &[(InstanceId, Duration)]) -> Result<(), EngineError> {
-    // One that cannot be removed must not keep the others.
-    let mut trouble = None;
-    for (id, grace) in instances {
+    at_once(instances, |(id, grace)| {
         let stopped = hands.engine.stop(id, *grace);
         if stopped.is_ok() {
             end_connections(hands, id);
         }
-        let result = stopped.and_then(|()| hands.engine.remove(id));
-        if let Err(error) = result {
-            trouble.get_or_insert(error);
-        }
+        stopped.and_then(|()| hands.engine.remove(id))
+    })
+}
+
+/// For each, several beside each other: the time that one takes to end is not waited for as often as there are containers.
+/// One that cannot be stopped or removed does not keep the others.
+fn at_once<T: Sync>(
+    all: &[T],
+    work: impl Fn(&T) -> Result<(), EngineError> + Sync,
+) -> Result<(), EngineError> {
+    if let [one] = all {
+        return work(one);
     }
-    trouble.map_or(Ok(()), Err)
+    std::thread::scope(|scope| {
+        let work = &work;
+        let begin = |one| std::thread::Builder::new().spawn_scoped(scope, move || work(one)).map_err(|_| one);
+        let begun: Vec<_> = all.iter().map(begin).collect();
+        begun.into_iter().fold(Ok(()), |so_far, begun| {
+            let panicked =
+                |_| Err(EngineError::plain(Reason::Internal, "ending a container: its thread panicked"));
+            let result = match begun {
+                Ok(thread) => thread.join().unwrap_or_else(panicked),
+                // No thread is to be had.
+                Err(one) => work(one),
+            };
+            so_far.and(result)
+        })
+    })
 }
 
 /// What a container wrote last reaches its clients before its network goes, and whoever is still connected hears that

@@ -16,7 +16,9 @@ use crate::reconcile::record::{Phase, ServiceRecord, Spec};
 use crate::reconcile::step::Step;
 use crate::reconcile::world::Busy;
 use crate::registry::{Progress, Registry};
-use crate::types::{InstanceId, PinnedImage, PortMapping, Reason, Refusal, Route, ServiceName, Timestamp};
+use crate::types::{
+    InstanceId, PinnedImage, PortMapping, Reason, Refusal, ReplicaIndex, Route, ServiceName, Timestamp,
+};
 use pace::Pace;
 
 /// What carries effects out.
@@ -58,19 +60,19 @@ pub enum Effect {
     Amend(Box<Change>),
     /// Start a one-shot.
     Job(Box<ContainerRequest>),
-    /// Stop a container.
-    Stop(InstanceId, Duration),
+    /// Stop containers.
+    Stop(Vec<InstanceId>, Duration),
     /// Stop containers and take them away.
     Remove(Vec<(InstanceId, Duration)>),
     /// Take the route away, then stop containers and take them away.
     RemoveService(ServiceName, Vec<(InstanceId, Duration)>),
 }
 
-/// A change in place.
+/// A change in place of a generation.
 #[derive(Debug)]
 pub struct Change {
-    /// The container.
-    pub id: InstanceId,
+    /// Its containers.
+    pub ids: Vec<InstanceId>,
     /// What it is.
     pub former: Spec,
     /// What it is to be.
@@ -224,13 +226,20 @@ impl Effects {
 fn describe(step: &Step, effect: &Effect) -> String {
     match effect {
         Effect::Pull(image, _) => format!("pulling {}", image.reference),
-        Effect::Start(request, _) => format!("starting generation {}", request.id.generation),
-        Effect::Amend(change) => format!("changing generation {} in place", change.id.generation),
+        Effect::Start(request, _) => match request.id.index {
+            ReplicaIndex::FIRST => format!("starting generation {}", request.id.generation),
+            index => format!("starting replica {index} of generation {}", request.id.generation),
+        },
+        Effect::Amend(change) => format!("changing generation {} in place", change.route.generation),
         Effect::Job(request) => {
             let job = request.id.job.map_or_else(String::new, |job| job.to_string());
             format!("starting {job} of generation {}", request.id.generation)
         }
-        Effect::Stop(id, _) => format!("stopping generation {}", id.generation),
+        Effect::Stop(ids, _) => {
+            let generation =
+                ids.first().map_or_else(String::new, |id| format!(" generation {}", id.generation));
+            format!("stopping{generation}")
+        }
         Effect::Remove(_) => format!("taking containers away ({})", step.word()),
         Effect::RemoveService(..) => "taking it off this host".to_owned(),
     }

@@ -71,7 +71,7 @@ pub(super) fn log_file(state_dir: &Path, id: &InstanceId) -> PathBuf {
     // Two never write to one file at a time: `deploy.post` runs beside its service, the other one-shots in its place.
     let file = match id.job {
         Some(Job::Post) => format!("{}-{}.log", id.generation, Job::Post.word()),
-        _ => format!("{}.log", id.generation),
+        _ => format!("{}.log", id.number()),
     };
     state_dir.join("logs").join(id.service.as_str()).join(file)
 }

@@ -51,15 +51,17 @@ pub struct Said {
 /// The rules of one service's chain, as far as they are ours.
 #[derive(Default)]
 struct Rules {
-    whole: Lane,
-    /// Those before which something is drawn, and what.
-    drawn: Lane,
+    whole: Rest,
+    /// Those of the other containers of its generation, by how many are left to choose from.
+    lanes: BTreeMap<u32, Rest>,
+    /// Those before which something is drawn for a branch, and what.
+    drawn: Rest,
     draws: Vec<Draw>,
 }
 
-/// The rules that lead to one generation.
+/// The rules that lead to one container.
 #[derive(Default)]
-struct Lane {
+struct Rest {
     service: Option<(Ipv4Addr, Generation, Ipv4Addr)>,
     ports: Vec<(Ipv4Addr, PortMapping)>,
     ports6: Vec<(Ipv6Addr, PortMapping)>,
@@ -135,14 +137,17 @@ fn route(
     let mut rules = Rules::default();
     said.iter().try_for_each(|said| add_rule(&mut rules, said))?;
     let service: ServiceName = chain.strip_prefix(SERVICE)?.parse().ok()?;
-    let (service_address, generation, address) = rules.whole.service?;
-    let ports = rules.whole.ports(address, subnet6)?;
+    let (service_address, generation, last) = rules.whole.service?;
+    let ports = rules.whole.ports(last, subnet6)?;
+    let mut containers =
+        lanes(&rules, (service_address, generation), &ports, subnet6)?.into_iter().chain([last]);
+    let (address, also) = (containers.next()?, containers.collect());
     let canary = match &rules.drawn.service {
         Some(_) => Some(branch(&service, service_address, &rules, subnet6)?),
         None if rules.draws.is_empty() => None,
         None => return None,
     };
-    let route = Route { service: service.clone(), service_address, generation, address, ports, canary };
+    let route = Route { service: service.clone(), service_address, generation, address, also, ports, canary };
     let led_here = table.entries.iter().filter(|(_, into)| *into == chain).map(|(entry, _)| entry);
     let hairpin = |address| hairpins(address, subnet6).iter().all(|(_, own)| table.hairpins.contains(own));
     let whole = led_here.eq(&entries(&route)) && addresses(&route).all(hairpin);
@@ -150,6 +155,24 @@ fn route(
     let script = ruleset::switch("t", subnet6, &Table::default(), &route);
     let made = self::said(&would_make(&script)?, "t").remove(chain)?;
     (whole && made == said).then_some((service, route))
+}
+
+/// The containers before the last, in the order of their rules: each takes its part of what is left, all lead to the same
+/// generation, and from the same ports.
+fn lanes(
+    rules: &Rules,
+    of: (Ipv4Addr, Generation),
+    ports: &[PortMapping],
+    subnet6: Option<Subnet6>,
+) -> Option<Vec<Ipv4Addr>> {
+    let lane = |(left, (drawn, rest)): (usize, (&u32, &Rest))| {
+        let (at, generation, address) = rest.service?;
+        let right = usize::try_from(*drawn).ok()? == left && (at, generation) == of;
+        (right && rest.ports(address, subnet6)? == ports).then_some(address)
+    };
+    let mut found = (2..).zip(&rules.lanes).map(lane).collect::<Option<Vec<Ipv4Addr>>>()?;
+    found.reverse();
+    Some(found)
 }
 
 /// The branch that the drawn rules make: all of them to one generation, with one share.
@@ -172,7 +195,7 @@ fn branch(
     })
 }
 
-impl Lane {
+impl Rest {
     /// The ports that lead to `address`, sorted; `None` if one leads elsewhere, or in one family only.
     fn ports(&self, address: Ipv4Addr, subnet6: Option<Subnet6>) -> Option<Vec<PortMapping>> {
         let six = subnet6.map(|subnet6| subnet6.of(address));
@@ -201,10 +224,17 @@ impl Lane {
 
 /// Takes one rule apart; `None` if it is none of ours.
 fn add_rule(rules: &mut Rules, said: &Said) -> Option<()> {
-    let Meaning { to: at, ports, draw, target, is_strange: false, .. } = &said.meaning else { return None };
+    let Meaning { to: at, ports, draw, lane, target, is_strange: false, .. } = &said.meaning else {
+        return None;
+    };
     let (target, container_port) = (*target)?;
     rules.draws.extend(*draw);
-    let lane = if draw.is_some() { &mut rules.drawn } else { &mut rules.whole };
+    let lane = match (draw, lane) {
+        (Some(_), None) => &mut rules.drawn,
+        (None, Some(lane)) => rules.lanes.entry(lane.left()).or_default(),
+        (None, None) => &mut rules.whole,
+        (Some(_), Some(_)) => return None,
+    };
     match ports {
         None => {
             let generation = said.comment.as_ref()?.strip_prefix("generation ")?.parse().ok()?;

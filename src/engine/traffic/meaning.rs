@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::netlink::decode::{Expression, Place};
-use super::spread::Draw;
+use super::spread::{Draw, Lane};
 use crate::types::Protocol;
 
 /// `NFPROTO_IPV4`, `NFPROTO_IPV6`.
@@ -41,8 +41,10 @@ pub struct Meaning {
     /// What packets are sent to.
     pub to: Option<IpAddr>,
     pub ports: Option<Ports>,
-    /// What is drawn before it is done.
+    /// What is drawn for a branch before it is done.
     pub draw: Option<Draw>,
+    /// What is drawn among the containers of a generation before it is done.
+    pub lane: Option<Lane>,
     /// The new destination's address, and its port.
     pub target: Option<(IpAddr, Option<u16>)>,
     /// Whether the destination becomes another one, be it one that is understood or not.
@@ -218,7 +220,11 @@ impl Reading {
                 return (length == long).then_some(());
             }
             (LESS, Loaded::Random { modulus }) => {
-                self.meaning.draw = Some(Draw::by_connection(modulus, below(value)?)?);
+                // A lane draws from few, a branch from many.
+                match Lane::by_connection(modulus, below(value)?) {
+                    Some(lane) => self.meaning.lane = Some(lane),
+                    None => self.meaning.draw = Some(Draw::by_connection(modulus, below(value)?)?),
+                }
             }
             (LESS, Loaded::Hash { is_six, modulus, seed }) => {
                 self.meaning.draw = Some(Draw::by_client(is_six, modulus, seed, below(value)?)?);

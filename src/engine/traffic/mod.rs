@@ -426,6 +426,7 @@ fn same(a: &Route, b: &Route) -> bool {
     let branch =
         |route: &Route| route.canary.clone().map(|branch| Branch { ports: sorted(&branch.ports), ..branch });
     (a.service_address, a.generation, a.address) == (b.service_address, b.generation, b.address)
+        && a.also == b.also
         && sorted(&a.ports) == sorted(&b.ports)
         && branch(a) == branch(b)
 }

@@ -9,7 +9,7 @@ use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::listing::Table;
-use super::spread::Draw;
+use super::spread::{self, Draw, Lane};
 use crate::engine::Route;
 use crate::engine::native::net::names::Subnet6;
 use crate::types::{Branch, PortMapping, Protocol, ServiceName};
@@ -76,9 +76,9 @@ pub fn entries(route: &Route) -> BTreeSet<Entry> {
     entries
 }
 
-/// Where a route leads: to one generation, and to a second one.
+/// Where a route leads: to the containers of one generation, and to a second one.
 pub fn addresses(route: &Route) -> impl Iterator<Item = Ipv4Addr> {
-    std::iter::once(route.address).chain(route.canary.iter().map(|branch| branch.address))
+    route.lanes().chain(route.canary.iter().map(|branch| branch.address))
 }
 
 /// Sends new connections of a service along `route`: its rules are replaced, ports that came or went follow.
@@ -86,7 +86,7 @@ pub fn addresses(route: &Route) -> impl Iterator<Item = Ipv4Addr> {
 /// `now` is the table as it is; no entry of `route` may belong to another service.
 pub fn switch(table: &str, subnet6: Option<Subnet6>, now: &Table, route: &Route) -> String {
     let chain = chain(&route.service);
-    let address = route.address;
+    let lanes: Vec<(Ipv4Addr, Lane)> = spread::lanes(route).collect();
     let mut text = format!("add chain inet {table} {chain}\nflush chain inet {table} {chain}\n");
     if let Some(branch) = &route.canary {
         line(
@@ -100,13 +100,15 @@ pub fn switch(table: &str, subnet6: Option<Subnet6>, now: &Table, route: &Route)
             ),
         );
     }
-    line(
-        &mut text,
-        format_args!(
-            "add rule inet {table} {chain} ip daddr {} dnat ip to {address} comment \"generation {}\"",
-            route.service_address, route.generation
-        ),
-    );
+    for (address, lane) in &lanes {
+        line(
+            &mut text,
+            format_args!(
+                "add rule inet {table} {chain} ip daddr {} {lane}dnat ip to {address} comment \"generation {}\"",
+                route.service_address, route.generation
+            ),
+        );
+    }
     // The narrower mapping first: all of them share this chain.
     let mut ports: Vec<&PortMapping> = route.ports.iter().collect();
     ports.sort_by_key(|port| (port.host_ip.is_unspecified(), *port));
@@ -128,11 +130,15 @@ pub fn switch(table: &str, subnet6: Option<Subnet6>, now: &Table, route: &Route)
                 );
             }
         }
-        for (at, to) in ways(port, address, subnet6) {
-            line(
-                &mut text,
-                format_args!("add rule inet {table} {chain} {at}{protocol} dport {host_port} dnat {to}"),
-            );
+        for (address, lane) in &lanes {
+            for (at, to) in ways(port, *address, subnet6) {
+                line(
+                    &mut text,
+                    format_args!(
+                        "add rule inet {table} {chain} {at}{protocol} dport {host_port} {lane}dnat {to}"
+                    ),
+                );
+            }
         }
     }
     let wanted = entries(route);
@@ -244,6 +250,7 @@ mod tests {
             service_address: Ipv4Addr::new(10, 98, 0, 80),
             generation: Generation(generation),
             address: Ipv4Addr::new(10, 98, 1, last),
+            also: Vec::new(),
             ports: ports.iter().map(port).collect(),
             canary: None,
         }
@@ -324,6 +331,30 @@ add element inet t hairpin { 10.98.1.8 . 10.98.1.8 }
         assert!(!back.contains("numgen"), "{back}");
         let gone = withdraw("t", None, &after(&shared), &old.service);
         assert_eq!(gone.matches("delete element inet t hairpin").count(), 2, "{gone}");
+    }
+
+    #[test]
+    fn several_containers_share_evenly() {
+        let ports = [("0.0.0.0", 80, 8080, Protocol::Tcp)];
+        let also = [8, 9].map(|last| Ipv4Addr::new(10, 98, 1, last)).to_vec();
+        let three = Route { also, ..route(1, 7, &ports) };
+        assert_eq!(
+            switch("t", None, &after(&route(1, 7, &ports)), &three),
+            "\
+add chain inet t svc-shop
+flush chain inet t svc-shop
+add rule inet t svc-shop ip daddr 10.98.0.80 numgen random mod 3 < 1 dnat ip to 10.98.1.7 comment \"generation 1\"
+add rule inet t svc-shop ip daddr 10.98.0.80 numgen random mod 2 < 1 dnat ip to 10.98.1.8 comment \"generation 1\"
+add rule inet t svc-shop ip daddr 10.98.0.80 dnat ip to 10.98.1.9 comment \"generation 1\"
+add rule inet t svc-shop tcp dport 80 numgen random mod 3 < 1 dnat ip to 10.98.1.7:8080
+add rule inet t svc-shop tcp dport 80 numgen random mod 2 < 1 dnat ip to 10.98.1.8:8080
+add rule inet t svc-shop tcp dport 80 dnat ip to 10.98.1.9:8080
+add element inet t hairpin { 10.98.1.8 . 10.98.1.8 }
+add element inet t hairpin { 10.98.1.9 . 10.98.1.9 }
+"
+        );
+        let gone = withdraw("t", None, &after(&three), &three.service);
+        assert_eq!(gone.matches("delete element inet t hairpin").count(), 3, "{gone}");
     }
 
     #[test]

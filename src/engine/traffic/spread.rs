@@ -6,8 +6,9 @@
 //! replaced, and a connection that finds no rule is refused. Here the last rule takes whatever is left.
 
 use std::fmt;
+use std::net::Ipv4Addr;
 
-use crate::types::{Branch, Generation, ServiceName, Share, ShareBy, WHOLE, seed};
+use crate::types::{Branch, Generation, MAX_REPLICAS, Route, ServiceName, Share, ShareBy, WHOLE, seed};
 
 /// What a new connection has to draw to take a branch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,6 +73,40 @@ impl fmt::Display for Draw {
     }
 }
 
+/// The place of one of several containers of a generation: of so many that are left, itself included, it takes one. The
+/// last one takes whatever is left, and has no draw.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lane(u32);
+
+impl Lane {
+    /// Reads back what a rule draws by a random number `below` this of `modulus`: of how many one is taken; `None` if it is
+    /// none of ours. The draws of a branch are from many more.
+    pub fn by_connection(modulus: u32, below: u32) -> Option<Self> {
+        (below == 1 && (2..=MAX_REPLICAS).contains(&modulus)).then_some(Self(modulus))
+    }
+
+    /// Of how many it takes one.
+    pub fn left(self) -> u32 {
+        self.0
+    }
+}
+
+impl fmt::Display for Lane {
+    /// As a rule has it, with a blank after it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            0 | 1 => Ok(()),
+            left => write!(f, "numgen random mod {left} < 1 "),
+        }
+    }
+}
+
+/// The containers of a route's generation, in the order of their rules, with what each draws.
+pub fn lanes(route: &Route) -> impl Iterator<Item = (Ipv4Addr, Lane)> {
+    let all = u32::try_from(route.also.len()).unwrap_or(u32::MAX).saturating_add(1);
+    route.lanes().zip((1..=all).rev()).map(|(address, left)| (address, Lane(left)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -95,6 +130,15 @@ mod tests {
         let seed = seed(&shop, Generation(8));
         assert_eq!(text(ShareBy::Client, false), format!("jhash ip saddr mod 1000 seed {seed:#x} < 100"));
         assert_eq!(text(ShareBy::Client, true), format!("jhash ip6 saddr mod 1000 seed {seed:#x} < 100"));
+    }
+
+    #[test]
+    fn a_lane_is_no_branch() {
+        assert_eq!((Lane::by_connection(3, 1).map(Lane::left), Draw::by_connection(3, 1)), (Some(3), None));
+        assert!(Lane::by_connection(1000, 1).is_none() && Draw::by_connection(1000, 1).is_some());
+        for (modulus, below) in [(3, 2), (1, 1), (MAX_REPLICAS + 1, 1), (3, 0)] {
+            assert!(Lane::by_connection(modulus, below).is_none(), "{below} of {modulus}");
+        }
     }
 
     #[test]

@@ -121,7 +121,7 @@ impl Change {
     }
 }
 
-/// Where the rules of a route send on what is sent to `to`: nowhere, to one generation, or to one of two.
+/// Where the rules of a route send on what is sent to `to`: nowhere, to the containers of one generation, or to one of two.
 fn leads(
     route: &Route,
     subnet6: Option<Subnet6>,
@@ -131,8 +131,9 @@ fn leads(
     if to.ip() == IpAddr::V4(route.service_address) {
         return addresses(route).map(|address| (address, to.port()).into()).collect();
     }
-    let whole = leads_by(&route.ports, route.address, subnet6, local, to);
-    let branch = route.canary.as_ref().filter(|_| whole.is_some());
+    let by = |address| leads_by(&route.ports, address, subnet6, local, to);
+    let whole: Vec<SocketAddr> = route.lanes().filter_map(by).collect();
+    let branch = route.canary.as_ref().filter(|_| !whole.is_empty());
     let part = branch.and_then(|branch| leads_by(&branch.ports, branch.address, subnet6, local, to));
     whole.into_iter().chain(part).collect()
 }
@@ -195,6 +196,7 @@ mod tests {
             service_address: "10.98.0.200".parse().unwrap(),
             generation: Generation(1),
             address: "10.98.1.7".parse().unwrap(),
+            also: Vec::new(),
             ports: vec![
                 port("0.0.0.0", 53, 5353, Protocol::Udp),
                 port("0.0.0.0", 54, 5354, Protocol::Tcp),
@@ -228,5 +230,12 @@ mod tests {
         assert_eq!(both("10.98.0.200:99"), ["10.98.1.7:99", "10.98.1.8:99"]);
         assert_eq!(both("127.0.0.1:53"), ["10.98.1.7:5355", "10.98.1.8:5356"]);
         assert_eq!(both("127.0.0.2:53"), ["10.98.1.7:5353"]);
+        // A flow to any container that is in stays where it is.
+        let several = Route { canary: None, also: vec!["10.98.1.9".parse().unwrap()], ..shared.clone() };
+        let all: Vec<String> = leads(&several, six, &own, "192.0.2.1:53".parse().unwrap())
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        assert_eq!(all, ["10.98.1.7:5353", "10.98.1.9:5353"]);
     }
 }

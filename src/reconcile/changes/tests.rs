@@ -108,6 +108,7 @@ const TABLE: &[Row] = &[
     ("expose", How::Settings, |s| s.options.expose = Some(vec![(1, Protocol::Tcp)])),
     ("healthcheck", How::Settings, |s| s.healthcheck = Some(HealthCheck::new(Probe::Tcp { port: 1 }))),
     ("deploy", How::Settings, |s| s.deploy.bake *= 2),
+    ("replicas", How::Replicas, |s| s.deploy.replicas = 3),
 ];
 
 #[test]

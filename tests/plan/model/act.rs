@@ -7,6 +7,7 @@ use gitopsd::reconcile::jobs;
 use gitopsd::reconcile::later;
 use gitopsd::reconcile::receipt::Transition;
 use gitopsd::reconcile::record::{Deployed, Phase, PullCost, ServiceRecord, Spec};
+use gitopsd::reconcile::replicas;
 use gitopsd::reconcile::step::{Amendment, Step};
 use gitopsd::reconcile::transition::{self, Addresses, Outcome};
 use gitopsd::types::{
@@ -66,6 +67,16 @@ impl Host {
         }
     }
 
+    /// Addresses for the containers that a generation has not yet.
+    fn further_addresses(&mut self, name: &ServiceName, generation: Generation) -> Vec<Ipv4Addr> {
+        let missing = self.deployed(name, generation).map_or(0, replicas::missing);
+        let next = |_| {
+            self.next_address += 1;
+            Ipv4Addr::from(self.next_address)
+        };
+        (0..missing).map(next).collect()
+    }
+
     /// Takes a step; a long effect is only begun.
     pub(super) fn act(&mut self, name: &ServiceName, step: &Step) -> Result<(), Crashed> {
         // Nothing takes no time, and two transitions never begin in the same microsecond.
@@ -83,16 +94,26 @@ impl Host {
         }
         if let Some(record) = &record {
             let about = match (step, &record.rollout) {
-                (Step::Start(generation), _) => Some(*generation),
-                (Step::Fail(_), Some(rollout)) => Some(rollout.to.generation),
+                (Step::Start(generation), _) => Some(InstanceId::new(name, *generation)),
+                (Step::StartReplica(generation, index), _) => {
+                    Some(InstanceId::replica(name, *generation, *index))
+                }
+                (Step::Fail(_), Some(rollout)) => Some(InstanceId::new(name, rollout.to.generation)),
                 _ => None,
             };
-            let about = about.and_then(|generation| self.containers.get(&InstanceId::new(name, generation)));
+            let about = about.and_then(|id| self.containers.get(&id));
             let end = about.and_then(|container| match &container.state {
                 ContainerState::Exited(exit) => Some(exit.clone()),
                 _ => None,
             });
-            self.write(name, Some(transition::intend(record, step, end.as_ref(), self.now)))?;
+            let intended = match step {
+                Step::Scale(generation) => {
+                    let further = self.further_addresses(name, *generation);
+                    replicas::scale(record, *generation, &further, self.now)
+                }
+                _ => transition::intend(record, step, end.as_ref(), self.now),
+            };
+            self.write(name, Some(intended))?;
         }
         let length = match step {
             Step::Pull(generation) if !self.is_local(name, *generation) && self.registry_up => {
@@ -115,11 +136,13 @@ impl Host {
         if let Step::Amend(amendment) = step {
             self.audit_amend(name, amendment);
             let takes = self.behaviour_of_spec(&amendment.spec).takes_limits;
-            let container = self.containers.get_mut(&InstanceId::new(name, amendment.generation));
-            if let Some(container) = container.filter(|_| amendment.touches && takes) {
-                container.limit = amendment.spec.mem_limit;
-                // Killed between the two parts of it.
-                self.point()?;
+            let ids: Vec<_> = self.all_of(name, amendment.generation);
+            for id in ids.iter().filter(|_| amendment.touches && takes) {
+                if let Some(container) = self.containers.get_mut(id) {
+                    container.limit = amendment.spec.mem_limit;
+                    // Killed between the parts of it.
+                    self.point()?;
+                }
             }
         }
         let outcome = self.effect(name, step);
@@ -197,12 +220,22 @@ impl Host {
                 self.audit_start(name, *generation);
                 return self.start(name, *generation);
             }
+            Step::StartReplica(generation, index) => {
+                return self.start_one(name, InstanceId::replica(name, *generation, *index));
+            }
+            Step::DropReplica(generation, index) => {
+                let id = InstanceId::replica(name, *generation, *index);
+                self.audit_drop(&id);
+                self.containers.remove(&id);
+            }
             Step::Amend(amendment) => return self.amend(name, amendment),
             Step::Stop(generation) => {
                 self.audit_end(name, step, *generation);
                 let exit = Exit { code: None, signal: Some(15), oom_killed: false, at: self.now };
-                if let Some(container) = self.containers.get_mut(&InstanceId::new(name, *generation)) {
-                    container.state = ContainerState::Exited(exit);
+                for id in self.all_of(name, *generation) {
+                    if let Some(container) = self.containers.get_mut(&id) {
+                        container.state = ContainerState::Exited(exit.clone());
+                    }
                 }
             }
             Step::Canary(_) => {
@@ -211,7 +244,10 @@ impl Host {
             }
             Step::Switch(generation) | Step::Route(generation) => {
                 match step {
-                    Step::Switch(_) => self.audit_canary(name, *generation),
+                    Step::Switch(_) => {
+                        self.audit_canary(name, *generation);
+                        self.audit_all_judged(name, *generation);
+                    }
                     _ => self.audit_route(name, *generation),
                 }
                 return self.point_traffic(name, Some(*generation));
@@ -220,7 +256,9 @@ impl Host {
             Step::Withdraw => return self.point_traffic(name, None),
             Step::Discard(generation) | Step::Retire(generation) | Step::Sweep(generation) => {
                 self.audit_end(name, step, *generation);
-                self.containers.remove(&InstanceId::new(name, *generation));
+                for id in self.all_of(name, *generation) {
+                    self.containers.remove(&id);
+                }
             }
             Step::Remove(_) => {
                 self.containers.retain(|id, _| id.service != *name);
@@ -232,10 +270,17 @@ impl Host {
             | Step::Fail(_)
             | Step::Conclude
             | Step::Report(_)
+            | Step::Scale(_)
             | Step::Note(..)
             | Step::Release => {}
         }
         Outcome::Done
+    }
+
+    /// The containers of a generation that there are, without one-shots.
+    fn all_of(&self, name: &ServiceName, generation: Generation) -> Vec<InstanceId> {
+        let own = |id: &&InstanceId| id.service == *name && id.generation == generation && id.job.is_none();
+        self.containers.keys().filter(own).cloned().collect()
     }
 
     fn amend(&mut self, name: &ServiceName, amendment: &Amendment) -> Outcome {
@@ -285,6 +330,11 @@ impl Host {
     }
 
     fn start(&mut self, name: &ServiceName, generation: Generation) -> Outcome {
+        self.start_one(name, InstanceId::new(name, generation))
+    }
+
+    fn start_one(&mut self, name: &ServiceName, id: InstanceId) -> Outcome {
+        let generation = id.generation;
         let deployed = self.deployed(name, generation).cloned().expect("only what is recorded is started");
         assert!(self.is_local(name, generation), "only a local image is started\n{}", self.tail());
         if !self.behaviour_of_spec(&deployed.spec).starts {
@@ -297,7 +347,7 @@ impl Host {
             let message = format!("{name} cannot share the network of {host}.{joined}: it has none");
             return Outcome::Failed(Refusal::new(Reason::Network, message));
         }
-        let id = InstanceId::new(name, generation);
+        assert!(deployed.has(id.index), "only what is recorded is started: {id}\n{}", self.tail());
         let tag = deployed.spec.image.reference.to_string();
         let runs = self
             .containers
@@ -329,6 +379,8 @@ impl Host {
             return Outcome::Retry(Refusal::new(Reason::PortInUse, "port 80/tcp belongs to service other"));
         }
         let (before, mut part) = (self.routes.get(name).and_then(|route| route.canary.clone()), None);
+        let spread = |host: &Self| host.routes.get(name).map(|route| route.lanes().collect::<Vec<_>>());
+        let spread_before = spread(self);
         match to {
             None => {
                 self.routes.remove(name);
@@ -336,17 +388,22 @@ impl Host {
             Some(generation) => {
                 let record = &self.records[name];
                 let deployed = record.live(generation).expect("only what is recorded gets traffic");
+                let mut deployed = deployed.clone();
+                deployed.spec = spec.cloned().unwrap_or(deployed.spec);
+                let deployed = &deployed;
+                let (address, also) = replicas::lanes(name, deployed, &self.observe(), self.now);
                 let route = Route {
                     service: name.clone(),
                     service_address: record.service_address,
                     generation,
-                    address: deployed.address,
-                    ports: spec.unwrap_or(&deployed.spec).ports.clone(),
+                    address,
+                    also,
+                    ports: deployed.spec.ports.clone(),
                     canary: branch(record, deployed),
                 };
-                self.audit_switch(name, generation);
+                self.audit_switch(name, generation, &route);
                 if let Some(branch) = &route.canary {
-                    self.audit_switch(name, branch.generation);
+                    self.audit_switch(name, branch.generation, &route);
                     self.audit.branches.entry(InstanceId::new(name, branch.generation)).or_insert(self.now);
                 }
                 part = route.canary.clone();
@@ -356,6 +413,12 @@ impl Host {
         if from != to {
             let word = |g: Option<Generation>| g.map_or("nothing".to_owned(), |g| g.to_string());
             self.say(name, &format!("traffic: {} -> {}", word(from), word(to)));
+        }
+        let after = spread(self);
+        let several = |lanes: &Option<Vec<Ipv4Addr>>| lanes.as_ref().is_some_and(|lanes| lanes.len() > 1);
+        if spread_before != after && (several(&spread_before) || several(&after)) {
+            let lanes = after.map_or(0, |lanes| lanes.len());
+            self.say(name, &format!("traffic: over {lanes}"));
         }
         if let Some(branch) = part.filter(|part| before.as_ref() != Some(part)) {
             self.say(name, &format!("traffic: {} of it -> {}", branch.share, branch.generation));

@@ -7,7 +7,7 @@ use gitopsd::reconcile::receipt::{ReceiptResult, Side, Transition};
 use gitopsd::reconcile::record::{Cause, Down, Phase, ServiceRecord, Spec};
 use gitopsd::reconcile::step::{Next, Plan, Step};
 use gitopsd::types::{
-    CommitId, ContainerState, Generation, InstanceId, Job, Reason, ServiceName, Strategy, Timestamp,
+    CommitId, ContainerState, Generation, InstanceId, Job, Reason, Route, ServiceName, Strategy, Timestamp,
     VolumeMount,
 };
 
@@ -58,6 +58,11 @@ impl Host {
             let id = InstanceId::new(name, route.generation);
             let judged = self.audit.passed.contains(&id);
             self.demand(judged, "traffic never points at a generation that was not judged healthy", name);
+            let live = self.records.get(name).and_then(|record| record.live(route.generation));
+            if let Some(live) = live {
+                let known = route.lanes().all(|lane| live.addresses().any(|address| address == lane));
+                self.demand(known, "traffic goes to containers that the record names", name);
+            }
             let Some(branch) = &route.canary else { continue };
             let id = InstanceId::new(name, branch.generation);
             let judged = self.audit.passed.contains(&id);
@@ -75,7 +80,17 @@ impl Host {
                 .iter()
                 .filter(|(id, _)| id.service == *name && id.job.is_none() && !self.audit.debris.contains(id))
                 .collect();
-            self.demand(own.len() <= 2, "at most two generations exist at once", name);
+            let generations: BTreeSet<_> = own.iter().map(|(id, _)| id.generation).collect();
+            self.demand(generations.len() <= 2, "at most two generations exist at once", name);
+            let named = |id: &InstanceId| {
+                let live = self.records.get(name).and_then(|record| record.live(id.generation));
+                live.is_none_or(|live| live.has(id.index))
+            };
+            self.demand(
+                own.iter().all(|(id, _)| named(id)),
+                "a generation has the containers that its record names",
+                name,
+            );
             let live: Vec<_> = own
                 .iter()
                 .filter(|(_, c)| running(&c.state))
@@ -106,7 +121,43 @@ impl Host {
         }
     }
 
-    pub(super) fn audit_switch(&mut self, name: &ServiceName, generation: Generation) {
+    /// Whether any container of a generation runs.
+    fn any_runs(&self, name: &ServiceName, generation: Generation) -> bool {
+        let own = |id: &InstanceId| id.service == *name && id.generation == generation && id.job.is_none();
+        self.containers.iter().any(|(id, container)| own(id) && running(&container.state))
+    }
+
+    /// A candidate is about to get all new connections for the first time.
+    pub(super) fn audit_all_judged(&self, name: &ServiceName, generation: Generation) {
+        let deployed = self.records[name].live(generation).unwrap();
+        if deployed.replicas.is_empty() {
+            return;
+        }
+        let check = self.check(&deployed.spec);
+        let steady = |id: &InstanceId| {
+            let since = self.started_at(id).filter(|_| check.probes.is_empty());
+            since.is_some_and(|since| self.now >= later(since, check.steady))
+        };
+        let judged = |id| self.audit.passed.contains(&id) || steady(&id);
+        let all = deployed.instances(name).all(judged);
+        self.demand(all, "a generation gets traffic once all of its containers are healthy", name);
+        let count = deployed.indices().count();
+        let right = count == deployed.spec.deploy.replicas as usize;
+        self.demand(right, "a generation has as many containers as its commit says", name);
+    }
+
+    /// One of several containers is about to be taken away.
+    pub(super) fn audit_drop(&self, id: &InstanceId) {
+        let name = &id.service;
+        let live = self.records.get(name).and_then(|record| record.live(id.generation));
+        let Some(address) = live.and_then(|live| live.address_of(id.index)) else { return };
+        let served = self.routes.get(name).is_some_and(|route| route.lanes().any(|lane| lane == address));
+        self.demand(!served, "what is one too many has lost its traffic before it goes", name);
+        let wanted = live.is_some_and(|live| id.index.number() <= live.spec.deploy.replicas);
+        self.demand(!wanted, "only what is one too many is taken away", name);
+    }
+
+    pub(super) fn audit_switch(&mut self, name: &ServiceName, generation: Generation, route: &Route) {
         let id = InstanceId::new(name, generation);
         let deployed = self.records[name].live(generation).unwrap();
         let check = self.check(&deployed.spec);
@@ -124,7 +175,14 @@ impl Host {
             // It has done what it is for.
             self.audit.passed.insert(id.clone());
         }
-        let up = over || state.is_some_and(running);
+        let deployed = self.records[name].live(generation).unwrap();
+        let runs = |id: InstanceId| self.containers.get(&id).is_some_and(|it| running(&it.state));
+        let lanes = |address| route.generation != generation || route.lanes().any(|lane| lane == address);
+        let up = over
+            || deployed.indices().all(|index| {
+                let lane = deployed.address_of(index).is_some_and(lanes);
+                !lane || runs(InstanceId::replica(name, generation, index))
+            });
         self.demand(up, "traffic is sent only to what runs", name);
     }
 
@@ -155,7 +213,8 @@ impl Host {
             let container = self.containers.get(&InstanceId::new(name, generation));
             container.is_some_and(|container| running(&container.state))
         };
-        let beside = record.incumbent.as_ref().is_some_and(|incumbent| runs(incumbent.generation));
+        let beside =
+            record.incumbent.as_ref().is_some_and(|incumbent| self.any_runs(name, incumbent.generation));
         let excused = rollout.to.spec.strategy() != Strategy::BlueGreen
             || rollout.cause == Cause::Rollback
             || rollout.switched_at.is_some()
@@ -171,20 +230,18 @@ impl Host {
         let record = &self.records[name];
         let canary = record.rollout.as_ref().is_some_and(|it| it.phase == Phase::Canary);
         let Some(incumbent) = record.incumbent.as_ref().filter(|_| canary) else { return };
-        let container = self.containers.get(&InstanceId::new(name, incumbent.generation));
-        let up = container.is_some_and(|container| running(&container.state));
+        let up = self.any_runs(name, incumbent.generation);
         let in_turn = generation != incumbent.generation && !up;
         self.demand(in_turn, "a canary has all only while the incumbent does not run", name);
     }
 
     /// A container is about to be stopped or taken away.
     pub(super) fn audit_end(&self, name: &ServiceName, step: &Step, generation: Generation) {
-        let id = InstanceId::new(name, generation);
         let Some(record) = self.records.get(name) else { return };
         let has_traffic = self.routes.get(name).is_some_and(|route| {
             let part = route.canary.as_ref().is_some_and(|branch| branch.generation == generation);
             route.generation == generation || part
-        }) && self.containers.get(&id).is_some_and(|container| running(&container.state));
+        }) && self.any_runs(name, generation);
         let incumbent = record.incumbent.as_ref();
         let good = match step {
             Step::Stop(_) => record.rollout.as_ref().is_some_and(|rollout| {
@@ -247,7 +304,7 @@ impl Host {
             let id = InstanceId::new(name, from.generation);
             let steady =
                 self.audit.specs.get(&id).is_some_and(|spec| self.behaviour_of_spec(spec).keeps_serving());
-            let up = self.containers.get(&id).is_some_and(|container| running(&container.state));
+            let up = self.any_runs(name, from.generation);
             let served = self
                 .routes
                 .get(name)
@@ -305,7 +362,13 @@ impl Host {
     pub(super) fn check_plan(&self, plan: &Plan) {
         for (name, planned) in &plan.services {
             let busy = self.busy.get(name).is_some_and(|effect| effect.step.is_some());
-            let acts = matches!(planned.next, Next::Do(_));
+            // A spread that is put right is no effect of its own: what ended is taken out whatever else goes on.
+            let several = |name| {
+                let serving = self.records.get(name).and_then(|record| record.serving());
+                serving.is_some_and(|serving| !serving.replicas.is_empty())
+            };
+            let spread = matches!(planned.next, Next::Do(Step::Route(_))) && several(name);
+            let acts = matches!(planned.next, Next::Do(_)) && !spread;
             self.demand(!(busy && acts), "at most one step a service is under way", name);
             if let Next::Wait { until: Some(until), .. } = &planned.next {
                 self.demand(*until > self.now, "what is waited for lies ahead", name);
@@ -326,10 +389,19 @@ impl Host {
             let job = self.records.get(name).is_some_and(|record| {
                 record.jobs.of(id).is_some_and(|run| run.ended.is_none() && id.job == Some(Job::Run))
             });
-            let own = incumbent == Some(id.generation) && id.job.is_none();
+            let named = self.incumbent(name).is_some_and(|incumbent| incumbent.has(id.index));
+            let own = incumbent == Some(id.generation) && id.job.is_none() && named;
             self.demand(job || own, &format!("nothing is left over ({id})"), name);
         }
         self.audit_changed(name);
+        if let Some(incumbent) = self.incumbent(name).filter(|it| it.down.is_none()) {
+            let count = incumbent.indices().count();
+            let leaving = incumbent.replicas.values().any(|replica| replica.leaving_since.is_some());
+            let right = count == incumbent.spec.deploy.replicas as usize && !leaving;
+            self.demand(right, "after any crash the host converges (replicas)", name);
+            let lanes = self.routes.get(name).map_or(count, |route| route.lanes().count());
+            self.demand(lanes == count, "at rest new connections go to all containers", name);
+        }
         let whole = self.routes.get(name).is_none_or(|route| route.canary.is_none());
         self.demand(whole, "after any crash the host converges (a part of traffic)", name);
         let routed = self.routes.get(name).map(|route| route.generation);

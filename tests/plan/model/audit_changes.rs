@@ -33,13 +33,14 @@ impl Host {
 
     /// A change in place is about to be made.
     pub(super) fn audit_amend(&self, name: &ServiceName, amendment: &Amendment) {
-        let id = InstanceId::new(name, amendment.generation);
         let incumbent = self.incumbent(name).map(|incumbent| incumbent.generation);
         self.demand(incumbent == Some(amendment.generation), "only the incumbent is changed in place", name);
         let limit = amendment.spec.mem_limit.map_or(u64::MAX, |limit| limit.0);
-        let smaller = self.containers.get(&id).is_some_and(|it| it.limit.is_none_or(|now| limit < now.0));
-        let fits = self.used().get(&id).is_none_or(|used| *used <= limit);
-        self.demand(!smaller || fits, "no limit is made smaller than what runs uses", name);
+        for id in self.incumbent(name).into_iter().flat_map(|incumbent| incumbent.instances(name)) {
+            let smaller = self.containers.get(&id).is_some_and(|it| it.limit.is_none_or(|now| limit < now.0));
+            let fits = self.used().get(&id).is_none_or(|used| *used <= limit);
+            self.demand(!smaller || fits, "no limit is made smaller than what runs uses", name);
+        }
     }
 
     /// A container is about to be started.
@@ -102,7 +103,8 @@ impl Host {
     pub(super) fn audit_changed(&self, name: &ServiceName) {
         let Some(incumbent) = self.incumbent(name) else { return };
         let id = InstanceId::new(name, incumbent.generation);
-        if let Some(container) = self.containers.get(&id).filter(|_| self.is_running(&id)) {
+        for id in incumbent.instances(name).filter(|id| self.is_running(id)) {
+            let container = &self.containers[&id];
             let right = container.limit == incumbent.spec.mem_limit;
             self.demand(right, "a container has the limits that its record says", name);
         }

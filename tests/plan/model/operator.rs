@@ -7,7 +7,7 @@ use gitopsd::reconcile::operator;
 use gitopsd::reconcile::record::{Hold, ServiceRecord};
 use gitopsd::reconcile::step::Step;
 use gitopsd::reconcile::transition::{self, Outcome};
-use gitopsd::types::{ContainerState, Generation, InstanceId, Refusal, ServiceName};
+use gitopsd::types::{ContainerState, Generation, InstanceId, Refusal, ReplicaIndex, ServiceName};
 
 use super::{Container, Host};
 
@@ -83,9 +83,14 @@ impl Host {
 
     /// Somebody kills the container that has traffic.
     pub fn kill_container(&mut self, name: &ServiceName) {
+        self.kill_replica(name, ReplicaIndex::FIRST);
+    }
+
+    /// Somebody kills one of its containers.
+    pub fn kill_replica(&mut self, name: &ServiceName, index: ReplicaIndex) {
         let Some(generation) = self.incumbent(name).map(|incumbent| incumbent.generation) else { return };
         let exit = gitopsd::types::Exit { code: None, signal: Some(9), oom_killed: false, at: self.now };
-        if let Some(container) = self.containers.get_mut(&InstanceId::new(name, generation)) {
+        if let Some(container) = self.containers.get_mut(&InstanceId::replica(name, generation, index)) {
             container.state = ContainerState::Exited(exit);
         }
     }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::types::{Generation, Timestamp};
+use crate::types::{Generation, ReplicaIndex, Timestamp};
 
 /// Which of a container's two outputs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,6 +29,8 @@ pub struct LogEntry {
     pub at: Timestamp,
     /// Whose container wrote it.
     pub generation: Generation,
+    /// Which of that one's containers.
+    pub index: ReplicaIndex,
     /// Where to.
     pub stream: Stream,
     /// Whether a line ends with it; else it goes on in the next entry of the stream.

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use super::backward::Place;
 use super::chain::{identity, newest, open_all};
 use super::entry::{LogEntry, parse};
-use crate::types::Generation;
+use crate::types::{Generation, InstanceId, ReplicaIndex};
 
 /// Bytes read at once.
 const CHUNK: usize = 64 << 10;
@@ -22,6 +22,7 @@ const LONGEST: usize = 256 << 10;
 pub(super) struct Forward {
     path: PathBuf,
     generation: Generation,
+    index: ReplicaIndex,
     /// The file that is read; held open, so that no other can be taken for it.
     file: Option<File>,
     /// Files that came after it.
@@ -38,11 +39,12 @@ pub(super) struct Forward {
 
 impl Forward {
     /// From `place` in `files`, which are oldest first.
-    pub fn new(path: PathBuf, generation: Generation, files: Vec<File>, place: Place) -> Self {
+    pub fn new(path: PathBuf, id: &InstanceId, files: Vec<File>, place: Place) -> Self {
         let mut later: VecDeque<File> = files.into_iter().skip(place.file).collect();
         Self {
             path,
-            generation,
+            generation: id.generation,
+            index: id.index,
             file: later.pop_front(),
             later,
             offset: place.offset,
@@ -72,6 +74,7 @@ impl Forward {
             self.next = entry.map(|(head, text)| LogEntry {
                 at: head.at,
                 generation: self.generation,
+                index: self.index,
                 stream: head.stream,
                 ends: head.ends,
                 text: text.to_vec(),
@@ -180,7 +183,12 @@ mod tests {
     }
 
     fn forward(path: &std::path::Path) -> Forward {
-        Forward::new(path.to_owned(), Generation(7), open_all(path).unwrap(), Place { file: 0, offset: 0 })
+        Forward::new(
+            path.to_owned(),
+            &"shop.7".parse().unwrap(),
+            open_all(path).unwrap(),
+            Place { file: 0, offset: 0 },
+        )
     }
 
     #[test]

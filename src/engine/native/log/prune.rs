@@ -2,7 +2,7 @@
 //! of them together no more than one may have.
 
 use std::cmp::Reverse;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
@@ -13,7 +13,8 @@ use crate::types::LogLimits;
 const KEPT: usize = 10;
 
 /// Takes away the logs of all but the newest generations in `dir`, a service's log directory, before another one begins:
-/// those left take no more together than `limits` allow one. What cannot be taken away stays until the next time.
+/// those left take no more together than `limits` allow one, or as many as a generation has containers. What cannot be
+/// taken away stays until the next time.
 pub(in super::super) fn prune(dir: &Path, limits: LogLimits) {
     let Ok(entries) = fs::read_dir(dir) else { return };
     let mut files: Vec<_> = entries
@@ -21,23 +22,31 @@ pub(in super::super) fn prune(dir: &Path, limits: LogLimits) {
             let entry = entry.ok()?;
             let name = entry.file_name();
             let (generation, part) = name.to_str()?.split_once(".log")?;
-            // With that of a one-shot beside it.
-            let generation = generation.split_once('-').map_or(generation, |(generation, _)| generation);
+            // All containers of a generation stay together, with a one-shot beside them.
+            let (generation, index) = generation.split_once('-').unwrap_or((generation, ""));
+            let index = index.parse::<u32>().ok();
             // What was cut short in the middle of a turn counts as the oldest.
             let part: u32 =
                 if part.is_empty() { 0 } else { part.strip_prefix('.')?.parse().unwrap_or(u32::MAX) };
             let size = entry.metadata().map_or(0, |metadata| metadata.len());
-            Some((generation.parse::<u64>().ok()?, Reverse(part), size, entry.path()))
+            Some((generation.parse::<u64>().ok()?, Reverse(part), size, entry.path(), index))
         })
         .collect();
     // Newest first: by generation, then by part, of which 0 is the newest.
     files.sort_by_key(|(generation, part, ..)| Reverse((*generation, *part)));
     let generations: BTreeSet<u64> = files.iter().map(|(generation, ..)| *generation).collect();
     let oldest = generations.iter().rev().nth(KEPT - 1).copied().unwrap_or(0);
+    // What is written now is not taken away for the others of its generation.
+    let mut further: BTreeMap<u64, BTreeSet<u32>> = BTreeMap::new();
+    for (generation, .., index) in &files {
+        further.entry(*generation).or_default().extend(index);
+    }
+    let containers = further.values().map(BTreeSet::len).max().unwrap_or(0).saturating_add(1);
+    let most = most(limits).saturating_mul(u64::try_from(containers).unwrap_or(u64::MAX));
     let mut sum = 0u64;
-    for (generation, _, size, path) in &files {
+    for (generation, _, size, path, _) in &files {
         sum = sum.saturating_add(*size);
-        if *generation < oldest || sum > most(limits) {
+        if *generation < oldest || sum > most {
             let _ = fs::remove_file(path);
         }
     }
@@ -54,6 +63,8 @@ mod tests {
             fs::write(dir.path().join(format!("{generation}.log")), "x").unwrap();
         }
         fs::write(dir.path().join("1.log.2"), "x").unwrap();
+        fs::write(dir.path().join("1-2.log"), "x").unwrap();
+        fs::write(dir.path().join("15-2.log"), "x").unwrap();
         fs::write(dir.path().join("notes"), "x").unwrap();
         prune(dir.path(), LogLimits::default());
         let mut left: Vec<_> = fs::read_dir(dir.path())
@@ -61,8 +72,8 @@ mod tests {
             .map(|e| e.unwrap().file_name().into_string().unwrap())
             .collect();
         left.sort();
-        assert_eq!(left.len(), 11, "{left:?}");
-        assert!(!left.iter().any(|name| name.starts_with("1.")), "{left:?}");
+        assert_eq!(left.len(), 12, "{left:?}");
+        assert!(!left.iter().any(|name| name.starts_with("1.") || name.starts_with("1-")), "{left:?}");
         prune(&dir.path().join("none"), LogLimits::default());
     }
 
@@ -80,5 +91,18 @@ mod tests {
             .collect();
         left.sort();
         assert_eq!(left, ["2.log", "2.log.1", "3.log", "3.log.1", "3.log.10"]);
+    }
+
+    #[test]
+    fn several_containers_have_a_bound_each() {
+        let dir = tempfile::tempdir().unwrap();
+        let own = ["3.log", "3.log.1", "3-2.log", "3-2.log.1", "3-3.log", "3-3.log.1"];
+        for name in own.into_iter().chain(["2.log", "2-post.log", "1.log"]) {
+            fs::write(dir.path().join(name), vec![b'x'; 64 << 10]).unwrap();
+        }
+        let size = Some(crate::types::ByteSize(64 << 10));
+        prune(dir.path(), LogLimits { max_size: size, max_file: Some(2) });
+        assert!(own.iter().all(|name| dir.path().join(name).exists()), "what is written now stays");
+        assert!(!dir.path().join("1.log").exists());
     }
 }

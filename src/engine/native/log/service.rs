@@ -10,7 +10,7 @@ use super::chain::open_all;
 use super::entry::LogEntry;
 use super::forward::Forward;
 use crate::engine::native::layout;
-use crate::types::{Generation, InstanceId, ServiceName, Timestamp};
+use crate::types::{Generation, InstanceId, ReplicaIndex, ServiceName, Timestamp};
 
 /// So many parts of a line without an end count as a line: 1 MiB.
 const PARTS: usize = 64;
@@ -23,6 +23,8 @@ const AT_ONCE: usize = 10_000;
 pub struct LogQuery {
     /// Of this generation; `None` = of all that are kept.
     pub generation: Option<Generation>,
+    /// Only of this one of its containers.
+    pub index: Option<ReplicaIndex>,
     /// The last so many lines; `None` = all.
     pub lines: Option<usize>,
     /// Nothing older.
@@ -39,7 +41,7 @@ pub struct ServiceLog {
     state_dir: PathBuf,
     service: ServiceName,
     query: LogQuery,
-    /// By what wrote them: a generation, or its `deploy.post`.
+    /// By what wrote them: a container, or a `deploy.post`.
     readers: BTreeMap<InstanceId, Forward>,
 }
 
@@ -63,7 +65,7 @@ impl ServiceLog {
         }
         let places = places(files.values().map(|(_, files)| files.as_slice()), &query)?;
         for ((id, (path, files)), (place, end)) in files.into_iter().zip(places) {
-            let reader = Forward::new(path, id.generation, files, place);
+            let reader = Forward::new(path, &id, files, place);
             let reader = if query.follow { reader } else { reader.ending_at(end) };
             this.readers.insert(id, reader);
         }
@@ -80,7 +82,10 @@ impl ServiceLog {
     fn writers(&self) -> io::Result<Vec<InstanceId>> {
         let wanted = self.query.generation;
         let all = writers(&self.state_dir, &self.service)?;
-        Ok(all.into_iter().filter(|id| wanted.is_none_or(|wanted| wanted == id.generation)).collect())
+        let index = self.query.index;
+        let of_index = |id: &InstanceId| index.is_none_or(|index| index == id.index);
+        let of_generation = |id: &InstanceId| wanted.is_none_or(|wanted| wanted == id.generation);
+        Ok(all.into_iter().filter(|id| of_generation(id) && of_index(id)).collect())
     }
 
     /// Gives entries that are there and were not given yet, by time, in the order of each generation; `true` = there may
@@ -94,7 +99,7 @@ impl ServiceLog {
             if !self.readers.contains_key(&id) {
                 let path = layout::log_file(&self.state_dir, &id);
                 let files = open_all(&path)?;
-                let reader = Forward::new(path, id.generation, files, Place { file: 0, offset: 0 });
+                let reader = Forward::new(path, &id, files, Place { file: 0, offset: 0 });
                 self.readers.insert(id, reader);
             }
         }
@@ -120,7 +125,7 @@ impl ServiceLog {
     }
 }
 
-/// The generations of a service, and their one-shots, that wrote something which is kept, oldest first.
+/// The containers of a service, and its one-shots, that wrote something which is kept, oldest generation first.
 fn writers(state_dir: &Path, service: &ServiceName) -> io::Result<BTreeSet<InstanceId>> {
     let some = layout::log_file(state_dir, &InstanceId::new(service, Generation(0)));
     let mut found = BTreeSet::new();
@@ -223,6 +228,15 @@ mod tests {
 
     fn at(second: u32) -> Option<Timestamp> {
         Some(format!("2026-01-01T00:00:{second:02}Z").parse().unwrap())
+    }
+
+    #[test]
+    fn replicas_of_a_generation_are_read_together() {
+        let logs = Logs::new();
+        logs.write("1.log", &[(1, "F", "a1"), (4, "F", "a4")]);
+        logs.write("1-2.log", &[(2, "F", "b2"), (3, "F", "b3")]);
+        logs.write("1-02.log", &[(2, "F", "not ours")]);
+        assert_eq!(logs.read(LogQuery::default()), "a1 b2 b3 a4");
     }
 
     #[test]

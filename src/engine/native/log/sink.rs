@@ -7,7 +7,7 @@ use super::entry::Stream;
 use super::file::LogFile;
 use super::journal::{Journal, SOCKET};
 use super::lines::Splitter;
-use crate::types::LogLimits;
+use crate::types::{LogLimits, ReplicaIndex};
 
 /// What the journal is told of whose the lines are.
 #[derive(Debug)]
@@ -16,6 +16,8 @@ pub(in super::super) struct Labels<'a> {
     pub service: &'a str,
     /// Its generation.
     pub generation: u64,
+    /// Which of that one's containers.
+    pub index: ReplicaIndex,
     /// The image's reference.
     pub image: &'a str,
     /// The image's digest; empty = not known.
@@ -37,10 +39,12 @@ impl Sink {
     /// To the file at `path`, and to the journal where there is one.
     pub fn new(path: &Path, limits: LogLimits, labels: &Labels<'_>) -> Self {
         let generation = labels.generation.to_string();
+        let replica = if labels.index.is_first() { String::new() } else { labels.index.to_string() };
         let fields = [
             ("SYSLOG_IDENTIFIER", labels.service),
             ("GITOPSD_SERVICE", labels.service),
             ("GITOPSD_GENERATION", &generation),
+            ("GITOPSD_REPLICA", &replica),
             ("GITOPSD_IMAGE", labels.image),
             ("GITOPSD_DIGEST", labels.digest),
             ("GITOPSD_COMMIT", labels.commit),

@@ -73,6 +73,7 @@ impl Supervised {
         let labels = Labels {
             service: launch.id.service.as_str(),
             generation: launch.id.generation.0,
+            index: launch.id.index,
             image: &launch.image,
             digest: &launch.digest,
             commit: &launch.commit,

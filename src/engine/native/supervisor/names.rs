@@ -113,6 +113,12 @@ mod tests {
         for attempt in [1, 2, 30] {
             assert_eq!(plain.id_of(&plain.unit(&id, attempt).name), Some(id.clone()));
         }
+        let second: InstanceId = "web.7-2".parse().unwrap();
+        assert_eq!(plain.unit(&second, 2).name, "gitopsd-web.7-2.2.service");
+        for attempt in [1, 2] {
+            assert_eq!(plain.id_of(&plain.unit(&second, attempt).name), Some(second.clone()));
+            assert_ne!(plain.unit(&second, attempt), plain.unit(&id, 2));
+        }
         let other = Tree::new("gitopsd-a", "/".into());
         assert_eq!(other.unit(&id, 1).name, "gitopsd:a-web.7.service");
         assert_eq!(other.slice(), "gitopsd:a.slice");

@@ -203,9 +203,12 @@ fn properties(plan: &Plan<'_>, agent: Option<&str>) -> Vec<(&'static str, Value)
 /// What each line carries that the unit writes, beside what the shim sends with the container's own lines.
 fn log_fields(launch: &Launch) -> Vec<Vec<u8>> {
     let generation = launch.id.generation.to_string();
+    let index = launch.id.index;
+    let replica = if index.is_first() { String::new() } else { index.to_string() };
     let fields = [
         ("SERVICE", launch.id.service.as_str()),
         ("GENERATION", &generation),
+        ("REPLICA", &replica),
         ("IMAGE", &launch.image),
         ("DIGEST", &launch.digest),
         ("COMMIT", &launch.commit),

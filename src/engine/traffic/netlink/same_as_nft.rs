@@ -89,7 +89,7 @@ fn route(service: &str, generation: u64, last: u8, by: Option<ShareBy>) -> Route
     ];
     let canary = by.map(|by| Branch {
         generation: Generation(generation + 1),
-        address: Ipv4Addr::new(10, 98, 1, last + 1),
+        address: Ipv4Addr::new(10, 98, 1, last + 9),
         share: "12.5%".parse().unwrap(),
         by,
         ports: ports.clone(),
@@ -99,6 +99,8 @@ fn route(service: &str, generation: u64, last: u8, by: Option<ShareBy>) -> Route
         service_address: Ipv4Addr::new(10, 98, 0, if service == "shop" { 200 } else { 201 }),
         generation: Generation(generation),
         address: Ipv4Addr::new(10, 98, 1, last),
+        // Several containers, from 30 on.
+        also: (1..=last / 30).map(|further| Ipv4Addr::new(10, 98, 1, last + further)).collect(),
         ports,
         canary,
     }
@@ -120,6 +122,8 @@ pub fn whole(frame: &Frame) -> Vec<String> {
         ("db", 1, 19, None),
         ("shop", 1, 7, client),
         ("shop", 2, 8, None),
+        ("db", 2, 90, None),
+        ("db", 2, 60, client),
         ("db", 1, 19, connection),
     ] {
         let route = route(service, generation, last, by);

@@ -1,0 +1,392 @@
+//! The containers of a generation beside its first one (`deploy.replicas`): which there are to be, which of them get new
+//! connections, and what they need.
+//!
+//! The first container is looked after by the same modules as that of any service; here the others are, by the same rules.
+//! Nothing here is reached for a generation that has one container and is to have one.
+
+use std::net::Ipv4Addr;
+
+use super::drain::{GRACE, IDLE_POLL, IDLE_POLLS};
+use super::health::{Verdict, judge};
+use super::record::{Deployed, Phase, Replica, Rollout, ServiceRecord};
+use super::repair::{LONGEST_PAUSE, pause_after, restart_at};
+use super::step::{Next, Step};
+use super::view::View;
+use super::world::Observed;
+use super::{later, pending};
+use crate::types::{
+    ContainerState, DrainSignal, Generation, InstanceId, Reason, ReplicaIndex, Route, ServiceName, Timestamp,
+};
+
+/// The indices that `deployed` is to have, without the first.
+fn wanted(deployed: &Deployed) -> impl Iterator<Item = ReplicaIndex> {
+    (2..=deployed.spec.deploy.replicas).filter_map(ReplicaIndex::new)
+}
+
+/// Whether one of them is to stay.
+fn stays(deployed: &Deployed, index: ReplicaIndex) -> bool {
+    index.number() <= deployed.spec.deploy.replicas
+}
+
+/// Whether it has several containers, or is to have several.
+pub(super) fn is_several(deployed: &Deployed) -> bool {
+    deployed.spec.deploy.replicas > 1 || !deployed.replicas.is_empty()
+}
+
+/// Whether the list of its containers is another than the one that it is to have.
+pub(super) fn is_off(deployed: &Deployed) -> bool {
+    let stays_in = |(index, replica): (&ReplicaIndex, &Replica)| {
+        stays(deployed, *index) == replica.leaving_since.is_none()
+    };
+    wanted(deployed).any(|index| !deployed.replicas.contains_key(&index))
+        || !deployed.replicas.iter().all(stays_in)
+}
+
+/// The containers that are to serve and are written down.
+pub(super) fn serving(deployed: &Deployed) -> impl Iterator<Item = ReplicaIndex> {
+    deployed.indices().filter(|index| stays(deployed, *index))
+}
+
+/// How many addresses have to be found before `deployed` has all of its containers.
+pub fn missing(deployed: &Deployed) -> usize {
+    wanted(deployed).filter(|index| !deployed.replicas.contains_key(index)).count()
+}
+
+/// The addresses of `deployed` that get new connections: what runs and was judged healthy. What is not decided stays where
+/// it is, so that an agent that has just started takes none out. Are all out, all that run are in: a sick answer is
+/// better than a refused connection.
+pub fn lanes(
+    name: &ServiceName,
+    deployed: &Deployed,
+    observed: &Observed,
+    now: Timestamp,
+) -> (Ipv4Addr, Vec<Ipv4Addr>) {
+    if !is_several(deployed) {
+        return (deployed.address, Vec::new());
+    }
+    let route = observed.routes.get(name).filter(|route| route.generation == deployed.generation);
+    let is_in = |address| route.is_some_and(|route| route.lanes().any(|lane| lane == address));
+    let (mut up, mut good) = (Vec::new(), Vec::new());
+    for index in serving(deployed) {
+        let Some(address) = deployed.address_of(index) else { continue };
+        let fine = match verdict_of(name, deployed, index, observed, now) {
+            None => continue,
+            Some(Verdict::Healthy) => true,
+            Some(Verdict::Unhealthy(_)) => false,
+            Some(Verdict::Undecided { .. }) => is_in(address),
+        };
+        up.push(address);
+        good.extend(Some(address).filter(|_| fine));
+    }
+    let mut lanes = if good.is_empty() { up } else { good }.into_iter();
+    (lanes.next().unwrap_or(deployed.address), lanes.collect())
+}
+
+/// The verdict on one container; one that does not run has none.
+pub fn verdict_of(
+    name: &ServiceName,
+    deployed: &Deployed,
+    index: ReplicaIndex,
+    observed: &Observed,
+    now: Timestamp,
+) -> Option<Verdict> {
+    let id = InstanceId::replica(name, deployed.generation, index);
+    let Some(ContainerState::Running { started_at, .. }) = observed.containers.get(&id) else { return None };
+    Some(judge(&observed.check(&deployed.spec), observed.health.get(&id), *started_at, now))
+}
+
+/// The verdict on all of them together: the worst. `None`: one does not run.
+pub(super) fn verdict(view: &View<'_>, deployed: &Deployed) -> Option<Verdict> {
+    let mut all = Some(Verdict::Healthy);
+    for index in serving(deployed) {
+        let why = |why| format!("replica {index}: {why}");
+        match verdict_of(view.name, deployed, index, view.observed, view.now) {
+            Some(Verdict::Unhealthy(cause)) => return Some(Verdict::Unhealthy(why(cause))),
+            Some(Verdict::Healthy) => {}
+            Some(Verdict::Undecided { why: cause }) if all == Some(Verdict::Healthy) => {
+                all = Some(Verdict::Undecided { why: why(cause) });
+            }
+            Some(Verdict::Undecided { .. }) => {}
+            None => all = None,
+        }
+    }
+    all
+}
+
+/// What is there of one of them.
+fn state<'a>(view: &View<'a>, generation: Generation, index: ReplicaIndex) -> Option<&'a ContainerState> {
+    view.observed.containers.get(&InstanceId::replica(view.name, generation, index))
+}
+
+fn is_up(state: Option<&ContainerState>) -> bool {
+    matches!(state, Some(ContainerState::Running { .. }))
+}
+
+/// Why a candidate is given up: one of its containers has ended.
+pub(super) fn ended(view: &View<'_>, deployed: &Deployed) -> Option<(Reason, String)> {
+    let generation = deployed.generation;
+    let mut others = serving(deployed).filter(|index| *index != ReplicaIndex::FIRST);
+    others.find_map(|index| match state(view, generation, index)? {
+        ContainerState::Exited(exit) => {
+            Some((Reason::Exited, format!("replica {index} of generation {generation} {exit}")))
+        }
+        _ => None,
+    })
+}
+
+/// What a candidate whose first container runs needs before it can be judged: the others.
+pub(super) fn starting(view: &View<'_>, rollout: &Rollout) -> Option<Step> {
+    let candidate = &rollout.to;
+    let generation = candidate.generation;
+    if is_off(candidate) {
+        return Some(Step::Scale(generation));
+    }
+    let mut others = serving(candidate).filter(|index| *index != ReplicaIndex::FIRST);
+    let index = others.find(|index| !is_up(state(view, generation, *index)))?;
+    Some(Step::StartReplica(generation, index))
+}
+
+/// Whether one of a candidate's containers is gone, as after a reboot or by somebody's hand.
+pub(super) fn is_incomplete(view: &View<'_>, deployed: &Deployed) -> bool {
+    let gone =
+        |index| matches!(state(view, deployed.generation, index), None | Some(ContainerState::Remains));
+    is_several(deployed) && (is_off(deployed) || serving(deployed).any(gone))
+}
+
+/// What an incumbent with several containers needs; `first`: what its first one does.
+pub(super) fn next(
+    view: &View<'_>,
+    record: &ServiceRecord,
+    incumbent: &Deployed,
+    first: Option<Next>,
+) -> Option<Next> {
+    let generation = incumbent.generation;
+    let elsewhere = record.rollout.as_ref().is_some_and(|rollout| rollout.phase >= Phase::Canary);
+    let right = elsewhere || view.route() == Some(&view.route_for(record, incumbent));
+    // Before anything else: connections to what has ended are refused.
+    if !right && view.serves(incumbent) {
+        return Some(Next::Do(Step::Route(generation)));
+    }
+    if matches!(first, Some(Next::Do(_))) {
+        return first;
+    }
+    if is_off(incumbent) {
+        return Some(Next::Do(Step::Scale(generation)));
+    }
+    let mut until = None;
+    let mut why = None;
+    let mut wait = |at: Option<Timestamp>, what: String| {
+        until = [until, at].into_iter().flatten().min();
+        why.get_or_insert(what);
+    };
+    for (index, replica) in &incumbent.replicas {
+        if let Some(since) = replica.leaving_since {
+            match drained(view, incumbent, *index, since) {
+                Ok(()) => return Some(Next::Do(Step::DropReplica(generation, *index))),
+                Err(look) => {
+                    wait(Some(look), format!("replica {index} of generation {generation} is draining"))
+                }
+            }
+            continue;
+        }
+        match state(view, generation, *index) {
+            Some(ContainerState::Running { .. }) if replica.untold.is_some() => {
+                return Some(Next::Do(Step::Report(generation)));
+            }
+            Some(ContainerState::Running { .. }) => {}
+            // What was stopped for a candidate comes back by its first one.
+            _ if incumbent.down.is_some() => {}
+            _ if !view.has_image(incumbent) => {
+                let due = restart_at(incumbent);
+                match pending(view.now, due, LONGEST_PAUSE) {
+                    // A candidate is on its way, and one pull at a time is enough.
+                    _ if record.rollout.is_some() => {}
+                    false => return Some(Next::Do(Step::Pull(generation))),
+                    true => wait(Some(due), format!("the image of replica {index} is not local")),
+                }
+            }
+            _ => match pause(view, replica) {
+                None => return Some(Next::Do(Step::StartReplica(generation, *index))),
+                due => {
+                    wait(
+                        due,
+                        format!("replica {index} of generation {generation} ended; it is started again"),
+                    );
+                }
+            },
+        }
+    }
+    for index in serving(incumbent) {
+        if let Some((look, what)) = undecided(view, incumbent, index) {
+            wait(Some(look), what);
+        }
+    }
+    let others = why.map(|why| Next::Wait { until, why });
+    match first {
+        Some(Next::Wait { until: own, why }) if others.is_some() => {
+            Some(Next::Wait { until: [own, until].into_iter().flatten().min(), why })
+        }
+        // What goes by itself is over first.
+        Some(Next::Held { .. }) if others.is_some() => others,
+        first => first.or(others),
+    }
+}
+
+/// When to look again at a container that runs and was not judged yet. One that never says anything is not waited for.
+fn undecided(view: &View<'_>, incumbent: &Deployed, index: ReplicaIndex) -> Option<(Timestamp, String)> {
+    let generation = incumbent.generation;
+    let Some(ContainerState::Running { started_at, .. }) = state(view, generation, index) else {
+        return None;
+    };
+    let late = later(*started_at, incumbent.spec.deploy.timeout);
+    let steady = later(*started_at, view.check(incumbent).steady);
+    let Some(Verdict::Undecided { why }) =
+        verdict_of(view.name, incumbent, index, view.observed, view.now).filter(|_| view.now < late)
+    else {
+        return None;
+    };
+    let look = if view.now < steady { steady.min(late) } else { late };
+    Some((look, format!("replica {index} of generation {generation} is not healthy yet: {why}")))
+}
+
+/// Until when a container that does not run waits for its next start.
+fn pause(view: &View<'_>, replica: &Replica) -> Option<Timestamp> {
+    let due = later(replica.started_at?, pause_after(replica.restarts));
+    Some(due).filter(|due| pending(view.now, *due, LONGEST_PAUSE))
+}
+
+/// The start of one that should serve and does not run, if it is due now.
+pub(super) fn start(view: &View<'_>, incumbent: &Deployed) -> Option<Step> {
+    let generation = incumbent.generation;
+    if incumbent.down.is_some() || !view.has_image(incumbent) {
+        return None;
+    }
+    let mut staying = incumbent.replicas.iter().filter(|(_, replica)| replica.leaving_since.is_none());
+    let (index, _) = staying.find(|(index, replica)| {
+        !is_up(state(view, generation, **index)) && pause(view, replica).is_none()
+    })?;
+    Some(Step::StartReplica(generation, *index))
+}
+
+/// Whether one that has had no new connections since `since` may go; else when to look again. The rules of a former
+/// generation.
+fn drained(
+    view: &View<'_>,
+    incumbent: &Deployed,
+    index: ReplicaIndex,
+    since: Timestamp,
+) -> Result<(), Timestamp> {
+    let deploy = &incumbent.spec.deploy;
+    let (over, grace) = (later(since, deploy.drain), later(since, GRACE.min(deploy.drain)));
+    let id = InstanceId::replica(view.name, incumbent.generation, index);
+    let idle = view.observed.idle_polls.get(&id).copied().unwrap_or(0) >= IDLE_POLLS;
+    let ready = view.now >= grace && (idle || deploy.drain_signal == DrainSignal::Early);
+    if !is_up(view.observed.containers.get(&id)) || view.now >= over || ready {
+        return Ok(());
+    }
+    Err(if view.now < grace { grace } else { later(view.now, IDLE_POLL) }.min(over))
+}
+
+/// While a long effect is under way for a service: its route, where only the spread over its containers is wrong. What
+/// has ended loses its traffic at once, whatever else goes on.
+pub(super) fn spread(view: &View<'_>) -> Option<Step> {
+    // What could not be done is not tried again at once.
+    let record = view.record.filter(|_| view.pause().is_none())?;
+    let serving = record.serving().filter(|serving| is_several(serving))?;
+    // What changes rules itself is left alone.
+    let apart = record.removing.is_some() || serving.amending.is_some();
+    // A route with a branch has a step of its own.
+    let canary = record.rollout.as_ref().is_some_and(|rollout| rollout.phase == Phase::Canary);
+    let (there, wanted) = (view.route()?, view.route_for(record, serving));
+    let only_lanes = there.agrees(&wanted) && *there != wanted;
+    (only_lanes && !apart && !canary && view.serves(serving)).then_some(Step::Route(serving.generation))
+}
+
+/// A container of a generation that is known, which no record names.
+pub(super) fn stray(view: &View<'_>) -> Option<Step> {
+    let record = view.record?;
+    let own = view.observed.instances_of(view.name);
+    let mut stray = own.filter(|id| record.live(id.generation).is_some_and(|live| !live.has(id.index)));
+    stray.next().map(|id| Step::DropReplica(id.generation, id.index))
+}
+
+/// Whether a route leads to the generation of `wanted`, over whichever of its containers.
+pub(super) fn leads_to(deployed: &Deployed, route: Option<&Route>, wanted: &Route) -> bool {
+    match is_several(deployed) {
+        true => route.is_some_and(|route| route.agrees(wanted)),
+        false => route == Some(wanted),
+    }
+}
+
+/// Writes down the containers that a generation is to have: `addresses` are for those it has not yet, and what is one too
+/// many has lost its traffic.
+pub fn scale(
+    record: &ServiceRecord,
+    generation: Generation,
+    addresses: &[Ipv4Addr],
+    now: Timestamp,
+) -> ServiceRecord {
+    let mut record = record.clone();
+    let Some(deployed) = live_mut(&mut record, generation) else { return record };
+    let mut addresses = addresses.iter();
+    for index in wanted(deployed).collect::<Vec<_>>() {
+        match deployed.replicas.get_mut(&index) {
+            Some(replica) => replica.leaving_since = None,
+            None => {
+                // Without an address there is nothing to write down: it is tried again.
+                let Some(address) = addresses.next() else { break };
+                deployed.replicas.insert(index, Replica::new(*address));
+            }
+        }
+    }
+    let most = deployed.spec.deploy.replicas;
+    for (_, replica) in deployed.replicas.iter_mut().filter(|(index, _)| index.number() > most) {
+        replica.leaving_since.get_or_insert(now);
+    }
+    record
+}
+
+/// Takes in that a container of the incumbent is about to be started.
+pub(super) fn begins(
+    record: &mut ServiceRecord,
+    generation: Generation,
+    index: ReplicaIndex,
+    now: Timestamp,
+) {
+    let incumbent = record.incumbent.as_mut().filter(|incumbent| incumbent.generation == generation);
+    let Some(replica) = incumbent.and_then(|incumbent| incumbent.replicas.get_mut(&index)) else { return };
+    if let Some(last) = replica.started_at {
+        let recovered = now >= later(last, super::repair::RECOVERED_AFTER);
+        replica.restarts = if recovered { 1 } else { replica.restarts.saturating_add(1) };
+        if replica.restarts == 1 {
+            replica.untold.get_or_insert(now);
+        }
+    }
+    replica.started_at = Some(now);
+}
+
+/// Takes in that one is away.
+pub(super) fn dropped(record: &mut ServiceRecord, generation: Generation, index: ReplicaIndex) {
+    if let Some(deployed) = live_mut(record, generation)
+        && deployed.replicas.get(&index).is_some_and(|replica| replica.leaving_since.is_some())
+    {
+        deployed.replicas.remove(&index);
+    }
+}
+
+/// Takes in that a candidate is the incumbent now: its containers were started by then.
+pub(super) fn promoted(deployed: &mut Deployed, now: Timestamp) {
+    for replica in deployed.replicas.values_mut() {
+        replica.started_at.get_or_insert(now);
+    }
+}
+
+fn live_mut(record: &mut ServiceRecord, generation: Generation) -> Option<&mut Deployed> {
+    let candidate = record.rollout.as_mut().map(|rollout| &mut rollout.to);
+    let retiring = record.retiring.as_mut().map(|retiring| &mut retiring.old);
+    let mut live = record.incumbent.iter_mut().chain(candidate).chain(retiring);
+    live.find(|deployed| deployed.generation == generation)
+}
+
+#[cfg(test)]
+mod tests;

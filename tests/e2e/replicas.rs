@@ -1,0 +1,148 @@
+//! `deploy.replicas`: several containers of a generation, which share its connections and are swapped together.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use super::image::Kind;
+use super::lab::{Lab, free_port, wait_for, web};
+use super::load::{Load, get};
+
+/// [`web`] with several containers, each of which says which one it is.
+fn several(image: &str, port: u16, count: u32) -> String {
+    let command = "trap \"exit 0\" TERM; /bin/busybox cp -r /www /w; /bin/busybox hostname -i > /w/who; httpd -f -p 8080 -h /w & wait";
+    let more = format!("command = [\"/bin/sh\", \"-c\", '{command}']");
+    format!("{}replicas = {count}\n", web(image, port, &more))
+}
+
+/// The containers that answer, of so many requests.
+fn who(port: u16, requests: usize) -> BTreeSet<String> {
+    (0..requests).map(|_| get(port, "/who").unwrap()).collect()
+}
+
+/// The replicas that get new connections.
+fn serving(lab: &Lab) -> usize {
+    let service = lab.service("web");
+    let replicas = service["replicas"].as_array().cloned().unwrap_or_default();
+    replicas.iter().filter(|replica| replica["serves"] == true).count()
+}
+
+/// What runs, by name.
+fn containers(lab: &Lab) -> Vec<String> {
+    let mut names = super::lab::names(&lab.path("run/containers"));
+    names.sort();
+    names
+}
+
+fn kill(lab: &Lab, container: &str) {
+    let record = std::fs::read(lab.path(&format!("run/containers/{container}/run.json"))).unwrap();
+    let record: serde_json::Value = serde_json::from_slice(&record).unwrap();
+    let pid = i32::try_from(record["init"]["pid"].as_i64().unwrap()).unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).unwrap();
+}
+
+#[test]
+fn three_share_are_swapped_together_and_scaled_in_place() {
+    let mut lab = Lab::new();
+    let port = free_port();
+    let (v1, v2) = (lab.image("1", Kind::Good), lab.image("2", Kind::Good));
+    lab.deploy("web", &several(&v1, port, 3), "web 1");
+    lab.start_agent();
+    lab.wait_agent();
+    lab.sync();
+    assert_eq!(serving(&lab), 3);
+    assert_eq!(who(port, 60).len(), 3, "each of them answers");
+    let status = lab.ok(&["status"]);
+    assert!(status.contains("healthy 3/3"), "{status}");
+    assert!(status.contains("web.1-3 at "), "{status}");
+    let own = |index: &str| {
+        let output = lab.ok(&["exec", "web", "--index", index, "--", "/bin/busybox", "cat", "/w/who"]);
+        output.trim().to_owned()
+    };
+    assert_ne!(own("1"), own("3"), "--index says which");
+    let last = lab.history().pop().unwrap();
+    assert_eq!((&last["result"], &last["replicas"]), (&"deployed".into(), &3.into()), "{last}");
+
+    // A swap under load: three beside three, then the old ones go.
+    let load = Load::begin(port, 100);
+    lab.deploy("web", &several(&v2, port, 3), "web 2");
+    lab.sync();
+    assert_eq!((serving(&lab), lab.service("web")["generation"].clone()), (3, 2.into()));
+    wait_for("the end of the old ones", || {
+        (containers(&lab) == ["web.2", "web.2-2", "web.2-3"]).then_some(())
+    });
+
+    // 3 -> 1 -> 2, in place.
+    lab.deploy("web", &several(&v2, port, 1), "one of it");
+    lab.sync();
+    assert_eq!(containers(&lab), ["web.2"]);
+    assert_eq!(who(port, 20).len(), 1);
+    lab.deploy("web", &several(&v2, port, 2), "two of it");
+    lab.sync();
+    assert_eq!(who(port, 60).len(), 2);
+    load.end_without_failure();
+    assert_eq!(lab.service("web")["generation"], 2, "without a new generation");
+    let last = lab.history().pop().unwrap();
+    assert!(last["message"].as_str().unwrap().starts_with("replicas 1 -> 2: changed in place"), "{last}");
+}
+
+#[test]
+fn one_that_ends_is_taken_out_and_comes_back() {
+    let mut lab = Lab::new();
+    let port = free_port();
+    let v1 = lab.image("1", Kind::Good);
+    lab.deploy("web", &several(&v1, port, 3), "web 1");
+    lab.start_agent();
+    lab.wait_agent();
+    lab.sync();
+    for container in ["web.1-2", "web.1"] {
+        let before = lab.history().len();
+        kill(&lab, container);
+        let receipt = wait_for("its receipt", || lab.history().get(before).cloned());
+        // It was taken out before it was started again: from then on nobody notices.
+        let load = Load::begin(port, 50);
+        wait_for("it to be back", || (serving(&lab) == 3).then_some(()));
+        assert_eq!(who(port, 60).len(), 3);
+        load.end_without_failure();
+        assert_eq!(receipt["result"], "restarted", "{receipt}");
+        assert_eq!(receipt["exit"]["signal"], 9, "{receipt}");
+    }
+    let events = lab.ok(&["events"]);
+    assert!(events.matches("\"spread-changed\"").count() >= 4, "out and in, twice: {events}");
+    // One that falls sick, and is well again.
+    let sick =
+        |lab: &Lab, command: &str| lab.ok(&["exec", "web", "--index", "3", "--", "/bin/sh", "-c", command]);
+    sick(&lab, "/bin/busybox mv /w/healthz /h");
+    wait_for("the sick one to be out", || (serving(&lab) == 2).then_some(()));
+    assert_eq!(who(port, 60).len(), 2);
+    assert_eq!(lab.service("web")["health"], "unhealthy");
+    sick(&lab, "/bin/busybox mv /h /w/healthz");
+    wait_for("it to be back", || (serving(&lab) == 3).then_some(()));
+}
+
+#[test]
+fn an_agent_that_ends_leaves_them_as_they_are() {
+    let mut lab = Lab::new();
+    let port = free_port();
+    let v1 = lab.image("1", Kind::Good);
+    lab.deploy("web", &several(&v1, port, 3), "web 1");
+    lab.start_agent();
+    lab.wait_agent();
+    lab.sync();
+    let before = lab.service("web")["replicas"].clone();
+    let load = Load::begin(port, 50);
+    lab.kill_agent();
+    lab.start_agent();
+    lab.wait_agent();
+    lab.sync();
+    std::thread::sleep(Duration::from_secs(1));
+    load.end_without_failure();
+    assert_eq!(lab.service("web")["replicas"], before);
+    assert_eq!(lab.history().len(), 1, "nothing was started again");
+    // A sick candidate: none of its containers stays.
+    let v2 = lab.image("2", Kind::Sick);
+    lab.deploy("web", &several(&v2, port, 3), "web 2");
+    assert_eq!(lab.run(&["sync", "--wait"]).status.code(), Some(1));
+    assert_eq!(containers(&lab), ["web.1", "web.1-2", "web.1-3"]);
+    assert_eq!(who(port, 60).len(), 3);
+    assert_eq!(get(port, "/").unwrap(), "version 1\n");
+}
