@@ -131,7 +131,7 @@ fn a_canary_survives_a_kill_at_every_failpoint() {
 #[cfg_attr(not(feature = "failpoints"), ignore = "needs the feature failpoints")]
 fn scaling_survives_a_kill_at_every_failpoint() {
     let words = ["scale", "start-replica", "drop-replica"];
-    let count = |round: usize| if round % 2 == 0 { 3 } else { 1 };
+    let count = |round: usize| if round.is_multiple_of(2) { 3 } else { 1 };
     // Each on its way: more containers in even rounds, fewer in odd ones.
     let [more, fewer] = [&["scale", "start-replica"][..], &["scale", "drop-replica"]].map(points);
     let mut order = Vec::new();

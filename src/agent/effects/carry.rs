@@ -123,7 +123,8 @@ fn at_once<T: Sync>(
         let work = &work;
         let begin = |one| std::thread::Builder::new().spawn_scoped(scope, move || work(one)).map_err(|_| one);
         let begun: Vec<_> = all.iter().map(begin).collect();
-        begun.into_iter().fold(Ok(()), |so_far, begun| {
+        let mut so_far = Ok(());
+        for begun in begun {
             let panicked =
                 |_| Err(EngineError::plain(Reason::Internal, "ending a container: its thread panicked"));
             let result = match begun {
@@ -131,8 +132,9 @@ fn at_once<T: Sync>(
                 // No thread is to be had.
                 Err(one) => work(one),
             };
-            so_far.and(result)
-        })
+            so_far = so_far.and(result);
+        }
+        so_far
     })
 }
 
