@@ -10,7 +10,7 @@ use super::load::get;
 /// A service file of which only one can run at a time, and which cannot be undone once it was begun.
 fn irreversible(image: &str, port: u16) -> String {
     web(image, port, "volumes = [\"data:/data\"]")
-        .replace("[deploy]", "[deploy]\npre = [\"/bin/true\"]\nreversible = false")
+        .replace("[deploy]", "[deploy]\npre = [\"/bin/sh\", \"-c\", \"exit 0\"]\nreversible = false")
         .replace("\"20s\"", "\"4s\"")
 }
 

@@ -19,6 +19,9 @@ const TRANSPORT: u32 = 2;
 /// `NFT_CMP_EQ`, `NFT_CMP_LT`.
 const EQUAL: u32 = 0;
 const LESS: u32 = 2;
+/// `NFT_CMP_LTE`, `NFT_CMP_GTE`
+const AT_MOST: u32 = 3;
+const AT_LEAST: u32 = 5;
 /// `NFT_NG_RANDOM`
 const RANDOM: u32 = 1;
 
@@ -218,6 +221,16 @@ impl Reading {
                     _ => self.meaning.ports = Some(Ports::One(number(what?)?)),
                 }
                 return (length == long).then_some(());
+            }
+            // nft says a range by its two ends.
+            (AT_LEAST | AT_MOST, Loaded::Payload { base: TRANSPORT, offset: 2, length: 2 }) => {
+                let (first, last) = match self.meaning.ports {
+                    Some(Ports::Range(first, last)) => (first, last),
+                    _ => (0, u16::MAX),
+                };
+                let end = number(value)?;
+                let ends = if how == AT_LEAST { (end, last) } else { (first, end) };
+                self.meaning.ports = Some(Ports::Range(ends.0, ends.1));
             }
             (LESS, Loaded::Random { modulus }) => {
                 // A lane draws from few, a branch from many.
