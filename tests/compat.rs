@@ -213,8 +213,7 @@ fn the_page_is_what_the_parser_knows() {
         "\n## What is not as under Docker, on purpose\n\nAll of it: a difference that is not listed here fails the test, and \
          so does one that is listed and is not there. `*` stands\nfor anything, `-` for nothing. A key: only in a container \
          that uses it. *On*: only on such machines. `make test` compares\non the machine that it runs on, `scripts/test-boot suites` in \
-         a virtual one with systemd and cgroup v2 alone (Debian 12 with AppArmor), which has not\ngone through to its end yet: the rows for such \
-         machines are those of the default container.\n`privileged` cannot be compared on a machine \
+         a virtual one with systemd and cgroup v2 alone (Debian 12, kernel 6.1, AppArmor): all\nof its containers have run there, and the rows for such machines are what was found.\n`privileged` cannot be compared on a machine \
          that lacks a capability itself, as Docker's runtime starts nothing there; `tests/engine` has\nits own test of it.\n\n| key | on | fact | Docker | here | why |\n|---|---|---|---|---|---|\n",
     );
     for row in MEANT {

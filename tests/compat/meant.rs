@@ -25,6 +25,8 @@ pub enum On {
     V1,
     /// One with cgroup v2 alone.
     V2,
+    /// One that names no resolver.
+    NoResolver,
     /// One whose kernel has AppArmor.
     AppArmor,
     /// One whose kernel shows its memory as a file.
@@ -38,6 +40,9 @@ impl On {
             Self::Any => true,
             Self::V1 => !on_v2(),
             Self::V2 => on_v2(),
+            Self::NoResolver => {
+                !std::fs::read_to_string("/etc/resolv.conf").is_ok_and(|text| text.contains("nameserver"))
+            }
             Self::Kcore => std::path::Path::new("/proc/kcore").exists(),
             Self::AppArmor => std::path::Path::new("/proc/self/attr/apparmor/current").exists(),
         }
@@ -55,6 +60,7 @@ impl std::fmt::Display for On {
             Self::Any => "",
             Self::V1 => "cgroup v1",
             Self::V2 => "cgroup v2",
+            Self::NoResolver => "no resolver",
             Self::AppArmor => "AppArmor",
             Self::Kcore => "/proc/kcore",
         })
@@ -137,6 +143,16 @@ pub const MEANT: &[Meant] = &[
         "the profile is our own, with the same rules in short",
     )
     .only(On::AppArmor),
+    meant("*", "resolver nameserver 8.8.*", "there", "-", "Docker asks Google where the host names nobody")
+        .only(On::NoResolver),
+    meant(
+        "privileged",
+        "capabilities Cap[BPE]*",
+        "0000003fffffffff",
+        "000001ffffffffff",
+        "Docker 20.10 knows no capability after AUDIT_READ; here it is all of the kernel's",
+    ),
+    meant("privileged", "devices /dev/tty", "*0:5*", "*0:0*", "the runtime's own, as in every container"),
     meant(
         "cpu_shares",
         "cgroup cpu.weight",

@@ -126,9 +126,12 @@ fn devices_of_the_host() {
     let device =
         DeviceMapping { source: "/dev/zero".into(), target: "/dev/other/nought".into(), access: "r".into() };
     let options = Options { devices: Some(vec![device]), ..Options::default() };
-    let text =
-        seen(&rig, "stat -c '%t:%T %F' /dev/other/nought; head -c 4 /dev/other/nought | wc -c", options);
-    assert_eq!(text, "1:5 character special file\n4");
+    let text = seen(
+        &rig,
+        "stat -c '%t:%T %F' /dev/other/nought; head -c 4 /dev/other/nought | wc -c; stat -c %a /dev/other",
+        options,
+    );
+    assert_eq!(text, "1:5 character special file\n4\n755");
     let missing =
         DeviceMapping { source: "/dev/not-there".into(), target: "/dev/x".into(), access: "r".into() };
     let mut request = rig.script("shop.1", "true");

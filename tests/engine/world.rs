@@ -50,8 +50,8 @@ fn a_program_sees_its_own_small_world() {
     let devices = log.iter().find_map(|line| line.strip_prefix("devices: ")).unwrap();
     for device in devices.split(' ') {
         let standard = [
-            "console", "core", "fd", "full", "mqueue", "null", "ptmx", "pts", "random", "shm", "stderr",
-            "stdin", "stdout", "tty", "urandom", "zero",
+            "console", "core", "fd", "full", "kcore", "mqueue", "null", "ptmx", "pts", "random", "shm",
+            "stderr", "stdin", "stdout", "tty", "urandom", "zero",
         ];
         assert!(standard.contains(&device), "/dev/{device} is not a standard device");
     }

@@ -85,11 +85,18 @@ impl Groups<'_> {
         let Some(file) = self.file("cpuset.cpus") else {
             return self.put(cpus.is_some(), &[("cpuset.cpus", String::new())]);
         };
-        // On v1 a group with processes has to name some: those of the group above.
-        let above = file.parent().and_then(Path::parent).map(|group| group.join("cpuset.cpus"));
+        // A group with processes has to name some, on v1 always, on v2 once it has named any: those of the group above.
+        let all = |name: &str| {
+            let above = file.parent().and_then(Path::parent).map(|group| group.join(name));
+            let text = above.and_then(|file| fs::read_to_string(file).ok()).unwrap_or_default();
+            text.trim().to_owned()
+        };
         let v1 = !file.with_file_name("cpuset.cpus.effective").exists();
-        let all = above.filter(|_| v1).and_then(|file| fs::read_to_string(file).ok()).unwrap_or_default();
-        write(&file, cpus.unwrap_or(all.trim()))
+        match cpus {
+            Some(cpus) => write(&file, cpus),
+            None if v1 => write(&file, &all("cpuset.cpus")),
+            None => write(&file, "").or_else(|_| write(&file, &all("cpuset.cpus.effective"))),
+        }
     }
 
     /// `before`: what it may have now.

@@ -126,9 +126,11 @@ pub(super) fn create(run: &RunFiles, launch: Launch) -> Result<Supervised, Engin
                 .map_err(|error| start_failed("its configuration cannot be written", error))
         }
     };
+    let closed = || devices::close_directories(pid, &devices).map_err(|e| start_failed("its devices", e));
     let limited = || limits_v2::complete(&launch, &cgroups).map_err(|e| start_failed("its limits", e));
     match settled
         .and_then(|()| limited())
+        .and_then(|()| closed())
         .and_then(|()| run_program(run, &launch, container, pid, &mut failure))
     {
         Ok(record) => Supervised::child(launch, &record, readers, notify).map_err(|e| failed("pidfd", e)),

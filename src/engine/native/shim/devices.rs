@@ -1,8 +1,14 @@
 //! Devices of the host that a container may use, looked at when it is made.
 
-use std::fs;
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 
+use nix::fcntl::OFlag;
+
+use super::super::in_root;
 use super::super::launch::Launch;
 use super::super::limits::{self, Device};
 use crate::engine::EngineError;
@@ -30,6 +36,31 @@ pub(in super::super) fn prepare(launch: &Launch) -> Result<Vec<Device>, EngineEr
         found.push(device);
     }
     Ok(found)
+}
+
+/// The library makes the directories that devices stand in for everybody to write to; they are to be root's, as Docker's
+/// are. `init`: the container's first process, before it executes anything.
+///
+/// # Errors
+/// The container's root or a directory cannot be opened.
+pub(super) fn close_directories(init: i32, devices: &[Device]) -> io::Result<()> {
+    let dev = Path::new("/dev");
+    let above = devices.iter().flat_map(|device| device.target.ancestors().skip(1));
+    let dirs: BTreeSet<&Path> = above.filter(|dir| dir.starts_with(dev) && *dir != dev).collect();
+    if dirs.is_empty() {
+        return Ok(());
+    }
+    let root = File::open(format!("/proc/{init}/root"))?;
+    let open = |dir: &Path| in_root::open(&root, dir, OFlag::O_RDONLY | OFlag::O_DIRECTORY).map(File::from);
+    let own = open(dev)?.metadata()?.dev();
+    for dir in dirs {
+        let dir = open(dir)?;
+        // What is mounted there is a directory of the host's.
+        if dir.metadata()?.dev() == own {
+            dir.set_permissions(fs::Permissions::from_mode(0o755))?;
+        }
+    }
+    Ok(())
 }
 
 fn all_below(dir: &Path, depth: u32, found: &mut Vec<Device>) {

@@ -48,7 +48,8 @@ impl Weak {
             config["linux"]["maskedPaths"] = json!([]);
             config["linux"]["readonlyPaths"] = json!([]);
         }
-        if self.unlooked
+        // Nor could it be set where /proc is none.
+        if (self.unlooked || self.false_proc)
             && let Some(process) = config["process"].as_object_mut()
         {
             process.remove("apparmorProfile");
