@@ -2,6 +2,7 @@
 //! trust on a host that is new.
 
 use std::fs;
+use std::net::TcpListener;
 
 use super::image::Kind;
 use super::lab::{Lab, free_port, wait_for, web};
@@ -28,10 +29,18 @@ fn a_rollback_brings_back_what_was_stopped_for_a_version_that_did_not_make_it() 
     assert_eq!(get(port, "/").unwrap(), "version 1\n");
     let v2 = lab.image("2", Kind::Sick);
     lab.deploy("web", &irreversible(&v2, port), "a migration, and a sick program");
-    wait_for(&format!("the end of it; {}", lab.agent_log()), || {
-        let service = lab.service("web");
-        (service["reason"] == "irreversible" && service["rollout"].is_null()).then_some(())
-    });
+    let wait_held = |under_way: bool| {
+        wait_for(&format!("the end of it; {}", lab.agent_log()), || {
+            let service = lab.service("web");
+            (service["reason"] == "irreversible" && service["rollout"].is_null() != under_way).then_some(())
+        });
+    };
+    wait_held(true);
+    // It is given up for one that cannot be begun.
+    let taken = TcpListener::bind(("0.0.0.0", 0)).unwrap();
+    let taken = (taken.local_addr().unwrap().port(), taken);
+    lab.deploy("web", &web(&v1, taken.0, "volumes = [\"data:/data\"]"), "a port that another program has");
+    wait_held(false);
     // Nothing serves: neither may run on what the other one made.
     assert!(get(port, "/").is_err());
     let said = lab.ok(&["rollback", "web"]);

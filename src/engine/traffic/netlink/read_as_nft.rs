@@ -12,7 +12,7 @@ use super::super::{nft, owner};
 use super::ask;
 use super::objects::Objects;
 use super::same_as_nft::{frame, whole};
-use crate::types::ShareBy;
+use crate::types::{ShareBy, WHOLE};
 
 /// Lines that say all of a table, whoever has listed it.
 type Lines = BTreeMap<String, Vec<String>>;
@@ -82,8 +82,8 @@ fn sentence(rule: &Value) -> String {
                 (protocol, "dport") => said.push(format!("{protocol} {right}")),
                 other => panic!("{other:?}"),
             }
-        } else if left.get("numgen").is_some() {
-            said.push(format!("random {right}"));
+        } else if let Some(number) = left.get("numgen") {
+            said.push(format!("random {right} of {}", number["mod"]));
         } else if let Some(hash) = left.get("jhash") {
             let family = word(&hash["expr"]["payload"]["protocol"]);
             said.push(format!("{family} {} {right}", hash["seed"]));
@@ -136,10 +136,11 @@ fn shown(Said { meaning, comment }: &Said) -> String {
         said.push(format!("{} {port}", meaning.protocol().unwrap().unwrap()));
     }
     said.extend(meaning.draw.map(|draw| match (draw.by, draw.six) {
-        (ShareBy::Connection, _) => format!("random {}", draw.share.thousandths()),
+        (ShareBy::Connection, _) => format!("random {} of {WHOLE}", draw.share.thousandths()),
         (ShareBy::Client, false) => format!("ip {} {}", draw.seed, draw.share.thousandths()),
         (ShareBy::Client, true) => format!("ip6 {} {}", draw.seed, draw.share.thousandths()),
     }));
+    said.extend(meaning.lane.map(|lane| format!("random 1 of {}", lane.left())));
     let (target, port) = meaning.target.unwrap();
     said.push(format!("dnat {target}{}", port.map(|port| format!(" {port}")).unwrap_or_default()));
     format!("{} {}", said.join(", "), comment.as_deref().unwrap_or(""))
