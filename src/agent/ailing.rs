@@ -35,7 +35,9 @@ impl Agent {
         let mut ailing = BTreeMap::new();
         for (service, record) in &self.journal.records {
             let Some(incumbent) = &record.incumbent else { continue };
-            let ailing_one = incumbent.indices().find_map(|index| {
+            // What is about to go may say that it is.
+            let leaves = |index| incumbent.replicas.get(&index).is_some_and(|it| it.leaving_since.is_some());
+            let ailing_one = incumbent.indices().filter(|index| !leaves(*index)).find_map(|index| {
                 match verdict_of(service, incumbent, index, &self.seen, now) {
                     Some(Verdict::Unhealthy(why)) => Some((index, why)),
                     _ => None,

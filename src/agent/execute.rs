@@ -38,6 +38,7 @@ impl Agent {
     pub(super) fn execute(&mut self, service: &ServiceName, step: &Step) {
         tracing::debug!("{service}: {step}");
         if !self.is_paced(service, step)
+            && !self.spreads(service, step)
             && let Some(refusal) = self.effects.repeated(service, step, clock::now())
         {
             if self.effects.pause(service, &refusal, clock::now()) {
@@ -109,13 +110,28 @@ impl Agent {
         let (generation, index) = match (step, rollout) {
             (Step::Start(generation), _) => (*generation, ReplicaIndex::FIRST),
             (Step::StartReplica(generation, index), _) => (*generation, *index),
-            (Step::Fail(_), Some(rollout)) => (rollout.to.generation, ReplicaIndex::FIRST),
+            (Step::Fail(_), Some(rollout)) => {
+                let generation = rollout.to.generation;
+                let ended = |index: &ReplicaIndex| {
+                    let id = InstanceId::replica(service, generation, *index);
+                    matches!(self.seen.containers.get(&id), Some(ContainerState::Exited(_)))
+                };
+                (generation, rollout.to.indices().find(ended).unwrap_or(ReplicaIndex::FIRST))
+            }
             _ => return,
         };
         match self.seen.containers.get(&InstanceId::replica(service, generation, index)) {
             Some(ContainerState::Exited(exit)) => self.ends.insert(service.clone(), exit.clone()),
             _ => self.ends.remove(service),
         };
+    }
+
+    /// Whether `step` only spreads a generation's traffic anew over its containers, which come and go at their own times.
+    fn spreads(&self, service: &ServiceName, step: &Step) -> bool {
+        let Step::Route(generation) = step else { return false };
+        let Ok((record, deployed)) = self.live(service, *generation) else { return false };
+        let wanted = self.route(service, record, deployed);
+        self.seen.routes.get(service).is_some_and(|there| *there != wanted && there.agrees(&wanted))
     }
 
     /// Whether the record itself says when `step` may be taken again: what brings an incumbent back that does not run.

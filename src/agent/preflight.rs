@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use super::Agent;
 use crate::reconcile::record::{Phase, Spec};
 use crate::reconcile::world::{DesiredService, Observed, Room};
-use crate::types::{ContainerState, NetworkMode, Reason, Refusal};
+use crate::types::{ContainerState, NetworkMode, Reason, Refusal, ServiceName};
 
 /// Where the kernel says how much memory programs can have. Source: proc_meminfo(5).
 const MEMINFO: &str = "/proc/meminfo";
@@ -47,12 +47,34 @@ impl Agent {
             let own = matches!(spec.network_mode(), NetworkMode::Bridge | NetworkMode::None);
             let known =
                 self.journal.records.contains_key(&service) || self.pool.service(&addresses).is_some();
-            if !known || own && !self.pool.has_container(&addresses) {
-                let refusal =
-                    Refusal::new(Reason::Network, "the subnet has no free address left (engine.subnet)");
-                seen.room.no_address.insert(service, refusal);
+            let wanted = if own { self.further(&service, &spec) } else { 0 };
+            let free = self.pool.left(&addresses, wanted);
+            if !known || free < wanted {
+                let message = match wanted {
+                    0 | 1 => "the subnet has no free address left (engine.subnet)".to_owned(),
+                    _ => format!(
+                        "the subnet has {free} free addresses left (engine.subnet), and {wanted} more containers are wanted"
+                    ),
+                };
+                seen.room.no_address.insert(service, Refusal::new(Reason::Network, message));
             }
         }
+    }
+}
+
+impl Agent {
+    /// How many containers `spec` needs beside those that run: all of it, or where only their number changes, what is new.
+    fn further(&self, service: &ServiceName, spec: &Spec) -> usize {
+        let incumbent = self.journal.records.get(service).and_then(|record| record.incumbent.as_ref());
+        let (all, some) = (spec.deploy.replicas, incumbent.map(|incumbent| incumbent.spec.deploy.replicas));
+        let as_it_runs = some.map(|replicas| {
+            let mut spec = spec.clone();
+            spec.deploy.replicas = replicas;
+            spec
+        });
+        let in_place = incumbent.map(|incumbent| &incumbent.spec) == as_it_runs.as_ref();
+        let further = if in_place { all.saturating_sub(some.unwrap_or(0)) } else { all };
+        usize::try_from(further).unwrap_or(usize::MAX)
     }
 }
 

@@ -27,6 +27,8 @@ pub(super) fn check(findings: &Findings<'_>, spec: &Declared) {
         format!("`restart = \"{}\"` lets it end", spec.restart)
     } else if spec.strategy() == Strategy::Recreate {
         "its `strategy` is \"recreate\"".to_owned()
+    } else if !spec.deploy.reversible {
+        "`reversible = false` keeps a version that is not well, which is one container".to_owned()
     } else if spec.deploy.canary.is_some() {
         "it has a `canary`, which is one container".to_owned()
     } else {

@@ -30,7 +30,9 @@ pub(super) fn in_place(
     if too_small(&incumbent.spec, spec, used).is_some() {
         return None;
     }
-    if let Some(held) = preflight::ports(view, spec) {
+    if let Some(held) =
+        preflight::ports(view, spec).or_else(|| preflight::before_scale(view, incumbent, spec))
+    {
         return Some(held);
     }
     // What does not run is started with all of it, and gets its rules then.

@@ -12,7 +12,7 @@ use super::rolling::{paused, sick};
 use super::step::{Next, Step};
 use super::transition::healthy;
 use super::view::View;
-use super::{later, pending, repair};
+use super::{later, pending, repair, replicas};
 use crate::types::{Branch, Canary, ContainerState, PortMapping, Reason, Refusal, Strategy, Timestamp};
 
 /// What a candidate gets before it gets all: nothing of the kind where two cannot be at once.
@@ -94,7 +94,7 @@ fn serving(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout, incumbent
     if !view.serves(incumbent) && !has_all && view.runs(rollout.to.generation) {
         return Some(Next::Do(Step::Route(rollout.to.generation)));
     }
-    repair::next(view, record).filter(|next| matches!(next, Next::Do(_)))
+    repair::next(view, record).filter(|next| matches!(next, Next::Do(_)) && !replicas::is_scaling(next))
 }
 
 /// What is to be done for its part until its time is `over`; `None`: there is nobody to share with.
@@ -114,7 +114,7 @@ fn beside(
         return over.map(|_| Next::Do(Step::Route(generation)));
     }
     let pause = match repair::next(view, record) {
-        Some(next @ Next::Do(_)) => return Some(next),
+        Some(next @ Next::Do(_)) if !replicas::is_scaling(&next) => return Some(next),
         Some(Next::Wait { until, .. }) => until,
         // It stays as it is.
         _ if !up => return None,

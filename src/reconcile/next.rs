@@ -84,18 +84,22 @@ fn choose(view: &View<'_>) -> Planned {
         return Planned { situation: Situation::Orphaned, next };
     }
     // A repair that has to wait must not hold up a newer version: it may be the cure.
-    let waiting = match repair::next(view, record) {
+    let (waiting, scaling) = match repair::next(view, record) {
+        Some(next) if replicas::is_scaling(&next) => (None, Some(next)),
         Some(next @ Next::Do(_)) => return Planned { situation: Situation::Drifted, next },
-        waiting => waiting,
+        waiting => (waiting, None),
     };
     if let Some(next) = drain::next(view, record) {
-        return Planned { situation: Situation::Retiring, next };
+        return match scaling.filter(|_| !matches!(next, Next::Do(_))) {
+            Some(next) => Planned { situation: Situation::Drifted, next },
+            None => Planned { situation: Situation::Retiring, next },
+        };
     }
     if let Some(hold) = &record.hold {
         let head = view.desired.map(|desired| &desired.commit.id);
         let next = if hold.is_over(head, view.now) {
             Next::Do(Step::Release)
-        } else if let Some(next) = waiting {
+        } else if let Some(next) = scaling.or(waiting) {
             return Planned { situation: Situation::Drifted, next };
         } else {
             let message = format!("held by {}: {}", hold.by, hold.reason);
@@ -114,7 +118,7 @@ fn choose(view: &View<'_>) -> Planned {
         Next::Settled => jobs::after_deploy(view, record).unwrap_or(Next::Settled),
         next => next,
     };
-    if let (Some(next), false) = (waiting, matches!(next, Next::Do(_))) {
+    if let (Some(next), false) = (scaling.or(waiting), matches!(next, Next::Do(_))) {
         return Planned { situation: Situation::Drifted, next };
     }
     let situation = match &next {

@@ -43,6 +43,20 @@ pub(super) fn ports(view: &View<'_>, spec: &Spec) -> Option<Next> {
     view.observed.ports_taken.get(view.name).map(|refusal| held_for_now(view, refusal.clone()))
 }
 
+/// Why no further containers of what runs can be started now; `None` = they can, or none are to be.
+pub(super) fn before_scale(view: &View<'_>, incumbent: &Deployed, spec: &Spec) -> Option<Next> {
+    let further = spec.deploy.replicas.saturating_sub(incumbent.spec.deploy.replicas);
+    if further == 0 {
+        return None;
+    }
+    if let Some(refusal) = view.observed.room.no_address.get(view.name) {
+        return Some(held_for_now(view, refusal.clone()));
+    }
+    let mut only_these = spec.clone();
+    only_these.deploy.replicas = further;
+    memory(view, Some(incumbent), &only_these, |_, _| true).map(|refusal| held_for_now(view, refusal))
+}
+
 /// Why the candidate's container cannot be started now, beside the incumbent's: since it was begun others may have taken
 /// what memory there was.
 pub(super) fn before_start(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Option<Next> {

@@ -18,7 +18,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 /// From one look whether a service that comes first is well to the next.
-const PROVING: Duration = Duration::from_millis(500);
+pub(super) const PROVING: Duration = Duration::from_millis(500);
 
 /// A container that ran this long has recovered: its next end begins a new row.
 pub const RECOVERED_AFTER: Duration = Duration::from_secs(600);
@@ -118,7 +118,7 @@ pub(super) fn comes_after<'a>(view: &View<'a>, incumbent: &'a Deployed) -> Optio
 
 /// The service that it needs and that is about to be started, as all are after a boot: it comes first. One that cannot be
 /// started is not waited for: this one ran without it before.
-fn first<'a>(view: &View<'a>, incumbent: &'a Deployed) -> Option<&'a ServiceName> {
+pub(super) fn first<'a>(view: &View<'a>, incumbent: &'a Deployed) -> Option<&'a ServiceName> {
     incumbent.spec.needs().find(|name| {
         // Beside a candidate that has not come far its incumbent is started as well.
         let serves = |record: &&ServiceRecord| record.rollout.as_ref().is_none_or(incumbent_serves);

@@ -9,7 +9,7 @@ use std::net::Ipv4Addr;
 use super::drain::{GRACE, IDLE_POLL, IDLE_POLLS};
 use super::health::{Verdict, judge};
 use super::record::{Deployed, Phase, Replica, Rollout, ServiceRecord};
-use super::repair::{LONGEST_PAUSE, pause_after, restart_at};
+use super::repair::{self, LONGEST_PAUSE, PROVING, pause_after, restart_at};
 use super::step::{Next, Step};
 use super::view::View;
 use super::world::Observed;
@@ -78,6 +78,19 @@ pub fn lanes(
         up.push(address);
         good.extend(Some(address).filter(|_| fine));
     }
+    if good.is_empty() {
+        // What is too many goes on as long as nothing that stays is well.
+        for index in deployed.indices().filter(|index| !stays(deployed, *index)) {
+            let Some(address) = deployed.address_of(index).filter(|address| is_in(*address)) else {
+                continue;
+            };
+            match verdict_of(name, deployed, index, observed, now) {
+                Some(Verdict::Healthy) => good.push(address),
+                Some(_) => up.push(address),
+                None => {}
+            }
+        }
+    }
     let mut lanes = if good.is_empty() { up } else { good }.into_iter();
     (lanes.next().unwrap_or(deployed.address), lanes.collect())
 }
@@ -122,6 +135,16 @@ fn is_up(state: Option<&ContainerState>) -> bool {
     matches!(state, Some(ContainerState::Running { .. }))
 }
 
+/// Whether one that is too many may lose its traffic: one that stays has to be there for it.
+fn may_scale(view: &View<'_>, incumbent: &Deployed) -> bool {
+    let is_new = |(index, replica): (&ReplicaIndex, &Replica)| {
+        !stays(incumbent, *index) && replica.leaving_since.is_none()
+    };
+    let is_well =
+        |index| verdict_of(view.name, incumbent, index, view.observed, view.now) == Some(Verdict::Healthy);
+    !view.any_runs(incumbent) || !incumbent.replicas.iter().any(is_new) || serving(incumbent).any(is_well)
+}
+
 /// Why a candidate is given up: one of its containers has ended.
 pub(super) fn ended(view: &View<'_>, deployed: &Deployed) -> Option<(Reason, String)> {
     let generation = deployed.generation;
@@ -153,6 +176,11 @@ pub(super) fn is_incomplete(view: &View<'_>, deployed: &Deployed) -> bool {
     is_several(deployed) && (is_off(deployed) || serving(deployed).any(gone))
 }
 
+/// Whether it is about how many there are, which is never so pressing that a newer version or an operator waits for it.
+pub(super) fn is_scaling(next: &Next) -> bool {
+    matches!(next, Next::Do(Step::Scale(_) | Step::DropReplica(..)))
+}
+
 /// What an incumbent with several containers needs; `first`: what its first one does.
 pub(super) fn next(
     view: &View<'_>,
@@ -162,7 +190,9 @@ pub(super) fn next(
 ) -> Option<Next> {
     let generation = incumbent.generation;
     let elsewhere = record.rollout.as_ref().is_some_and(|rollout| rollout.phase >= Phase::Canary);
-    let right = elsewhere || view.route() == Some(&view.route_for(record, incumbent));
+    let wanted = view.route_for(record, incumbent);
+    let leads_here = view.route().is_some_and(|route| route.agrees(&wanted));
+    let right = view.route() == Some(&wanted) || (elsewhere && !leads_here);
     // Before anything else: connections to what has ended are refused.
     if !right && view.serves(incumbent) {
         return Some(Next::Do(Step::Route(generation)));
@@ -170,15 +200,22 @@ pub(super) fn next(
     if matches!(first, Some(Next::Do(_))) {
         return first;
     }
-    if is_off(incumbent) {
-        return Some(Next::Do(Step::Scale(generation)));
-    }
     let mut until = None;
     let mut why = None;
     let mut wait = |at: Option<Timestamp>, what: String| {
         until = [until, at].into_iter().flatten().min();
         why.get_or_insert(what);
     };
+    if is_off(incumbent) {
+        match may_scale(view, incumbent) {
+            true => return Some(Next::Do(Step::Scale(generation))),
+            false => wait(
+                None,
+                format!("what is too many of generation {generation} stays until the rest is well"),
+            ),
+        }
+    }
+    let after = repair::first(view, incumbent);
     for (index, replica) in &incumbent.replicas {
         if let Some(since) = replica.leaving_since {
             match drained(view, incumbent, *index, since) {
@@ -196,6 +233,9 @@ pub(super) fn next(
             Some(ContainerState::Running { .. }) => {}
             // What was stopped for a candidate comes back by its first one.
             _ if incumbent.down.is_some() => {}
+            _ if let Some(other) = after => {
+                wait(Some(later(view.now, PROVING)), format!("replica {index} is started once {other} runs"));
+            }
             _ if !view.has_image(incumbent) => {
                 let due = restart_at(incumbent);
                 match pending(view.now, due, LONGEST_PAUSE) {
@@ -258,7 +298,7 @@ fn pause(view: &View<'_>, replica: &Replica) -> Option<Timestamp> {
 /// The start of one that should serve and does not run, if it is due now.
 pub(super) fn start(view: &View<'_>, incumbent: &Deployed) -> Option<Step> {
     let generation = incumbent.generation;
-    if incumbent.down.is_some() || !view.has_image(incumbent) {
+    if incumbent.down.is_some() || !view.has_image(incumbent) || repair::first(view, incumbent).is_some() {
         return None;
     }
     let mut staying = incumbent.replicas.iter().filter(|(_, replica)| replica.leaving_since.is_none());
@@ -295,11 +335,9 @@ pub(super) fn spread(view: &View<'_>) -> Option<Step> {
     let serving = record.serving().filter(|serving| is_several(serving))?;
     // What changes rules itself is left alone.
     let apart = record.removing.is_some() || serving.amending.is_some();
-    // A route with a branch has a step of its own.
-    let canary = record.rollout.as_ref().is_some_and(|rollout| rollout.phase == Phase::Canary);
     let (there, wanted) = (view.route()?, view.route_for(record, serving));
     let only_lanes = there.agrees(&wanted) && *there != wanted;
-    (only_lanes && !apart && !canary && view.serves(serving)).then_some(Step::Route(serving.generation))
+    (only_lanes && !apart && view.serves(serving)).then_some(Step::Route(serving.generation))
 }
 
 /// A container of a generation that is known, which no record names.

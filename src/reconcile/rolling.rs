@@ -21,7 +21,9 @@ pub(super) fn next(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -
     let has_all = matches!(rollout.phase, Phase::Canary | Phase::Switching) && routed(view, record, rollout);
     if incumbent_serves(rollout) && !has_all && rollout.phase != Phase::Canary {
         // A restart that has to wait must not hold the candidate up: it may be the cure.
-        if let Some(next @ Next::Do(_)) = repair::next(view, record) {
+        if let Some(next @ Next::Do(_)) =
+            repair::next(view, record).filter(|next| !replicas::is_scaling(next))
+        {
             return next;
         }
     }
@@ -434,7 +436,9 @@ fn abandoning(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Nex
             {
                 // Two at once would write to the same files: here the candidate has to go first.
                 return Next::Do(Step::Discard(generation));
-            } else if let Some(next @ Next::Do(_)) = repair::next(view, record) {
+            } else if let Some(next @ Next::Do(_)) =
+                repair::next(view, record).filter(|next| !replicas::is_scaling(next))
+            {
                 // It has to run before the candidate may go.
                 return next;
             } else if let Some(other) = repair::comes_after(view, incumbent) {

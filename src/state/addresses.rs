@@ -53,9 +53,10 @@ impl Pool {
         Some(found)
     }
 
-    /// Whether there is an address left for a container.
-    pub fn has_container(&self, used: &BTreeSet<Ipv4Addr>) -> bool {
-        self.containers.clone().map(Ipv4Addr::from).any(|address| !used.contains(&address))
+    /// How many addresses are left for containers, counted up to `most`.
+    pub fn left(&self, used: &BTreeSet<Ipv4Addr>, most: usize) -> usize {
+        let free = self.containers.clone().map(Ipv4Addr::from).filter(|address| !used.contains(address));
+        free.take(most).count()
     }
 
     /// An address for a service; `None` when there is none left.
