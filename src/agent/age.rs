@@ -12,6 +12,10 @@ use crate::types::{CommitInfo, Reason, Refusal, Timestamp, format_duration};
 impl Agent {
     /// After a look that has reached the repo: says once that its newest commit has become too old.
     pub(super) fn judge_age(&mut self, now: Timestamp) {
+        // There may be a newer one, which could not be taken over.
+        if self.source.refusal.is_some() {
+            return;
+        }
         let waits = self.source.waits.as_ref().map(|waits| &waits.commit);
         let Some(head) = waits.or(self.desired.as_ref().map(|desired| &desired.commit)) else { return };
         let old = too_old(self.config.repo.trust.max_age, head, now);

@@ -87,7 +87,12 @@ impl<'a> Session<'a> {
 
     /// libgit2 followed a redirect to another port of the same host, which it does whatever it is told, and was stopped there.
     pub(super) fn was_sent_elsewhere(&self) -> bool {
-        self.at_once.is_some() && self.greeted.get() > 1
+        // Over plain http none is looked at on the way to the place itself.
+        let on_the_way = match self.remote {
+            Remote::Http { origin } if origin.starts_with("http://") => 0,
+            _ => 1,
+        };
+        self.at_once.is_some() && self.greeted.get() > on_the_way
     }
 
     /// The list of refs is one answer, on one connection: a second one before it is there goes where nothing may be shown
@@ -105,7 +110,8 @@ impl<'a> Session<'a> {
     }
 
     /// How anything is fetched: what is asked for and nothing else, and from nowhere else: no redirect is followed, and what is
-    /// shown without being asked goes to the server of the address alone, also by way of a proxy.
+    /// shown without being asked goes to the server of the address alone, also by way of a proxy. That holds for https: from
+    /// plain http to plain http on another port of the same host libgit2 takes it along, and there is nothing to stop it at.
     pub(super) fn fetch_options(&self) -> FetchOptions<'_> {
         let mut options = FetchOptions::new();
         options.remote_callbacks(self.callbacks());

@@ -189,7 +189,7 @@ impl Repository {
             .remote_anonymous(&without_user(url))
             .map_err(|e| GitError::with(Reason::ConfigInvalid, format!("use {}", named(url)), e))?;
         if direction == Direction::Fetch
-            && let Some(login) = self.logins.at_once(config, url, target)?
+            && let Some(login) = self.logins.at_once(config, url, target)
         {
             let session = Session::new(config, url, target, Some(login))?;
             // libgit2 keeps pointers into these until it has disconnected.

@@ -61,23 +61,20 @@ impl Logins {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What a remote can be shown without being asked; `None`: it has to ask.
-    ///
-    /// # Errors
-    /// `auth`: the file cannot be read any more.
-    pub(super) fn at_once(
-        &self,
-        config: &RepoConfig,
-        url: &SafeUrl,
-        remote: &Remote,
-    ) -> Result<Option<Login>, GitError> {
-        let Remote::Http { origin } = remote else { return Ok(None) };
+    /// What a remote can be shown without being asked; `None`: it has to ask. So it does once a file cannot be read any more:
+    /// it may not want what stood there any more, and if it does, the file is named.
+    pub(super) fn at_once(&self, config: &RepoConfig, url: &SafeUrl, remote: &Remote) -> Option<Login> {
+        let Remote::Http { origin } = remote else { return None };
         match self.known().get(url) {
-            None | Some(Known::MustAsk) => return Ok(None),
-            Some(Known::Told(login)) => return Ok(Some(login.clone())),
+            None | Some(Known::MustAsk) => return None,
+            Some(Known::Told(login)) => return Some(login.clone()),
             Some(Known::Standing) => {}
         }
-        find(config, url, origin).map(Some)
+        let found = find(config, url, origin);
+        if found.is_err() {
+            self.forget(url);
+        }
+        found.ok()
     }
 
     /// A remote asked for this, and took it.
@@ -142,19 +139,24 @@ pub(super) fn asking(origin: &str, asking: &str) -> Result<Asking, GitError> {
     Err(GitError::plain(Reason::Auth, message))
 }
 
-/// What a remote that asks is shown: that of a file, else what the helper says, else what stands in its address.
+/// What a remote that asks is shown: that of a file, else what the helper says, else what stands in its address. A remote
+/// that has no keys of its own, and a password in its address, is shown that alone: it says more of it than those of `[repo]`.
 ///
 /// # Errors
 /// `auth`: there is nothing, or it is for another place, or the file or the helper fails.
 pub(super) fn find(config: &RepoConfig, url: &SafeUrl, origin: &str) -> Result<Login, GitError> {
     let (name, word) = in_address(url);
-    let user = config.username.clone().or(name);
     let login = |user: Option<String>, password, told| Login {
         // Forges that take a token in the password's place do not look at the name.
         user: user.unwrap_or_else(|| "x-access-token".to_owned()),
         password,
         told,
     };
+    let word = match word {
+        Some(word) if *url != config.url => return Ok(login(name, word, false)),
+        word => word,
+    };
+    let user = config.username.clone().or(name);
     let (field, file) = match (&config.token_file, &config.password_file) {
         (Some(file), _) => ("repo.token_file", Some(file)),
         (None, Some(file)) => ("repo.password_file", Some(file)),
@@ -251,6 +253,59 @@ mod tests {
         ] {
             assert_eq!(answer(origin, by), wanted, "{origin} {by}");
         }
+    }
+
+    #[test]
+    fn what_is_shown_comes_from_the_nearest_place() {
+        let bare = RepoConfig {
+            url: "https://ann:word@h/x.git".parse().unwrap(),
+            branch: "main".to_owned(),
+            path: ".".to_owned(),
+            poll: std::time::Duration::from_secs(30),
+            repo_id: None,
+            ssh_key: None,
+            known_hosts: None,
+            username: None,
+            password_file: None,
+            token_file: None,
+            credential_helper: Vec::new(),
+            ca_file: None,
+            trust: crate::config::agent::TrustConfig::default(),
+        };
+        let file = std::env::temp_dir().join(format!("gitopsd-login-{}", std::process::id()));
+        std::fs::write(&file, "token\n").unwrap();
+        let with_token = RepoConfig { token_file: Some(file.clone()), ..bare.clone() };
+        let user = Some("deploy".to_owned());
+        let named = RepoConfig { username: user, password_file: Some("/none".into()), ..bare.clone() };
+        let helper = RepoConfig { credential_helper: vec!["/none".to_owned()], ..bare.clone() };
+        for (config, url, wanted) in [
+            // The repo itself: a file or the helper comes before what stands in the address.
+            (&bare, "https://ann:word@h/x.git", Ok("ann:word")),
+            (&with_token, "https://ann:word@h/x.git", Ok("ann:token")),
+            (&named, "https://ann:word@h/x.git", Err("read repo.password_file")),
+            (&helper, "https://ann:word@h/x.git", Err("/none")),
+            // Receipts elsewhere, without keys of their own.
+            (&bare, "https://bot:tok@other/audit.git", Ok("bot:tok")),
+            (&with_token, "https://bot:tok@other/audit.git", Ok("bot:tok")),
+            (&with_token, "https://bot:tok@h/audit.git", Ok("bot:tok")),
+            (&named, "https://:tok@other/audit.git", Ok("x-access-token:tok")),
+            (&helper, "https://bot:tok@other/audit.git", Ok("bot:tok")),
+            (&with_token, "https://bot@h/audit.git", Ok("bot:token")),
+            (&with_token, "https://bot@other/audit.git", Err("is for the host of repo.url alone")),
+            (&bare, "https://bot@other/audit.git", Err("wants credentials")),
+        ] {
+            let url: SafeUrl = url.parse().unwrap();
+            let Ok(Remote::Http { origin }) = Remote::parse(&url) else { panic!("{url}") };
+            match (find(config, &url, &origin), wanted) {
+                (Ok(login), wanted) => {
+                    assert_eq!(Ok(format!("{}:{}", login.user, login.password).as_str()), wanted, "{url}");
+                }
+                (Err(error), wanted) => {
+                    assert!(error.to_string().contains(wanted.unwrap_err()), "{url}: {error}");
+                }
+            }
+        }
+        std::fs::remove_file(&file).unwrap();
     }
 
     #[test]

@@ -158,13 +158,20 @@ fn hosts_with_certificates() {
         keygen(&[arguments, &[public.as_str()]].concat(), &sshd);
         format!("HostCertificate {}\n", sshd.join(format!("{name}-cert.pub")).display())
     };
-    let good = ["-s", "host_ca", "-h", "-I", "git", "-n", "127.0.0.1,git.example.org", "-V", "-1h:+1h"];
+    let good = ["-s", "host_ca", "-h", "-I", "git", "-n", "127.0.0.1,localhost", "-V", "-1h:+1h"];
     for (n, name) in ["host_ed25519", "host_ecdsa", "host_rsa"].into_iter().enumerate() {
         let line = sign(&good, name);
         server = server.restarted_with(&line);
         known(&format!("@cert-authority [127.*]:{},other.lan {authority}\n", server.port));
         fetch(&settings, &lab.path(&format!("cache-{n}")))
             .unwrap_or_else(|error| panic!("{name}: {error}\n{}", server.log()));
+        // By its name too, in letters of either case.
+        known(&format!("@cert-authority [localhost]:{} {authority}\n", server.port));
+        let mut by_name = settings.clone();
+        let url = by_name.url.as_str().replace("127.0.0.1", "LocalHost");
+        assert!(url.contains("LocalHost"), "{url}");
+        by_name.url = url.parse().unwrap();
+        fetch(&by_name, &lab.path(&format!("cache-name-{n}"))).unwrap_or_else(|e| panic!("{name}: {e}"));
         // The host's own line counts before.
         let own = server.host_key(name);
         known(&format!("@cert-authority * {authority}\n{place} {own}\n"));

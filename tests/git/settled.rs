@@ -125,7 +125,10 @@ fn one_request_and_no_write_with_credentials_over_tls() {
     server.shown.lock().unwrap().clear();
     let error = repository.fetch().unwrap_err();
     assert!(error.to_string().contains("repo.token_file"), "{error}");
-    assert!(server.shown.lock().unwrap().is_empty(), "nothing to ask with");
+    assert_eq!(*server.shown.lock().unwrap(), [None], "nothing to show");
+    // A server that does not ask any more needs no file.
+    server.behaviour.lock().unwrap().credentials = None;
+    assert_eq!(shown_by(&server, 2, &repository), [None, None]);
 
     // In the address.
     let mut inline = settings.clone();
@@ -207,6 +210,37 @@ fn credentials_that_a_server_took_follow_no_redirect() {
         assert!(other.shown.lock().unwrap().iter().all(Option::is_none), "{place}");
         server.behaviour.lock().unwrap().redirect = None;
         repository.fetch().unwrap();
+    }
+}
+
+/// Where plain http leads to https on the same host: there it is looked at who answers, and nothing is shown unasked.
+#[test]
+fn credentials_taken_over_http_are_not_shown_unasked_by_https() {
+    let lab = Lab::new().with_repo();
+    let (certificate, authority) = tls(&lab.path(""));
+    let server = HttpServer::start(&lab.path(""), None);
+    let mut settings = config(&server.url("config.git"));
+    settings.ca_file = Some(authority);
+    settings.token_file = Some(lab.path("token"));
+    std::fs::write(lab.path("token"), "one\n").unwrap();
+    let taken = basic("x-access-token:one");
+    wants(&server, "x-access-token:one");
+    let repository = Repository::open(&settings, &lab.cache()).unwrap();
+    follow(&repository, None).unwrap();
+    assert_eq!(shown_by(&server, 2, &repository), vec![taken.clone(); 2]);
+    let other = HttpServer::start(&lab.path(""), Some(certificate));
+    let place = other.url("").trim_end_matches('/').to_owned();
+    server.behaviour.lock().unwrap().redirect = Some(place);
+    // It does not ask: nothing is shown to it.
+    repository.fetch().unwrap();
+    repository.fetch().unwrap();
+    let shown = std::mem::take(&mut *other.shown.lock().unwrap());
+    assert!(shown.len() >= 2 && shown.iter().all(Option::is_none), "{shown:?}");
+    // It asks, each time.
+    wants(&other, "x-access-token:one");
+    for _ in 0..2 {
+        repository.fetch().unwrap();
+        assert_eq!(std::mem::take(&mut *other.shown.lock().unwrap()), [None, taken.clone()]);
     }
 }
 

@@ -19,6 +19,8 @@ const NAME: &str = "gitopsd-default";
 const PARSERS: [&str; 2] = ["/usr/sbin/apparmor_parser", "/sbin/apparmor_parser"];
 /// What the kernel has, a line each.
 const LOADED: &str = "/sys/kernel/security/apparmor/profiles";
+/// What the kernel calls having none.
+const UNCONFINED: &str = "unconfined";
 /// Which version of the language rules are to be read as, where the tools know versions.
 const ABI: &str = "/etc/apparmor.d/abi/3.0";
 
@@ -80,14 +82,38 @@ fn is_for_us() -> bool {
     says("/sys/module/apparmor/parameters/enabled", "Y")
         && ["/proc/self/attr/apparmor/current", "/proc/self/attr/current"]
             .iter()
-            .any(|path| says(path, "unconfined"))
+            .any(|path| says(path, UNCONFINED))
         && !Path::new("/run/systemd/container").exists()
         && std::env::var_os("container").is_none()
 }
 
 fn is_loaded() -> bool {
-    let loaded = fs::read_to_string(LOADED).unwrap_or_default();
-    loaded.lines().any(|line| line.split(" (").next() == Some(NAME))
+    fs::read_to_string(LOADED).is_ok_and(|loaded| names(&loaded, NAME))
+}
+
+/// Whether the kernel's list has the profile.
+fn names(loaded: &str, profile: &str) -> bool {
+    loaded.lines().any(|line| line.split(" (").next() == Some(profile))
+}
+
+/// Puts a command where its container is, which `init` is the first process of: under the profile that `process` names, or
+/// under none, as the container is once somebody has taken the profile away. What has none could not be signalled from under
+/// one that was given again; and of one that the kernel has not, no program is executed under it.
+pub(super) fn follow(process: &mut serde_json::Value, init: i32) {
+    let label = ["attr/apparmor/current", "attr/current"]
+        .iter()
+        .find_map(|file| fs::read_to_string(format!("/proc/{init}/{file}")).ok());
+    follow_label(process, label.as_deref(), fs::read_to_string(LOADED).ok().as_deref());
+}
+
+fn follow_label(process: &mut serde_json::Value, label: Option<&str>, loaded: Option<&str>) {
+    let Some(profile) = process["apparmorProfile"].as_str() else { return };
+    if label.is_some_and(|label| label.trim_end() == UNCONFINED)
+        || loaded.is_some_and(|loaded| !names(loaded, profile))
+    {
+        // Not without the key: runtimes take the container's own then.
+        process["apparmorProfile"] = UNCONFINED.into();
+    }
 }
 
 /// Puts the profile into the kernel, in the place of an older version of it; what runs under that goes on under this one.
@@ -112,6 +138,34 @@ fn give(parser: &str, layout: &Layout) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_command_is_where_its_container_is() {
+        let had = serde_json::json!({ "args": ["true"], "apparmorProfile": NAME });
+        let label = "gitopsd-default (enforce)\n";
+        let there = "docker-default (enforce)\ngitopsd-default (enforce)\n";
+        let gone = "docker-default (enforce)\ngitopsd-default-2 (enforce)\n";
+        for (label, loaded, profile) in [
+            (Some(label), Some(there), NAME),
+            (Some(label), None, NAME),
+            (None, Some(there), NAME),
+            (None, None, NAME),
+            (Some("unconfined\n"), Some(gone), UNCONFINED),
+            (Some(label), Some(gone), UNCONFINED),
+            (None, Some(gone), UNCONFINED),
+            // Given again for another container since: this one goes on under none.
+            (Some("unconfined\n"), Some(there), UNCONFINED),
+            (Some("unconfined\n"), None, UNCONFINED),
+        ] {
+            let mut process = had.clone();
+            follow_label(&mut process, label, loaded);
+            assert_eq!(process["apparmorProfile"], profile, "{label:?} {loaded:?}");
+        }
+        let none = serde_json::json!({ "args": ["true"] });
+        let mut process = none.clone();
+        follow_label(&mut process, Some("unconfined\n"), Some(""));
+        assert_eq!(process, none);
+    }
 
     #[test]
     fn what_is_to_have_none_has_none() {

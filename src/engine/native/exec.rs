@@ -129,7 +129,9 @@ fn timed(
         .map_err(|error| format!("signals: {error}"))?;
 
     let launch = launch.ok_or(UNREADABLE)?;
-    let process = exec_process::describe(run, &launch, 0, command, &Session::default())?;
+    let record = super::record::read::<super::record::RunRecord>(&run.record());
+    let init = record.map_or(0, |record| record.init.pid);
+    let process = exec_process::describe(run, &launch, init, command, &Session::default())?;
     // Ours is the pipe to the agent.
     let null = File::open("/dev/null").map_err(|error| format!("/dev/null: {error}"))?;
     let pid = start(run, &launch, process, Streams { stdin: Some(null), ..Streams::default() })?;

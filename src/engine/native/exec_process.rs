@@ -8,6 +8,7 @@ use std::path::Path;
 use nix::fcntl::OFlag;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+use super::apparmor;
 use super::exec_session::Session;
 use super::in_root;
 use super::launch::Launch;
@@ -41,6 +42,7 @@ pub(super) fn describe(
 ) -> Result<Process, String> {
     let failed = |error: io::Error| format!("{}: its configuration: {error}", launch.id);
     let mut process = container_process(run).map_err(failed)?;
+    apparmor::follow(&mut process, init);
     process["args"] = command.into();
     process["terminal"] = session.tty.into();
     let mut env = Vec::new();

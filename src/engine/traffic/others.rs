@@ -59,7 +59,7 @@ pub fn who_has(own: &str, ports: &[PortMapping]) -> io::Result<Option<String>> {
     let instances: BTreeSet<&Home> = chains.iter().map(|chain| &chain.home).filter(is_instance).collect();
     for home in instances {
         for map in PUBLISHED {
-            let found = elements(home, map).iter().find_map(|element| published(home, element, ports));
+            let found = elements(home, map)?.iter().find_map(|element| published(home, element, ports));
             if found.is_some() {
                 return Ok(found);
             }
@@ -74,13 +74,16 @@ pub fn who_has(own: &str, ports: &[PortMapping]) -> io::Result<Option<String>> {
     let mut theirs = rules
         .iter()
         .filter(|rule| rule.home.table != own && !outgoing.contains(&(&rule.home, rule.chain.as_str())));
-    Ok(theirs.find_map(|rule| redirected(rule, ports)))
+    theirs.find_map(|rule| redirected(rule, ports).transpose()).transpose()
 }
 
 /// What is in a set. One that is gone since, or was never there, has nothing.
-fn elements(home: &Home, set: &str) -> Vec<Element> {
-    let answer = ask::elements(home.family, &home.table, set);
-    answer.map(|messages| Objects::read(&messages).elements).unwrap_or_default()
+fn elements(home: &Home, set: &str) -> io::Result<Vec<Element>> {
+    match ask::elements(home.family, &home.table, set) {
+        Ok(messages) => Ok(Objects::read(&messages).elements),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(error),
+    }
 }
 
 /// An element of another instance's maps: see `ruleset`.
@@ -106,23 +109,23 @@ fn published(home: &Home, element: &Element, ports: &[PortMapping]) -> Option<St
 }
 
 /// A rule that sends a port elsewhere.
-fn redirected(rule: &Rule, ports: &[PortMapping]) -> Option<String> {
+fn redirected(rule: &Rule, ports: &[PortMapping]) -> io::Result<Option<String>> {
     let Home { family, table } = &rule.home;
     let meaning = Meaning::of(*family, &rule.expressions);
-    if !meaning.is_redirect {
-        return None;
-    }
-    let protocol = meaning.protocol().ok()?;
-    let ranges = match meaning.ports.as_ref()? {
+    let (true, Ok(protocol), Some(theirs)) = (meaning.is_redirect, meaning.protocol(), &meaning.ports) else {
+        return Ok(None);
+    };
+    let ranges = match theirs {
         Ports::One(port) => vec![(*port, *port)],
         Ports::Range(first, last) => vec![(*first, *last)],
-        Ports::Set(set) => ranges(&elements(&rule.home, set)),
+        Ports::Set(set) => ranges(&elements(&rule.home, set)?),
     };
     let port = ports.iter().find(|port| {
         protocol.is_none_or(|protocol| protocol == port.protocol)
             && ranges.iter().any(|(first, last)| (*first..=*last).contains(&port.host_port))
             && reaches(meaning.to, port)
-    })?;
+    });
+    let Some(port) = port else { return Ok(None) };
     let family = match family {
         1 => "inet",
         2 => "ip",
@@ -130,10 +133,10 @@ fn redirected(rule: &Rule, ports: &[PortMapping]) -> Option<String> {
         10 => "ip6",
         _ => "",
     };
-    Some(format!(
+    Ok(Some(format!(
         "port {}/{} is redirected by a rule of chain {} (nftables table {family} {table})",
         port.host_port, port.protocol, rule.chain
-    ))
+    )))
 }
 
 /// Whether what is sent to the published port may be sent to `address`; `None` = any.
@@ -270,6 +273,12 @@ mod tests {
         }
         assert_eq!(who("2001:db8::2", 7001, Protocol::Tcp), None);
         assert_eq!(who_has("gitopsd", &[]).unwrap(), None);
+        // A set that is not there is empty; of one that cannot be asked for nothing is known.
+        let home = |table: &str| Home { family: INET, table: table.to_owned() };
+        assert!(elements(&home("gitopsd-two"), "none").unwrap().is_empty());
+        assert!(elements(&home("none"), "anywhere").unwrap().is_empty());
+        let error = elements(&home("gitopsd-two"), &"x".repeat(300)).unwrap_err();
+        assert_ne!(error.kind(), io::ErrorKind::NotFound, "{error}");
         // What is ours is nobody else's.
         let own = PortMapping {
             host_ip: [0, 0, 0, 0].into(),

@@ -4,6 +4,7 @@
 
 use std::io;
 use std::os::fd::AsRawFd as _;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::socket::{
@@ -25,7 +26,9 @@ const INTERRUPTED: u16 = 0x10;
 const ERROR: u16 = 2;
 const DONE: u16 = 3;
 /// As often a list is begun again that changes while it is read.
-const TRIES: usize = 20;
+const TRIES: u32 = 20;
+/// Before the second time; it grows by as much each time, to a fifth of a second in all.
+const PAUSE: Duration = Duration::from_millis(1);
 
 /// The chains of a family.
 pub fn chains(family: u8) -> io::Result<Vec<u8>> {
@@ -59,7 +62,11 @@ fn dump(kind: u16, family: u8, filter: &Attributes) -> io::Result<Vec<u8>> {
     let mut tries = 1;
     loop {
         match once(&asked) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted && tries < TRIES => tries += 1,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted && tries < TRIES => {
+                // Whoever changes it may be in the middle of many changes.
+                std::thread::sleep(PAUSE * tries);
+                tries += 1;
+            }
             other => return other,
         }
     }
