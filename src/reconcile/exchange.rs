@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::order;
 use super::record::{Phase, ServiceRecord, Spec};
 use super::sharing::{Place, has_begun, is_among, taken, written};
 use super::view::View;
@@ -36,8 +37,8 @@ fn circle(
 ) -> Option<Refusal> {
     let (other, place) = takes.iter().find(|(other, _)| leads_to(other, own, &from))?;
     let message = format!(
-        "it is to take {} from {other}, which cannot leave it before this service has left a directory of its own: let \
-         one of them leave its own in a commit before",
+        "it is to take {} from {other}, which cannot leave it before this service has left a directory of its own, or does \
+         without it: let one of them do so in a commit before",
         place.display()
     );
     Some(Refusal::new(Reason::VolumeInUse, message))
@@ -61,9 +62,12 @@ fn leads_to(
     false
 }
 
-/// Those from which a service is to take a directory, where it has not begun to.
+/// Those from which a service is to take a directory, where it has not begun to; of one that is to go those that need it.
 fn waits_for(view: &View<'_>, name: &ServiceName) -> Vec<ServiceName> {
     let Some(there) = view.known(name) else { return Vec::new() };
+    if view.desired.is_some_and(|desired| !desired.services.contains_key(name)) {
+        return order::dependants(&there).cloned().collect();
+    }
     let rollout = there.record.and_then(|record| Some((record, record.rollout.as_ref()?)));
     // One that is given up is next what the repo says.
     if rollout.is_some_and(|(record, it)| it.phase != Phase::Abandoning && has_begun(&there, record, it)) {

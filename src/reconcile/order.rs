@@ -176,24 +176,27 @@ fn is_to_begin(view: &View<'_>, name: &ServiceName, record: Option<&ServiceRecor
 
 /// The service that still runs a generation which depends on this one: it goes first.
 pub(super) fn dependant<'a>(view: &View<'a>) -> Option<&'a ServiceName> {
-    let needs = |deployed: &Deployed, name: &ServiceName| deployed.spec.needs().any(|needed| needed == name);
-    // A candidate that has not been started may wait for what this one never will be.
-    let idle = |name: &'a ServiceName, record: &ServiceRecord| {
-        let candidate = record.rollout.as_ref().map(|rollout| rollout.to.generation);
-        candidate.filter(|generation| view.of(name).container(*generation).is_none())
-    };
-    let live = |other: &'a ServiceName, record: &ServiceRecord, name: &ServiceName| {
-        let idle = idle(other, record);
-        record.live_generations().any(|live| needs(live, name) && Some(live.generation) != idle)
-    };
-    let own = view.record?;
-    let found = view.records.iter().find(|(name, record)| {
-        *name != view.name
-            && live(name, record, view.name)
+    dependants(view).next()
+}
+
+/// All of those.
+pub(super) fn dependants<'a>(view: &View<'a>) -> impl Iterator<Item = &'a ServiceName> {
+    let others = view.records.iter().filter(|(name, _)| view.record.is_some() && *name != view.name);
+    let found = others.filter(move |(name, record)| {
+        lives_on(view, name, record)
             // Of two that need each other neither would ever go.
-            && !way_back(view, own, name)
+            && !view.record.is_some_and(|own| way_back(view, own, name))
     });
     found.map(|(name, _)| name)
+}
+
+/// Whether a generation of `other` needs this service.
+fn lives_on(view: &View<'_>, other: &ServiceName, record: &ServiceRecord) -> bool {
+    // A candidate that has not been started may wait for what this one never will be.
+    let candidate = record.rollout.as_ref().map(|rollout| rollout.to.generation);
+    let idle = candidate.filter(|generation| view.of(other).container(*generation).is_none());
+    let needs = |deployed: &Deployed| deployed.spec.needs().any(|needed| needed == view.name);
+    record.live_generations().any(|live| needs(live) && Some(live.generation) != idle)
 }
 
 /// Whether a generation of `from` depends on `to`, by however many others.
