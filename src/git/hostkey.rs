@@ -83,8 +83,6 @@ impl KnownHosts {
 
     /// Judges the key that a server shows at `now`; `key` is the blob of RFC 4253 section 6.6, or a certificate.
     pub(super) fn check(&self, host: &str, port: u16, key: &[u8], now: Timestamp) -> Answer {
-        // Names of hosts are the same in letters of either case; a certificate has them in small ones.
-        let host = &host.to_ascii_lowercase();
         let name = host_name(host, port);
         let entries: Vec<&Entry> = self.entries.iter().filter(|entry| matches(&entry.hosts, &name)).collect();
         let is = |marker, key: &[u8]| entries.iter().any(|entry| entry.marker == marker && entry.key == key);
