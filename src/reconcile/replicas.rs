@@ -135,14 +135,15 @@ fn is_up(state: Option<&ContainerState>) -> bool {
     matches!(state, Some(ContainerState::Running { .. }))
 }
 
-/// Whether one that is too many may lose its traffic: one that stays has to be there for it.
+/// Whether what is too many has lost its traffic: as long as nothing that stays is well, or rules cannot be written, it
+/// has not.
 fn may_scale(view: &View<'_>, incumbent: &Deployed) -> bool {
-    let is_new = |(index, replica): (&ReplicaIndex, &Replica)| {
-        !stays(incumbent, *index) && replica.leaving_since.is_none()
-    };
-    let is_well =
-        |index| verdict_of(view.name, incumbent, index, view.observed, view.now) == Some(Verdict::Healthy);
-    !view.any_runs(incumbent) || !incumbent.replicas.iter().any(is_new) || serving(incumbent).any(is_well)
+    let mut too_many = incumbent
+        .replicas
+        .iter()
+        .filter(|(index, replica)| !stays(incumbent, **index) && replica.leaving_since.is_none());
+    let leads_to = |address| view.route().is_some_and(|route| route.lanes().any(|lane| lane == address));
+    !too_many.any(|(_, replica)| leads_to(replica.address))
 }
 
 /// Why a candidate is given up: one of its containers has ended.
@@ -190,9 +191,7 @@ pub(super) fn next(
 ) -> Option<Next> {
     let generation = incumbent.generation;
     let elsewhere = record.rollout.as_ref().is_some_and(|rollout| rollout.phase >= Phase::Canary);
-    let wanted = view.route_for(record, incumbent);
-    let leads_here = view.route().is_some_and(|route| route.agrees(&wanted));
-    let right = view.route() == Some(&wanted) || (elsewhere && !leads_here);
+    let right = elsewhere || view.route() == Some(&view.route_for(record, incumbent));
     // Before anything else: connections to what has ended are refused.
     if !right && view.serves(incumbent) {
         return Some(Next::Do(Step::Route(generation)));
@@ -335,9 +334,11 @@ pub(super) fn spread(view: &View<'_>) -> Option<Step> {
     let serving = record.serving().filter(|serving| is_several(serving))?;
     // What changes rules itself is left alone.
     let apart = record.removing.is_some() || serving.amending.is_some();
+    // A route with a branch has a step of its own.
+    let canary = record.rollout.as_ref().is_some_and(|rollout| rollout.phase == Phase::Canary);
     let (there, wanted) = (view.route()?, view.route_for(record, serving));
     let only_lanes = there.agrees(&wanted) && *there != wanted;
-    (only_lanes && !apart && view.serves(serving)).then_some(Step::Route(serving.generation))
+    (only_lanes && !apart && !canary && view.serves(serving)).then_some(Step::Route(serving.generation))
 }
 
 /// A container of a generation that is known, which no record names.

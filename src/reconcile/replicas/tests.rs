@@ -130,7 +130,11 @@ fn what_is_well_shares_new_connections() {
     fewer.spec.deploy.replicas = 2;
     assert_eq!(spread(&fewer, &[Well, Well, Well], &[1, 2, 3]), [1, 2]);
     fewer.spec.deploy.replicas = 1;
-    assert_eq!(spread(&fewer, &[Sick, Well, Well], &[1, 2, 3]), [1]);
+    assert_eq!(spread(&fewer, &[Well, Well, Well], &[1, 2, 3]), [1]);
+    // But it goes on as long as nothing that stays is well.
+    assert_eq!(spread(&fewer, &[Sick, Well, Well], &[1, 2, 3]), [2, 3]);
+    assert_eq!(spread(&fewer, &[Sick, Sick, Over], &[1, 2, 3]), [1, 2]);
+    assert_eq!(spread(&fewer, &[Sick, Well, Well], &[1]), [1], "what had lost them gets none again");
 }
 
 #[test]
