@@ -54,7 +54,7 @@ fn a_websocket_that_says_good_bye_is_asked_again_elsewhere() {
 /// next one.
 fn stream_server(served: u32, instead: bool) -> String {
     server(move |mut stream| {
-        // Else the kernel would keep the last frame back until the client has acknowledged the one before.
+        // Else the kernel would keep a frame back until the client has acknowledged the one before.
         stream.set_nodelay(true).unwrap();
         let mut preface = [0; 24];
         let _ = stream.read_exact(&mut preface);
@@ -71,18 +71,21 @@ fn stream_server(served: u32, instead: bool) -> String {
                 continue;
             }
             let over = answered == served;
+            // One write, so that the client cannot see an answer without the GOAWAY that comes with it, and ask again between
+            // the two.
+            let mut frames = Vec::new();
             if !over {
                 let body = b"version 8\n";
-                let mut answer = vec![0, 0, 1, 1, 4, head[5], head[6], head[7], head[8], 0x88];
-                answer.extend_from_slice(&[0, 0, 10, 0, 1, head[5], head[6], head[7], head[8]]);
-                answer.extend_from_slice(body);
-                let _ = stream.write_all(&answer);
+                frames.extend_from_slice(&[0, 0, 1, 1, 4, head[5], head[6], head[7], head[8], 0x88]);
+                frames.extend_from_slice(&[0, 0, 10, 0, 1, head[5], head[6], head[7], head[8]]);
+                frames.extend_from_slice(body);
                 answered += 1;
             }
             if over || (!instead && answered == served) {
                 let last = (served * 2 - 1).to_be_bytes();
-                let _ = stream.write_all(&[&[0, 0, 8, 7, 0, 0, 0, 0, 0][..], &last, &[0; 4]].concat());
+                frames.extend_from_slice(&[&[0, 0, 8, 7, 0, 0, 0, 0, 0][..], &last, &[0; 4]].concat());
             }
+            let _ = stream.write_all(&frames);
         }
     })
 }
