@@ -25,6 +25,8 @@ mod meant;
 mod promises;
 #[path = "compat/scenarios.rs"]
 mod scenarios;
+#[path = "compat/suites.rs"]
+mod suites;
 #[path = "compat/traps.rs"]
 mod traps;
 
@@ -32,6 +34,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
 
+use gitopsd::config::COMPOSE_DEPLOY;
 use gitopsd::config::agent::HostIdentity;
 use gitopsd::config::repo::{RepoFiles, RepoView, read};
 use gitopsd::types::{Policy, Reason};
@@ -210,6 +213,13 @@ fn the_page_is_what_the_parser_knows() {
         page.push_str(&format!("| `{key}` | refused by name | | |\n"));
     }
     page.push_str(
+        "\n### `deploy`\n\nIts keys are those of `docs/config.md`. Of Compose's, `replicas` is the same; what is written otherwise here is refused \
+         by name, and\nthe message says so:\n\n| key | here |\n|---|---|\n",
+    );
+    for (key, here) in COMPOSE_DEPLOY {
+        page.push_str(&format!("| `{key}` | {here} |\n"));
+    }
+    page.push_str(
         "\n## What is not as under Docker, on purpose\n\nAll of it: a difference that is not listed here fails the test, and \
          so does one that is listed and is not there. `*` stands\nfor anything, `-` for nothing. A key: only in a container \
          that uses it. *On*: only on such machines. `make test` compares\non the machine that it runs on, `scripts/test-boot suites` in \
@@ -232,14 +242,15 @@ fn the_page_is_what_the_parser_knows() {
     page.push_str(
         "\n## What the OCI runtime-spec promises\n\nEach row is looked at in a running container that uses as much of the \
          configuration as one can, against the `config.json`\nthat it was made from: made by the built-in runtime, by runc and by \
-         crun, which agree (`tests/compat/promises.rs`), on cgroup v1; \
-         by the built-in one on cgroup v2 too. None fails.\n\n| section | promise |\n|---|---|\n",
+         crun, which agree (`tests/compat/promises.rs`), on cgroup v1 and \
+         on cgroup v2 alone. None fails.\n\n| section | promise |\n|---|---|\n",
     );
     for (section, promise, _) in PROMISES {
         page.push_str(&format!("| {section} | {promise} |\n"));
     }
     page.push_str(SUITES);
     page.push_str(&traps::page());
+    page.push_str(&suites::page());
     let path = root.join("docs/compat.md");
     if std::env::var_os("UPDATE_GOLDEN").is_some() {
         fs::write(&path, &page).unwrap();
@@ -315,6 +326,35 @@ fn what_is_not_supported_is_refused_by_name_and_line() {
         let name = errors[0].message.contains(&format!("`{key}`"))
             || errors[0].message.contains('`') && line.contains('{');
         assert!(name, "{key} is not named: {:?}", errors[0]);
+    }
+}
+
+#[test]
+fn keys_of_deploy_that_are_written_otherwise_are_refused_with_what_to_write() {
+    for (key, here) in COMPOSE_DEPLOY {
+        // Each key of a table at its own line.
+        let line = match key.split_once('.') {
+            Some((table, key)) => format!("[deploy]\nreplicas = 4\n[deploy.{table}]\n{key} = \"x\""),
+            None => format!("[deploy]\nreplicas = 4\n\n{key} = {{ x = 1 }}"),
+        };
+        let found = view(&line, &Policy::default());
+        let [error] = &found.diagnostics[..] else { panic!("{key}: {:?}", found.diagnostics) };
+        assert!(error.is_error() && error.line == 5, "{error:?}");
+        assert!(
+            error.message.contains(&format!("`{key}` of Compose")) && error.message.ends_with(here),
+            "{error:?}"
+        );
+    }
+    for (line, why) in [
+        ("[deploy]\nupdate_config = {}", "its keys are written in [deploy]"),
+        ("[deploy]\nupdate_config = 2", "its keys are written in [deploy]"),
+        ("[deploy.update_config]\nparalelism = 2", "unknown key `paralelism` in [deploy.update_config]"),
+        ("[deploy]\nparallelism = 0", "`parallelism` takes a number from 1 to 64"),
+        ("parallelism = 2", "write `parallelism` in [deploy]"),
+        ("[update_config]\nparallelism = 2", "write `parallelism` in [deploy]"),
+    ] {
+        let found = view(line, &Policy::default()).diagnostics;
+        assert!(found.len() == 1 && found[0].message.contains(why), "{line}: {found:?}");
     }
 }
 

@@ -163,6 +163,11 @@ pub const ESCAPES: &[Trap] = &[
         &["a_false_proc_is_seen_and_nothing_is_executed"],
     ),
     trap(
+        "containers/crun#1845, opencontainers/runc#3674: what a command reads is the host's `/dev/null`, which its root or its user can close for everybody",
+        "it has a null device of its own, in a file system that is mounted nowhere",
+        &["the_hosts_null_device_is_nobodys_to_change"],
+    ),
+    trap(
         "the device hole: a disk of the host is made or found in the image, and read",
         "see the first row above",
         &[

@@ -18,7 +18,7 @@ fn commands_run_inside() {
     rig.wait_log(&request.id, "up");
     let exec = |script: &str, timeout: u64| {
         let command = ["sh", "-c", script].map(str::to_owned);
-        rig.engine.exec(&request.id, &command, Duration::from_millis(timeout))
+        rig.engine.exec(&request.id, &command, Duration::from_millis(timeout) * crate::containers::slow())
     };
     let done = exec(
         "echo $LOG $(pwd) $(hostname) $(id -u):$(id -G); echo err >&2; ps | grep -c '[s]leep 1000'; exit 3",

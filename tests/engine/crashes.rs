@@ -98,7 +98,7 @@ fn an_agent(rig: &Rig) -> std::process::Child {
 #[test]
 #[ignore = "a child of another test"]
 fn agent_child() {
-    let dir = std::path::PathBuf::from(std::env::var("GITOPSD_TEST_DIR").unwrap());
+    let Some(dir) = std::env::var_os("GITOPSD_TEST_DIR").map(std::path::PathBuf::from) else { return };
     let engine = containers::engine_at(&dir, &std::env::var("GITOPSD_TEST_INSTANCE").unwrap());
     engine.start(&containers::script_request(&dir, "shop.1", AGENT_SCRIPT)).unwrap();
     loop {
@@ -119,6 +119,7 @@ fn a_dead_shim_is_replaced_and_an_unseen_end_is_unknown() {
     // Looking is enough: it runs on, its output is carried on, and what waits in the pipe is kept.
     assert_eq!(rig.pid(&request.id), pid);
     wait_for("output through a new shim", || {
+        rig.engine.observe().unwrap();
         (rig.engine.log_tail(&request.id, 1000).len() > seen + 3).then_some(())
     });
     assert_ne!(rig.shim_pid(&request.id), shim);
@@ -149,8 +150,37 @@ fn a_dead_shim_is_replaced_and_an_unseen_end_is_unknown() {
     assert_eq!(rig.traces(), Vec::<String>::new());
 }
 
+/// systemd has the lock of a shim that it started open, too, and lets it go only when it has heard of its end.
+#[test]
+fn a_lock_that_is_let_go_a_moment_later_holds_up_no_successor() {
+    let rig = Rig::new();
+    let request = rig.script("shop.1", "exec sleep 1000");
+    rig.start(&request);
+    let shim = rig.shim_pid(&request.id);
+    kill9(shim);
+    let lock = fs::File::open(rig.path("run/containers/shop.1/lock")).unwrap();
+    wait_for("the lock", || lock.try_lock().ok());
+    let seen = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(Duration::from_millis(300));
+            lock.unlock().unwrap();
+        });
+        rig.find(&request.id).unwrap()
+    });
+    assert!(seen.supervisor.is_some_and(|successor| successor != shim), "{seen:?}");
+    // One that somebody holds for longer holds nobody up for longer.
+    let shim = rig.shim_pid(&request.id);
+    kill9(shim);
+    wait_for("the lock again", || lock.try_lock().ok());
+    let begun = std::time::Instant::now();
+    assert_eq!(rig.find(&request.id).unwrap().supervisor, None);
+    assert!(begun.elapsed() < Duration::from_secs(5) * containers::slow(), "{:?}", begun.elapsed());
+    lock.unlock().unwrap();
+    assert!(rig.find(&request.id).unwrap().supervisor.is_some_and(|successor| successor != shim));
+}
+
 /// Whether the kernel keeps the end of a process for whoever holds its pidfd: Linux 6.15.
-fn kernel_tells() -> bool {
+pub fn kernel_tells() -> bool {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
     let mut numbers = release.split(['.', '-']).map_while(|part| part.parse::<u32>().ok());
     (numbers.next(), numbers.next()) >= (Some(6), Some(15))
@@ -203,6 +233,7 @@ fn a_container_of_an_older_version_is_supervised_like_any_other() {
     assert_eq!(rig.pid(&request.id), pid, "untouched");
     let ticks = rig.engine.log_tail(&request.id, 1000).len();
     wait_for("output through a new shim", || {
+        rig.engine.observe().unwrap();
         (rig.engine.log_tail(&request.id, 1000).len() > ticks + 3).then_some(())
     });
     let told = rig.engine.exec(&request.id, &["echo".into(), "in".into()], Duration::from_secs(60)).unwrap();

@@ -6,7 +6,7 @@
 //! look (nor AppArmor, where the kernel has it) the way leads out, and the test sees it.
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::time::Duration;
 
 use gitopsd::engine::{ContainerRequest, Engine};
@@ -280,5 +280,60 @@ fn devices_of_the_host_cannot_be_made_nor_used() {
         weaken(&rig, "devices");
         let (_, log) = rig.run(&rig.script("shop.3", script));
         assert_eq!(log, ["READ OF THE IMAGE", "done"]);
+    }
+}
+
+/// Mode and owner of the host's null device, which go back to what they were.
+struct Null((u32, u32, u32));
+
+impl Null {
+    fn look() -> (u32, u32, u32) {
+        let found = fs::metadata("/dev/null").unwrap();
+        (found.mode() & 0o7777, found.uid(), found.gid())
+    }
+}
+
+impl Drop for Null {
+    fn drop(&mut self) {
+        let (mode, uid, gid) = self.0;
+        let _ = std::os::unix::fs::chown("/dev/null", Some(uid), Some(gid));
+        let _ = fs::set_permissions("/dev/null", fs::Permissions::from_mode(mode));
+    }
+}
+
+/// containers/crun#1845 and opencontainers/runc#3674: where what a container or a command reads is the host's null device, its root
+/// can change that, and some runtimes give it to the container's user: `tests/engine/runtimes.rs` runs it with them, too.
+#[test]
+fn the_hosts_null_device_is_nobodys_to_change() {
+    let rig = Rig::new();
+    let before = Null(Null::look());
+    // It would harm nobody on the host.
+    let script = "busybox chmod 777 /proc/self/fd/0; busybox chown 0:4711 /proc/self/fd/0
+        stat -L -c '%t:%T %a %g' /proc/self/fd/0; cat";
+    let command = ["sh", "-c", script].map(str::to_owned);
+    for (id, user) in [("root.1", None), ("app.1", Some("app"))] {
+        let mut request = rig.script(id, &format!("{script}; echo up; exec sleep 1000"));
+        request.spec.user = user.map(str::to_owned);
+        rig.start(&request);
+        rig.wait_log(&request.id, "up");
+        let done = rig.engine.exec(&request.id, &command, Duration::from_secs(60)).unwrap().output;
+        let person = rig.command(&["exec", request.id.service.as_str(), "--", "sh", "-c", script]);
+        let person = { person }.output().unwrap();
+        if user.is_none() {
+            let changed = "1:3 777 4711\n";
+            assert_eq!(rig.engine.log_tail(&request.id, 9), [changed.trim_end(), "up"]);
+            assert_eq!(
+                [done.as_str(), &String::from_utf8_lossy(&person.stdout)],
+                [changed; 2],
+                "it was changed"
+            );
+        }
+        assert_eq!(Null::look(), before.0, "of the host, after a container of {user:?}");
+    }
+    #[cfg(feature = "failpoints")]
+    if std::env::var_os("GITOPSD_TEST_RUNTIME").is_none() {
+        weaken(&rig, "input");
+        rig.engine.exec(&"root.1".parse().unwrap(), &command, Duration::from_secs(60)).unwrap();
+        assert_eq!(Null::look(), (0o777, 0, 4711), "the way did not lead out");
     }
 }

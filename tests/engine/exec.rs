@@ -177,7 +177,7 @@ fn ends_that_go_away_hold_nobody() {
     assert_eq!(status.code(), Some(141), "as after SIGPIPE: {status}");
     // What the command leaves behind holds its output open.
     let begun = Instant::now();
-    let output = exec(&rig, &["shop", "--", "sh", "-c", "sleep 66 & echo left"], b"");
+    let output = exec(&rig, &["shop", "--", "sh", "-c", "sleep 666 & echo left"], b"");
     assert_eq!((out(&output).as_str(), output.status.code()), ("left\n", Some(0)));
     assert!(begun.elapsed() < Duration::from_secs(20) * crate::containers::slow());
     // A command that does not read.

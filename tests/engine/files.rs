@@ -295,7 +295,7 @@ fn a_full_disk_is_told_and_stops_no_container() {
     let length = || fs::metadata(rig.log_file(&request.id)).unwrap().len();
     wait_for("the last block of the log to be full", || {
         let before = length();
-        std::thread::sleep(Duration::from_millis(200));
+        std::thread::sleep(Duration::from_millis(200) * containers::slow());
         (length() == before).then_some(())
     });
     fs::remove_file(&filler).unwrap();

@@ -97,7 +97,7 @@ fn a_line_without_an_end() {
     request.spec.options.logging = limits(2 << 20, 2);
     rig.start(&request);
     let begun = Instant::now();
-    let patience = Duration::from_secs(if all() { 300 } else { 60 });
+    let patience = Duration::from_secs(if all() { 300 } else { 60 }) * crate::containers::slow();
     let (shim, mut most) = (rig.shim_pid(&request.id), 0);
     while rig.engine.log_tail(&request.id, 1) != ["after"] {
         most = most.max(memory(shim));
@@ -197,7 +197,7 @@ fn followed_over_a_turn_of_files_a_restart_and_a_swap() {
 fn a_follower_ends_at_the_time_that_was_named() {
     let rig = Rig::new();
     rig.start(&rig.script("shop.1", "while :; do echo tick; sleep 0.1; done"));
-    let until = jiff::Timestamp::now() + Duration::from_millis(1500);
+    let until = jiff::Timestamp::now() + Duration::from_millis(1500) * crate::containers::slow();
     let mut child = rig
         .command(&["logs", "shop", "-f", "-n", "all", "--timestamps", "--until", &until.to_string()])
         .stdout(Stdio::piped())

@@ -154,7 +154,7 @@ const LOOK: &str = "grep -E '^Sig(Ign|Blk)' /proc/self/status; umask; env | grep
 #[test]
 #[ignore = "a child of another test"]
 fn looking_child() {
-    let dir = PathBuf::from(std::env::var("GITOPSD_TEST_DIR").unwrap());
+    let Some(dir) = std::env::var_os("GITOPSD_TEST_DIR").map(PathBuf::from) else { return };
     let engine = crate::containers::engine_at(&dir, &std::env::var("GITOPSD_TEST_INSTANCE").unwrap());
     engine.start(&crate::containers::script_request(&dir, "shop.1", LOOK)).unwrap();
     loop {

@@ -27,6 +27,7 @@ use super::exec_process::{self, Process};
 use super::exec_session::{self, Session};
 use super::launch::Launch;
 use super::layout::RunFiles;
+use super::null;
 use super::record::PidFd;
 use super::seal;
 use super::shim::{Enter, Look, NOT_FOUND, Program, namespace_of};
@@ -133,7 +134,10 @@ fn timed(
     let init = record.map_or(0, |record| record.init.pid);
     let process = exec_process::describe(run, &launch, init, command, &Session::default())?;
     // Ours is the pipe to the agent.
-    let null = File::open("/dev/null").map_err(|error| format!("/dev/null: {error}"))?;
+    let null = null::open();
+    #[cfg(feature = "failpoints")]
+    let null = super::shim::Weak::of(&launch).input(null);
+    let null = null.map_err(|error| format!("its input: {error}"))?;
     let pid = start(run, &launch, process, Streams { stdin: Some(null), ..Streams::default() })?;
     let child = PidFd::of_child(pid).map_err(|error| format!("pidfd: {error}"))?;
     let group = group_of(pid);

@@ -21,6 +21,7 @@ use super::exec_process::{self, Process};
 use super::exec_terminal::{Console, Terminal};
 use super::launch::Launch;
 use super::layout::RunFiles;
+use super::null;
 use super::observe::running;
 use super::record::{PidFd, boot_id};
 
@@ -185,7 +186,7 @@ fn with_pipes(
             streams.stdin = Some(theirs);
             flows.push(Flow::new(our(0)?, ours));
         } else {
-            streams.stdin = Some(File::open("/dev/null")?);
+            streams.stdin = Some(null::open()?);
         }
         let (ours, theirs) = pipe(&process)?;
         nonblocking(&ours)?;

@@ -25,6 +25,7 @@ mod lock;
 mod log;
 pub mod net;
 pub mod network;
+mod null;
 mod observe;
 mod record;
 mod rights;

@@ -20,6 +20,7 @@ use super::exec::Streams;
 use super::exec_process::Process;
 use super::launch::Launch;
 use super::layout::RunFiles;
+use super::null;
 use super::rights;
 use crate::engine::EngineError;
 use crate::types::Reason;
@@ -119,7 +120,7 @@ fn begin(cli: &Cli<'_>, run: &RunFiles, launch: &Launch, outputs: [File; 2]) -> 
     let pid_file = run.dir.join("init.pid");
     let mut create = cli.command("create");
     create.arg("--bundle").arg(run.bundle()).arg("--pid-file").arg(&pid_file);
-    create.arg(launch.id.to_string()).stdout(stdout).stderr(stderr);
+    create.arg(launch.id.to_string()).stdin(null::open()?).stdout(stdout).stderr(stderr);
     cli.run(create)?;
     let pid = cli::read_pid(&pid_file)?;
     let before = started::Before::of(pid)?;

@@ -2,6 +2,7 @@
 //! Compiled with the feature `failpoints` only. What is wanted stands as words in the file `weak` of the state directory.
 
 use std::fs::File;
+use std::io;
 use std::os::fd::{IntoRawFd as _, RawFd};
 use std::path::Path;
 
@@ -23,6 +24,8 @@ pub(in super::super) struct Weak {
     directory: Option<RawFd>,
     /// The device hole: the image's devices can be used.
     devices: bool,
+    /// containers/crun#1845: the standard input of a command is the host's own null device.
+    input: bool,
     /// The last look is left out, and the profile of AppArmor, which would hold in its place.
     unlooked: bool,
 }
@@ -38,6 +41,7 @@ impl Weak {
             console: has("console"),
             directory: has("directory").then(leak).flatten(),
             devices: has("devices"),
+            input: has("input"),
             unlooked: has("unlooked"),
         }
     }
@@ -72,6 +76,11 @@ impl Weak {
             let none: Option<&str> = None;
             let _ = mount(none, root, none, MsFlags::MS_REMOUNT | MsFlags::MS_BIND, none);
         }
+    }
+
+    /// What a command reads.
+    pub fn input(&self, own: io::Result<File>) -> io::Result<File> {
+        if self.input { File::open("/dev/null") } else { own }
     }
 
     /// In the container's process, before anything is looked at. Whether there is a look.
