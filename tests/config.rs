@@ -804,7 +804,7 @@ fn replicas() {
         ("restart = \"on-failure\"\n", "`restart = \"on-failure\"` lets it end"),
         ("schedule = \"minutely\"\n", "it runs at times"),
         ("[deploy]\nstrategy = \"recreate\"\n", "its `strategy` is \"recreate\""),
-        ("[deploy]\ncanary = \"10%\"\n", "it has a `canary`"),
+        ("[deploy]\nreversible = false\n", "`reversible = false` keeps a version"),
     ] {
         let message = found(defaults, web, &[])[&name("web")].clone().unwrap_err().message;
         assert!(
@@ -823,7 +823,48 @@ fn replicas() {
     )];
     let message = found(defaults, "", &guest)[&name("side")].clone().unwrap_err().message;
     assert!(message.contains("web has several containers (`deploy.replicas`)"), "{message}");
+    // A part first, of one of them.
+    let spec = found(defaults, "[deploy]\ncanary = \"10%\"\n", &[])[&name("web")].clone().unwrap();
+    assert!(spec.deploy.replicas == 3 && spec.deploy.canary.is_some());
     // What is not said is not written: the services of a version before this one are as they were.
     let spec = found("", "", &[])[&name("web")].clone().unwrap();
     assert!(!serde_json::to_string(&spec).unwrap().contains("replicas"));
+}
+
+/// So many at a time: from its layers, and nothing where that is all of them.
+#[test]
+fn parallelism() {
+    let files = |top: &str, web: &str, own: &str| {
+        let top = format!("format = 1\n{top}");
+        let web = format!("image = \"r.io/web:1\"\n{web}");
+        let mut files = repo(&[("services/web.toml", &web), ("hosts/web-1.toml", own)]);
+        files.insert("gitopsd.toml".to_owned(), top.into_bytes());
+        files
+    };
+    let of = |top: &str, web: &str, own: &str| {
+        let view = read(&files(top, web, own), &host("web-1", &[]), &Policy::default());
+        let spec = view.services[&name("web")].clone().unwrap();
+        let written = serde_json::to_string(&spec).unwrap().contains("parallelism");
+        assert_eq!(written, spec.deploy.parallelism.is_some());
+        spec.deploy.parallelism
+    };
+    let defaults = "[defaults.deploy]\nreplicas = 4\nparallelism = 1\n";
+    assert_eq!(of("", "[deploy]\nreplicas = 4\n", ""), None);
+    assert_eq!((of(defaults, "", ""), of(defaults, "[deploy]\nparallelism = 3\n", "")), (Some(1), Some(3)));
+    // As many as there are, or more: all at once. So a default of the repo changes nothing of what has one container.
+    assert_eq!(of(defaults, "[deploy]\nparallelism = 4\n", ""), None);
+    assert_eq!(of(defaults, "[deploy]\nparallelism = 64\n", ""), None);
+    assert_eq!(of(defaults, "[deploy]\nreplicas = 1\n", ""), None);
+    let over = "[services.web.deploy]\nparallelism = 2\nreplicas = 3\n";
+    assert_eq!(of(defaults, "", over), Some(2));
+
+    let warned = |top: &str, web: &str, own: &str| check(&files(top, web, own), None).diagnostics;
+    let own = "\n[deploy]\nparallelism = 1\n";
+    let [found] = &warned("", own, "")[..] else { panic!("{:?}", warned("", own, "")) };
+    assert!(!found.is_error() && found.message.contains("no effect"), "{found}");
+    assert_eq!((found.file.as_str(), found.line), ("services/web.toml", 4));
+    // Neither a default for all, nor where one host has several.
+    assert_eq!(warned("[defaults.deploy]\nparallelism = 1\n", "", ""), []);
+    assert_eq!(warned("", own, over), []);
+    assert_eq!(warned("[defaults.deploy]\nreplicas = 2\n", own, ""), []);
 }

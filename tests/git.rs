@@ -51,21 +51,7 @@ use gitopsd::git::{FetchedHead, GitError, Repository, TrustedCommit};
 use gitopsd::types::{CommitId, Reason};
 
 fn config(url: &str) -> RepoConfig {
-    RepoConfig {
-        url: url.parse().unwrap(),
-        branch: "main".to_owned(),
-        path: ".".to_owned(),
-        poll: Duration::from_secs(30),
-        repo_id: None,
-        ssh_key: None,
-        known_hosts: None,
-        username: None,
-        password_file: None,
-        token_file: None,
-        credential_helper: Vec::new(),
-        ca_file: None,
-        trust: gitopsd::config::agent::TrustConfig::default(),
-    }
+    RepoConfig::new(url.parse().unwrap())
 }
 
 impl Lab {

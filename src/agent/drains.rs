@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::{Agent, clock};
-use crate::reconcile::drain::{self, GRACE, IDLE_POLL};
+use crate::reconcile::drain::{Drain, GRACE, IDLE_POLL};
 use crate::reconcile::later;
 use crate::reconcile::record::ServiceRecord;
 use crate::reconcile::step::Step;
@@ -12,7 +12,7 @@ use crate::reconcile::world::Observed;
 use crate::report::Message;
 use crate::report::message::Kind;
 use crate::report::status::DrainStatus;
-use crate::types::{ContainerState, InstanceId, ServiceName, Timestamp, format_duration, plural};
+use crate::types::{InstanceId, ServiceName, Timestamp, format_duration, plural};
 
 /// What was seen of one that drains.
 #[derive(Debug, Clone, Copy)]
@@ -50,8 +50,7 @@ impl Agent {
         let mut before = std::mem::take(&mut self.drains);
         for (id, since) in self.journal.records.iter().flat_map(|(service, record)| leaving(service, record))
         {
-            let runs = matches!(seen.containers.get(&id), Some(ContainerState::Running { .. }));
-            if !runs || now < later(since, GRACE) {
+            if !seen.runs(&id) || now < later(since, GRACE) {
                 continue;
             }
             let last = before.remove(&id);
@@ -92,7 +91,7 @@ impl Agent {
             generation: retiring.old.generation,
             connections: (!counts.is_empty()).then(|| counts.iter().sum()),
             since: retiring.since,
-            until: drain::over(record)?,
+            until: Drain::former(record)?.over(),
         })
     }
 
@@ -100,6 +99,7 @@ impl Agent {
     pub(super) fn drained(&self, service: &ServiceName, step: &Step) -> Option<Message> {
         let Step::Retire(generation) = step else { return None };
         let (drain, record) = (self.drain(service)?, self.journal.records.get(service)?);
+        let former = Drain::former(record)?;
         let old = record.retiring.as_ref().map(|retiring| &retiring.old);
         let now = clock::now();
         let whole = |time: Duration| format_duration(Duration::from_secs(time.as_secs()));
@@ -108,8 +108,8 @@ impl Agent {
         let text = match left {
             // It has ended by itself.
             _ if old.is_none_or(|old| !self.any_runs(service, old)) => return None,
-            _ if drain::is_early(record) => {
-                let patience = whole(drain::patience(record, now));
+            _ if former.is_early() => {
+                let patience = whole(former.patience(now));
                 let many = left.map_or_else(String::new, |left| {
                     format!(" with {}", plural(left, "connection", "connections"))
                 });

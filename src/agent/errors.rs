@@ -16,7 +16,8 @@ impl Agent {
         let mut former = std::mem::take(&mut self.errors);
         for (service, record) in &self.journal.records {
             // All of it, or a part.
-            let has_traffic = |rollout: &&Rollout| matches!(rollout.phase, Phase::Canary | Phase::Baking);
+            let has_traffic =
+                |rollout: &&Rollout| matches!(rollout.phase, Phase::Canary | Phase::Batches | Phase::Baking);
             let rollout = record.rollout.as_ref().filter(has_traffic);
             let Some((rollout, incumbent)) = rollout.zip(record.incumbent.as_ref()) else { continue };
             let candidate = &rollout.to;

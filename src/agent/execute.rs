@@ -11,8 +11,8 @@ use std::time::Duration;
 use super::effects::{Change, Effect};
 use super::{Agent, clock};
 use crate::engine::{ContainerRequest, EngineError};
-use crate::reconcile::drain;
-use crate::reconcile::record::{Deployed, ServiceRecord, Spec};
+use crate::reconcile::drain::Drain;
+use crate::reconcile::record::{Deployed, Phase, ServiceRecord, Spec};
 use crate::reconcile::replicas;
 use crate::reconcile::step::{Amendment, Step};
 use crate::reconcile::transition::{self, Addresses, Outcome};
@@ -165,6 +165,7 @@ impl Agent {
             | Step::Conclude
             | Step::Report(_)
             | Step::Note(..)
+            | Step::Widen { .. }
             | Step::Release => return Ok(Way::AtOnce(Outcome::Done)),
             Step::Scale(generation) => {
                 let missing = replicas::missing(self.live(service, *generation)?.1);
@@ -172,13 +173,17 @@ impl Agent {
                     let containers = plural(missing, "more container", "more containers");
                     let message =
                         format!("the subnet has no free address left for {containers} (engine.subnet)");
-                    return Err(Refusal::new(Reason::Network, message));
+                    let refusal = Refusal::new(Reason::Network, message);
+                    // What has begun to take an old generation's places waits for one: it gives them back only for cause.
+                    let record = self.live(service, *generation)?.0;
+                    let batches = record.rollout.as_ref().is_some_and(|it| it.phase == Phase::Batches);
+                    return if batches { Ok(Way::AtOnce(Outcome::Retry(refusal))) } else { Err(refusal) };
                 }
                 return Ok(Way::AtOnce(Outcome::Done));
             }
             Step::Amend(amendment) if !amendment.touches => return Ok(Way::AtOnce(Outcome::Done)),
             Step::Amend(amendment) => self.amend(service, amendment)?,
-            Step::Canary(generation) => {
+            Step::Canary(generation) | Step::Batch { generation, .. } => {
                 let record = self.live(service, *generation)?.0;
                 let Some(incumbent) = &record.incumbent else {
                     let message = format!("{service} has no generation to share traffic with");
@@ -235,9 +240,11 @@ impl Agent {
                 Effect::Start(Box::new(self.request_of(service, *generation, *index)?), Vec::new())
             }
             Step::DropReplica(generation, index) => {
-                let patience = self.live(service, *generation).map_or(Duration::ZERO, |(_, deployed)| {
-                    drain::patience_of(deployed, *index, clock::now())
-                });
+                let record = self.live(service, *generation)?.0;
+                let drains = record.incumbent.as_ref().is_some_and(|it| it.generation == *generation);
+                let drain = Drain::too_many(record, *index).filter(|_| drains);
+                let grace = || self.grace(service, *generation);
+                let patience = drain.map_or_else(grace, |drain| drain.patience(clock::now()));
                 Effect::Remove(vec![(InstanceId::replica(service, *generation, *index), patience)])
             }
             Step::Stop(generation) => {
@@ -245,7 +252,9 @@ impl Agent {
             }
             Step::Retire(generation) => {
                 let record = self.journal.records.get(service);
-                let patience = record.map_or(Duration::ZERO, |record| drain::patience(record, clock::now()));
+                let patience = record
+                    .and_then(Drain::former)
+                    .map_or(Duration::ZERO, |drain| drain.patience(clock::now()));
                 let all = self.instances(service, *generation).into_iter();
                 Effect::Remove(all.map(|id| (id, patience)).collect())
             }
@@ -369,9 +378,8 @@ impl Agent {
                 own.chain([record.service_address])
             })
             .collect();
-        used.extend(self.seen.routes.values().flat_map(|route| route.lanes().chain([route.service_address])));
-        let branches = self.seen.routes.values().filter_map(|route| route.canary.as_ref());
-        used.extend(branches.map(|branch| branch.address));
+        let routes = self.seen.routes.values();
+        used.extend(routes.flat_map(|route| route.addresses().chain([route.service_address])));
         used
     }
 

@@ -128,6 +128,14 @@ pub fn of(
                 with(say(Kind::CanaryBegun, text), candidate)
             }
         }
+        (Step::Batch { generation, stay }, _) => {
+            let candidate = candidate?;
+            let (done, all) = (candidate.size(), candidate.spec.deploy.replicas);
+            let text = format!(
+                "{service}: {done} of {all} containers of generation {generation} have new connections, beside {stay} of the old ones"
+            );
+            with(say(Kind::BatchTaken, text), Some(candidate))
+        }
         (Step::Switch(generation), _) => {
             let text = format!("{service}: new connections go to generation {generation}");
             with(say(Kind::Switched, text), candidate)
@@ -189,6 +197,7 @@ pub fn of(
             | Step::Clear(..)
             | Step::Stop(_)
             | Step::Scale(_)
+            | Step::Widen { .. }
             | Step::Advance(_)
             | Step::Return { .. }
             | Step::Discard(_),
@@ -227,7 +236,7 @@ fn ended(service: &ServiceName, before: Option<&ServiceRecord>, receipt: &Transi
 
 /// Whether a candidate with a part of new connections gets all, for an incumbent that has ended.
 fn stands_in(rollout: &Rollout, generation: Generation) -> bool {
-    rollout.phase == Phase::Canary && rollout.to.generation == generation
+    matches!(rollout.phase, Phase::Canary | Phase::Batches) && rollout.to.generation == generation
 }
 
 /// The generation that a step is about.
@@ -240,6 +249,7 @@ fn named<'a>(record: Option<&'a ServiceRecord>, step: &Step) -> Option<&'a Deplo
         | Step::Stop(g)
         | Step::Start(g)
         | Step::Canary(g)
+        | Step::Batch { generation: g, .. }
         | Step::Switch(g)
         | Step::Promote(g)
         | Step::Discard(g)

@@ -10,8 +10,7 @@ use crate::reconcile::record::Deployed;
 use crate::reconcile::replicas;
 use crate::reconcile::world::{DesiredService, Observed};
 use crate::types::{
-    ContainerState, Digest, HealthCheck, InstanceId, Job, NetworkMode, PortMapping, Refusal, ServiceName,
-    Window, Zones,
+    ContainerState, Digest, HealthCheck, Job, NetworkMode, PortMapping, Refusal, ServiceName, Window, Zones,
 };
 
 impl Agent {
@@ -90,10 +89,8 @@ impl Agent {
 
     /// Only images that a decision can hang on are looked for: of candidates, and of incumbents that are down.
     fn look_for_images(&self, seen: &mut Observed) {
-        let running =
-            |id: InstanceId| matches!(seen.containers.get(&id), Some(ContainerState::Running { .. }));
         let run = |service, deployed: &Deployed| {
-            deployed.instances(service).all(running) && replicas::missing(deployed) == 0
+            deployed.instances(service).all(|id| seen.runs(&id)) && replicas::missing(deployed) == 0
         };
         let mut digests = BTreeSet::new();
         for (service, record) in &self.journal.records {

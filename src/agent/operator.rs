@@ -65,6 +65,11 @@ impl Agent {
                              unhealthy; `gitopsd rollback {service}` goes back",
                             rollout.to.generation
                         ),
+                        Some(rollout) if rollout.phase == Phase::Batches => format!(
+                            "{service} is held once generation {} has replaced the old one; `gitopsd rollback \
+                             {service}` goes back",
+                            rollout.to.generation
+                        ),
                         Some(rollout) if rollout.phase == Phase::Canary => format!(
                             "{service} is held as it is; generation {}, which has a part of new connections, is given up",
                             rollout.to.generation

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::Agent;
+use crate::reconcile::batches;
 use crate::reconcile::record::{Phase, Spec};
 use crate::reconcile::world::{DesiredService, Observed, Room};
 use crate::types::{ContainerState, NetworkMode, Reason, Refusal, ServiceName};
@@ -47,35 +48,46 @@ impl Agent {
             let own = matches!(spec.network_mode(), NetworkMode::Bridge | NetworkMode::None);
             let known =
                 self.journal.records.contains_key(&service) || self.pool.service(&addresses).is_some();
-            let wanted = if own { self.further(&service, &spec) } else { 0 };
-            let free = self.pool.left(&addresses, wanted);
-            if !known || free < wanted {
+            let wanted = if own { self.further(&service, &spec) } else { Further::default() };
+            let free = self.pool.left(&addresses, wanted.count);
+            if !known || free < wanted.count {
                 let message = match wanted {
-                    0 | 1 => "the subnet has no free address left (engine.subnet)".to_owned(),
-                    _ => format!(
-                        "the subnet has {free} free addresses left (engine.subnet), and {wanted} more containers are wanted"
+                    Further { count: 0 | 1, .. } => {
+                        "the subnet has no free address left (engine.subnet)".to_owned()
+                    }
+                    Further { count, advice } => format!(
+                        "the subnet has {free} free addresses left (engine.subnet), and {count} more containers are wanted{advice}"
                     ),
                 };
                 seen.room.no_address.insert(service, Refusal::new(Reason::Network, message));
             }
         }
     }
+
+    /// What `spec` needs beside what runs: all of it or a batch, or where only its number changes, what is new.
+    fn further(&self, service: &ServiceName, spec: &Spec) -> Further {
+        let incumbent = self.journal.records.get(service).and_then(|record| record.incumbent.as_ref());
+        let all = spec.deploy.replicas;
+        let (count, advice) = match incumbent {
+            None => (all, ""),
+            // Nothing of `[deploy]` makes a new generation.
+            Some(incumbent)
+                if incumbent.spec == (Spec { deploy: incumbent.spec.deploy.clone(), ..spec.clone() }) =>
+            {
+                (all.saturating_sub(incumbent.spec.deploy.replicas), "")
+            }
+            Some(incumbent) => (batches::further(incumbent, spec), batches::advice(Some(incumbent), spec)),
+        };
+        Further { count: usize::try_from(count).unwrap_or(usize::MAX), advice }
+    }
 }
 
-impl Agent {
-    /// How many containers `spec` needs beside those that run: all of it, or where only their number changes, what is new.
-    fn further(&self, service: &ServiceName, spec: &Spec) -> usize {
-        let incumbent = self.journal.records.get(service).and_then(|record| record.incumbent.as_ref());
-        let (all, some) = (spec.deploy.replicas, incumbent.map(|incumbent| incumbent.spec.deploy.replicas));
-        let as_it_runs = some.map(|replicas| {
-            let mut spec = spec.clone();
-            spec.deploy.replicas = replicas;
-            spec
-        });
-        let in_place = incumbent.map(|incumbent| &incumbent.spec) == as_it_runs.as_ref();
-        let further = if in_place { all.saturating_sub(some.unwrap_or(0)) } else { all };
-        usize::try_from(further).unwrap_or(usize::MAX)
-    }
+/// Containers that are wanted beside those that run.
+#[derive(Debug, Clone, Copy, Default)]
+struct Further {
+    count: usize,
+    /// What to say where there is no room for them.
+    advice: &'static str,
 }
 
 /// Bytes that programs can have without swapping.

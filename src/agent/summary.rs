@@ -8,13 +8,16 @@ use crate::reconcile::canary;
 use crate::reconcile::health::{Verdict, judge};
 use crate::reconcile::later;
 use crate::reconcile::record::{Deployed, Phase, Rollout, ServiceRecord};
+use crate::reconcile::rolling::deadline;
 use crate::reconcile::schedule::next_run;
 use crate::reconcile::step::{Next, Planned, Situation};
 use crate::report::status::{
     AgentState, AgentStatus, PullStatus, ReplicaStatus, RepoStatus, RevisionStatus, RolloutStatus,
     ScheduleStatus, ServiceState, ServiceStatus, Status, WebhookStatus,
 };
-use crate::types::{CommitInfo, ContainerState, Exit, InstanceId, Job, Reason, ServiceName, Timestamp};
+use crate::types::{
+    CommitInfo, ContainerState, Exit, InstanceId, Job, Reason, ServiceName, Share, Timestamp,
+};
 
 /// The repo counts as lost for too long after this many polls, and at least [`STALE_AT_LEAST`].
 const STALE_POLLS: u32 = 10;
@@ -183,7 +186,7 @@ impl Agent {
                 started_at: rollout.started_at,
                 times_out_at: self.times_out_at(name, rollout),
                 down_since: rollout.yielded_at.filter(|_| rollout.switched_at.is_none()),
-                share: canary::progress(rollout).map(|(canary, _)| canary.share),
+                share: self.share(name, rollout),
                 switches_at: canary::progress(rollout).and_then(|(_, at)| at),
                 progress: None,
             }),
@@ -195,6 +198,13 @@ impl Agent {
         })
     }
 
+    /// The part of new connections that a candidate has or is about to have, beside the old generation.
+    fn share(&self, name: &ServiceName, rollout: &Rollout) -> Option<Share> {
+        let declared = canary::progress(rollout).map(|(canary, _)| canary.share);
+        let batches = self.seen.routes.get(name).filter(|_| rollout.phase == Phase::Batches);
+        declared.or_else(|| Some(batches?.canary.as_ref()?.share))
+    }
+
     /// The generation that new connections reach, as the kernel says; the incumbent where it says nothing.
     fn serving<'a>(&self, name: &ServiceName, record: &'a ServiceRecord) -> Option<&'a Deployed> {
         let routed = self.seen.routes.get(name).and_then(|route| record.live(route.generation));
@@ -203,8 +213,7 @@ impl Agent {
 
     /// Whether any container of a generation runs.
     pub(super) fn any_runs(&self, name: &ServiceName, deployed: &Deployed) -> bool {
-        let up = |id| matches!(self.seen.containers.get(&id), Some(ContainerState::Running { .. }));
-        deployed.instances(name).any(up)
+        deployed.instances(name).any(|id| self.seen.runs(&id))
     }
 
     /// The containers of a generation that has several.
@@ -245,10 +254,11 @@ impl Agent {
     }
 
     fn times_out_at(&self, name: &ServiceName, rollout: &Rollout) -> Option<Timestamp> {
-        let limit = rollout.to.spec.deploy.timeout;
         match rollout.phase {
             Phase::Preparing => self.job_deadline(name, rollout),
-            Phase::Proving => rollout.candidate_started_at.map(|at| later(at, limit)),
+            Phase::Proving => {
+                rollout.candidate_started_at.map(|_| deadline(name, rollout, &self.seen, clock::now()))
+            }
             _ => None,
         }
     }

@@ -146,20 +146,23 @@ fn show(log: &mut ServiceLog, printer: &mut Printer, out: &mut dyn Write) -> Res
 /// Why nothing is there: an error, unless the service runs and has just said nothing yet.
 fn explain(config: &Path, state_dir: &Path, wanted: &Wanted) -> Result<(), Failure> {
     let service = &wanted.service;
-    if let (None, Some(index)) = (wanted.generation, wanted.index.filter(|_| !wanted.follow)) {
-        let any = open(state_dir, service, LogQuery { lines: Some(0), ..LogQuery::default() })?;
-        if !any.generations()?.is_empty() {
-            return Err(Failure::plain(format!("nothing is kept of replica {index} of {service}")));
-        }
-    }
-    if let Some(generation) = wanted.generation {
+    // Who follows waits for what is asked for.
+    let narrowed = wanted.generation.is_some() || wanted.index.is_some();
+    if narrowed && !wanted.follow {
         let any = open(state_dir, service, LogQuery { lines: Some(0), ..LogQuery::default() })?;
         let known: Vec<String> = any.generations()?.iter().map(ToString::to_string).collect();
-        if !known.is_empty() && !wanted.follow {
-            return Err(Failure::Failed {
-                message: format!("nothing is kept of generation {generation} of {service}"),
-                hint: Some(format!("there are: {}", known.join(", "))),
-            });
+        match (wanted.generation, wanted.index) {
+            _ if known.is_empty() => {}
+            (Some(generation), _) => {
+                return Err(Failure::Failed {
+                    message: format!("nothing is kept of generation {generation} of {service}"),
+                    hint: Some(format!("there are: {}", known.join(", "))),
+                });
+            }
+            (None, Some(index)) => {
+                return Err(Failure::plain(format!("nothing is kept of replica {index} of {service}")));
+            }
+            (None, None) => {}
         }
     }
     match find(config, service) {

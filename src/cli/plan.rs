@@ -14,7 +14,7 @@ use crate::engine::traffic::NftTraffic;
 use crate::git;
 use crate::reconcile::amend::too_small;
 use crate::reconcile::changes::{listed, summary};
-use crate::reconcile::preview::{Change, preview};
+use crate::reconcile::preview::{Change, batch, preview};
 use crate::state::journal::{Journal, read_journal};
 use crate::types::{Declared, HostName, Policy, Reason, Refusal, ServiceName, plural};
 
@@ -103,7 +103,8 @@ fn see_what_is_used(
             let (strategy, alone) = (spec.strategy(), spec.alone_because());
             let differences = std::mem::take(differences);
             let first = spec.deploy.canary.map(|canary| canary.share);
-            *change = Change::Replace { from, to, because, strategy, differences, alone, first };
+            let batch = batch(&spec.deploy);
+            *change = Change::Replace { from, to, because, strategy, differences, alone, first, batch };
         }
     }
 }

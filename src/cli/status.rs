@@ -8,7 +8,8 @@ use super::{Failure, hint, history, operate, write_json};
 use crate::agent::clock;
 use crate::agent::control::Command;
 use crate::report::status::{
-    AgentState, DrainStatus, ReplicaStatus, ScheduleStatus, ServiceState, ServiceStatus, Status,
+    AgentState, DrainStatus, ReplicaStatus, RolloutStatus, ScheduleStatus, ServiceState, ServiceStatus,
+    Status,
 };
 use crate::state::receipts::Receipt;
 use crate::types::{ByteSize, ServiceName, Timestamp, plural};
@@ -154,6 +155,12 @@ fn replica(replica: &ReplicaStatus, now: Timestamp) -> String {
     format!("{} at {} is {}, {traffic}{restarts}{leaving}", replica.container, replica.ip, replica.health)
 }
 
+/// How far a new generation is.
+fn under_way(rollout: &RolloutStatus) -> String {
+    let part = rollout.share.map(|share| format!(" with {share} of new connections")).unwrap_or_default();
+    format!("{} {} as generation {}{part}", rollout.phase, rollout.image, rollout.to)
+}
+
 fn stopped(service: &ServiceStatus) -> bool {
     service.health.as_deref() == Some("stopped")
 }
@@ -168,15 +175,11 @@ fn details(service: &ServiceStatus, color: bool, now: Timestamp, out: &mut dyn W
         });
         let limit = rollout.times_out_at.map(|at| format!(", gives up in {}", ahead(at, now)));
         let all = rollout.switches_at.map(|at| format!(", gets all of them in {}", ahead(at, now)));
-        let part =
-            rollout.share.map(|share| format!(" with {share} of new connections{}", all.unwrap_or_default()));
         writeln!(
             out,
-            "{name}: {} {} as generation {}{}, for {since}{come}{}",
-            rollout.phase,
-            rollout.image,
-            rollout.to,
-            part.unwrap_or_default(),
+            "{name}: {}{}, for {since}{come}{}",
+            under_way(rollout),
+            all.unwrap_or_default(),
             limit.unwrap_or_default()
         )?;
     }
@@ -294,10 +297,7 @@ fn explain(
         rows.push(row("head", format!("commit {} {}", revision.commit.short(), revision.subject)));
     }
     if let Some(rollout) = &service.rollout {
-        rows.push(row(
-            "under way",
-            format!("{} {} as generation {}", rollout.phase, rollout.image, rollout.to),
-        ));
+        rows.push(row("under way", under_way(rollout)));
     }
     if let Some(doing) = &service.doing {
         rows.push(row("doing", doing.clone()));

@@ -72,6 +72,27 @@ pub struct RepoConfig {
     pub trust: TrustConfig,
 }
 
+impl RepoConfig {
+    /// A repo of which nothing but its address is said.
+    pub fn new(url: SafeUrl) -> Self {
+        Self {
+            url,
+            branch: "main".to_owned(),
+            path: ".".to_owned(),
+            poll: Duration::from_secs(30),
+            repo_id: None,
+            ssh_key: None,
+            known_hosts: None,
+            username: None,
+            password_file: None,
+            token_file: None,
+            credential_helper: Vec::new(),
+            ca_file: None,
+            trust: TrustConfig::default(),
+        }
+    }
+}
+
 /// The keys of `[repo]` that say which commits are believed, beside that each descends from the one before.
 #[derive(Debug, Clone, Default)]
 pub struct TrustConfig {

@@ -9,7 +9,7 @@ use super::configs::{self, Config, EnvFile, Sources};
 use super::health::HealthLayer;
 use super::network;
 use super::options::foreign_to_its_users;
-use super::replicas;
+use super::replicas::{self, ReplicasLayer};
 use super::section::Findings;
 use crate::types::{
     ByteSize, Declared, Dependency, Deploy, DrainSignal, ImageRef, Options, PortMapping, RestartPolicy,
@@ -65,7 +65,7 @@ pub(super) struct DeployLayer {
     pub window: Option<Vec<Window>>,
     pub drain_signal: Option<DrainSignal>,
     pub canary: CanaryLayer,
-    pub replicas: Option<u32>,
+    pub replicas: ReplicasLayer,
 }
 
 impl Layer {
@@ -111,7 +111,7 @@ impl Layer {
                 window: over.deploy.window.clone().or_else(|| self.deploy.window.clone()),
                 drain_signal: over.deploy.drain_signal.or(self.deploy.drain_signal),
                 canary: self.deploy.canary.under(&over.deploy.canary),
-                replicas: over.deploy.replicas.or(self.deploy.replicas),
+                replicas: self.deploy.replicas.under(&over.deploy.replicas),
             },
             names_image: over.names_image || self.names_image,
             network_span: over.network_span.clone().or_else(|| self.network_span.clone()),
@@ -136,6 +136,7 @@ impl Layer {
         let mut spec = Declared::new(image);
         spec.healthcheck = self.healthcheck.into_check(findings, sources, &ports).ok()?;
         let default = Deploy::default();
+        let replicas = self.deploy.replicas.count().unwrap_or(default.replicas);
         spec.deploy = Deploy {
             strategy: self.deploy.strategy,
             drain: self.deploy.drain.unwrap_or(default.drain),
@@ -149,7 +150,8 @@ impl Layer {
             window: self.deploy.window.unwrap_or_default(),
             drain_signal: self.deploy.drain_signal.unwrap_or_default(),
             canary: self.deploy.canary.settled(),
-            replicas: self.deploy.replicas.unwrap_or(default.replicas),
+            replicas,
+            parallelism: self.deploy.replicas.parallelism(replicas),
         };
         if spec.deploy.min_healthy_time >= spec.deploy.timeout && !spec.deploy.min_healthy_time.is_zero() {
             let message =

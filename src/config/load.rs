@@ -391,6 +391,7 @@ impl Part {
         let webhook = self.webhook.finish().map_err(contradicted)?;
         let status = self.status.finish(&url).map_err(contradicted)?;
         let report = self.report.finish().map_err(contradicted)?;
+        let plain = RepoConfig::new(url);
         let labels = self.labels.unwrap_or_default();
         let labels: BTreeSet<String> = labels.into_iter().collect();
         Ok(AgentConfig {
@@ -398,10 +399,10 @@ impl Part {
             run_dir: self.run_dir.unwrap_or_else(|| "/run/gitopsd".into()),
             instance: self.instance.unwrap_or_else(|| "gitopsd".to_owned()),
             repo: RepoConfig {
-                url,
-                branch: self.branch.unwrap_or_else(|| "main".to_owned()),
-                path: self.path.unwrap_or_else(|| ".".to_owned()),
-                poll: self.poll.unwrap_or(Duration::from_secs(30)),
+                url: plain.url,
+                branch: self.branch.unwrap_or(plain.branch),
+                path: self.path.unwrap_or(plain.path),
+                poll: self.poll.unwrap_or(plain.poll),
                 repo_id: self.repo_id,
                 ssh_key: self.ssh_key,
                 known_hosts: self.known_hosts,

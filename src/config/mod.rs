@@ -6,6 +6,7 @@
 pub mod agent;
 pub mod authorities;
 mod canary;
+mod compose;
 mod configs;
 mod cycles;
 mod depends;
@@ -39,6 +40,7 @@ mod webhook;
 pub(crate) mod words;
 mod zones;
 
+pub use compose::DEPLOY as COMPOSE_DEPLOY;
 pub(crate) use diagnostic::did_you_mean;
 pub use diagnostic::{Diagnostic, Severity};
 pub use load::{ConfigErrors, load, without_agent};

@@ -1,11 +1,55 @@
-//! `replicas` of `[deploy]`: how many containers of a service run at once, and which services cannot have several.
+//! `replicas` and `parallelism` of `[deploy]`: how many containers of a service run at once, how many of them are replaced at a
+//! time, and which services cannot have several.
 
-use super::section::{Findings, Section};
+use super::diagnostic::Diagnostic;
+use super::section::{Findings, Section, parse};
 use crate::types::{Declared, MAX_REPLICAS, Strategy};
 
-/// Reads the key of a `[deploy]` table.
-pub(super) fn read(section: &Section<'_, '_>) -> Option<u32> {
-    section.integer("replicas", 1..=MAX_REPLICAS.into()).and_then(|number| u32::try_from(number).ok())
+/// What one file says of it.
+#[derive(Debug, Clone, Default)]
+pub(super) struct ReplicasLayer {
+    count: Option<u32>,
+    parallelism: Option<u32>,
+}
+
+impl ReplicasLayer {
+    /// This layer, with `over` on top of it.
+    pub fn under(&self, over: &Self) -> Self {
+        Self { count: over.count.or(self.count), parallelism: over.parallelism.or(self.parallelism) }
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> Option<u32> {
+        self.count
+    }
+
+    /// How many of `count` are replaced at a time; `None`: all, which is also what a number as large as `count` says. So a
+    /// default of the repo changes nothing of services that have one.
+    pub fn parallelism(&self, count: u32) -> Option<u32> {
+        self.parallelism.filter(|number| *number < count)
+    }
+}
+
+/// Reads the keys of a `[deploy]` table.
+pub(super) fn read(section: &Section<'_, '_>) -> ReplicasLayer {
+    let most = i64::from(MAX_REPLICAS);
+    let count = |key| section.integer(key, 1..=most).and_then(|number| u32::try_from(number).ok());
+    ReplicasLayer { count: count("replicas"), parallelism: count("parallelism") }
+}
+
+/// What a service's own file says without effect, where it has one container on every host: a default of the repo is meant for
+/// others.
+pub(super) fn without_effect(file: &str, text: &str) -> Vec<Diagnostic> {
+    let findings = Findings::new(file, text);
+    let table = parse(&findings);
+    let section = Section::new(&findings, "", table.get_ref(), 0..0);
+    if let Some(deploy) = section.table("deploy").filter(|deploy| deploy.has("parallelism")) {
+        let message = "`parallelism` has no effect: the service has one container";
+        let hint = Some("`replicas` says how many it has".to_owned());
+        findings.warn(deploy.key_span("parallelism"), message, hint);
+    }
+    drop(section);
+    findings.into_sorted()
 }
 
 /// Several at once need an address each, and nothing that only one may have.
@@ -29,8 +73,6 @@ pub(super) fn check(findings: &Findings<'_>, spec: &Declared) {
         "its `strategy` is \"recreate\"".to_owned()
     } else if !spec.deploy.reversible {
         "`reversible = false` keeps a version that is not well, which is one container".to_owned()
-    } else if spec.deploy.canary.is_some() {
-        "it has a `canary`, which is one container".to_owned()
     } else {
         return;
     };

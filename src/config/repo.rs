@@ -9,6 +9,7 @@ use super::diagnostic::{Diagnostic, first_error};
 use super::grants::{self, violation};
 use super::layer::Layer;
 use super::network;
+use super::replicas;
 use super::repo_files::TOP;
 pub use super::repo_files::{MAX_FILE_BYTES, RepoFiles, read_dir};
 use super::section::{Findings, Section, parse};
@@ -446,8 +447,18 @@ pub fn check(files: &RepoFiles, policy: Option<&Policy>) -> CheckReport {
     let more = asked
         .into_iter()
         .filter_map(|(name, labels)| Some(HostIdentity { name: name.parse().ok()?, labels }));
+    let mut alone: BTreeMap<ServiceName, bool> = BTreeMap::new();
     for host in hosts.into_iter().chain(more) {
-        found.extend(read(files, &host, policy).diagnostics);
+        let view = read(files, &host, policy);
+        for (name, spec) in view.services {
+            *alone.entry(name).or_insert(true) &= spec.is_ok_and(|spec| spec.deploy.replicas == 1);
+        }
+        found.extend(view.diagnostics);
+    }
+    for (file, stem, text) in texts.below("services") {
+        if stem.parse().is_ok_and(|name: ServiceName| alone.get(&name) == Some(&true)) {
+            found.extend(replicas::without_effect(file, text));
+        }
     }
     found.sort_by(|a, b| {
         (&a.file, a.line, a.column, &a.message).cmp(&(&b.file, b.line, b.column, &b.message))

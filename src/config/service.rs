@@ -6,6 +6,7 @@ use std::ops::Range;
 use toml::de::DeValue;
 
 use super::canary;
+use super::compose;
 use super::configs;
 use super::depends;
 use super::health_read;
@@ -48,6 +49,8 @@ const COMPOSE: &[&str] = &[
     "uts",
     "volumes_from",
     "replicas",
+    "parallelism",
+    "update_config",
 ];
 
 /// Every key of a service that is read, and every one of Compose's that is refused by name.
@@ -99,6 +102,7 @@ pub(super) fn read(section: &Section<'_, '_>) -> Layer {
     section.finish(|key| {
         let hint = match key {
             "replicas" | "scale" => ": write `replicas` in [deploy]",
+            "parallelism" | "update_config" => ": write `parallelism` in [deploy]",
             _ => "",
         };
         COMPOSE.contains(&key).then(|| format!("`{key}` of Compose is not supported by this version{hint}"))
@@ -295,7 +299,7 @@ fn deploy(section: &Section<'_, '_>) -> DeployLayer {
         canary: canary::read(section),
         replicas: replicas::read(section),
     };
-    section.finish(|_| None);
+    compose::finish(section);
     layer
 }
 

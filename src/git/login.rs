@@ -257,21 +257,7 @@ mod tests {
 
     #[test]
     fn what_is_shown_comes_from_the_nearest_place() {
-        let bare = RepoConfig {
-            url: "https://ann:word@h/x.git".parse().unwrap(),
-            branch: "main".to_owned(),
-            path: ".".to_owned(),
-            poll: std::time::Duration::from_secs(30),
-            repo_id: None,
-            ssh_key: None,
-            known_hosts: None,
-            username: None,
-            password_file: None,
-            token_file: None,
-            credential_helper: Vec::new(),
-            ca_file: None,
-            trust: crate::config::agent::TrustConfig::default(),
-        };
+        let bare = RepoConfig::new("https://ann:word@h/x.git".parse().unwrap());
         let file = std::env::temp_dir().join(format!("gitopsd-login-{}", std::process::id()));
         std::fs::write(&file, "token\n").unwrap();
         let with_token = RepoConfig { token_file: Some(file.clone()), ..bare.clone() };

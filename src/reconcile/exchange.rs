@@ -18,7 +18,22 @@ pub(super) fn refusal(view: &View<'_>, spec: &Spec) -> Option<Refusal> {
     circle(view.name, &taken(view, spec), |name| waits_for(view, name))
 }
 
-/// The same for what is declared, before a tag is looked up and anything is begun.
+/// A service that writes to a directory which `spec` would take, and of which it is not known yet whether it is to leave it:
+/// its tag is being looked up.
+pub(super) fn unknown<'a>(view: &View<'a>, spec: &Spec) -> Option<&'a ServiceName> {
+    let incumbent = view.record.and_then(|record| record.incumbent.as_ref());
+    let had = incumbent.map(|incumbent| written(&incumbent.spec)).unwrap_or_default();
+    let new: Vec<_> = written(spec).into_iter().filter(|place| !is_among(place, &had)).collect();
+    let writes = |record: &ServiceRecord| {
+        let theirs = record.incumbent.as_ref().map(|it| written(&it.spec)).unwrap_or_default();
+        new.iter().any(|place| is_among(place, &theirs))
+    };
+    let looked_up = |name| matches!(view.of(name).wanted(), Some(DesiredService::Resolving));
+    let mut others = view.records.iter().filter(|(name, _)| *name != view.name);
+    others.find(|(name, record)| looked_up(name) && writes(record)).map(|(name, _)| name)
+}
+
+/// Why what is declared cannot be this service's next one, before a tag is looked up and anything is begun.
 pub(super) fn declared_refusal(
     declared: &Declarations,
     records: &BTreeMap<ServiceName, ServiceRecord>,

@@ -9,6 +9,7 @@
 
 pub mod amend;
 pub mod arrival;
+pub mod batches;
 pub mod canary;
 pub mod changes;
 pub mod drain;

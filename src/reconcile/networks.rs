@@ -142,6 +142,7 @@ mod tests {
             amending: None,
             untold: None,
             replicas: BTreeMap::new(),
+            quota: None,
         });
         record
     }

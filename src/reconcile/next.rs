@@ -4,7 +4,9 @@ use super::record::{Cause, ServiceRecord, Spec};
 use super::step::{Next, Planned, Situation, Step};
 use super::view::View;
 use super::world::DesiredService;
-use super::{amend, drain, exchange, jobs, joined, order, preflight, repair, replicas, rolling, window};
+use super::{
+    amend, batches, drain, exchange, jobs, joined, order, preflight, repair, replicas, rolling, window,
+};
 use crate::types::{CommitInfo, Reason, Refusal};
 
 /// Decides for one service.
@@ -26,7 +28,13 @@ fn choose(view: &View<'_>) -> Planned {
         // What only serves a candidate that a newer commit makes idle is not waited for.
         let idle = view.record.and_then(|record| record.rollout.as_ref()).filter(|_| busy.yields);
         let idle = idle.and_then(|rollout| rolling::superseded(view, rollout));
-        let step = idle.map(Step::Fail).or_else(|| replicas::spread(view));
+        let rollout = view.record.and_then(|record| Some((record, record.rollout.as_ref()?)));
+        let meanwhile = rollout.filter(|_| busy.is_beside && view.pause().is_none());
+        let step = idle.map(Step::Fail).or_else(|| {
+            meanwhile
+                .and_then(|(record, rollout)| batches::meanwhile(view, record, rollout))
+                .or_else(|| replicas::spread(view))
+        });
         return Planned { situation, next: step.map_or_else(|| wait(busy.what.clone()), Next::Do) };
     }
     if let Some(pause) = view.pause() {
@@ -73,33 +81,34 @@ fn choose(view: &View<'_>) -> Planned {
     if let (Some(desired), None) = (view.desired, view.wanted()) {
         let next = match view.removal_refusal {
             // What may not be removed is still kept as it should be.
-            Some(refusal) => repair::next(view, record)
-                .or_else(|| drain::next(view, record))
-                .unwrap_or_else(|| held(refusal.clone())),
-            None if order::dependant(view).is_some() => repair::next(view, record)
-                .or_else(|| drain::next(view, record))
-                .unwrap_or_else(|| after_dependant(view)),
+            Some(refusal) => kept(view, record).unwrap_or_else(|| held(refusal.clone())),
+            None if order::dependant(view).is_some() => {
+                kept(view, record).unwrap_or_else(|| after_dependant(view))
+            }
             None => Next::Do(Step::Remove(desired.commit.clone().into())),
         };
         return Planned { situation: Situation::Orphaned, next };
     }
     // A repair that has to wait must not hold up a newer version: it may be the cure.
-    let (waiting, scaling) = match repair::next(view, record) {
-        Some(next) if replicas::is_scaling(&next) => (None, Some(next)),
+    let waiting = match repair::next(view, record) {
         Some(next @ Next::Do(_)) => return Planned { situation: Situation::Drifted, next },
-        waiting => (waiting, None),
+        waiting => waiting,
+    };
+    let waiting = match replicas::scaling(view, record) {
+        Some(next @ Next::Do(_)) => Some(next),
+        other => replicas::sooner(waiting, other),
     };
     if let Some(next) = drain::next(view, record) {
-        return match scaling.filter(|_| !matches!(next, Next::Do(_))) {
-            Some(next) => Planned { situation: Situation::Drifted, next },
-            None => Planned { situation: Situation::Retiring, next },
+        return match (next, waiting) {
+            (Next::Wait { .. }, Some(next @ Next::Do(_))) => Planned { situation: Situation::Drifted, next },
+            (next, _) => Planned { situation: Situation::Retiring, next },
         };
     }
     if let Some(hold) = &record.hold {
         let head = view.desired.map(|desired| &desired.commit.id);
         let next = if hold.is_over(head, view.now) {
             Next::Do(Step::Release)
-        } else if let Some(next) = scaling.or(waiting) {
+        } else if let Some(next) = waiting {
             return Planned { situation: Situation::Drifted, next };
         } else {
             let message = format!("held by {}: {}", hold.by, hold.reason);
@@ -118,7 +127,7 @@ fn choose(view: &View<'_>) -> Planned {
         Next::Settled => jobs::after_deploy(view, record).unwrap_or(Next::Settled),
         next => next,
     };
-    if let (Some(next), false) = (scaling.or(waiting), matches!(next, Next::Do(_))) {
+    if let (Some(next), false) = (waiting, matches!(next, Next::Do(_))) {
         return Planned { situation: Situation::Drifted, next };
     }
     let situation = match &next {
@@ -136,6 +145,14 @@ fn situation(record: &ServiceRecord) -> Situation {
         (None, None, Some(_)) => Situation::Retiring,
         (None, None, None) => Situation::Current,
     }
+}
+
+/// What a service needs that is no longer wanted and stays all the same.
+fn kept(view: &View<'_>, record: &ServiceRecord) -> Option<Next> {
+    let is_do = |next: &Option<Next>| matches!(next, Some(Next::Do(_)));
+    let all = [repair::next(view, record), drain::next(view, record), replicas::scaling(view, record)];
+    let (now, later): (Vec<_>, Vec<_>) = all.into_iter().partition(is_do);
+    now.into_iter().flatten().next().or_else(|| later.into_iter().fold(None, replicas::sooner))
 }
 
 /// It is no longer wanted, and what depends on it goes first.
@@ -182,6 +199,11 @@ fn want(view: &View<'_>, record: Option<&ServiceRecord>, wanted: &DesiredService
 
 /// A new candidate, unless what it needs of the host cannot be had.
 fn begin(view: &View<'_>, record: Option<&ServiceRecord>, spec: &Spec, commit: &CommitInfo) -> Next {
+    if let Some(other) = exchange::unknown(view, spec) {
+        return wait(format!(
+            "looking up the tag of {other}, which writes to a directory that it is to take"
+        ));
+    }
     if let Some(refusal) = exchange::refusal(view, spec) {
         return held(refusal);
     }

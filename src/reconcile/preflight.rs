@@ -9,7 +9,7 @@ use super::next::held;
 use super::record::{Cause, Deployed, Phase, Rollout, ServiceRecord, Spec};
 use super::step::Next;
 use super::view::View;
-use super::{joined, later, ports as claims};
+use super::{batches, joined, later, ports as claims};
 use crate::types::{ByteSize, Reason, Refusal, Strategy};
 
 /// After this, what the host lacks is looked at again.
@@ -32,7 +32,15 @@ pub(super) fn before_begin(view: &View<'_>, record: Option<&ServiceRecord>, spec
         return Some(held_for_now(view, refusal.clone()));
     }
     let incumbent = record.and_then(|record| record.incumbent.as_ref());
-    memory(view, incumbent, spec, |_, _| true).map(|refusal| held_for_now(view, refusal))
+    let copies = incumbent.map_or(1, |incumbent| batches::further(incumbent, spec));
+    memory(view, incumbent, spec, copies, |_, _| true)
+        .map(|refusal| held_for_now(view, advised(refusal, incumbent, spec)))
+}
+
+/// With what may help where a new generation has no room.
+fn advised(refusal: Refusal, incumbent: Option<&Deployed>, spec: &Spec) -> Refusal {
+    let message = format!("{}{}", refusal.message, batches::advice(incumbent, spec));
+    Refusal { message, ..refusal }
 }
 
 /// Why `spec`'s ports cannot be published by this service now.
@@ -53,8 +61,9 @@ pub(super) fn before_scale(view: &View<'_>, incumbent: &Deployed, spec: &Spec) -
         return Some(held_for_now(view, refusal.clone()));
     }
     let mut only_these = spec.clone();
-    only_these.deploy.replicas = further;
-    memory(view, Some(incumbent), &only_these, |_, _| true).map(|refusal| held_for_now(view, refusal))
+    (only_these.deploy.replicas, only_these.deploy.parallelism) = (further, None);
+    memory(view, Some(incumbent), &only_these, further, |_, _| true)
+        .map(|refusal| held_for_now(view, refusal))
 }
 
 /// Why the candidate's container cannot be started now, beside the incumbent's: since it was begun others may have taken
@@ -65,31 +74,36 @@ pub(super) fn before_start(view: &View<'_>, record: &ServiceRecord, rollout: &Ro
         return None;
     }
     let starts_first = |name: &crate::types::ServiceName, phase| phase == Phase::Starting && name < view.name;
-    memory(view, record.incumbent.as_ref(), &rollout.to.spec, starts_first)
-        .map(|refusal| held_for_now(view, refusal))
+    let (incumbent, spec) = (record.incumbent.as_ref(), &rollout.to.spec);
+    memory(view, incumbent, spec, batches::left(record, rollout), starts_first)
+        .map(|refusal| held_for_now(view, advised(refusal, incumbent, spec)))
 }
 
 fn held_for_now(view: &View<'_>, refusal: Refusal) -> Next {
     Next::Held { refusal, until: Some(later(view.now, RETRY)) }
 }
 
-/// Whether there is memory for a second copy beside the incumbent. `counts`: which other candidates that do not run yet
+/// Whether there is memory for so many `copies` beside the incumbent. `counts`: which other candidates that do not run yet
 /// have a claim that comes before this one's.
 fn memory(
     view: &View<'_>,
     incumbent: Option<&Deployed>,
     spec: &Spec,
+    copies: u32,
     counts: impl Fn(&crate::types::ServiceName, Phase) -> bool,
 ) -> Option<Refusal> {
     let available = view.observed.room.memory?;
-    let need = expected(view, incumbent, spec)?;
+    let need = expected(view, incumbent, spec)?.saturating_mul(copies.into());
     let others = view.records.iter().filter(|(name, _)| *name != view.name).filter_map(|(name, record)| {
         let rollout = record.rollout.as_ref().filter(|it| it.phase <= Phase::Switching)?;
         let (other, generation) = (view.of(name), rollout.to.generation);
-        // One that has just started has not taken yet what it will.
-        let used = rollout.to.instances(name).filter_map(|id| view.observed.room.used.get(&id).copied());
+        // One that has just started has not taken yet what it will; what has taken a place of the incumbent's is no more.
+        let (copies, places) = batches::claims(record, rollout);
+        let news = rollout.to.instances(name).skip(places);
+        let used = news.filter_map(|id| view.observed.room.used.get(&id).copied());
         let has = used.fold(0, u64::saturating_add);
         let need = expected(&other, record.incumbent.as_ref(), &rollout.to.spec)?;
+        let need = need.saturating_mul(copies.into());
         // And one that cannot be started itself takes nothing.
         let comes = other.container(generation).is_some() || need <= available && counts(name, rollout.phase);
         comes.then_some(need.saturating_sub(has))
@@ -101,12 +115,12 @@ fn memory(
             0 => String::new(),
             claimed => format!(", of which {} are for others that start", size(claimed)),
         };
-        let copies = match spec.deploy.replicas {
+        let what = match copies {
             1 => "a second copy is".to_owned(),
             several => format!("{several} further copies are"),
         };
         let message = format!(
-            "{copies} expected to use {}, and {} of memory are available{for_others}",
+            "{what} expected to use {}, and {} of memory are available{for_others}",
             size(need),
             size(available)
         );
@@ -114,18 +128,18 @@ fn memory(
     })
 }
 
-/// Bytes that a candidate is expected to use beside its incumbent: what that one uses and a little more, or what is
+/// Bytes that a container of a candidate is expected to use beside its incumbent: what that one uses and a little more, or what is
 /// reserved for it, within its limit. `None`: it does not run beside it, or nothing is known.
 fn expected(view: &View<'_>, incumbent: Option<&Deployed>, spec: &Spec) -> Option<u64> {
     if spec.strategy() == Strategy::Recreate {
         return None;
     }
     // Of several as the one that uses most.
-    let used = incumbent?.instances(view.name).filter_map(|id| view.observed.room.used.get(&id)).max()?;
+    let incumbent = incumbent?;
+    let used = incumbent.instances(view.name).filter_map(|id| view.observed.room.used.get(&id)).max()?;
     let used = *used;
     let margin = (used / MARGIN_PART).max(LEAST_MARGIN);
     let reserved = spec.options.mem_reservation.map_or(0, |size| size.0);
     let need = used.saturating_add(margin).max(reserved);
-    let need = spec.mem_limit.map_or(need, |limit| need.min(limit.0));
-    Some(need.saturating_mul(u64::from(spec.deploy.replicas)))
+    Some(spec.mem_limit.map_or(need, |limit| need.min(limit.0)))
 }

@@ -7,7 +7,7 @@ use super::changes::{self, Difference, summary};
 use super::exchange;
 use super::ports::{self, Claim, Claims};
 use super::record::ServiceRecord;
-use crate::types::{Declared, ImageRef, Refusal, ServiceName, Share, Strategy};
+use crate::types::{Declared, Deploy, ImageRef, Refusal, ServiceName, Share, Strategy};
 
 /// What a revision would do to one service.
 #[derive(Debug, Clone, PartialEq)]
@@ -38,6 +38,8 @@ pub enum Change {
         alone: Option<String>,
         /// The part of new connections that it gets first.
         first: Option<Share>,
+        /// How many containers are replaced at a time, of how many; `None`: all at once.
+        batch: Option<(u32, u32)>,
     },
     /// New settings, the same container.
     Amend {
@@ -68,6 +70,7 @@ impl Change {
                 differences,
                 alone: declared.alone_because(),
                 first: declared.deploy.canary.map(|canary| canary.share),
+                batch: batch(&declared.deploy),
             },
             false if running == declared => Self::Keep { image },
             false => Self::Amend { image, differences },
@@ -85,7 +88,7 @@ impl fmt::Display for Change {
         match self {
             Self::Keep { image } => write!(f, "keep     {image}"),
             Self::Create { image } => write!(f, "create   {image}"),
-            Self::Replace { from, to, because, strategy, alone, first, .. } => {
+            Self::Replace { from, to, because, strategy, alone, first, batch, .. } => {
                 f.write_str("replace  ")?;
                 if from != to {
                     write!(f, "{from} by ")?;
@@ -97,6 +100,9 @@ impl fmt::Display for Change {
                 if let Some(share) = first {
                     write!(f, ", {share} of new connections first")?;
                 }
+                if let Some((some, all)) = batch {
+                    write!(f, ", {some} of {all} containers at a time")?;
+                }
                 write!(f, "): {because}")
             }
             Self::Amend { image, differences } => {
@@ -107,6 +113,12 @@ impl fmt::Display for Change {
             Self::Refuse(refusal) => write!(f, "refuse   {refusal}"),
         }
     }
+}
+
+/// How many containers are replaced at a time, of how many.
+pub fn batch(deploy: &Deploy) -> Option<(u32, u32)> {
+    let all = deploy.replicas;
+    deploy.parallelism.filter(|some| *some < all).map(|some| (some, all))
 }
 
 /// Compares what is declared with what the records say runs. Tags are compared as written: looking them up is the
@@ -172,7 +184,8 @@ pub fn follow(
             let because = "new generation: the network that it shares is another one".to_owned();
             let differences = Vec::new();
             let (strategy, alone) = (spec.strategy(), spec.alone_because());
-            *change = Change::Replace { from, to, because, strategy, differences, alone, first: None };
+            let (first, batch) = (None, None);
+            *change = Change::Replace { from, to, because, strategy, differences, alone, first, batch };
         }
     }
 }

@@ -85,7 +85,7 @@ pub struct Transition {
     pub pull_seconds: f64,
     /// From the candidate's start to healthy.
     pub healthy_seconds: Option<f64>,
-    /// When a part of new connections went to it, where it was to have one first.
+    /// When a part of new connections first went to it, where it did not get all at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub canary_at: Option<Timestamp>,
     /// When new connections went to it.

@@ -128,9 +128,19 @@ pub struct Deployed {
     /// Its containers beside the first, by their index: those that it has or is about to have.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub replicas: BTreeMap<ReplicaIndex, Replica>,
+    /// How many containers it has for now, where that is less than its spec says: while a candidate takes the places of
+    /// an incumbent's containers some at a time, its own number goes up and the other one's down.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quota: Option<u32>,
 }
 
 impl Deployed {
+    /// How many containers it is to have now.
+    pub fn size(&self) -> u32 {
+        let replicas = self.spec.deploy.replicas;
+        self.quota.map_or(replicas, |quota| quota.clamp(1, replicas))
+    }
+
     /// The indices of its containers.
     pub fn indices(&self) -> impl Iterator<Item = ReplicaIndex> {
         std::iter::once(ReplicaIndex::FIRST).chain(self.replicas.keys().copied())
@@ -233,7 +243,7 @@ pub struct Rollout {
     pub phase_since: Timestamp,
     /// When the candidate's container was first started.
     pub candidate_started_at: Option<Timestamp>,
-    /// When it got its part of new connections, where it was to have one first.
+    /// When it first got a part of new connections, where it does not get all at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub canary_since: Option<Timestamp>,
     /// When traffic went over.
@@ -299,6 +309,9 @@ pub enum Phase {
     /// It was judged healthy, has a part of new connections (`deploy.canary`), and is watched. Crash: the kernel's rule
     /// says whether it has its part yet; its time runs from when that was written down.
     Canary,
+    /// Some of its containers have taken the places of as many of the incumbent's, with their part of new connections,
+    /// and the next ones do (`deploy.parallelism`). Crash: the record says how many, and the rules are made to fit it.
+    Batches,
     /// It was judged healthy and traffic is about to go over. Crash: the kernel's rule says whether it did.
     Switching,
     /// It has traffic; the incumbent is kept, ready to take it back. Crash: goes on.
@@ -317,6 +330,7 @@ impl Phase {
             Self::Starting => "starting",
             Self::Proving => "proving",
             Self::Canary => "canary",
+            Self::Batches => "batches",
             Self::Switching => "switching",
             Self::Baking => "baking",
             Self::Abandoning => "abandoning",

@@ -3,13 +3,13 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use super::record::{Deployed, Down, Phase, ServiceRecord};
+use super::record::{Deployed, Down, Phase, Rollout, ServiceRecord};
 use super::restarts::stays;
 use super::rolling::incumbent_serves;
 use super::step::{Next, Step};
 use super::view::View;
 use super::{irreversible, joined, later, order, pending, replicas, schedule};
-use crate::types::{ContainerState, InstanceId, Reason, Refusal, ServiceName, Timestamp};
+use crate::types::{InstanceId, Reason, Refusal, ServiceName, Timestamp};
 
 /// First pause before a container that ended is started again; doubled for each further start in a row.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -66,8 +66,8 @@ fn first_container(view: &View<'_>, record: &ServiceRecord, incumbent: &Deployed
         return Some(Next::Held { refusal: Refusal::new(Reason::Exited, message), until: None });
     }
     let local = view.has_image(incumbent);
-    // A candidate is on its way, and one pull at a time is enough; once it is given up, nothing else brings cure.
-    if !local && record.rollout.as_ref().is_some_and(|rollout| rollout.phase != Phase::Abandoning) {
+    // A candidate is on its way, and one pull at a time is enough.
+    if !local && record.rollout.as_ref().is_some_and(|rollout| !pulls_beside(rollout)) {
         return None;
     }
     let due = restart_at(incumbent);
@@ -92,6 +92,12 @@ fn first_container(view: &View<'_>, record: &ServiceRecord, incumbent: &Deployed
             why: format!("generation {generation} ended, and its image is not local; it is pulled again"),
         },
     })
+}
+
+/// Whether a lost image of the incumbent is pulled beside a candidate: one that may have to wait, or is given up.
+pub(super) fn pulls_beside(rollout: &Rollout) -> bool {
+    let to_start = [Phase::Pulling, Phase::Preparing, Phase::Yielding, Phase::Starting];
+    to_start.contains(&rollout.phase) || rollout.phase == Phase::Abandoning
 }
 
 /// The start of an incumbent that should serve and does not run, if it is due now.
@@ -128,7 +134,7 @@ pub(super) fn first<'a>(view: &View<'a>, incumbent: &'a Deployed) -> Option<&'a 
         };
         let id = InstanceId::new(name, other.generation);
         let state = view.observed.containers.get(&id);
-        let runs = matches!(state, Some(ContainerState::Running { .. }));
+        let runs = view.observed.runs(&id);
         let stays = stays(record, other, state).is_some() || other.down == Some(Down::Barred);
         let due = !pending(view.now, restart_at(other), LONGEST_PAUSE)
             && view.observed.images.contains(&other.spec.image.digest)

@@ -6,7 +6,7 @@
 
 use std::net::Ipv4Addr;
 
-use super::drain::{GRACE, IDLE_POLL, IDLE_POLLS};
+use super::drain::Drain;
 use super::health::{Verdict, judge};
 use super::record::{Deployed, Phase, Replica, Rollout, ServiceRecord};
 use super::repair::{self, LONGEST_PAUSE, PROVING, pause_after, restart_at};
@@ -15,17 +15,17 @@ use super::view::View;
 use super::world::Observed;
 use super::{later, pending};
 use crate::types::{
-    ContainerState, DrainSignal, Generation, InstanceId, Reason, ReplicaIndex, Route, ServiceName, Timestamp,
+    ContainerState, Generation, InstanceId, Reason, ReplicaIndex, Route, ServiceName, Timestamp,
 };
 
 /// The indices that `deployed` is to have, without the first.
 fn wanted(deployed: &Deployed) -> impl Iterator<Item = ReplicaIndex> {
-    (2..=deployed.spec.deploy.replicas).filter_map(ReplicaIndex::new)
+    (2..=deployed.size()).filter_map(ReplicaIndex::new)
 }
 
 /// Whether one of them is to stay.
 fn stays(deployed: &Deployed, index: ReplicaIndex) -> bool {
-    index.number() <= deployed.spec.deploy.replicas
+    index.number() <= deployed.size()
 }
 
 /// Whether it has several containers, or is to have several.
@@ -64,10 +64,14 @@ pub fn lanes(
     if !is_several(deployed) {
         return (deployed.address, Vec::new());
     }
-    let route = observed.routes.get(name).filter(|route| route.generation == deployed.generation);
-    let is_in = |address| route.is_some_and(|route| route.lanes().any(|lane| lane == address));
+    // Also where the rest of the route is another generation's.
+    let route = observed.routes.get(name);
+    let is_in = |address| route.is_some_and(|route| route.addresses().any(|lane| lane == address));
     let (mut up, mut good) = (Vec::new(), Vec::new());
-    for index in serving(deployed) {
+    let leaves = |index| deployed.replicas.get(&index).is_some_and(|replica| replica.leaving_since.is_some());
+    let (last, staying): (Vec<_>, Vec<_>) =
+        deployed.indices().partition(|index| !stays(deployed, *index) || leaves(*index));
+    for index in staying {
         let Some(address) = deployed.address_of(index) else { continue };
         let fine = match verdict_of(name, deployed, index, observed, now) {
             None => continue,
@@ -79,9 +83,10 @@ pub fn lanes(
         good.extend(Some(address).filter(|_| fine));
     }
     if good.is_empty() {
-        // What is too many goes on as long as nothing that stays is well.
-        for index in deployed.indices().filter(|index| !stays(deployed, *index)) {
-            let Some(address) = deployed.address_of(index).filter(|address| is_in(*address)) else {
+        // What is too many goes on as long as nothing that stays is well, and what was about to go, if it is taken back.
+        let goes_on = |index: &ReplicaIndex, address| is_in(address) || stays(deployed, *index);
+        for index in last {
+            let Some(address) = deployed.address_of(index).filter(|address| goes_on(&index, *address)) else {
                 continue;
             };
             match verdict_of(name, deployed, index, observed, now) {
@@ -131,8 +136,8 @@ fn state<'a>(view: &View<'a>, generation: Generation, index: ReplicaIndex) -> Op
     view.observed.containers.get(&InstanceId::replica(view.name, generation, index))
 }
 
-fn is_up(state: Option<&ContainerState>) -> bool {
-    matches!(state, Some(ContainerState::Running { .. }))
+fn is_up(view: &View<'_>, generation: Generation, index: ReplicaIndex) -> bool {
+    view.observed.runs(&InstanceId::replica(view.name, generation, index))
 }
 
 /// Whether what is too many has lost its traffic: as long as nothing that stays is well, or rules cannot be written, it
@@ -166,8 +171,12 @@ pub(super) fn starting(view: &View<'_>, rollout: &Rollout) -> Option<Step> {
         return Some(Step::Scale(generation));
     }
     let mut others = serving(candidate).filter(|index| *index != ReplicaIndex::FIRST);
-    let index = others.find(|index| !is_up(state(view, generation, *index)))?;
-    Some(Step::StartReplica(generation, index))
+    let index = others.find(|index| !is_up(view, generation, *index))?;
+    // Thrown away since the first one was started, by a check of the disk or a hand.
+    Some(match view.has_image(candidate) {
+        true => Step::StartReplica(generation, index),
+        false => Step::Pull(generation),
+    })
 }
 
 /// Whether one of a candidate's containers is gone, as after a reboot or by somebody's hand.
@@ -177,12 +186,14 @@ pub(super) fn is_incomplete(view: &View<'_>, deployed: &Deployed) -> bool {
     is_several(deployed) && (is_off(deployed) || serving(deployed).any(gone))
 }
 
-/// Whether it is about how many there are, which is never so pressing that a newer version or an operator waits for it.
-pub(super) fn is_scaling(next: &Next) -> bool {
-    matches!(next, Next::Do(Step::Scale(_) | Step::DropReplica(..)))
+/// Whether one that is to stay was about to go: it was given up for a candidate that is given up itself.
+pub(super) fn is_to_stay(deployed: &Deployed) -> bool {
+    let mut staying = deployed.replicas.iter().filter(|(index, _)| stays(deployed, **index));
+    staying.any(|(_, replica)| replica.leaving_since.is_some())
 }
 
-/// What an incumbent with several containers needs; `first`: what its first one does.
+/// What an incumbent with several containers needs; `first`: what its first one does. How many there are to be is another
+/// matter: [`scaling`].
 pub(super) fn next(
     view: &View<'_>,
     record: &ServiceRecord,
@@ -199,32 +210,9 @@ pub(super) fn next(
     if matches!(first, Some(Next::Do(_))) {
         return first;
     }
-    let mut until = None;
-    let mut why = None;
-    let mut wait = |at: Option<Timestamp>, what: String| {
-        until = [until, at].into_iter().flatten().min();
-        why.get_or_insert(what);
-    };
-    if is_off(incumbent) {
-        match may_scale(view, incumbent) {
-            true => return Some(Next::Do(Step::Scale(generation))),
-            false => wait(
-                None,
-                format!("what is too many of generation {generation} stays until the rest is well"),
-            ),
-        }
-    }
+    let mut waits = Waits::default();
     let after = repair::first(view, incumbent);
-    for (index, replica) in &incumbent.replicas {
-        if let Some(since) = replica.leaving_since {
-            match drained(view, incumbent, *index, since) {
-                Ok(()) => return Some(Next::Do(Step::DropReplica(generation, *index))),
-                Err(look) => {
-                    wait(Some(look), format!("replica {index} of generation {generation} is draining"))
-                }
-            }
-            continue;
-        }
+    for (index, replica) in needed(view, incumbent) {
         match state(view, generation, *index) {
             Some(ContainerState::Running { .. }) if replica.untold.is_some() => {
                 return Some(Next::Do(Step::Report(generation)));
@@ -233,42 +221,124 @@ pub(super) fn next(
             // What was stopped for a candidate comes back by its first one.
             _ if incumbent.down.is_some() => {}
             _ if let Some(other) = after => {
-                wait(Some(later(view.now, PROVING)), format!("replica {index} is started once {other} runs"));
+                let why = format!("replica {index} is started once {other} runs");
+                waits.add(Some(later(view.now, PROVING)), why);
             }
             _ if !view.has_image(incumbent) => {
                 let due = restart_at(incumbent);
                 match pending(view.now, due, LONGEST_PAUSE) {
                     // A candidate is on its way, and one pull at a time is enough.
-                    _ if record.rollout.is_some() => {}
+                    _ if record.rollout.as_ref().is_some_and(|it| !repair::pulls_beside(it)) => {}
                     false => return Some(Next::Do(Step::Pull(generation))),
-                    true => wait(Some(due), format!("the image of replica {index} is not local")),
+                    true => waits.add(Some(due), format!("the image of replica {index} is not local")),
                 }
             }
             _ => match pause(view, replica) {
                 None => return Some(Next::Do(Step::StartReplica(generation, *index))),
                 due => {
-                    wait(
-                        due,
-                        format!("replica {index} of generation {generation} ended; it is started again"),
-                    );
+                    let why =
+                        format!("replica {index} of generation {generation} ended; it is started again");
+                    waits.add(due, why);
                 }
             },
         }
     }
     for index in serving(incumbent) {
-        if let Some((look, what)) = undecided(view, incumbent, index) {
-            wait(Some(look), what);
+        if let Some((look, why)) = undecided(view, incumbent, index) {
+            waits.add(Some(look), why);
         }
     }
-    let others = why.map(|why| Next::Wait { until, why });
-    match first {
-        Some(Next::Wait { until: own, why }) if others.is_some() => {
-            Some(Next::Wait { until: [own, until].into_iter().flatten().min(), why })
+    waits.with(first)
+}
+
+/// Those that are to run. What is too many is, as long as it may not lose its traffic.
+fn needed<'a>(
+    view: &View<'_>,
+    incumbent: &'a Deployed,
+) -> impl Iterator<Item = (&'a ReplicaIndex, &'a Replica)> {
+    let all = !may_scale(view, incumbent);
+    let needed = move |(index, replica): &(&ReplicaIndex, &Replica)| {
+        replica.leaving_since.is_none() && (all || stays(incumbent, **index))
+    };
+    incumbent.replicas.iter().filter(needed)
+}
+
+/// What is to be done about how many containers the incumbent has: never so pressing that a newer version or an operator
+/// waits for it.
+pub(super) fn scaling(view: &View<'_>, record: &ServiceRecord) -> Option<Next> {
+    let incumbent = record.incumbent.as_ref().filter(|incumbent| is_several(incumbent))?;
+    let generation = incumbent.generation;
+    let mut waits = Waits::default();
+    if is_off(incumbent) {
+        if may_scale(view, incumbent) {
+            return Some(Next::Do(Step::Scale(generation)));
+        }
+        let why = format!("what is too many of generation {generation} stays until the rest is well");
+        waits.add(None, why);
+    }
+    for index in incumbent.replicas.keys() {
+        let Some(drain) = Drain::too_many(record, *index) else { continue };
+        let id = InstanceId::replica(view.name, generation, *index);
+        match drain.look(view, std::iter::once(id)) {
+            Ok(()) => return Some(Next::Do(Step::DropReplica(generation, *index))),
+            Err(look) => {
+                waits.add(Some(look), format!("replica {index} of generation {generation} is draining"));
+            }
+        }
+    }
+    waits.with(None)
+}
+
+/// Several things that are waited for.
+#[derive(Default)]
+struct Waits {
+    until: Option<Timestamp>,
+    why: Option<String>,
+}
+
+impl Waits {
+    fn add(&mut self, until: Option<Timestamp>, why: String) {
+        self.until = [self.until, until].into_iter().flatten().min();
+        self.why.get_or_insert(why);
+    }
+
+    /// All of them, and `first` before them.
+    fn with(self, first: Option<Next>) -> Option<Next> {
+        let waits = self.why.map(|why| Next::Wait { until: self.until, why });
+        sooner(first, waits)
+    }
+}
+
+/// Of two things that are not to be done now what is the case, and the earlier time of both.
+pub(super) fn sooner(first: Option<Next>, second: Option<Next>) -> Option<Next> {
+    match (first, second) {
+        (Some(Next::Wait { until, why }), Some(Next::Wait { until: other, .. })) => {
+            Some(Next::Wait { until: [until, other].into_iter().flatten().min(), why })
         }
         // What goes by itself is over first.
-        Some(Next::Held { .. }) if others.is_some() => others,
-        first => first.or(others),
+        (Some(Next::Held { .. }), Some(second)) => Some(second),
+        (first, second) => first.or(second),
     }
+}
+
+/// When those containers of a candidate were started that run, have no traffic, and were not judged yet.
+pub(super) fn newcomers(
+    name: &ServiceName,
+    candidate: &Deployed,
+    observed: &Observed,
+    now: Timestamp,
+) -> impl Iterator<Item = Timestamp> {
+    serving(candidate).filter_map(move |index| {
+        let id = InstanceId::replica(name, candidate.generation, index);
+        let Some(ContainerState::Running { started_at, .. }) = observed.containers.get(&id) else {
+            return None;
+        };
+        let address = candidate.address_of(index)?;
+        let route = observed.routes.get(name);
+        let is_in = route.is_some_and(|route| route.addresses().any(|lane| lane == address));
+        let verdict = verdict_of(name, candidate, index, observed, now);
+        (!is_in && matches!(verdict, Some(Verdict::Undecided { .. }))).then_some(*started_at)
+    })
 }
 
 /// When to look again at a container that runs and was not judged yet. One that never says anything is not waited for.
@@ -300,30 +370,9 @@ pub(super) fn start(view: &View<'_>, incumbent: &Deployed) -> Option<Step> {
     if incumbent.down.is_some() || !view.has_image(incumbent) || repair::first(view, incumbent).is_some() {
         return None;
     }
-    let mut staying = incumbent.replicas.iter().filter(|(_, replica)| replica.leaving_since.is_none());
-    let (index, _) = staying.find(|(index, replica)| {
-        !is_up(state(view, generation, **index)) && pause(view, replica).is_none()
-    })?;
+    let (index, _) = needed(view, incumbent)
+        .find(|(index, replica)| !is_up(view, generation, **index) && pause(view, replica).is_none())?;
     Some(Step::StartReplica(generation, *index))
-}
-
-/// Whether one that has had no new connections since `since` may go; else when to look again. The rules of a former
-/// generation.
-fn drained(
-    view: &View<'_>,
-    incumbent: &Deployed,
-    index: ReplicaIndex,
-    since: Timestamp,
-) -> Result<(), Timestamp> {
-    let deploy = &incumbent.spec.deploy;
-    let (over, grace) = (later(since, deploy.drain), later(since, GRACE.min(deploy.drain)));
-    let id = InstanceId::replica(view.name, incumbent.generation, index);
-    let idle = view.observed.idle_polls.get(&id).copied().unwrap_or(0) >= IDLE_POLLS;
-    let ready = view.now >= grace && (idle || deploy.drain_signal == DrainSignal::Early);
-    if !is_up(view.observed.containers.get(&id)) || view.now >= over || ready {
-        return Ok(());
-    }
-    Err(if view.now < grace { grace } else { later(view.now, IDLE_POLL) }.min(over))
 }
 
 /// While a long effect is under way for a service: its route, where only the spread over its containers is wrong. What
@@ -334,11 +383,9 @@ pub(super) fn spread(view: &View<'_>) -> Option<Step> {
     let serving = record.serving().filter(|serving| is_several(serving))?;
     // What changes rules itself is left alone.
     let apart = record.removing.is_some() || serving.amending.is_some();
-    // A route with a branch has a step of its own.
-    let canary = record.rollout.as_ref().is_some_and(|rollout| rollout.phase == Phase::Canary);
     let (there, wanted) = (view.route()?, view.route_for(record, serving));
     let only_lanes = there.agrees(&wanted) && *there != wanted;
-    (only_lanes && !apart && !canary && view.serves(serving)).then_some(Step::Route(serving.generation))
+    (only_lanes && !apart && view.serves(serving)).then_some(Step::Route(serving.generation))
 }
 
 /// A container of a generation that is known, which no record names.
@@ -378,7 +425,7 @@ pub fn scale(
             }
         }
     }
-    let most = deployed.spec.deploy.replicas;
+    let most = deployed.size();
     for (_, replica) in deployed.replicas.iter_mut().filter(|(index, _)| index.number() > most) {
         replica.leaving_since.get_or_insert(now);
     }

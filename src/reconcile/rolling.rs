@@ -9,22 +9,27 @@ use super::restarts::{completed, stays};
 use super::step::{Next, Step};
 use super::transition::LONGEST_RETRY;
 use super::view::View;
-use super::world::DesiredService;
+use super::world::{DesiredService, Observed};
 use super::{
-    canary, irreversible, jobs, joined, later, order, pending, preflight, repair, replicas, sharing, window,
+    batches, canary, irreversible, jobs, joined, later, order, pending, preflight, repair, replicas, sharing,
+    window,
 };
-use crate::types::{ContainerState, Job, Reason, Refusal, Strategy};
+use crate::types::{ContainerState, Job, Reason, Refusal, ServiceName, Strategy, Timestamp};
 
 /// What a rollout does next.
 pub(super) fn next(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next {
-    // In its canary it stands in for an incumbent that has ended, before that is started again.
-    let has_all = matches!(rollout.phase, Phase::Canary | Phase::Switching) && routed(view, record, rollout);
-    if incumbent_serves(rollout) && !has_all && rollout.phase != Phase::Canary {
-        // A restart that has to wait must not hold the candidate up: it may be the cure.
-        if let Some(next @ Next::Do(_)) =
-            repair::next(view, record).filter(|next| !replicas::is_scaling(next))
-        {
-            return next;
+    // With its part it stands in for an incumbent that has ended, before that is started again.
+    let in_part = matches!(rollout.phase, Phase::Canary | Phase::Batches);
+    let has_all = (in_part || rollout.phase == Phase::Switching) && routed(view, record, rollout);
+    let mut pull = None;
+    if incumbent_serves(rollout) && !has_all && !in_part {
+        match repair::next(view, record) {
+            // A restart that has to wait must not hold the candidate up, nor may its image: it may be the cure.
+            Some(next @ Next::Do(Step::Pull(_))) => {
+                pull = Some(next).filter(|_| !view.observed.pulling.contains_key(view.name));
+            }
+            Some(next @ Next::Do(_)) => return next,
+            _ => {}
         }
     }
     // A switch that was meant and did not happen (its port is another service's) is no reason to stay with it. What
@@ -45,7 +50,7 @@ pub(super) fn next(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -
         return Next::Do(Step::Advance(Phase::Pulling));
     }
     if let (true, Some(closed)) = (to_start, window(view, record, rollout)) {
-        return closed;
+        return pull.unwrap_or(closed);
     }
     let next = match rollout.phase {
         Phase::Pulling => pulling(view, record, rollout),
@@ -75,10 +80,12 @@ pub(super) fn next(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -
         Phase::Starting => starting(view, record, rollout),
         Phase::Proving | Phase::Switching => proving(view, record, rollout),
         Phase::Canary => canary::next(view, record, rollout),
+        Phase::Batches => batches::next(view, record, rollout),
         Phase::Baking => baking(view, record, rollout),
         Phase::Abandoning => abandoning(view, record, rollout),
     };
-    match next {
+    match batches::or_gives_up(view, record, rollout, next) {
+        idle @ (Next::Held { .. } | Next::Wait { .. }) => pull.unwrap_or(idle),
         Next::Do(Step::Fail(refusal)) if irreversible::holds(record, rollout) => {
             irreversible::instead(view, record, rollout, &refusal)
         }
@@ -91,7 +98,7 @@ pub(super) fn next(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -
 pub(super) fn incumbent_serves(rollout: &Rollout) -> bool {
     match rollout.phase {
         Phase::Pulling | Phase::Preparing => true,
-        Phase::Starting | Phase::Proving | Phase::Canary | Phase::Switching => {
+        Phase::Starting | Phase::Proving | Phase::Canary | Phase::Batches | Phase::Switching => {
             strategy(rollout) == Strategy::BlueGreen
         }
         // Not stopped yet.
@@ -117,7 +124,8 @@ fn has_part(view: &View<'_>) -> bool {
 /// Why a candidate that does not have all traffic yet is given up: an operator holds the service as it is, or a newer commit wants
 /// something else.
 pub(super) fn superseded(view: &View<'_>, rollout: &Rollout) -> Option<Refusal> {
-    if rollout.phase == Phase::Abandoning {
+    let halfway = view.record.is_some_and(|record| batches::goes_on(view, record, rollout));
+    if halfway || rollout.phase == Phase::Abandoning {
         return None;
     }
     if let Some(refusal) = joined::left_behind(view, &rollout.to) {
@@ -161,7 +169,10 @@ fn pulling(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next {
 /// The window has closed while the image was pulled. What is felt already goes on to its end.
 pub(super) fn window(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Option<Next> {
     let pre = record.jobs.pre.as_ref().is_some_and(|run| run.generation == rollout.to.generation);
-    let felt = pre || rollout.yielded_at.is_some() || rollout.candidate_started_at.is_some();
+    let felt = pre
+        || rollout.yielded_at.is_some()
+        || rollout.candidate_started_at.is_some()
+        || batches::has_begun(record);
     match rollout.cause {
         Cause::Commit if !felt => window::closed(view, Some(record), &rollout.to.spec),
         Cause::Commit | Cause::Rollback => None,
@@ -304,7 +315,7 @@ fn proving(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next {
         }
         Some(Verdict::Undecided { why }) => {
             let timeout = rollout.to.spec.deploy.timeout;
-            let deadline = later(rollout.candidate_started_at.unwrap_or(rollout.phase_since), timeout);
+            let deadline = deadline(view.name, rollout, view.observed, view.now);
             // A new agent has no history: it asks once before it judges, however late it is.
             if view.now >= deadline && !view.is_asked(&rollout.to) {
                 return wait(why);
@@ -321,6 +332,13 @@ fn proving(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next {
     }
 }
 
+/// When a candidate that is proved has to be healthy: of several containers one may have been started later.
+pub fn deadline(name: &ServiceName, rollout: &Rollout, observed: &Observed, now: Timestamp) -> Timestamp {
+    let first = rollout.candidate_started_at.unwrap_or(rollout.phase_since);
+    let newest = replicas::newcomers(name, &rollout.to, observed, now).min();
+    later(newest.map_or(first, |at| at.max(first)), rollout.to.spec.deploy.timeout)
+}
+
 /// It may have the traffic, or a part of it first, unless what it needs comes before that.
 fn switch(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next {
     // What was meant already is done, and where nothing serves nobody is to wait.
@@ -328,8 +346,13 @@ fn switch(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next {
     let order = order::before_switch(view, rollout).filter(|_| rollout.phase < Phase::Switching && !down);
     let wait = order.or_else(|| paused(view, rollout));
     let generation = rollout.to.generation;
-    let first = canary::is_due(view, record, rollout);
-    wait.unwrap_or(Next::Do(if first { Step::Canary(generation) } else { Step::Switch(generation) }))
+    wait.unwrap_or_else(|| {
+        let step = match canary::is_due(view, record, rollout) {
+            true => Step::Canary(generation),
+            false => batches::due(view, record, rollout).unwrap_or(Step::Switch(generation)),
+        };
+        Next::Do(step)
+    })
 }
 
 /// Another service may still have the port because its own change of this commit is under way; one that has it for
@@ -401,7 +424,9 @@ fn ails(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Option<(R
     }
     // Some programs live with a child that is killed now and then: those did so before.
     let (kills, former) = (view.oom_kills(candidate), record.incumbent.as_ref());
-    if kills > 0 && former.is_some_and(|former| view.oom_kills(former) == 0) {
+    // Of several the one that did may have given its place up.
+    let whole = !batches::has_begun(record);
+    if kills > 0 && whole && former.is_some_and(|former| view.oom_kills(former) == 0) {
         let times = if kills == 1 { "once".to_owned() } else { format!("{kills} times") };
         let message =
             format!("in generation {generation} memory ran out {times}: the kernel killed a process");
@@ -425,6 +450,10 @@ fn abandoning(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Nex
                 if !right {
                     return Next::Do(Step::Return { to: Some(incumbent.generation), from: generation });
                 }
+                // What was about to go for the candidate, and has not gone yet, serves again at once.
+                if replicas::is_to_stay(incumbent) {
+                    return Next::Do(Step::Scale(incumbent.generation));
+                }
             } else if stays(record, incumbent, view.container(incumbent.generation)).is_some() {
                 // It had ended before: there is nobody to wait for, and nobody to lead clients to.
                 if routed(view, record, rollout) || has_part(view) {
@@ -436,9 +465,7 @@ fn abandoning(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Nex
             {
                 // Two at once would write to the same files: here the candidate has to go first.
                 return Next::Do(Step::Discard(generation));
-            } else if let Some(next @ Next::Do(_)) =
-                repair::next(view, record).filter(|next| !replicas::is_scaling(next))
-            {
+            } else if let Some(next @ Next::Do(_)) = repair::next(view, record) {
                 // It has to run before the candidate may go.
                 return next;
             } else if let Some(other) = repair::comes_after(view, incumbent) {
@@ -446,7 +473,7 @@ fn abandoning(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Nex
             } else if has_part(view) {
                 // The rest of it reaches nobody.
                 return Next::Do(Step::Return { to: None, from: generation });
-            } else if routed(view, record, rollout) && view.runs(generation) {
+            } else if routed(view, record, rollout) && view.any_runs(&rollout.to) {
                 // A sick candidate with traffic is better than none, until the incumbent can be started.
                 return repair::next(view, record).unwrap_or_else(|| wait("the old generation".to_owned()));
             }

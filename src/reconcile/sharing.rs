@@ -84,7 +84,12 @@ pub(super) fn has_begun(view: &View<'_>, record: &ServiceRecord, rollout: &Rollo
             let made = view.container(rollout.to.generation).is_some();
             yielded || prepared || made || view.busy().is_some()
         }
-        Phase::Proving | Phase::Canary | Phase::Switching | Phase::Baking | Phase::Abandoning => true,
+        Phase::Proving
+        | Phase::Canary
+        | Phase::Batches
+        | Phase::Switching
+        | Phase::Baking
+        | Phase::Abandoning => true,
     }
 }
 

@@ -56,6 +56,20 @@ pub enum Step {
     Advance(Phase),
     /// Send a part of new connections to the candidate, and the rest to the incumbent.
     Canary(Generation),
+    /// Send new connections to the candidate's containers too, and to fewer of the incumbent's.
+    Batch {
+        /// The candidate.
+        generation: Generation,
+        /// How many of the incumbent's containers stay, from the first on.
+        stay: u32,
+    },
+    /// Write down that the candidate is to have more containers than it has.
+    Widen {
+        /// The candidate.
+        generation: Generation,
+        /// How many, from the first on.
+        to: u32,
+    },
     /// Send new connections to the candidate.
     Switch(Generation),
     /// Make the candidate the incumbent.
@@ -126,6 +140,8 @@ impl Step {
             Self::DropReplica(..) => "drop-replica",
             Self::Advance(_) => "advance",
             Self::Canary(_) => "canary",
+            Self::Batch { .. } => "batch",
+            Self::Widen { .. } => "widen",
             Self::Switch(_) => "switch",
             Self::Promote(_) => "promote",
             Self::Fail(_) => "fail",
@@ -175,6 +191,8 @@ impl Step {
         "scale",
         "start-replica",
         "drop-replica",
+        "batch",
+        "widen",
     ];
 }
 
@@ -199,6 +217,8 @@ impl fmt::Display for Step {
             | Self::Report(g)
             | Self::Sweep(g) => write!(f, "{word} {g}"),
             Self::StartReplica(g, index) | Self::DropReplica(g, index) => write!(f, "{word} {g}-{index}"),
+            Self::Batch { generation, stay } => write!(f, "{word} {generation}: {stay} of the old ones stay"),
+            Self::Widen { generation, to } => write!(f, "{word} {generation} to {to}"),
             Self::Note(g, exit) => write!(f, "{word} {g}: {exit}"),
             Self::Ended { job, generation, late: true, .. } => {
                 write!(f, "{word} {generation} {}: late", job.word())

@@ -14,7 +14,7 @@ use super::record::{
 use super::restarts::{count, ended, told, told_replica, yielded};
 use super::rolling::after_pull;
 use super::step::{Amendment, Step};
-use super::{irreversible, jobs, later, replicas};
+use super::{batches, irreversible, jobs, later, replicas};
 use crate::types::{Exit, Generation, Job, Reason, Refusal, ServiceName, Timestamp};
 
 /// First pause before an effect that may be tried again; doubled for each further one.
@@ -66,6 +66,11 @@ pub fn intend(record: &ServiceRecord, step: &Step, end: Option<&Exit>, now: Time
     jobs::intend(&mut record, step, now);
     match step {
         Step::Canary(_) => enter(&mut record, Phase::Canary, now),
+        Step::Batch { stay, .. } => {
+            enter(&mut record, Phase::Batches, now);
+            batches::begins(&mut record, *stay);
+        }
+        Step::Widen { to, .. } => batches::widened(&mut record, *to),
         Step::Switch(_) => enter(&mut record, Phase::Switching, now),
         Step::Start(generation) | Step::Pull(generation) => {
             let tells = matches!(step, Step::Start(_)) && !yielded(&record);
@@ -143,6 +148,7 @@ pub fn begin(
             down: None,
             amending: None,
             replicas: BTreeMap::new(),
+            quota: batches::first(record.incumbent.as_ref(), spec, *cause),
         },
         cause: *cause,
         phase: Phase::Pulling,
@@ -183,7 +189,10 @@ pub fn conclude(
         return Applied { record: Some(record), receipt: None };
     }
     match step {
-        Step::Pull(generation) => pulled(&mut record, *generation, outcome, now),
+        Step::Pull(generation) => {
+            batches::worked(&mut record, *generation);
+            pulled(&mut record, *generation, outcome, now);
+        }
         Step::Clear(generation, job) => jobs::cleared(&mut record, *generation, *job),
         Step::Start(generation) => {
             if record.rollout.as_ref().is_some_and(|rollout| rollout.to.generation == *generation) {
@@ -199,11 +208,13 @@ pub fn conclude(
             });
         }
         Step::StartReplica(generation, index) => {
+            batches::worked(&mut record, *generation);
             let incumbent = record.incumbent.as_mut().filter(|it| it.generation == *generation);
             receipt = incumbent.and_then(|incumbent| told_replica(name, incumbent, Some(*index), now));
         }
+        Step::Scale(generation) => batches::worked(&mut record, *generation),
         Step::DropReplica(generation, index) => replicas::dropped(&mut record, *generation, *index),
-        Step::Canary(_) => canary::begun(&mut record, now),
+        Step::Canary(_) | Step::Batch { .. } => canary::begun(&mut record, now),
         Step::Advance(Phase::Baking) | Step::Switch(_) => switched(&mut record, now),
         Step::Advance(phase) => enter(&mut record, *phase, now),
         Step::Promote(_) => receipt = promote(name, &mut record, now),
@@ -248,7 +259,7 @@ pub fn conclude(
         | Step::Return { .. }
         | Step::Discard(_)
         // Written down before.
-        | Step::Scale(_)
+        | Step::Widen { .. }
         | Step::Route(_)
         | Step::Sweep(_)
         | Step::Withdraw => {}
@@ -291,6 +302,9 @@ fn job_ended(
 }
 
 fn enter(record: &mut ServiceRecord, phase: Phase, now: Timestamp) {
+    if phase == Phase::Abandoning {
+        batches::given_up(record);
+    }
     if let Some(rollout) = &mut record.rollout {
         // What was given up stays so: a long effect may end after an operator gave its candidate up.
         if rollout.phase == Phase::Abandoning {
@@ -351,6 +365,7 @@ fn trouble(record: &mut ServiceRecord, step: &Step, refusal: &Refusal, retry: bo
         | Step::StartReplica(g, _)
         | Step::Prepare(g)
         | Step::Canary(g)
+        | Step::Batch { generation: g, .. }
         | Step::Switch(g) => *g == rollout.to.generation,
         _ => false,
     };
@@ -405,12 +420,12 @@ fn promote(name: &ServiceName, record: &mut ServiceRecord, now: Timestamp) -> Op
     record.jobs.pre = None;
     let generation = rollout.to.generation;
     record.jobs.post = (!rollout.to.spec.deploy.post.is_empty()).then(|| jobs::JobRun::due(generation, now));
-    let mut incumbent = Deployed { since, ..rollout.to };
+    let mut incumbent = Deployed { since, quota: None, ..rollout.to };
     replicas::promoted(&mut incumbent, now);
     record.incumbent = Some(incumbent);
     record.retiring = old.clone().map(|old| Retiring { old, since });
     // What it had as containers goes with what retires.
-    record.previous = old.map(|old| Deployed { replicas: BTreeMap::new(), ..old });
+    record.previous = old.map(|old| Deployed { replicas: BTreeMap::new(), quota: None, ..old });
     record.failure = None;
     Some(receipt)
 }

@@ -6,7 +6,7 @@ use super::errors::ErrorHistory;
 use super::health::{EffectiveCheck, Verdict};
 use super::record::{Deployed, ServiceRecord};
 use super::world::{Busy, Desired, DesiredService, Observed};
-use super::{canary, later, replicas};
+use super::{batches, canary, later, replicas};
 use crate::types::{
     ContainerState, Generation, InstanceId, Refusal, ReplicaIndex, Route, ServiceName, Timestamp,
 };
@@ -64,20 +64,18 @@ impl<'a> View<'a> {
 
     /// Whether the container of `generation` runs.
     pub fn runs(&self, generation: Generation) -> bool {
-        matches!(self.container(generation), Some(ContainerState::Running { .. }))
+        self.observed.runs(&InstanceId::new(self.name, generation))
     }
 
     /// Whether a container of `deployed` runs that new connections may go to: none that is one too many.
     pub fn serves(&self, deployed: &Deployed) -> bool {
         let id = |index| InstanceId::replica(self.name, deployed.generation, index);
-        let up = |id| matches!(self.observed.containers.get(&id), Some(ContainerState::Running { .. }));
-        replicas::serving(deployed).map(id).any(up)
+        replicas::serving(deployed).map(id).any(|id| self.observed.runs(&id))
     }
 
     /// Whether any container of `deployed` runs.
     pub fn any_runs(&self, deployed: &Deployed) -> bool {
-        let up = |id| matches!(self.observed.containers.get(&id), Some(ContainerState::Running { .. }));
-        deployed.instances(self.name).any(up)
+        deployed.instances(self.name).any(|id| self.observed.runs(&id))
     }
 
     /// Whether the image of `deployed` is complete on this host.
@@ -149,7 +147,8 @@ impl<'a> View<'a> {
     }
 }
 
-/// The route by which `deployed` gets the service's traffic; for as long as a candidate has a part of it, with that. Over
+/// The route by which `deployed` gets the service's traffic; for as long as a candidate has a part of it, with
+/// that. Over
 /// which of several containers, as `observed` shows them.
 pub(crate) fn route_for(
     name: &ServiceName,
@@ -161,6 +160,8 @@ pub(crate) fn route_for(
     let mut ports = deployed.spec.ports.clone();
     ports.sort();
     let (address, also) = replicas::lanes(name, deployed, observed, now);
+    let part = canary::branch(record, deployed);
+    let lanes = also.len().saturating_add(1);
     Route {
         service: name.clone(),
         service_address: record.service_address,
@@ -168,6 +169,6 @@ pub(crate) fn route_for(
         address,
         also,
         ports,
-        canary: canary::branch(record, deployed),
+        canary: part.or_else(|| batches::branch(name, record, deployed, lanes, observed, now)),
     }
 }

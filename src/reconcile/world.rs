@@ -93,6 +93,11 @@ impl Observed {
         EffectiveCheck::of(spec, self.image_checks.get(&spec.image.digest))
     }
 
+    /// Whether a container runs.
+    pub fn runs(&self, id: &InstanceId) -> bool {
+        matches!(self.containers.get(id), Some(ContainerState::Running { .. }))
+    }
+
     /// The containers of one service, without its one-shots.
     pub fn containers_of<'a>(
         &'a self,
@@ -133,4 +138,6 @@ pub struct Busy {
     pub since: Timestamp,
     /// Whether it is cut short once its candidate is given up: nothing but that candidate hangs on it.
     pub yields: bool,
+    /// Whether it is about one that has no new connections and is to go: what goes on beside it is not about that.
+    pub is_beside: bool,
 }

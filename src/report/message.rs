@@ -70,6 +70,7 @@ kinds! {
     SpreadChanged "spread-changed" "e674fc2bbeff75c52fd05fa72d0f6a54" Info "New connections go to other containers of the same generation: one has ended or is sick, or is well again."
     ReplicaGone "replica-gone" "27fa8472b5ba4e0531b6528e06e2e7aa" Info "A container of a generation that was one too many is away."
     CanaryBegun "canary-begun" "28d959203b154663b87375a893d7a6b0" Info "A part of new connections goes to the new generation, which was judged healthy."
+    BatchTaken "batch-taken" "6f1a7c0e52d84b0f9c31a0d5e4b7c286" Info "Containers of the new generation have taken the places of as many of the old one."
     Switched "switched" "3b6a9d4e72c1480fa0e5f8b7d1c92e54" Info "New connections go to the new generation."
     Deployed "deployed" "f01d7c3b58e94a6c92b8a4e6d05f3c71" Info "The new generation is the incumbent."
     RollingBack "rolling-back" "86f2b5d0c4e7491ba3d9f6c81e0a7b25" Error "A new generation is given up."

@@ -264,7 +264,7 @@ pub struct RolloutStatus {
     /// Under `recreate`: since when nothing serves.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub down_since: Option<Timestamp>,
-    /// The part of new connections that it has, in phase `canary`.
+    /// The part of new connections that it has, in the phases `canary` and `batches`.
     #[serde(default)]
     pub share: Option<Share>,
     /// When it is to get all of them, in phase `canary`.

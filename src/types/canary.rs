@@ -1,6 +1,7 @@
 //! A share of new connections for a new generation, before it gets all of them.
 
 use std::fmt;
+use std::net::Ipv4Addr;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -112,14 +113,24 @@ fn is_default(by: &ShareBy) -> bool {
 pub struct Branch {
     /// Which generation.
     pub generation: Generation,
-    /// Its own address.
-    pub address: std::net::Ipv4Addr,
+    /// The address of its container; of several, the first that gets any.
+    pub address: Ipv4Addr,
+    /// The addresses of its other containers that get new connections too, by their index: each as many as the first. With
+    /// [`ShareBy::Client`] there are none.
+    pub also: Vec<Ipv4Addr>,
     /// Its share.
     pub share: Share,
     /// Who is among them.
     pub by: ShareBy,
     /// Where the route's ports lead in it, sorted. A port of the route that it has not is the first generation's alone.
     pub ports: Vec<PortMapping>,
+}
+
+impl Branch {
+    /// The addresses of all of its containers that get new connections.
+    pub fn lanes(&self) -> impl Iterator<Item = Ipv4Addr> {
+        std::iter::once(self.address).chain(self.also.iter().copied())
+    }
 }
 
 /// The number by which clients are sorted in a canary of `generation`: the same for as long as it lasts, and another one

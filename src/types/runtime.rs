@@ -93,9 +93,23 @@ impl Route {
         std::iter::once(self.address).chain(self.also.iter().copied())
     }
 
-    /// Whether both lead to the same generation in the same way, whichever of its containers they spread over.
+    /// The addresses of all containers that get new connections by it.
+    pub fn addresses(&self) -> impl Iterator<Item = Ipv4Addr> {
+        self.lanes().chain(self.canary.iter().flat_map(Branch::lanes))
+    }
+
+    /// Whether both lead to the same generations in the same way, whichever of their containers they spread over.
     pub fn agrees(&self, other: &Self) -> bool {
-        let plain = |route: &Self| Self { address: other.address, also: Vec::new(), ..route.clone() };
+        let plain = |route: &Self| {
+            let as_other = |branch: Branch| match &other.canary {
+                Some(Branch { address, share, .. }) => {
+                    Branch { address: *address, share: *share, also: Vec::new(), ..branch }
+                }
+                None => branch,
+            };
+            let canary = route.canary.clone().map(as_other);
+            Self { address: other.address, also: Vec::new(), canary, ..route.clone() }
+        };
         plain(self) == plain(other)
     }
 }

@@ -282,6 +282,9 @@ pub struct Deploy {
     /// How many containers of it run at once, from 1 to [`MAX_REPLICAS`].
     #[serde(default = "one", skip_serializing_if = "is_one")]
     pub replicas: u32,
+    /// How many of them are replaced at a time, from 1. `None`, or as many as there are: all at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parallelism: Option<u32>,
 }
 
 /// More than a host has use for. Below [`super::WHOLE`], by which the rules of a canary are told from those of replicas.
@@ -337,6 +340,7 @@ impl Default for Deploy {
             drain_signal: DrainSignal::default(),
             canary: None,
             replicas: 1,
+            parallelism: None,
         }
     }
 }

@@ -156,6 +156,27 @@ fn scaling_survives_a_kill_at_every_failpoint() {
 
 #[test]
 #[cfg_attr(not(feature = "failpoints"), ignore = "needs the feature failpoints")]
+fn batches_survive_a_kill_at_every_failpoint() {
+    let words = ["batch", "widen"];
+    let hit = kill_around(
+        &points(&words),
+        |lab, port, round| {
+            let image = lab.image(&format!("e{round}"), Kind::Good);
+            let file = format!("{}replicas = 2\nparallelism = 1\n", web(&image, port, ""));
+            lab.deploy("web", &file.replace("drain = \"3s\"", "drain = \"1s\""), &format!("web e{round}"));
+        },
+        |lab, _, round| {
+            lab.sync();
+            assert_eq!(lab.service("web")["image"], lab.reference(&format!("e{round}")));
+            let names = super::lab::names(&lab.path("run/containers"));
+            assert_eq!(names.len(), 2, "round {round}: {names:?}");
+        },
+    );
+    assert_eq!(hit, BTreeSet::from_iter(points(&words)), "every failpoint is on its way");
+}
+
+#[test]
+#[cfg_attr(not(feature = "failpoints"), ignore = "needs the feature failpoints")]
 fn a_pull_survives_a_kill_before_and_after_each_name() {
     let points = ["pull::before_rename", "pull::after_rename", "pull::before_record", "pull::after_record"];
     let points = points.map(str::to_owned);
@@ -266,6 +287,8 @@ fn every_word_is_tried_somewhere() {
         "scale",
         "start-replica",
         "drop-replica",
+        "batch",
+        "widen",
     ];
     let elsewhere = [
         ("advance", "only after a crash: tests/plan walks it with a crash at each point"),

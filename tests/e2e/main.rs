@@ -13,6 +13,7 @@
 )]
 
 mod backwards;
+mod batches;
 mod canary;
 mod chaos;
 mod deploy;

@@ -8,26 +8,37 @@ use super::lab::{Lab, free_port, wait_for, web};
 use super::load::{Load, get};
 
 /// [`web`] with several containers, each of which says which one it is.
-fn several(image: &str, port: u16, count: u32) -> String {
+pub fn several(image: &str, port: u16, count: u32) -> String {
     let command = "trap \"exit 0\" TERM; /bin/busybox cp -r /www /w; /bin/busybox hostname -i > /w/who; httpd -f -p 8080 -h /w & wait";
     let more = format!("command = [\"/bin/sh\", \"-c\", '{command}']");
     format!("{}replicas = {count}\n", web(image, port, &more))
 }
 
+/// A lab whose agent serves version 1 of [`several`], three of them, on a port of the host.
+fn three() -> (Lab, u16) {
+    let (mut lab, port) = (Lab::new(), free_port());
+    let v1 = lab.image("1", Kind::Good);
+    lab.deploy("web", &several(&v1, port, 3), "web 1");
+    lab.start_agent();
+    lab.wait_agent();
+    lab.sync();
+    (lab, port)
+}
+
 /// The containers that answer, of so many requests.
-fn who(port: u16, requests: usize) -> BTreeSet<String> {
+pub fn who(port: u16, requests: usize) -> BTreeSet<String> {
     (0..requests).map(|_| get(port, "/who").unwrap()).collect()
 }
 
 /// The replicas that get new connections.
-fn serving(lab: &Lab) -> usize {
+pub fn serving(lab: &Lab) -> usize {
     let service = lab.service("web");
     let replicas = service["replicas"].as_array().cloned().unwrap_or_default();
     replicas.iter().filter(|replica| replica["serves"] == true).count()
 }
 
 /// What runs, by name.
-fn containers(lab: &Lab) -> Vec<String> {
+pub fn containers(lab: &Lab) -> Vec<String> {
     let mut names = super::lab::names(&lab.path("run/containers"));
     names.sort();
     names
@@ -42,13 +53,8 @@ fn kill(lab: &Lab, container: &str) {
 
 #[test]
 fn three_share_are_swapped_together_and_scaled_in_place() {
-    let mut lab = Lab::new();
-    let port = free_port();
-    let (v1, v2) = (lab.image("1", Kind::Good), lab.image("2", Kind::Good));
-    lab.deploy("web", &several(&v1, port, 3), "web 1");
-    lab.start_agent();
-    lab.wait_agent();
-    lab.sync();
+    let (lab, port) = three();
+    let v2 = lab.image("2", Kind::Good);
     assert_eq!(serving(&lab), 3);
     assert_eq!(who(port, 60).len(), 3, "each of them answers");
     let status = lab.ok(&["status"]);
@@ -87,13 +93,7 @@ fn three_share_are_swapped_together_and_scaled_in_place() {
 
 #[test]
 fn one_that_ends_is_taken_out_and_comes_back() {
-    let mut lab = Lab::new();
-    let port = free_port();
-    let v1 = lab.image("1", Kind::Good);
-    lab.deploy("web", &several(&v1, port, 3), "web 1");
-    lab.start_agent();
-    lab.wait_agent();
-    lab.sync();
+    let (lab, port) = three();
     for container in ["web.1-2", "web.1"] {
         let before = lab.history().len();
         kill(&lab, container);
@@ -121,13 +121,7 @@ fn one_that_ends_is_taken_out_and_comes_back() {
 
 #[test]
 fn an_agent_that_ends_leaves_them_as_they_are() {
-    let mut lab = Lab::new();
-    let port = free_port();
-    let v1 = lab.image("1", Kind::Good);
-    lab.deploy("web", &several(&v1, port, 3), "web 1");
-    lab.start_agent();
-    lab.wait_agent();
-    lab.sync();
+    let (mut lab, port) = three();
     let before = lab.service("web")["replicas"].clone();
     let load = Load::begin(port, 50);
     lab.kill_agent();

@@ -77,6 +77,8 @@ fn spec() -> BoxedStrategy<Spec> {
         Just(",schedule=minutely"),
         Just(",canary=10%:20s"),
         Just(",replicas=3"),
+        Just(",replicas=5,parallelism=2"),
+        Just(",replicas=3,canary=10%:20s"),
         Just(",replicas=64,after=b"),
     ];
     (0..3u8, settings, length(), length(), length(), 0..4u32)
@@ -129,6 +131,7 @@ fn deployed() -> BoxedStrategy<Deployed> {
                 down,
                 amending: untold_commit(restarts, since),
                 replicas: some_replicas(address, restarts, restarted_at),
+                quota: restarted_at.map(|_| restarts % 5).filter(|_| restarts % 3 == 0),
             }
         })
         .boxed()
@@ -167,6 +170,7 @@ fn phase() -> impl Strategy<Value = Phase> {
         Phase::Starting,
         Phase::Proving,
         Phase::Canary,
+        Phase::Batches,
         Phase::Switching,
         Phase::Baking,
         Phase::Abandoning,
@@ -309,6 +313,7 @@ fn observed() -> BoxedStrategy<Observed> {
         what: "at work".to_owned(),
         since,
         yields,
+        is_beside: !yields,
     });
     (
         btree_map(instance(), state(), 0..6),
@@ -399,10 +404,10 @@ proptest! {
         let names: BTreeSet<_> = records.keys().chain(observed.busy.keys()).collect();
         for (name, step) in first.steps() {
             let spread = matches!(step, Step::Route(_));
-            let busy = observed
-                .busy
-                .get(name)
-                .is_some_and(|busy| !(spread || busy.yields && matches!(step, Step::Fail(_))));
+            let beside = matches!(step, Step::Fail(_) | Step::Return { to: Some(_), .. });
+            let busy = observed.busy.get(name).is_some_and(|busy| {
+                !(spread || busy.yields && matches!(step, Step::Fail(_)) || busy.is_beside && beside)
+            });
             prop_assert!(!busy, "busy, and yet: {step}");
             prop_assert!(!observed.frozen.contains_key(name), "frozen, and yet: {step}");
             let _ = transition::begin(records.get(name), step, addresses, now);

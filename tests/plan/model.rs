@@ -19,7 +19,7 @@ use gitopsd::reconcile::health::{EffectiveCheck, ProbeHistory};
 use gitopsd::reconcile::receipt::Transition;
 use gitopsd::reconcile::record::{Deployed, Phase, Rollout, ServiceRecord, Spec};
 use gitopsd::reconcile::step::{Plan, Step};
-use gitopsd::reconcile::world::{Busy, Desired, Observed, Room};
+use gitopsd::reconcile::world::{Busy, Desired, DesiredService, Observed, Room};
 use gitopsd::reconcile::{later, plan};
 use gitopsd::types::{
     ByteSize, ContainerState, Counters, Digest, Exit, HealthCheck, InstanceId, Policy, Reason, Refusal,
@@ -155,11 +155,12 @@ impl Host {
         let busy = self.busy.iter().filter_map(|(name, effect)| {
             let step = effect.step.as_ref()?;
             let what = format!("{step} under way");
-            Some((name.clone(), Busy { what, since: effect.since, yields: false }))
+            let is_beside = matches!(step, Step::DropReplica(..));
+            Some((name.clone(), Busy { what, since: effect.since, yields: false, is_beside }))
         });
         let pauses = self.busy.iter().filter(|(_, effect)| effect.step.is_none()).map(|(name, effect)| {
             let what = "pausing after an effect that did not work".to_owned();
-            (name.clone(), Busy { what, since: effect.ends_at, yields: false })
+            (name.clone(), Busy { what, since: effect.ends_at, yields: false, is_beside: false })
         });
         let broken = |name: &ServiceName| {
             (name.clone(), Refusal::new(Reason::StateInvalid, format!("{name}.json cannot be read")))
@@ -183,14 +184,20 @@ impl Host {
         }
     }
 
-    /// What is left of memory beside the candidates that run.
+    /// What is left of memory beside the candidates that run, with what went for them.
     pub fn memory_left(&self) -> Option<u64> {
         let used = self.used();
         let candidates = self.records.iter().flat_map(|(name, record)| {
             record.rollout.iter().flat_map(move |rollout| rollout.to.instances(name))
         });
         let candidates = candidates.filter_map(|id| used.get(&id).copied());
-        Some(self.memory?.saturating_sub(candidates.sum()))
+        let gone = self.records.iter().filter_map(|(name, record)| {
+            let incumbent = record.incumbent.as_ref().filter(|incumbent| incumbent.quota.is_some())?;
+            let run = incumbent.instances(name).filter(|id| used.contains_key(id)).count() as u64;
+            let each = self.behaviour_of_spec(&incumbent.spec).uses?;
+            Some(each * u64::from(incumbent.spec.deploy.replicas).saturating_sub(run))
+        });
+        Some((self.memory? + gone.sum::<u64>()).saturating_sub(candidates.sum()))
     }
 
     /// What each running container uses.
@@ -282,10 +289,11 @@ impl Host {
     fn probed(&self) -> Vec<(InstanceId, EffectiveCheck, Timestamp)> {
         let mut due = Vec::new();
         for (name, record) in &self.records {
-            let phases = [Phase::Proving, Phase::Canary, Phase::Switching, Phase::Baking];
+            let phases = [Phase::Proving, Phase::Canary, Phase::Batches, Phase::Switching, Phase::Baking];
             let rollout = record.rollout.as_ref().filter(|rollout| phases.contains(&rollout.phase));
             // Of the rest it matters beside a candidate with a part of traffic, and to a candidate that needs it well.
-            let canary = rollout.is_some_and(|rollout| rollout.phase == Phase::Canary);
+            let canary =
+                rollout.is_some_and(|rollout| matches!(rollout.phase, Phase::Canary | Phase::Batches));
             let several = |deployed: &&Deployed| !deployed.replicas.is_empty();
             let incumbent =
                 record.incumbent.iter().filter(|it| canary || self.is_awaited(name) || several(it));
@@ -310,7 +318,14 @@ impl Host {
     /// Whether a candidate needs that a service is healthy.
     fn is_awaited(&self, name: &ServiceName) -> bool {
         let candidates = self.records.values().filter_map(|record| record.rollout.as_ref());
-        candidates.flat_map(|rollout| &rollout.to.spec.depends_on).any(|needed| {
+        let by_record = candidates.flat_map(|rollout| &rollout.to.spec.depends_on);
+        // What a candidate needs may be another commit's word than the one it was begun by.
+        let wanted = self.desired.iter().flat_map(|desired| desired.services.values());
+        let by_commit = wanted.filter_map(|wanted| match wanted {
+            DesiredService::Run(spec) => Some(&spec.depends_on),
+            _ => None,
+        });
+        by_record.chain(by_commit.flatten()).any(|needed| {
             needed.service == *name && needed.condition == gitopsd::types::Condition::ServiceHealthy
         })
     }
@@ -412,7 +427,8 @@ impl Host {
     fn look_for_errors(&mut self) {
         let mut former = std::mem::take(&mut self.errors);
         for (name, record) in &self.records {
-            let has_traffic = |rollout: &&Rollout| matches!(rollout.phase, Phase::Canary | Phase::Baking);
+            let has_traffic =
+                |rollout: &&Rollout| matches!(rollout.phase, Phase::Canary | Phase::Batches | Phase::Baking);
             let rollout = record.rollout.as_ref().filter(has_traffic);
             let Some((rollout, incumbent)) = rollout.zip(record.incumbent.as_ref()) else { continue };
             let old = incumbent.instances(name).find_map(|id| self.counters(&id));

@@ -140,6 +140,11 @@ fn settings() -> impl Strategy<Value = &'static str> {
         ",replicas=2,after=db,mem=64m",
         ",replicas=4,bake=10s,pre,irreversible",
         ",replicas=2,bake=5s,drain=20s,signal=early",
+        ",replicas=4,parallelism=1,bake=5s,drain=1s",
+        ",replicas=5,parallelism=2,bake=0s,drain=5s,after=db",
+        ",replicas=3,parallelism=1,check=none,bake=5s,drain=0s",
+        ",replicas=3,parallelism=2,canary=10%:5s,bake=5s,drain=1s",
+        ",replicas=2,canary=10%:5s,bake=5s",
     ])
 }
 
@@ -420,8 +425,16 @@ proptest! {
         let mut host = lived(&[&all[..], &[Event::RunSeconds(60)], &events[..]].concat());
         calm(&mut host);
         host.run(Duration::from_secs(1800));
-        host.policy.max_removals = Some(1);
         let left = SERVICES[first];
+        // What a history has taken away comes back, so that few of them end before the question.
+        let gone = |service: &&str| *service != left && host.incumbent(&name(service)).is_none();
+        let back: Vec<Event> =
+            SERVICES.into_iter().filter(gone).map(|service| Event::Run(service, "img:9".to_owned())).collect();
+        back.iter().for_each(|event| happen(&mut host, event));
+        if !back.is_empty() {
+            host.run(Duration::from_secs(300));
+        }
+        host.policy.max_removals = Some(1);
         let leaving = |host: &Host| {
             host.records
                 .iter()

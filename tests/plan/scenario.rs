@@ -8,7 +8,7 @@
 //!                                       web=img:1,bake=5s,drain=2s,signal=early,timeout=30s,volume=data,after=db,joins=db,pre,check=none,ports=none,env=X,grace=3s,port=81,restart=no,
 //!                                       bind=/srv (written to),green (side by side all the same),mem=64m,label=X
 //!                                       healthy=db,completed=db,optional=db (as after=db, with a condition), post,
-//!                                       canary=10%:60s, replicas=3, irreversible, window=09:00-17:00, schedule=*:0/5, limit=30s, forgets
+//!                                       canary=10%:60s, replicas=3, parallelism=1, irreversible, window=09:00-17:00, schedule=*:0/5, limit=30s, forgets
 //!                        web=broken     its file cannot be read
 //!                        -web           its file is gone
 //!                        empty          all files are gone
@@ -122,6 +122,7 @@ pub fn declared(text: &str) -> Declared {
                 spec.deploy.canary = Some(Canary { time, ..Canary::new(share.parse().unwrap()) });
             }
             "replicas" => spec.deploy.replicas = value.parse().unwrap(),
+            "parallelism" => spec.deploy.parallelism = Some(value.parse().unwrap()),
             "joins" => {
                 spec.options.network_mode = Some(NetworkMode::Service(value.parse().unwrap()));
                 spec.ports.clear();

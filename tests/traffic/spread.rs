@@ -21,6 +21,7 @@ fn shared(agent: &Agent, route: &Route, last: u8, share: &str, by: ShareBy, port
     let branch = Branch {
         generation: other.generation,
         address: other.address,
+        also: Vec::new(),
         share: share.parse().unwrap(),
         by,
         ports,
@@ -31,14 +32,14 @@ fn shared(agent: &Agent, route: &Route, last: u8, share: &str, by: ShareBy, port
 }
 
 /// Points traffic there, and checks that the kernel says all of it back.
-fn point(agent: &Agent, route: &Route) {
+pub fn point(agent: &Agent, route: &Route) {
     agent.traffic.point(route).unwrap();
     let seen = agent.traffic.observe().unwrap().remove(&route.service);
     assert_eq!(seen.as_ref(), Some(route), "{}", run("nft list ruleset"));
 }
 
 /// So many of `asked` are five standard deviations at the most from what `share` percent make: once in a million.
-fn is_about(taken: usize, asked: usize, share: f64) -> bool {
+pub fn is_about(taken: usize, asked: usize, share: f64) -> bool {
     let expected = asked as f64 * share;
     let slack = 5.0 * (expected * (1.0 - share)).sqrt();
     (taken as f64 - expected).abs() <= slack
@@ -254,7 +255,8 @@ fn ports_that_move_are_shared_where_both_have_them() {
     agent.teardown();
 }
 
-fn who(socket: &UdpSocket) -> String {
+/// Which container has this flow.
+pub fn who(socket: &UdpSocket) -> String {
     socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
     socket.send(b"who").unwrap();
     let mut buffer = [0; 64];

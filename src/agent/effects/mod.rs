@@ -180,6 +180,7 @@ impl Effects {
                 what: describe(&step, &effect),
                 since: now,
                 yields: matches!(step, Step::Prepare(_)),
+                is_beside: matches!(step, Step::DropReplica(..)),
             },
             step: step.clone(),
             cut,

@@ -35,6 +35,7 @@ impl Pace {
             what: format!("{refusal}; tried again soon"),
             since: *until,
             yields: false,
+            is_beside: false,
         };
         pauses.map(|(service, (_, until, refusal))| (service.clone(), busy(until, refusal))).collect()
     }

@@ -1,5 +1,4 @@
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use git2::{Oid, Repository as Git, Signature, Time};
 
@@ -76,21 +75,8 @@ impl Lab {
     }
 
     fn open(&self, cache: &str) -> Repository {
-        let config = RepoConfig {
-            url: self.path("config.git").display().to_string().parse().unwrap(),
-            branch: "main".to_owned(),
-            path: ".".to_owned(),
-            poll: Duration::from_secs(30),
-            repo_id: None,
-            ssh_key: None,
-            known_hosts: None,
-            username: None,
-            password_file: None,
-            token_file: None,
-            credential_helper: Vec::new(),
-            ca_file: None,
-            trust: self.trust.clone(),
-        };
+        let url = self.path("config.git").display().to_string().parse().unwrap();
+        let config = RepoConfig { trust: self.trust.clone(), ..RepoConfig::new(url) };
         Repository::open(&config, Path::new(&self.path(cache))).unwrap()
     }
 

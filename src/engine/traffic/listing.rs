@@ -7,7 +7,7 @@ use super::meaning::{Meaning, Ports};
 use super::netlink::decode::Expression;
 use super::netlink::objects::{Base, Element, Objects};
 use super::netlink::would_make;
-use super::ruleset::{self, Entry, addresses, entries, hairpins};
+use super::ruleset::{self, Entry, entries, hairpins};
 use super::skeleton::{Sets, is_member_set};
 use super::spread::Draw;
 use crate::engine::Route;
@@ -54,9 +54,19 @@ struct Rules {
     whole: Rest,
     /// Those of the other containers of its generation, by how many are left to choose from.
     lanes: BTreeMap<u32, Rest>,
-    /// Those before which something is drawn for a branch, and what.
-    drawn: Rest,
-    draws: Vec<Draw>,
+    /// Those of the containers of a branch, by how many they draw from: more than the ones after them.
+    drawn: BTreeMap<u32, Rest>,
+    /// What one of these draws.
+    draw: Option<Draw>,
+}
+
+/// The containers of one generation, in the order of their rules.
+struct Side {
+    service_address: Ipv4Addr,
+    generation: Generation,
+    address: Ipv4Addr,
+    also: Vec<Ipv4Addr>,
+    ports: Vec<PortMapping>,
 }
 
 /// The rules that lead to one container.
@@ -137,62 +147,44 @@ fn route(
     let mut rules = Rules::default();
     said.iter().try_for_each(|said| add_rule(&mut rules, said))?;
     let service: ServiceName = chain.strip_prefix(SERVICE)?.parse().ok()?;
-    let (service_address, generation, last) = rules.whole.service?;
-    let ports = rules.whole.ports(last, subnet6)?;
-    let mut containers =
-        lanes(&rules, (service_address, generation), &ports, subnet6)?.into_iter().chain([last]);
-    let (address, also) = (containers.next()?, containers.collect());
-    let canary = match &rules.drawn.service {
-        Some(_) => Some(branch(&service, service_address, &rules, subnet6)?),
-        None if rules.draws.is_empty() => None,
-        None => return None,
+    let Side { service_address, generation, address, also, ports } =
+        side(rules.lanes.values().rev().chain([&rules.whole]), subnet6)?;
+    let canary = match rules.draw {
+        Some(draw) => Some(branch(draw, side(rules.drawn.values().rev(), subnet6)?)),
+        None => None,
     };
     let route = Route { service: service.clone(), service_address, generation, address, also, ports, canary };
     let led_here = table.entries.iter().filter(|(_, into)| *into == chain).map(|(entry, _)| entry);
     let hairpin = |address| hairpins(address, subnet6).iter().all(|(_, own)| table.hairpins.contains(own));
-    let whole = led_here.eq(&entries(&route)) && addresses(&route).all(hairpin);
-    // One more rule, or two in another order, may send packets elsewhere than the route says.
+    let whole = led_here.eq(&entries(&route)) && route.addresses().all(hairpin);
+    // One more rule, two in another order, or one that draws from more may send packets elsewhere than the route says.
     let script = ruleset::switch("t", subnet6, &Table::default(), &route);
     let made = self::said(&would_make(&script)?, "t").remove(chain)?;
     (whole && made == said).then_some((service, route))
 }
 
-/// The containers before the last, in the order of their rules: each takes its part of what is left, all lead to the same
-/// generation, and from the same ports.
-fn lanes(
-    rules: &Rules,
-    of: (Ipv4Addr, Generation),
-    ports: &[PortMapping],
-    subnet6: Option<Subnet6>,
-) -> Option<Vec<Ipv4Addr>> {
-    let lane = |(left, (drawn, rest)): (usize, (&u32, &Rest))| {
-        let (at, generation, address) = rest.service?;
-        let right = usize::try_from(*drawn).ok()? == left && (at, generation) == of;
-        (right && rest.ports(address, subnet6)? == ports).then_some(address)
-    };
-    let mut found = (2..).zip(&rules.lanes).map(lane).collect::<Option<Vec<Ipv4Addr>>>()?;
-    found.reverse();
-    Some(found)
+/// The containers that rules lead to, if all lead to the same generation, and from the same ports.
+fn side<'a>(rules: impl Iterator<Item = &'a Rest>, subnet6: Option<Subnet6>) -> Option<Side> {
+    let mut side: Option<Side> = None;
+    for rest in rules {
+        let (service_address, generation, address) = rest.service?;
+        let ports = rest.ports(address, subnet6)?;
+        match &mut side {
+            None => side = Some(Side { service_address, generation, address, also: Vec::new(), ports }),
+            Some(side) => {
+                let is_same = (side.service_address, side.generation) == (service_address, generation);
+                (is_same && side.ports == ports).then(|| side.also.push(address))?;
+            }
+        }
+    }
+    side
 }
 
-/// The branch that the drawn rules make: all of them to one generation, with one share.
-fn branch(
-    service: &ServiceName,
-    service_address: Ipv4Addr,
-    rules: &Rules,
-    subnet6: Option<Subnet6>,
-) -> Option<Branch> {
-    let (at, generation, address) = rules.drawn.service?;
-    let Draw { share, by, .. } = *rules.draws.first()?;
-    let one = |draw: &Draw| draw.belongs(service, generation) && (draw.share, draw.by) == (share, by);
-    let ports = rules.drawn.ports(address, subnet6)?;
-    (at == service_address && rules.draws.iter().all(one)).then_some(Branch {
-        generation,
-        address,
-        share,
-        by,
-        ports,
-    })
+/// The branch to `side`. That each of its rules draws what it ought to is seen when they are made anew.
+fn branch(draw: Draw, side: Side) -> Branch {
+    let (share, by) = draw.share();
+    let Side { generation, address, also, ports, .. } = side;
+    Branch { generation, address, also, share, by, ports }
 }
 
 impl Rest {
@@ -228,9 +220,9 @@ fn add_rule(rules: &mut Rules, said: &Said) -> Option<()> {
         return None;
     };
     let (target, container_port) = (*target)?;
-    rules.draws.extend(*draw);
+    rules.draw = rules.draw.or(*draw);
     let lane = match (draw, lane) {
-        (Some(_), None) => &mut rules.drawn,
+        (Some(draw), None) => rules.drawn.entry(draw.modulus()).or_default(),
         (None, Some(lane)) => rules.lanes.entry(lane.left()).or_default(),
         (None, None) => &mut rules.whole,
         (Some(_), Some(_)) => return None,
@@ -297,6 +289,7 @@ fn address(bytes: &[u8]) -> Option<IpAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::types::ShareBy;
 
     /// What a script makes of a table that is not there.
     fn after(script: &str) -> Table {
@@ -361,6 +354,97 @@ add rule inet t svc-web tcp dport 80 dnat ip to 10.98.1.7:8080
             }
             let table = read(&objects, "t", None);
             assert!(table.routes.is_empty(), "{from} -> {to}");
+            assert!(table.chains.contains("svc-web"));
+        }
+    }
+
+    /// Two containers of one generation, three of another.
+    fn shared() -> Route {
+        let port = |host_port, container_port| PortMapping {
+            host_ip: Ipv4Addr::UNSPECIFIED.into(),
+            host_port,
+            container_port,
+            protocol: Protocol::Tcp,
+        };
+        let address = |last| Ipv4Addr::new(10, 98, 1, last);
+        Route {
+            service: "web".parse().unwrap(),
+            service_address: Ipv4Addr::new(10, 98, 0, 80),
+            generation: Generation(1),
+            address: address(7),
+            also: vec![address(8)],
+            ports: vec![port(80, 8080), port(81, 8081)],
+            canary: Some(Branch {
+                generation: Generation(2),
+                address: address(19),
+                also: vec![address(17), address(18)],
+                share: "60%".parse().unwrap(),
+                by: ShareBy::Connection,
+                ports: vec![port(80, 9090)],
+            }),
+        }
+    }
+
+    #[test]
+    fn a_branch_to_several_is_read_back() {
+        let one_each = |share: &str| {
+            let canary = shared().canary.map(|it| Branch { share: share.parse().unwrap(), ..it });
+            Route { canary, ..shared() }
+        };
+        for route in [shared(), one_each("0.1%"), one_each("99.9%")] {
+            let table = after(&ruleset::switch("t", None, &Table::default(), &route));
+            assert_eq!(table.routes.values().collect::<Vec<_>>(), [&route]);
+            let six = Some(Subnet6::new("fd00:1:2:3::".parse().unwrap()));
+            let script = ruleset::switch("t", six, &Table::default(), &route);
+            let table = read(&would_make(&script).unwrap(), "t", six);
+            assert_eq!(table.routes.values().collect::<Vec<_>>(), [&route]);
+        }
+    }
+
+    #[test]
+    fn a_damaged_branch_is_none() {
+        let whole = ruleset::switch("t", None, &Table::default(), &shared());
+        let lines: Vec<&str> = whole.lines().collect();
+        let drawn = |modulus: &str| -> Vec<usize> {
+            let word = format!("mod {modulus} < 600");
+            (0..lines.len()).filter(|place| lines[*place].contains(&word)).collect()
+        };
+        let (first, second, third) = (drawn("3000"), drawn("2400"), drawn("1800"));
+        assert!([&first, &second, &third].iter().all(|places| places.len() == 2), "{whole}");
+        let mut damaged = Vec::new();
+        for places in [&first, &second, &third] {
+            // All rules of one container, its service address's, its port's.
+            for gone in [&places[..], &places[..1], &places[1..]] {
+                let rest = lines.iter().enumerate().filter(|(place, _)| !gone.contains(place));
+                damaged.push(rest.map(|(_, line)| *line).collect::<Vec<_>>().join("\n"));
+            }
+            // What it draws, and where it leads.
+            let line = lines[places[1]];
+            for (from, to) in
+                [("< 600", "< 601"), (" mod ", " mod 1"), ("10.98.1.1", "10.98.1.2"), (":9090", ":80")]
+            {
+                let other = line.replace(from, to);
+                assert_ne!(other, line);
+                damaged.push(whole.replace(line, &other));
+            }
+            damaged.push(whole.replace(line, &format!("{line}\n{line}")));
+        }
+        for swapped in [(first[0], second[0]), (second[1], third[1]), (third[1], third[1] + 1)] {
+            let mut lines = lines.clone();
+            lines.swap(swapped.0, swapped.1);
+            damaged.push(lines.join("\n"));
+        }
+        // As the last three of four would draw.
+        let of_four = [("mod 3000", "mod 3400"), ("mod 2400", "mod 2800"), ("mod 1800", "mod 2200")];
+        damaged.push(of_four.iter().fold(whole.clone(), |text, (from, to)| text.replace(from, to)));
+        // In another generation.
+        damaged.push(whole.replacen("generation 2", "generation 3", 1));
+        damaged
+            .push(whole.replace("hairpin { 10.98.1.18 . 10.98.1.18 }", "hairpin { 10.98.1.7 . 10.98.1.7 }"));
+        for script in damaged {
+            assert_ne!(script, whole);
+            let table = after(&script);
+            assert!(table.routes.is_empty(), "{script}");
             assert!(table.chains.contains("svc-web"));
         }
     }

@@ -191,7 +191,7 @@ impl NftTraffic {
     fn check(&self, route: &Route, now: &Table) -> Result<(), EngineError> {
         // Services that have the host's network are reached at the host's own address.
         let of_host = |address| address == self.frame.subnet.gateway() && address == route.address;
-        for address in ruleset::addresses(route).chain([route.service_address]) {
+        for address in route.addresses().chain([route.service_address]) {
             if !self.frame.subnet.usable(address) && !of_host(address) {
                 return Err(EngineError::plain(
                     Reason::Network,

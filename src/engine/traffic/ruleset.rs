@@ -9,10 +9,10 @@ use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::listing::Table;
-use super::spread::{self, Draw, Lane};
+use super::spread::{self, Lane};
 use crate::engine::Route;
 use crate::engine::native::net::names::Subnet6;
-use crate::types::{Branch, PortMapping, Protocol, ServiceName};
+use crate::types::{PortMapping, Protocol, ServiceName};
 
 /// What leads into the chain of a service: an element of one of the maps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -76,11 +76,6 @@ pub fn entries(route: &Route) -> BTreeSet<Entry> {
     entries
 }
 
-/// Where a route leads: to the containers of one generation, and to a second one.
-pub fn addresses(route: &Route) -> impl Iterator<Item = Ipv4Addr> {
-    route.lanes().chain(route.canary.iter().map(|branch| branch.address))
-}
-
 /// Sends new connections of a service along `route`: its rules are replaced, ports that came or went follow.
 ///
 /// `now` is the table as it is; no entry of `route` may belong to another service.
@@ -88,17 +83,17 @@ pub fn switch(table: &str, subnet6: Option<Subnet6>, now: &Table, route: &Route)
     let chain = chain(&route.service);
     let lanes: Vec<(Ipv4Addr, Lane)> = spread::lanes(route).collect();
     let mut text = format!("add chain inet {table} {chain}\nflush chain inet {table} {chain}\n");
-    if let Some(branch) = &route.canary {
-        line(
-            &mut text,
-            format_args!(
-                "add rule inet {table} {chain} ip daddr {} {} dnat ip to {} comment \"generation {}\"",
-                route.service_address,
-                Draw::of(&route.service, branch, false),
-                branch.address,
-                branch.generation
-            ),
-        );
+    let branch = route.canary.as_ref().map(|branch| (branch, spread::drawn(&route.service, branch)));
+    if let Some((branch, drawn)) = &branch {
+        for (address, draw) in drawn {
+            line(
+                &mut text,
+                format_args!(
+                    "add rule inet {table} {chain} ip daddr {} {draw} dnat ip to {address} comment \"generation {}\"",
+                    route.service_address, branch.generation
+                ),
+            );
+        }
     }
     for (address, lane) in &lanes {
         line(
@@ -115,19 +110,20 @@ pub fn switch(table: &str, subnet6: Option<Subnet6>, now: &Table, route: &Route)
     ports.dedup();
     for port in ports {
         let PortMapping { host_port, protocol, .. } = port;
-        let other =
-            |branch: &&Branch| branch.ports.iter().find(|other| Entry::of(other) == Entry::of(port)).cloned();
-        if let Some(branch) = &route.canary
-            && let Some(other) = other(&branch)
+        // A port that the second generation has not is the first one's alone.
+        if let Some((branch, drawn)) = &branch
+            && let Some(other) = branch.ports.iter().find(|other| Entry::of(other) == Entry::of(port))
         {
-            for (at, to) in ways(&other, branch.address, subnet6) {
-                let draw = Draw::of(&route.service, branch, to.starts_with("ip6"));
-                line(
-                    &mut text,
-                    format_args!(
-                        "add rule inet {table} {chain} {at}{protocol} dport {host_port} {draw} dnat {to}"
-                    ),
-                );
+            for (address, draw) in drawn {
+                for (at, to) in ways(other, *address, subnet6) {
+                    let draw = draw.of_family(to.starts_with("ip6"));
+                    line(
+                        &mut text,
+                        format_args!(
+                            "add rule inet {table} {chain} {at}{protocol} dport {host_port} {draw} dnat {to}"
+                        ),
+                    );
+                }
             }
         }
         for (address, lane) in &lanes {
@@ -147,8 +143,8 @@ pub fn switch(table: &str, subnet6: Option<Subnet6>, now: &Table, route: &Route)
         let (map, key) = entry.element();
         line(&mut text, format_args!("add element inet {table} {map} {{ {key} : goto {chain} }}"));
     }
-    let leads_to: Vec<Ipv4Addr> = addresses(route).collect();
-    for old in now.routes.get(&route.service).into_iter().flat_map(addresses) {
+    let leads_to: Vec<Ipv4Addr> = route.addresses().collect();
+    for old in now.routes.get(&route.service).into_iter().flat_map(Route::addresses) {
         if !leads_to.contains(&old) {
             take_hairpin(&mut text, table, subnet6, now, &route.service, old);
         }
@@ -188,7 +184,7 @@ pub fn withdraw(table: &str, subnet6: Option<Subnet6>, now: &Table, service: &Se
     let chain = chain(service);
     let mut text = String::new();
     take_entries(&mut text, table, now, &chain, &BTreeSet::new());
-    for old in now.routes.get(service).into_iter().flat_map(addresses) {
+    for old in now.routes.get(service).into_iter().flat_map(Route::addresses) {
         take_hairpin(&mut text, table, subnet6, now, service, old);
     }
     if now.chains.contains(&chain) {
@@ -220,7 +216,7 @@ fn take_hairpin(
     service: &ServiceName,
     address: Ipv4Addr,
 ) {
-    let mut others = now.routes.values().filter(|route| route.service != *service).flat_map(addresses);
+    let mut others = now.routes.values().filter(|route| route.service != *service).flat_map(Route::addresses);
     if others.any(|other| other == address) {
         return;
     }
@@ -239,7 +235,7 @@ fn line(text: &mut String, line: std::fmt::Arguments<'_>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::Generation;
+    use crate::types::{Branch, Generation, ShareBy};
 
     fn route(generation: u64, last: u8, ports: &[(&str, u16, u16, Protocol)]) -> Route {
         let port = |&(host_ip, host_port, container_port, protocol): &(&str, u16, u16, Protocol)| {
@@ -260,7 +256,7 @@ mod tests {
         let mut table = Table::default();
         table.chains.insert(chain(&route.service));
         table.entries.extend(entries(route).into_iter().map(|entry| (entry, chain(&route.service))));
-        table.hairpins.extend(addresses(route).map(IpAddr::V4));
+        table.hairpins.extend(route.addresses().map(IpAddr::V4));
         table.routes.insert(route.service.clone(), route.clone());
         table
     }
@@ -307,8 +303,9 @@ add element inet t hairpin { 10.98.1.8 . 10.98.1.8 }
         let branch = Branch {
             generation: Generation(2),
             address: Ipv4Addr::new(10, 98, 1, 8),
+            also: Vec::new(),
             share: "10%".parse().unwrap(),
-            by: crate::types::ShareBy::Connection,
+            by: ShareBy::Connection,
             ports: route(2, 8, &[("0.0.0.0", 80, 9090, Protocol::Tcp)]).ports,
         };
         let shared = Route { canary: Some(branch), ..old.clone() };
@@ -331,6 +328,59 @@ add element inet t hairpin { 10.98.1.8 . 10.98.1.8 }
         assert!(!back.contains("numgen"), "{back}");
         let gone = withdraw("t", None, &after(&shared), &old.service);
         assert_eq!(gone.matches("delete element inet t hairpin").count(), 2, "{gone}");
+    }
+
+    #[test]
+    fn a_branch_may_lead_to_several() {
+        let ports = [("0.0.0.0", 80, 8080, Protocol::Tcp), ("0.0.0.0", 81, 8080, Protocol::Tcp)];
+        let of = |last: u8| Ipv4Addr::new(10, 98, 1, last);
+        let old = Route { also: vec![of(8)], ..route(1, 7, &ports) };
+        let branch = Branch {
+            generation: Generation(2),
+            address: of(17),
+            also: vec![of(18), of(19)],
+            share: "60%".parse().unwrap(),
+            by: ShareBy::Connection,
+            ports: route(2, 17, &[("0.0.0.0", 80, 9090, Protocol::Tcp)]).ports,
+        };
+        let shared = Route { canary: Some(branch), ..old.clone() };
+        let text = switch("t", None, &after(&old), &shared);
+        assert_eq!(
+            text,
+            "\
+add chain inet t svc-shop
+flush chain inet t svc-shop
+add rule inet t svc-shop ip daddr 10.98.0.80 numgen random mod 3000 < 600 dnat ip to 10.98.1.17 comment \"generation 2\"
+add rule inet t svc-shop ip daddr 10.98.0.80 numgen random mod 2400 < 600 dnat ip to 10.98.1.18 comment \"generation 2\"
+add rule inet t svc-shop ip daddr 10.98.0.80 numgen random mod 1800 < 600 dnat ip to 10.98.1.19 comment \"generation 2\"
+add rule inet t svc-shop ip daddr 10.98.0.80 numgen random mod 2 < 1 dnat ip to 10.98.1.7 comment \"generation 1\"
+add rule inet t svc-shop ip daddr 10.98.0.80 dnat ip to 10.98.1.8 comment \"generation 1\"
+add rule inet t svc-shop tcp dport 80 numgen random mod 3000 < 600 dnat ip to 10.98.1.17:9090
+add rule inet t svc-shop tcp dport 80 numgen random mod 2400 < 600 dnat ip to 10.98.1.18:9090
+add rule inet t svc-shop tcp dport 80 numgen random mod 1800 < 600 dnat ip to 10.98.1.19:9090
+add rule inet t svc-shop tcp dport 80 numgen random mod 2 < 1 dnat ip to 10.98.1.7:8080
+add rule inet t svc-shop tcp dport 80 dnat ip to 10.98.1.8:8080
+add rule inet t svc-shop tcp dport 81 numgen random mod 2 < 1 dnat ip to 10.98.1.7:8080
+add rule inet t svc-shop tcp dport 81 dnat ip to 10.98.1.8:8080
+add element inet t hairpin { 10.98.1.17 . 10.98.1.17 }
+add element inet t hairpin { 10.98.1.18 . 10.98.1.18 }
+add element inet t hairpin { 10.98.1.19 . 10.98.1.19 }
+"
+        );
+        // Each family draws for itself, and one container of the branch may go while the others stay.
+        let six = Some(Subnet6::new("fd00:1:2:3::".parse().unwrap()));
+        let both = switch("t", six, &after(&old), &shared);
+        let count = |drawn: &str| both.matches(&format!("dport 80 {drawn} dnat ip6 to [")).count();
+        assert_eq!(
+            ["3000", "2400", "1800"].map(|of| count(&format!("numgen random mod {of} < 600"))),
+            [1; 3]
+        );
+        let branch = shared.canary.clone().map(|branch| Branch { also: vec![of(19)], ..branch });
+        let less = switch("t", None, &after(&shared), &Route { canary: branch, ..shared.clone() });
+        assert_eq!(less.matches("delete element inet t hairpin").count(), 1, "{less}");
+        assert!(less.ends_with("delete element inet t hairpin { 10.98.1.18 . 10.98.1.18 }\n"), "{less}");
+        let gone = withdraw("t", None, &after(&shared), &old.service);
+        assert_eq!(gone.matches("delete element inet t hairpin").count(), 5, "{gone}");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use nix::ifaddrs::getifaddrs;
 use nix::sys::socket::SockaddrStorage;
 
 use super::conntrack;
-use super::ruleset::{addresses, hairpins};
+use super::ruleset::hairpins;
 use crate::engine::Route;
 use crate::engine::native::net::names::Subnet6;
 use crate::types::{PortMapping, Protocol, ServiceName};
@@ -51,7 +51,9 @@ impl Follower {
             ports.iter().filter(|port| port.protocol == Protocol::Udp).cloned().collect()
         };
         let (before, after) = (udp(old), udp(new));
-        let to = |route: Option<&Route>| -> Vec<Ipv4Addr> { route.into_iter().flat_map(addresses).collect() };
+        let to = |route: Option<&Route>| -> Vec<Ipv4Addr> {
+            route.into_iter().flat_map(Route::addresses).collect()
+        };
         let moved = to(old) != to(new);
         if !moved && before == after && !anew {
             return;
@@ -121,7 +123,7 @@ impl Change {
     }
 }
 
-/// Where the rules of a route send on what is sent to `to`: nowhere, to the containers of one generation, or to one of two.
+/// Where the rules of a route send on what is sent to `to`: nowhere, or to any of these containers of one generation or two.
 fn leads(
     route: &Route,
     subnet6: Option<Subnet6>,
@@ -129,13 +131,14 @@ fn leads(
     to: SocketAddr,
 ) -> Vec<SocketAddr> {
     if to.ip() == IpAddr::V4(route.service_address) {
-        return addresses(route).map(|address| (address, to.port()).into()).collect();
+        return route.addresses().map(|address| (address, to.port()).into()).collect();
     }
-    let by = |address| leads_by(&route.ports, address, subnet6, local, to);
-    let whole: Vec<SocketAddr> = route.lanes().filter_map(by).collect();
-    let branch = route.canary.as_ref().filter(|_| !whole.is_empty());
-    let part = branch.and_then(|branch| leads_by(&branch.ports, branch.address, subnet6, local, to));
-    whole.into_iter().chain(part).collect()
+    let by = |ports, address| leads_by(ports, address, subnet6, local, to);
+    let mut found: Vec<SocketAddr> = route.lanes().filter_map(|lane| by(&route.ports, lane)).collect();
+    if let Some(branch) = route.canary.as_ref().filter(|_| !found.is_empty()) {
+        found.extend(branch.lanes().filter_map(|lane| by(&branch.ports, lane)));
+    }
+    found
 }
 
 /// The same by the ports that lead to one generation's `address`.
@@ -219,6 +222,7 @@ mod tests {
         let branch = Branch {
             generation: Generation(2),
             address: "10.98.1.8".parse().unwrap(),
+            also: vec!["10.98.1.10".parse().unwrap()],
             share: "10%".parse().unwrap(),
             by: ShareBy::Connection,
             ports: vec![port("127.0.0.1", 53, 5356, Protocol::Udp)],
@@ -227,8 +231,8 @@ mod tests {
         let both = |to: &str| -> Vec<String> {
             leads(&shared, six, &own, to.parse().unwrap()).iter().map(ToString::to_string).collect()
         };
-        assert_eq!(both("10.98.0.200:99"), ["10.98.1.7:99", "10.98.1.8:99"]);
-        assert_eq!(both("127.0.0.1:53"), ["10.98.1.7:5355", "10.98.1.8:5356"]);
+        assert_eq!(both("10.98.0.200:99"), ["10.98.1.7:99", "10.98.1.8:99", "10.98.1.10:99"]);
+        assert_eq!(both("127.0.0.1:53"), ["10.98.1.7:5355", "10.98.1.8:5356", "10.98.1.10:5356"]);
         assert_eq!(both("127.0.0.2:53"), ["10.98.1.7:5353"]);
         // A flow to any container that is in stays where it is.
         let several = Route { canary: None, also: vec!["10.98.1.9".parse().unwrap()], ..shared.clone() };

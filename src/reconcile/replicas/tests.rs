@@ -48,6 +48,7 @@ fn deployed(count: u32) -> Deployed {
         down: None,
         amending: None,
         replicas: (2..=count).map(replica).collect(),
+        quota: None,
     }
 }
 

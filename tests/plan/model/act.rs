@@ -11,7 +11,8 @@ use gitopsd::reconcile::replicas;
 use gitopsd::reconcile::step::{Amendment, Step};
 use gitopsd::reconcile::transition::{self, Addresses, Outcome};
 use gitopsd::types::{
-    Branch, ContainerState, Exit, Generation, InstanceId, Job, Reason, Refusal, Route, ServiceName,
+    Branch, Canary, ContainerState, Exit, Generation, InstanceId, Job, Reason, Refusal, Route, ServiceName,
+    Share,
 };
 
 use super::{Container, Effect, Host};
@@ -242,6 +243,11 @@ impl Host {
                 let incumbent = self.incumbent(name).map(|incumbent| incumbent.generation);
                 return self.point_traffic(name, incumbent);
             }
+            Step::Batch { generation, stay } => {
+                self.audit_batch(name, *generation, *stay);
+                let incumbent = self.incumbent(name).map(|incumbent| incumbent.generation);
+                return self.point_traffic(name, incumbent);
+            }
             Step::Switch(generation) | Step::Route(generation) => {
                 match step {
                     Step::Switch(_) => {
@@ -271,6 +277,7 @@ impl Host {
             | Step::Conclude
             | Step::Report(_)
             | Step::Scale(_)
+            | Step::Widen { .. }
             | Step::Note(..)
             | Step::Release => {}
         }
@@ -391,7 +398,10 @@ impl Host {
                 let mut deployed = deployed.clone();
                 deployed.spec = spec.cloned().unwrap_or(deployed.spec);
                 let deployed = &deployed;
-                let (address, also) = replicas::lanes(name, deployed, &self.observe(), self.now);
+                let seen = self.observe();
+                let (address, also) = replicas::lanes(name, deployed, &seen, self.now);
+                let new = record.rollout.as_ref().map(|it| replicas::lanes(name, &it.to, &seen, self.now));
+                let beside = also.len() + 1;
                 let route = Route {
                     service: name.clone(),
                     service_address: record.service_address,
@@ -399,7 +409,7 @@ impl Host {
                     address,
                     also,
                     ports: deployed.spec.ports.clone(),
-                    canary: branch(record, deployed),
+                    canary: branch(record, deployed, new, beside),
                 };
                 self.audit_switch(name, generation, &route);
                 if let Some(branch) = &route.canary {
@@ -427,15 +437,30 @@ impl Host {
     }
 }
 
-/// As the repo has it: the part that a candidate gets before it gets all.
-fn branch(record: &ServiceRecord, deployed: &Deployed) -> Option<Branch> {
-    let rollout = record.rollout.as_ref().filter(|rollout| rollout.phase == Phase::Canary)?;
-    let canary = rollout.to.spec.deploy.canary?;
+/// As the repo has it: the part that a candidate gets before it gets all; in batches, each of its containers, at `lanes`, as
+/// much as one of the others, of which there are so many `beside`.
+fn branch(
+    record: &ServiceRecord,
+    deployed: &Deployed,
+    lanes: Option<(Ipv4Addr, Vec<Ipv4Addr>)>,
+    beside: usize,
+) -> Option<Branch> {
+    let phases = [Phase::Canary, Phase::Batches];
+    let rollout = record.rollout.as_ref().filter(|rollout| phases.contains(&rollout.phase))?;
+    let (address, also) =
+        lanes.filter(|_| rollout.phase == Phase::Batches).unwrap_or((rollout.to.address, Vec::new()));
+    let new = also.len() + 1;
+    let even = || Share::new(((new * 1000) as f64 / (new + beside) as f64).round() as u16).unwrap();
+    let canary = match rollout.phase {
+        Phase::Canary => rollout.to.spec.deploy.canary?,
+        _ => Canary::new(even()),
+    };
     let incumbent = record.incumbent.as_ref()?.generation == deployed.generation;
     let published: Vec<_> = deployed.spec.ports.iter().map(|port| port.host_port).collect();
     incumbent.then(|| Branch {
         generation: rollout.to.generation,
-        address: rollout.to.address,
+        address,
+        also,
         share: canary.share,
         by: canary.by,
         ports: rollout

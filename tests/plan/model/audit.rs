@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use gitopsd::reconcile::later;
 use gitopsd::reconcile::receipt::{ReceiptResult, Side, Transition};
-use gitopsd::reconcile::record::{Cause, Down, Phase, ServiceRecord, Spec};
+use gitopsd::reconcile::record::{Cause, Deployed, Down, Phase, ServiceRecord, Spec};
 use gitopsd::reconcile::step::{Next, Plan, Step};
 use gitopsd::types::{
     CommitId, ContainerState, Generation, InstanceId, Job, Reason, Route, ServiceName, Strategy, Timestamp,
@@ -30,10 +30,24 @@ pub struct Audit {
     ended: BTreeMap<InstanceId, (String, u32)>,
     /// Since when a candidate's container has a part of its service's traffic.
     pub branches: BTreeMap<InstanceId, Timestamp>,
+    /// Candidates that had all new connections while what they came for did not run.
+    pub stood_in: BTreeSet<InstanceId>,
     /// How often the agent was killed.
     pub crashes: u32,
     /// The one-shots that were started, and when that was written down.
     jobs: BTreeSet<(InstanceId, Option<Timestamp>)>,
+}
+
+/// How many containers there may be of a service whose candidate comes in batches, as its commit says.
+fn most_at_once(record: &ServiceRecord) -> Option<usize> {
+    let (rollout, incumbent) = (record.rollout.as_ref()?, record.incumbent.as_ref()?);
+    let deploy = &rollout.to.spec.deploy;
+    let (old, new) = (incumbent.spec.deploy.replicas, deploy.replicas);
+    let batch = deploy.parallelism.filter(|batch| *batch < new)?;
+    // What was too many of the incumbent before may still be there.
+    let before = incumbent.indices().count().max(old as usize);
+    let batches = rollout.phase != Phase::Abandoning && incumbent.quota.is_some();
+    batches.then_some(before + (batch as usize).max((new as usize + 1).saturating_sub(old as usize)))
 }
 
 fn running(state: &ContainerState) -> bool {
@@ -67,9 +81,14 @@ impl Host {
             let id = InstanceId::new(name, branch.generation);
             let judged = self.audit.passed.contains(&id);
             self.demand(judged, "no part of it points at a generation that was not judged healthy", name);
-            let declared = self.audit.specs.get(&id).and_then(|spec| spec.deploy.canary);
-            let exact = declared.is_some_and(|canary| (canary.share, canary.by) == (branch.share, branch.by));
-            self.demand(exact, "a candidate has the part that its commit declares", name);
+            let deploy = self.audit.specs.get(&id).map(|spec| &spec.deploy);
+            let declared = deploy.and_then(|deploy| deploy.canary);
+            let exact = declared.is_some_and(|canary| (canary.share, canary.by) == (branch.share, branch.by))
+                && branch.also.is_empty();
+            let (new, all) = (branch.lanes().count() as f64, route.addresses().count() as f64);
+            let even = (f64::from(branch.share.thousandths()) - 1000.0 * new / all).abs() <= 0.5;
+            let batches = deploy.is_some_and(|deploy| deploy.parallelism.is_some()) && even;
+            self.demand(exact || batches, "a candidate has the part that its commit declares", name);
             let other = branch.generation != route.generation && branch.address != route.address;
             self.demand(other, "a part goes to another generation than the rest", name);
         }
@@ -81,6 +100,14 @@ impl Host {
                 .filter(|(id, _)| id.service == *name && id.job.is_none() && !self.audit.debris.contains(id))
                 .collect();
             let generations: BTreeSet<_> = own.iter().map(|(id, _)| id.generation).collect();
+            let rollout = self.records.get(name).and_then(|record| record.rollout.as_ref());
+            let most = self.records.get(name).and_then(most_at_once).filter(|_| {
+                // One that had all for a while was not to wait for anybody to go.
+                rollout
+                    .is_some_and(|it| !self.audit.stood_in.contains(&InstanceId::new(name, it.to.generation)))
+            });
+            let right = most.is_none_or(|most| own.len() <= most);
+            self.demand(right, "batches need room for one batch more", name);
             self.demand(generations.len() <= 2, "at most two generations exist at once", name);
             let named = |id: &InstanceId| {
                 let live = self.records.get(name).and_then(|record| record.live(id.generation));
@@ -127,19 +154,36 @@ impl Host {
         self.containers.iter().any(|(id, container)| own(id) && running(&container.state))
     }
 
+    /// A candidate is about to take the places of some of the incumbent's containers.
+    pub(super) fn audit_batch(&self, name: &ServiceName, generation: Generation, stay: u32) {
+        let record = &self.records[name];
+        let (candidate, incumbent) = (record.live(generation).unwrap(), record.incumbent.as_ref().unwrap());
+        self.demand(self.all_judged(name, candidate), "a batch gets traffic once it is healthy", name);
+        let (new, old) = (candidate.indices().count(), incumbent.spec.deploy.replicas as usize);
+        let same = new + stay as usize >= old;
+        self.demand(same, "a batch takes no more places than it has containers", name);
+        let gives = stay < incumbent.size();
+        let up = !gives || self.any_of_those_that_stay(name, incumbent, true);
+        self.demand(up, "what gives places up serves itself", name);
+    }
+
+    /// Whether each container of a generation was judged healthy.
+    fn all_judged(&self, name: &ServiceName, deployed: &Deployed) -> bool {
+        let check = self.check(&deployed.spec);
+        let steady = |id: &InstanceId| {
+            let since = self.started_at(id).filter(|_| check.probes.is_empty());
+            since.is_some_and(|since| self.now >= later(since, check.steady))
+        };
+        deployed.instances(name).all(|id| self.audit.passed.contains(&id) || steady(&id))
+    }
+
     /// A candidate is about to get all new connections for the first time.
     pub(super) fn audit_all_judged(&self, name: &ServiceName, generation: Generation) {
         let deployed = self.records[name].live(generation).unwrap();
         if deployed.replicas.is_empty() {
             return;
         }
-        let check = self.check(&deployed.spec);
-        let steady = |id: &InstanceId| {
-            let since = self.started_at(id).filter(|_| check.probes.is_empty());
-            since.is_some_and(|since| self.now >= later(since, check.steady))
-        };
-        let judged = |id| self.audit.passed.contains(&id) || steady(&id);
-        let all = deployed.instances(name).all(judged);
+        let all = self.all_judged(name, deployed);
         self.demand(all, "a generation gets traffic once all of its containers are healthy", name);
         let count = deployed.indices().count();
         let right = count == deployed.spec.deploy.replicas as usize;
@@ -153,7 +197,7 @@ impl Host {
         let Some(address) = live.and_then(|live| live.address_of(id.index)) else { return };
         let served = self.routes.get(name).is_some_and(|route| route.lanes().any(|lane| lane == address));
         self.demand(!served, "what is one too many has lost its traffic before it goes", name);
-        let wanted = live.is_some_and(|live| id.index.number() <= live.spec.deploy.replicas);
+        let wanted = live.is_some_and(|live| id.index.number() <= live.size());
         self.demand(!wanted, "only what is one too many is taken away", name);
     }
 
@@ -226,13 +270,28 @@ impl Host {
     }
 
     /// A route is about to be put right.
-    pub(super) fn audit_route(&self, name: &ServiceName, generation: Generation) {
+    pub(super) fn audit_route(&mut self, name: &ServiceName, generation: Generation) {
         let record = &self.records[name];
-        let canary = record.rollout.as_ref().is_some_and(|it| it.phase == Phase::Canary);
-        let Some(incumbent) = record.incumbent.as_ref().filter(|_| canary) else { return };
-        let up = self.any_runs(name, incumbent.generation);
-        let in_turn = generation != incumbent.generation && !up;
-        self.demand(in_turn, "a canary has all only while the incumbent does not run", name);
+        let Some(phase) = record.rollout.as_ref().map(|rollout| rollout.phase) else { return };
+        let in_part = matches!(phase, Phase::Canary | Phase::Batches);
+        let Some(incumbent) = record.incumbent.as_ref().filter(|_| in_part) else { return };
+        let own = generation == incumbent.generation;
+        let up = self.any_of_those_that_stay(name, incumbent, phase == Phase::Batches);
+        self.demand(own || !up, "a candidate has all only while the incumbent cannot serve", name);
+        if !own {
+            self.audit.stood_in.insert(InstanceId::new(name, generation));
+        }
+    }
+
+    /// Whether any container of a generation runs that is not too many; `well`: and was not judged sick.
+    fn any_of_those_that_stay(&self, name: &ServiceName, deployed: &Deployed, well: bool) -> bool {
+        let stays = |id: &InstanceId| id.index.number() <= deployed.size();
+        let sick = |id: &InstanceId| {
+            let history = self.health.get(id).filter(|it| Some(it.started_at) == self.started_at(id));
+            history.is_some_and(|history| history.sick.is_some())
+        };
+        let mut all = deployed.instances(name).filter(stays);
+        all.any(|id| self.started_at(&id).is_some() && !(well && sick(&id)))
     }
 
     /// A container is about to be stopped or taken away.
@@ -316,6 +375,8 @@ impl Host {
             let ended = self.incumbent(name).is_some_and(|incumbent| match self.containers.get(&id) {
                 // It comes and goes.
                 _ if incumbent.spec.schedule.is_some() => true,
+                // It was stopped for what cannot be undone, and is not to come back by itself.
+                _ if incumbent.down == Some(Down::Barred) => true,
                 Some(Container { state: ContainerState::Exited(exit), .. }) => {
                     !incumbent.spec.restart.restarts(exit, incumbent.ends)
                 }
@@ -368,7 +429,15 @@ impl Host {
                 serving.is_some_and(|serving| !serving.replicas.is_empty())
             };
             let spread = matches!(planned.next, Next::Do(Step::Route(_))) && several(name);
-            let acts = matches!(planned.next, Next::Do(_)) && !spread;
+            // Nor is what cannot wait until one that is to go has ended.
+            let goes = |name| {
+                let step = self.busy.get(name).and_then(|effect| effect.step.as_ref());
+                matches!(step, Some(Step::DropReplica(..)))
+            };
+            let urgent =
+                matches!(planned.next, Next::Do(Step::Fail(_) | Step::Return { .. } | Step::Route(_)))
+                    && goes(name);
+            let acts = matches!(planned.next, Next::Do(_)) && !spread && !urgent;
             self.demand(!(busy && acts), "at most one step a service is under way", name);
             if let Next::Wait { until: Some(until), .. } = &planned.next {
                 self.demand(*until > self.now, "what is waited for lies ahead", name);

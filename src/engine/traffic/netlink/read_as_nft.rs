@@ -8,11 +8,11 @@ use serde_json::Value;
 
 use super::super::listing::{self, Said, Table};
 use super::super::meaning::Ports;
+use super::super::spread::Draw;
 use super::super::{nft, owner};
 use super::ask;
 use super::objects::Objects;
 use super::same_as_nft::{frame, whole};
-use crate::types::{ShareBy, WHOLE};
 
 /// Lines that say all of a table, whoever has listed it.
 type Lines = BTreeMap<String, Vec<String>>;
@@ -135,10 +135,10 @@ fn shown(Said { meaning, comment }: &Said) -> String {
     if let Some(Ports::One(port)) = meaning.ports {
         said.push(format!("{} {port}", meaning.protocol().unwrap().unwrap()));
     }
-    said.extend(meaning.draw.map(|draw| match (draw.by, draw.six) {
-        (ShareBy::Connection, _) => format!("random {} of {WHOLE}", draw.share.thousandths()),
-        (ShareBy::Client, false) => format!("ip {} {}", draw.seed, draw.share.thousandths()),
-        (ShareBy::Client, true) => format!("ip6 {} {}", draw.seed, draw.share.thousandths()),
+    said.extend(meaning.draw.map(|draw| match draw {
+        Draw::Connection { share, modulus } => format!("random {} of {modulus}", share.thousandths()),
+        Draw::Client { share, seed, six: false } => format!("ip {seed} {}", share.thousandths()),
+        Draw::Client { share, seed, six: true } => format!("ip6 {seed} {}", share.thousandths()),
     }));
     said.extend(meaning.lane.map(|lane| format!("random 1 of {}", lane.left())));
     let (target, port) = meaning.target.unwrap();

@@ -90,6 +90,11 @@ fn route(service: &str, generation: u64, last: u8, by: Option<ShareBy>) -> Route
     let canary = by.map(|by| Branch {
         generation: Generation(generation + 1),
         address: Ipv4Addr::new(10, 98, 1, last + 9),
+        // Several containers where it is by connection, from 30 on.
+        also: (1..=last / 30)
+            .filter(|_| by == ShareBy::Connection)
+            .map(|further| Ipv4Addr::new(10, 98, 1, last + 9 + further))
+            .collect(),
         share: "12.5%".parse().unwrap(),
         by,
         ports: ports.clone(),
@@ -125,6 +130,8 @@ pub fn whole(frame: &Frame) -> Vec<String> {
         ("db", 2, 90, None),
         ("db", 2, 60, client),
         ("db", 1, 19, connection),
+        ("db", 1, 60, connection),
+        ("db", 1, 90, connection),
     ] {
         let route = route(service, generation, last, by);
         scripts.push(ruleset::switch("gitopsd", frame.subnet6, &table, &route));
@@ -132,7 +139,7 @@ pub fn whole(frame: &Frame) -> Vec<String> {
         let chain = ruleset::chain(&route.service);
         table.entries.extend(ruleset::entries(&route).into_iter().map(|entry| (entry, chain.clone())));
         table.routes.insert(route.service.clone(), route);
-        let led_to = table.routes.values().flat_map(ruleset::addresses);
+        let led_to = table.routes.values().flat_map(Route::addresses);
         let own = led_to.flat_map(|address| ruleset::hairpins(address, frame.subnet6));
         table.hairpins = own.map(|(_, own)| own).collect();
     }
