@@ -13,6 +13,7 @@
 //! ```
 
 mod archives;
+mod block_groups;
 mod clock;
 mod fsck;
 mod gc;
@@ -114,7 +115,10 @@ impl Store {
             // 0700: set-id programs of images are nobody's to run from here (CVE-2021-41091).
             atomic::make_dir(&root.join(folder)).map_err(|error| from_state(&error))?;
         }
-        Ok(Self { root, ..Self::default() })
+        block_groups::keep_children_apart(&temporary);
+        // Names differ from one start to the next: ext4 takes the place of a directory from a hash of its name.
+        let count = AtomicU64::new(now().as_millisecond().unsigned_abs());
+        Ok(Self { root, count, ..Self::default() })
     }
 
     /// The store below a state directory that an agent may be at work on: to read only.
