@@ -55,6 +55,7 @@ impl Agent {
             oom_kills: self.oom_kills.clone(),
             pulling: self.effects.pulling(),
             busy: self.effects.busy(),
+            ending: self.effects.ending(),
             pauses: self.effects.pauses(now),
             frozen,
             zones: self.zones_in_use(),

@@ -3,7 +3,7 @@
 use super::record::{Cause, ServiceRecord, Spec};
 use super::step::{Next, Planned, Situation, Step};
 use super::view::View;
-use super::world::DesiredService;
+use super::world::{DesiredService, Ending};
 use super::{
     amend, batches, drain, exchange, jobs, joined, order, preflight, repair, replicas, rolling, window,
 };
@@ -19,6 +19,24 @@ pub(super) fn decide(view: &View<'_>) -> Planned {
     planned
 }
 
+/// What cannot wait until containers that nothing leads to have ended, which may take hours: that what serves runs, and
+/// that what is sick gets no traffic.
+fn beside(view: &View<'_>, ending: &Ending) -> Next {
+    let waits = |until| Next::Wait { until, why: ending.what.clone() };
+    let Some(record) = view.record else { return waits(None) };
+    let rollout = record.rollout.as_ref().filter(|_| view.pause().is_none());
+    let step = rollout
+        .and_then(|rollout| batches::meanwhile(view, record, rollout))
+        .or_else(|| replicas::spread(view));
+    step.map(Next::Do).unwrap_or_else(|| match repair::beside(view, record) {
+        Some(Next::Do(step)) if !step.starts(view.name).is_some_and(|id| ending.ids.contains(&id)) => {
+            Next::Do(step)
+        }
+        Some(Next::Wait { until, .. }) => waits(until),
+        _ => waits(None),
+    })
+}
+
 fn choose(view: &View<'_>) -> Planned {
     if let Some(refusal) = view.observed.frozen.get(view.name) {
         return Planned { situation: Situation::OnHold, next: held(refusal.clone()) };
@@ -28,14 +46,12 @@ fn choose(view: &View<'_>) -> Planned {
         // What only serves a candidate that a newer commit makes idle is not waited for.
         let idle = view.record.and_then(|record| record.rollout.as_ref()).filter(|_| busy.yields);
         let idle = idle.and_then(|rollout| rolling::superseded(view, rollout));
-        let rollout = view.record.and_then(|record| Some((record, record.rollout.as_ref()?)));
-        let meanwhile = rollout.filter(|_| busy.is_beside && view.pause().is_none());
-        let step = idle.map(Step::Fail).or_else(|| {
-            meanwhile
-                .and_then(|(record, rollout)| batches::meanwhile(view, record, rollout))
-                .or_else(|| replicas::spread(view))
-        });
+        let step = idle.map(Step::Fail).or_else(|| replicas::spread(view));
         return Planned { situation, next: step.map_or_else(|| wait(busy.what.clone()), Next::Do) };
+    }
+    if let Some(ending) = view.ending() {
+        let situation = view.record.map_or(Situation::Absent, situation);
+        return Planned { situation, next: beside(view, ending) };
     }
     if let Some(pause) = view.pause() {
         // Whatever else has to wait: what serves goes on serving.

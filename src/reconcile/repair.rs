@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::record::{Deployed, Down, Phase, Rollout, ServiceRecord};
 use super::restarts::stays;
-use super::rolling::incumbent_serves;
+use super::rolling::{incumbent_serves, takes_back};
 use super::step::{Next, Step};
 use super::view::View;
 use super::{irreversible, joined, later, order, pending, replicas, schedule};
@@ -102,14 +102,27 @@ pub(super) fn pulls_beside(rollout: &Rollout) -> bool {
 
 /// The start of an incumbent that should serve and does not run, if it is due now.
 pub(super) fn start(view: &View<'_>, record: &ServiceRecord) -> Option<Step> {
-    let serves = record.rollout.as_ref().is_none_or(incumbent_serves);
+    record.rollout.as_ref().is_none_or(incumbent_serves).then(|| due(view, record)).flatten()
+}
+
+/// The same while containers that nothing leads to are on their way out, or when it is due.
+pub(super) fn beside(view: &View<'_>, record: &ServiceRecord) -> Option<Next> {
+    let serves = |rollout: &Rollout| incumbent_serves(rollout) || takes_back(record, rollout);
+    if !record.rollout.as_ref().is_none_or(serves) {
+        return None;
+    }
+    let waiting = || next(view, record).filter(|next| matches!(next, Next::Wait { .. }));
+    due(view, record).map(Next::Do).or_else(waiting)
+}
+
+fn due(view: &View<'_>, record: &ServiceRecord) -> Option<Step> {
     let several = record.incumbent.as_ref().filter(|incumbent| replicas::is_several(incumbent));
     let next = match several {
         Some(incumbent) => first_container(view, record, incumbent),
         None => next(view, record),
     };
     match next {
-        _ if !serves || record.removing.is_some() => None,
+        _ if record.removing.is_some() => None,
         Some(Next::Do(step @ Step::Start(_))) => Some(step),
         _ => several.and_then(|incumbent| replicas::start(view, incumbent)),
     }

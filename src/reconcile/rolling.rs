@@ -107,6 +107,14 @@ pub(super) fn incumbent_serves(rollout: &Rollout) -> bool {
     }
 }
 
+/// Whether the incumbent serves again while a candidate that was given up is ended. Under `recreate` two at once would
+/// write to the same files.
+pub(super) fn takes_back(record: &ServiceRecord, rollout: &Rollout) -> bool {
+    rollout.phase == Phase::Abandoning
+        && strategy(rollout) == Strategy::BlueGreen
+        && !irreversible::leaves_down(record, rollout)
+}
+
 fn strategy(rollout: &Rollout) -> Strategy {
     rollout.to.spec.strategy()
 }

@@ -5,7 +5,9 @@ use std::fmt;
 
 use super::changes::{Difference, listed};
 use super::record::{Cause, Phase, Spec};
-use crate::types::{CommitInfo, Exit, Generation, Job, Refusal, ReplicaIndex, ServiceName, Timestamp};
+use crate::types::{
+    CommitInfo, Exit, Generation, InstanceId, Job, Refusal, ReplicaIndex, ServiceName, Timestamp,
+};
 
 /// One effect. Each names the generation it is about; none leaves a choice to whoever carries it out.
 #[derive(Debug, Clone, PartialEq)]
@@ -158,6 +160,23 @@ impl Step {
             Self::Remove(_) => "remove",
             Self::Release => "release",
         }
+    }
+
+    /// The container of a generation that it starts.
+    pub fn starts(&self, service: &ServiceName) -> Option<InstanceId> {
+        match self {
+            Self::Start(generation) => Some(InstanceId::new(service, *generation)),
+            Self::StartReplica(generation, index) => Some(InstanceId::replica(service, *generation, *index)),
+            _ => None,
+        }
+    }
+
+    /// Whether it takes away containers that nothing leads to: it may last for hours, and what cannot wait goes on beside.
+    pub fn is_ending(&self) -> bool {
+        matches!(
+            self,
+            Self::Retire(_) | Self::Discard(_) | Self::Sweep(_) | Self::DropReplica(..) | Self::Clear(..)
+        )
     }
 
     /// Every word of [`Step::word`], for the test that kills the agent around each of them.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::errors::ErrorHistory;
 use super::health::{EffectiveCheck, Verdict};
 use super::record::{Deployed, ServiceRecord};
-use super::world::{Busy, Desired, DesiredService, Observed};
+use super::world::{Busy, Desired, DesiredService, Ending, Observed};
 use super::{batches, canary, later, replicas};
 use crate::types::{
     ContainerState, Generation, InstanceId, Refusal, ReplicaIndex, Route, ServiceName, Timestamp,
@@ -45,6 +45,11 @@ impl<'a> View<'a> {
     /// The long effect under way for it.
     pub fn busy(&self) -> Option<&'a Busy> {
         self.observed.busy.get(self.name)
+    }
+
+    /// Its containers that are on their way out.
+    pub fn ending(&self) -> Option<&'a Ending> {
+        self.observed.ending.get(self.name)
     }
 
     /// The pause after an effect that did not work.

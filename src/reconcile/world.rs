@@ -62,6 +62,9 @@ pub struct Observed {
     pub pulling: BTreeMap<ServiceName, Busy>,
     /// Other long effects under way beside the loop.
     pub busy: BTreeMap<ServiceName, Busy>,
+    /// Containers on their way out: beside everything that cannot wait for it. A drain of hours keeps nothing waiting that
+    /// serves.
+    pub ending: BTreeMap<ServiceName, Ending>,
     /// Pauses after an effect that did not work and that no record remembers.
     pub pauses: BTreeMap<ServiceName, Busy>,
     /// Services that want a port which something outside of this instance has.
@@ -138,6 +141,13 @@ pub struct Busy {
     pub since: Timestamp,
     /// Whether it is cut short once its candidate is given up: nothing but that candidate hangs on it.
     pub yields: bool,
-    /// Whether it is about one that has no new connections and is to go: what goes on beside it is not about that.
-    pub is_beside: bool,
+}
+
+/// Containers that nothing leads to, on their way out: one after the other they get their signal and their time, and go.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Ending {
+    /// What is being done, for people: `taking containers away (retire)`.
+    pub what: String,
+    /// The containers: nothing that goes on beside it is about them.
+    pub ids: BTreeSet<InstanceId>,
 }

@@ -123,3 +123,32 @@ fn an_early_signal_leaves_the_drain_to_the_program() {
     assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
     assert_eq!(get(port, "/").unwrap(), "version 2\n");
 }
+
+/// What serves is started again at once, however long the old version takes to end.
+#[test]
+fn what_serves_comes_back_while_the_old_version_ends() {
+    let mut lab = Lab::new();
+    let port = super::lab::free_port();
+    let v1 = lab.image("1", Kind::Good);
+    let command = "trap \"sleep 20; exit 0\" TERM; httpd -f -p 8080 -h /www & wait";
+    let more = format!("command = [\"/bin/sh\", \"-c\", '{command}']");
+    let file = |image: &str, more: &str| web(image, port, more).replace("drain = \"3s\"", "drain = \"40s\"");
+    lab.deploy("web", &file(&v1, &more).replace("[deploy]", "[deploy]\ndrain_signal = \"early\""), "web 1");
+    lab.start_agent();
+    lab.wait_agent();
+    lab.wait_serving("web", &v1);
+    let _open = held(port);
+    let v2 = lab.image("2", Kind::Good);
+    lab.deploy("web", &file(&v2, ""), "web 2");
+    wait_for(&format!("the signal; {}", lab.agent_log()), || told(&lab, "drained").first().map(|_| ()));
+    let of = |generation: &str| {
+        let mut all = super::replicas::containers(&lab).into_iter();
+        all.find(|name| name.ends_with(generation))
+    };
+    let begun = Instant::now();
+    super::replicas::kill(&lab, &of("2").unwrap());
+    wait_for("the next start", || (lab.service("web")["restarts"].as_u64() >= Some(1)).then_some(()));
+    wait_for("an answer", || get(port, "/").ok().filter(|answer| answer == "version 2\n"));
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    assert!(of("1").is_some(), "the old version had ended: {}", lab.agent_log());
+}

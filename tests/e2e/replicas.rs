@@ -44,7 +44,8 @@ pub fn containers(lab: &Lab) -> Vec<String> {
     names
 }
 
-fn kill(lab: &Lab, container: &str) {
+/// Ends the program of a container, as a crash does.
+pub fn kill(lab: &Lab, container: &str) {
     let record = std::fs::read(lab.path(&format!("run/containers/{container}/run.json"))).unwrap();
     let record: serde_json::Value = serde_json::from_slice(&record).unwrap();
     let pid = i32::try_from(record["init"]["pid"].as_i64().unwrap()).unwrap();

@@ -17,12 +17,12 @@ use gitopsd::reconcile::record::{
 use gitopsd::reconcile::replicas;
 use gitopsd::reconcile::step::Step;
 use gitopsd::reconcile::transition::{self, Addresses, Outcome};
-use gitopsd::reconcile::world::{Busy, Desired, DesiredService, Observed, Room};
+use gitopsd::reconcile::world::{Busy, Desired, DesiredService, Ending, Observed, Room};
 use gitopsd::types::{
     CommitInfo, ContainerState, Counters, Exit, Generation, HealthCheck, InstanceId, Job, PinnedImage,
     Policy, Probe, Reason, Refusal, ReplicaIndex, Route, ServiceName, Timestamp, Zones,
 };
-use proptest::collection::btree_map;
+use proptest::collection::{btree_map, btree_set};
 use proptest::option;
 use proptest::prelude::*;
 
@@ -313,14 +313,18 @@ fn observed() -> BoxedStrategy<Observed> {
         what: "at work".to_owned(),
         since,
         yields,
-        is_beside: !yields,
     });
+    let ending = btree_set(instance(), 0..3).prop_map(|ids| Ending { what: "at work".to_owned(), ids });
     (
         btree_map(instance(), state(), 0..6),
         btree_map(name(), route, 0..3),
         prop::sample::subsequence(images, 0..=3),
         btree_map(instance(), history(), 0..6),
-        (btree_map(name(), busy.clone(), 0..2), btree_map(name(), busy, 0..2)),
+        (
+            btree_map(name(), busy.clone(), 0..2),
+            btree_map(name(), ending, 0..2),
+            btree_map(name(), busy, 0..2),
+        ),
         (btree_map(name(), refusal(), 0..2), btree_map(name(), refusal(), 0..2)),
         btree_map(instance(), any::<u32>(), 0..3),
         (btree_map(instance(), errors(), 0..6), btree_map(instance(), any::<u64>(), 0..6)),
@@ -336,7 +340,7 @@ fn observed() -> BoxedStrategy<Observed> {
                 routes,
                 images,
                 health,
-                (busy, pauses),
+                (busy, ending, pauses),
                 (frozen, taken),
                 idle_polls,
                 bake,
@@ -348,6 +352,7 @@ fn observed() -> BoxedStrategy<Observed> {
                     images: images.into_iter().collect::<BTreeSet<_>>(),
                     health,
                     busy,
+                    ending,
                     pauses,
                     ports_taken: taken,
                     pulling: BTreeMap::new(),
@@ -404,10 +409,16 @@ proptest! {
         let names: BTreeSet<_> = records.keys().chain(observed.busy.keys()).collect();
         for (name, step) in first.steps() {
             let spread = matches!(step, Step::Route(_));
-            let beside = matches!(step, Step::Fail(_) | Step::Return { to: Some(_), .. });
             let busy = observed.busy.get(name).is_some_and(|busy| {
-                !(spread || busy.yields && matches!(step, Step::Fail(_)) || busy.is_beside && beside)
+                !(spread || busy.yields && matches!(step, Step::Fail(_)))
             });
+            let started = step.starts(name);
+            let beside = spread || started.is_some() || matches!(step, Step::Fail(_) | Step::Return { to: Some(_), .. });
+            if let Some(ending) = observed.ending.get(name) {
+                prop_assert!(beside, "containers are on their way out, and yet: {step}");
+                let about = started.is_some_and(|id| ending.ids.contains(&id));
+                prop_assert!(!about, "it is on its way out, and yet: {step}");
+            }
             prop_assert!(!busy, "busy, and yet: {step}");
             prop_assert!(!observed.frozen.contains_key(name), "frozen, and yet: {step}");
             let _ = transition::begin(records.get(name), step, addresses, now);

@@ -19,7 +19,7 @@ use gitopsd::reconcile::health::{EffectiveCheck, ProbeHistory};
 use gitopsd::reconcile::receipt::Transition;
 use gitopsd::reconcile::record::{Deployed, Phase, Rollout, ServiceRecord, Spec};
 use gitopsd::reconcile::step::{Plan, Step};
-use gitopsd::reconcile::world::{Busy, Desired, DesiredService, Observed, Room};
+use gitopsd::reconcile::world::{Busy, Desired, DesiredService, Ending, Observed, Room};
 use gitopsd::reconcile::{later, plan};
 use gitopsd::types::{
     ByteSize, ContainerState, Counters, Digest, Exit, HealthCheck, InstanceId, Policy, Reason, Refusal,
@@ -78,6 +78,8 @@ pub struct Host {
     // Gone with the agent.
     pub health: BTreeMap<InstanceId, ProbeHistory>,
     pub busy: BTreeMap<ServiceName, Effect>,
+    /// Containers on their way out.
+    pub ending: BTreeMap<ServiceName, Effect>,
     pub idle_polls: BTreeMap<InstanceId, u32>,
     pub errors: BTreeMap<InstanceId, ErrorHistory>,
     polled_at: Option<Timestamp>,
@@ -118,6 +120,7 @@ impl Host {
             routes: BTreeMap::new(),
             health: BTreeMap::new(),
             busy: BTreeMap::new(),
+            ending: BTreeMap::new(),
             idle_polls: BTreeMap::new(),
             errors: BTreeMap::new(),
             polled_at: None,
@@ -155,12 +158,15 @@ impl Host {
         let busy = self.busy.iter().filter_map(|(name, effect)| {
             let step = effect.step.as_ref()?;
             let what = format!("{step} under way");
-            let is_beside = matches!(step, Step::DropReplica(..));
-            Some((name.clone(), Busy { what, since: effect.since, yields: false, is_beside }))
+            Some((name.clone(), Busy { what, since: effect.since, yields: false }))
+        });
+        let ending = self.ending.iter().filter_map(|(name, effect)| {
+            let step = effect.step.as_ref()?;
+            Some((name.clone(), Ending { what: format!("{step} under way"), ids: self.ended_by(name, step) }))
         });
         let pauses = self.busy.iter().filter(|(_, effect)| effect.step.is_none()).map(|(name, effect)| {
             let what = "pausing after an effect that did not work".to_owned();
-            (name.clone(), Busy { what, since: effect.ends_at, yields: false, is_beside: false })
+            (name.clone(), Busy { what, since: effect.ends_at, yields: false })
         });
         let broken = |name: &ServiceName| {
             (name.clone(), Refusal::new(Reason::StateInvalid, format!("{name}.json cannot be read")))
@@ -171,6 +177,7 @@ impl Host {
             images: self.images.clone(),
             health: self.health.clone(),
             busy: busy.collect(),
+            ending: ending.collect(),
             pauses: pauses.collect(),
             ports_taken: BTreeMap::new(),
             pulling: BTreeMap::new(),
@@ -270,7 +277,7 @@ impl Host {
             times.extend(self.exit_at(id, container));
         }
         if self.agent_up {
-            times.extend(self.busy.values().map(|effect| effect.ends_at));
+            times.extend(self.busy.values().chain(self.ending.values()).map(|effect| effect.ends_at));
             times.extend(self.probed().into_iter().map(|(_, _, due)| due));
             times.extend(self.retry_resolving_at());
         }
@@ -362,11 +369,14 @@ impl Host {
         let ended: Vec<_> = self
             .busy
             .iter()
+            .chain(&self.ending)
             .filter(|(_, effect)| effect.ends_at <= self.now)
             .map(|(name, effect)| (name.clone(), effect.step.clone()))
             .collect();
         for (name, step) in ended {
-            self.busy.remove(&name);
+            let slot =
+                if step.as_ref().is_some_and(Step::is_ending) { &mut self.ending } else { &mut self.busy };
+            slot.remove(&name);
             if let Some(step) = step
                 && self.finish(&name, &step).is_err()
             {
@@ -474,6 +484,7 @@ impl Host {
         self.audit.crashes += 1;
         self.health.clear();
         self.busy.clear();
+        self.ending.clear();
         self.idle_polls.clear();
         self.errors.clear();
         self.shown.clear();

@@ -1,9 +1,10 @@
-//! Long effects: carried out beside the loop, one at a time for each service.
+//! Long effects: carried out beside the loop, one at a time for each service, and beside that a pull and an end of
+//! containers.
 
 mod carry;
 mod pace;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use super::wake::{Wake, Waker};
 use crate::engine::{ContainerRequest, Engine, Traffic};
 use crate::reconcile::record::{Phase, ServiceRecord, Spec};
 use crate::reconcile::step::Step;
-use crate::reconcile::world::Busy;
+use crate::reconcile::world::{Busy, Ending};
 use crate::registry::{Progress, Registry};
 use crate::types::{
     InstanceId, PinnedImage, PortMapping, Reason, Refusal, ReplicaIndex, Route, ServiceName, Timestamp,
@@ -87,6 +88,8 @@ pub struct Change {
 struct Running {
     busy: Busy,
     step: Step,
+    /// The containers that it takes away.
+    ids: BTreeSet<InstanceId>,
     /// Ends it where that is possible: a pull.
     cut: watch::Sender<bool>,
     /// How far a pull is.
@@ -100,18 +103,28 @@ pub struct Effects {
     running: BTreeMap<ServiceName, Running>,
     /// Pulls: beside everything else of their service.
     pulling: BTreeMap<ServiceName, Running>,
+    /// Containers on their way out: beside what cannot wait for them.
+    ending: BTreeMap<ServiceName, Running>,
     pace: Pace,
 }
 
 impl Effects {
     /// Nothing under way.
     pub fn new(hands: Hands, waker: Waker) -> Self {
-        Self { hands, waker, running: BTreeMap::new(), pulling: BTreeMap::new(), pace: Pace::default() }
+        let nothing = BTreeMap::new;
+        Self {
+            hands,
+            waker,
+            running: nothing(),
+            pulling: nothing(),
+            ending: nothing(),
+            pace: Pace::default(),
+        }
     }
 
     /// Whether nothing is under way.
     pub fn is_quiet(&self) -> bool {
-        self.running.is_empty() && self.pulling.is_empty()
+        [&self.running, &self.pulling, &self.ending].iter().all(|slot| slot.is_empty())
     }
 
     /// What the core is told is under way.
@@ -122,6 +135,12 @@ impl Effects {
     /// The images that are on their way.
     pub fn pulling(&self) -> BTreeMap<ServiceName, Busy> {
         self.pulling.iter().map(|(name, running)| (name.clone(), running.busy.clone())).collect()
+    }
+
+    /// The containers that are on their way out.
+    pub fn ending(&self) -> BTreeMap<ServiceName, Ending> {
+        let ending = |running: &Running| Ending { what: running.busy.what.clone(), ids: running.ids.clone() };
+        self.ending.iter().map(|(name, running)| (name.clone(), ending(running))).collect()
     }
 
     /// The pauses after what did not work.
@@ -180,14 +199,16 @@ impl Effects {
                 what: describe(&step, &effect),
                 since: now,
                 yields: matches!(step, Step::Prepare(_)),
-                is_beside: matches!(step, Step::DropReplica(..)),
+            },
+            ids: match &effect {
+                Effect::Remove(containers) => containers.iter().map(|(id, _)| id.clone()).collect(),
+                _ => BTreeSet::new(),
             },
             step: step.clone(),
             cut,
             progress: progress.clone(),
         };
-        let slot = if matches!(effect, Effect::Pull(..)) { &mut self.pulling } else { &mut self.running };
-        slot.insert(service.clone(), running);
+        self.slot(&step).insert(service.clone(), running);
         let (hands, waker, service) = (self.hands.clone(), self.waker.clone(), service.clone());
         self.hands.runtime.spawn_blocking(move || {
             let outcome = carry::carry_out(&hands, &step, effect, &progress, cutting);
@@ -199,8 +220,15 @@ impl Effects {
 
     /// An effect has ended.
     pub fn ended(&mut self, service: &ServiceName, step: &Step) {
-        let slot = if matches!(step, Step::Pull(_)) { &mut self.pulling } else { &mut self.running };
-        slot.remove(service);
+        self.slot(step).remove(service);
+    }
+
+    fn slot(&mut self, step: &Step) -> &mut BTreeMap<ServiceName, Running> {
+        match step {
+            Step::Pull(_) => &mut self.pulling,
+            step if step.is_ending() => &mut self.ending,
+            _ => &mut self.running,
+        }
     }
 
     /// Cuts short what nothing in the service's record hangs on any more: the pull of a candidate that is given up.

@@ -35,7 +35,6 @@ impl Pace {
             what: format!("{refusal}; tried again soon"),
             since: *until,
             yields: false,
-            is_beside: false,
         };
         pauses.map(|(service, (_, until, refusal))| (service.clone(), busy(until, refusal))).collect()
     }

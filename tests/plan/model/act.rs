@@ -1,5 +1,6 @@
 //! One step on the model host, as the agent takes it: intent, effect, receipt, record.
 
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
@@ -23,6 +24,9 @@ pub struct Crashed;
 
 /// What the agent waits after an effect that the record does not pace.
 const PAUSE: Duration = Duration::from_secs(2);
+
+/// Longest time that a program takes to end: then it is killed.
+const LONGEST_END: Duration = Duration::from_secs(60);
 
 impl Host {
     /// A moment at which the world can be looked at, and the agent can die.
@@ -128,7 +132,38 @@ impl Host {
             self.busy.insert(name.clone(), Effect { step: Some(step.clone()), since: self.now, ends_at });
             return Ok(());
         }
+        // A program that still has clients takes its time to end.
+        let since = self.records.get(name).and_then(|record| match step {
+            Step::Retire(_) => record.retiring.as_ref().map(|retiring| retiring.since),
+            Step::DropReplica(_, index) => record.incumbent.as_ref()?.replicas.get(index)?.leaving_since,
+            _ => None,
+        });
+        let still = |id: &InstanceId| {
+            let lingers = self.behaviour_of(&self.containers.get(id)?.tag).lingers;
+            let over = later(since.unwrap_or(self.now), lingers).min(later(self.now, LONGEST_END));
+            self.started_at(id).and_then(|_| Duration::try_from(over.duration_since(self.now)).ok())
+        };
+        let length = self.ended_by(name, step).iter().filter_map(still).max().unwrap_or_default();
+        if length > Duration::ZERO {
+            self.point()?;
+            let ends_at = later(self.now, length);
+            self.ending.insert(name.clone(), Effect { step: Some(step.clone()), since: self.now, ends_at });
+            return Ok(());
+        }
         self.finish(name, step)
+    }
+
+    /// The containers that a step takes away.
+    pub(super) fn ended_by(&self, name: &ServiceName, step: &Step) -> BTreeSet<InstanceId> {
+        match step {
+            Step::Retire(generation) | Step::Discard(generation) | Step::Sweep(generation) => {
+                self.all_of(name, *generation).into_iter().collect()
+            }
+            Step::DropReplica(generation, index) => {
+                BTreeSet::from([InstanceId::replica(name, *generation, *index)])
+            }
+            _ => BTreeSet::new(),
+        }
     }
 
     /// The effect itself, and what is remembered of it.

@@ -429,16 +429,18 @@ impl Host {
                 serving.is_some_and(|serving| !serving.replicas.is_empty())
             };
             let spread = matches!(planned.next, Next::Do(Step::Route(_))) && several(name);
-            // Nor is what cannot wait until one that is to go has ended.
-            let goes = |name| {
-                let step = self.busy.get(name).and_then(|effect| effect.step.as_ref());
-                matches!(step, Some(Step::DropReplica(..)))
-            };
-            let urgent =
-                matches!(planned.next, Next::Do(Step::Fail(_) | Step::Return { .. } | Step::Route(_)))
-                    && goes(name);
-            let acts = matches!(planned.next, Next::Do(_)) && !spread && !urgent;
+            let acts = matches!(planned.next, Next::Do(_)) && !spread;
             self.demand(!(busy && acts), "at most one step a service is under way", name);
+            // Nor is what cannot wait until containers have ended.
+            if let (Some(step), Next::Do(next)) =
+                (self.ending.get(name).and_then(|effect| effect.step.as_ref()), &planned.next)
+            {
+                let urgent = matches!(next, Step::Fail(_) | Step::Return { .. } | Step::Route(_))
+                    || next.starts(name).is_some();
+                self.demand(urgent, "what can wait until containers have ended waits", name);
+                let about = next.starts(name).is_some_and(|id| self.ended_by(name, step).contains(&id));
+                self.demand(!about, "what is on its way out is not started", name);
+            }
             if let Next::Wait { until: Some(until), .. } = &planned.next {
                 self.demand(*until > self.now, "what is waited for lies ahead", name);
             }
