@@ -9,7 +9,7 @@ use crate::reconcile::transition::{self, Outcome};
 use crate::report::message::Kind;
 use crate::state::StateError;
 use crate::state::receipts::Receipt;
-use crate::types::{ContainerState, InstanceId, Reason, Refusal, ServiceName};
+use crate::types::{InstanceId, Reason, Refusal, ReplicaIndex, ServiceName};
 
 /// Characters of a log's line that go into a receipt.
 const MAX_LINE: usize = 200;
@@ -34,6 +34,12 @@ impl Agent {
             return self.conclude_unrecorded(service, step, outcome);
         };
         let mut applied = transition::conclude(service, &record, step, outcome, now);
+        if let (Step::StartReplica(generation, index), Outcome::Failed(_)) = (step, outcome)
+            && let Some(rollout) = applied.record.as_mut().and_then(|record| record.rollout.as_mut())
+            && rollout.to.generation == *generation
+        {
+            rollout.culprit = Some(*index);
+        }
         // A route that is put right while something is started says nothing of how that had ended.
         let end = if matches!(step, Step::Route(_)) { None } else { self.ends.remove(service) };
         let end = end.filter(|_| matches!(step, Step::Start(_) | Step::StartReplica(..)));
@@ -42,7 +48,7 @@ impl Agent {
             receipt.exit = Some(end.clone());
         }
         if let Some(receipt) = applied.receipt.as_mut().filter(|receipt| receipt.went_wrong()) {
-            receipt.log = self.last_words(service, receipt.to.as_ref());
+            receipt.log = self.last_words(service, receipt.to.as_ref(), receipt.replica);
         }
         if let Err(error) = self.save(service, &record, &mut applied) {
             self.note_fault(Some(error.to_refusal()));
@@ -103,15 +109,17 @@ impl Agent {
         }
     }
 
-    /// The last lines that a generation wrote, as short as receipts are to be. Logs outlive their containers.
-    fn last_words(&self, service: &ServiceName, side: Option<&Side>) -> Vec<String> {
+    /// The last lines that a generation wrote, as short as receipts are to be: of several containers the one that it was
+    /// given up for. Logs outlive their containers.
+    fn last_words(
+        &self,
+        service: &ServiceName,
+        side: Option<&Side>,
+        replica: Option<ReplicaIndex>,
+    ) -> Vec<String> {
         let (Some(side), count @ 1..) = (side, self.config.report.log_lines) else { return Vec::new() };
-        let first = InstanceId::new(service, side.generation);
-        // Of several containers the one that has ended, if one has.
-        let own = self.seen.instances_of(service).filter(|id| id.generation == side.generation);
-        let mut ended =
-            own.filter(|id| matches!(self.seen.containers.get(id), Some(ContainerState::Exited(_))));
-        let lines = self.hands.engine.log_tail(ended.next().unwrap_or(&first), count);
+        let id = InstanceId::replica(service, side.generation, replica.unwrap_or_default());
+        let lines = self.hands.engine.log_tail(&id, count);
         let plain = |line: String| line.chars().filter(|c| !c.is_control()).take(MAX_LINE).collect();
         lines.into_iter().map(plain).collect()
     }

@@ -81,53 +81,76 @@ impl Agent {
         self.drains.get(id).and_then(|seen| seen.connections)
     }
 
+    /// The same of several containers; `None` where none of them was counted.
+    fn connections_of(&self, ids: &[InstanceId]) -> Option<usize> {
+        let counts: Vec<usize> = ids.iter().filter_map(|id| self.connections(id)).collect();
+        (!counts.is_empty()).then(|| counts.iter().sum())
+    }
+
     /// The drain of a service, for its status.
     pub(super) fn drain(&self, service: &ServiceName) -> Option<DrainStatus> {
         let record = self.journal.records.get(service)?;
         let retiring = record.retiring.as_ref()?;
-        let counts: Vec<usize> =
-            retiring.old.instances(service).filter_map(|id| self.connections(&id)).collect();
+        let ids: Vec<InstanceId> = retiring.old.instances(service).collect();
         Some(DrainStatus {
             generation: retiring.old.generation,
-            connections: (!counts.is_empty()).then(|| counts.iter().sum()),
+            connections: self.connections_of(&ids),
             since: retiring.since,
             until: Drain::former(record)?.over(),
         })
     }
 
-    /// What is said of how a drain ended, before what was drained is stopped.
+    /// What is said of how a drain ended, before what was drained is stopped: a former generation, or a container that is
+    /// too many.
     pub(super) fn drained(&self, service: &ServiceName, step: &Step) -> Option<Message> {
-        let Step::Retire(generation) = step else { return None };
-        let (drain, record) = (self.drain(service)?, self.journal.records.get(service)?);
-        let former = Drain::former(record)?;
-        let old = record.retiring.as_ref().map(|retiring| &retiring.old);
+        let record = self.journal.records.get(service)?;
+        let (of, drain, since, ids) = match step {
+            Step::Retire(_) => {
+                let retiring = record.retiring.as_ref()?;
+                let ids = retiring.old.instances(service).collect();
+                (&retiring.old, Drain::former(record)?, retiring.since, ids)
+            }
+            Step::DropReplica(generation, index) => {
+                let incumbent = record.incumbent.as_ref().filter(|it| it.generation == *generation)?;
+                let since = incumbent.replicas.get(index)?.leaving_since?;
+                let id = InstanceId::replica(service, *generation, *index);
+                (incumbent, Drain::too_many(record, *index)?, since, vec![id])
+            }
+            _ => return None,
+        };
+        // It has ended by itself.
+        if !ids.iter().any(|id| self.seen.runs(id)) {
+            return None;
+        }
+        let generation = of.generation;
+        let (who, lost) = match step {
+            Step::DropReplica(_, index) => {
+                (format!("replica {index} of generation {generation}"), "it left the others")
+            }
+            _ => (format!("generation {generation}"), "the switch"),
+        };
         let now = clock::now();
         let whole = |time: Duration| format_duration(Duration::from_secs(time.as_secs()));
-        let lasted = whole(Duration::try_from(now.duration_since(drain.since)).unwrap_or_default());
-        let left = drain.connections;
-        let text = match left {
-            // It has ended by itself.
-            _ if old.is_none_or(|old| !self.any_runs(service, old)) => return None,
-            _ if former.is_early() => {
-                let patience = whole(former.patience(now));
+        let lasted = whole(Duration::try_from(now.duration_since(since)).unwrap_or_default());
+        let text = match self.connections_of(&ids) {
+            left if drain.is_early() => {
+                let patience = whole(drain.patience(now));
                 let many = left.map_or_else(String::new, |left| {
                     format!(" with {}", plural(left, "connection", "connections"))
                 });
-                format!(
-                    "generation {generation} is told to end{many}, {lasted} after the switch; it has {patience}"
-                )
+                format!("{who} is told to end{many}, {lasted} after {lost}; it has {patience}")
             }
-            Some(0) => format!("generation {generation} has no connection left, {lasted} after the switch"),
+            Some(0) => format!("{who} has no connection left, {lasted} after {lost}"),
             Some(left) => {
                 let many = plural(left, "connection", "connections");
-                format!("generation {generation} is stopped with {many} left, {lasted} after the switch")
+                format!("{who} is stopped with {many} left, {lasted} after {lost}")
             }
-            None => format!("generation {generation} is stopped, {lasted} after the switch"),
+            None => format!("{who} is stopped, {lasted} after {lost}"),
         };
         let mut message = Message::of(Kind::Drained, service, format!("{service}: {text}"));
-        message.generation = Some(*generation);
-        message.image = old.map(|old| old.spec.image.reference.clone());
-        message.commit = old.map(|old| old.commit.id.clone());
+        message.generation = Some(generation);
+        message.image = Some(of.spec.image.reference.clone());
+        message.commit = Some(of.commit.id.clone());
         Some(message)
     }
 }

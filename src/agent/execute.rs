@@ -86,7 +86,13 @@ impl Agent {
             (None, Step::Scale(generation)) => {
                 before.map(|record| replicas::scale(record, *generation, &further, now))
             }
-            _ => before.map(|record| transition::intend(record, step, self.ends.get(service), now)),
+            _ => before.map(|record| {
+                let mut after = transition::intend(record, step, self.ends.get(service), now);
+                if let (Step::Fail(refusal), Some(rollout)) = (step, &mut after.rollout) {
+                    rollout.culprit = self.culprit(service, &rollout.to, refusal.reason);
+                }
+                after
+            }),
         };
         match after {
             Some(after) if before != Some(&after) => {

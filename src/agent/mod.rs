@@ -11,6 +11,7 @@ mod board;
 pub mod clock;
 mod conclude;
 pub mod control;
+mod culprit;
 mod drains;
 mod effects;
 mod errors;

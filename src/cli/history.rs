@@ -14,7 +14,7 @@ use crate::report::status::ServiceStatus;
 use crate::state::StateError;
 use crate::state::journal::read_journal;
 use crate::state::receipts::{Receipt, read_receipts};
-use crate::types::{Generation, ServiceName};
+use crate::types::{Generation, InstanceId, ServiceName};
 
 /// From one look at a file that is followed to the next.
 pub(super) const FOLLOW: Duration = Duration::from_millis(200);
@@ -31,7 +31,8 @@ pub(super) fn receipts(config: &Path, service: Option<&ServiceName>) -> Result<V
     Ok(receipts)
 }
 
-/// The last lines of the generation that went wrong last, or of the one that serves.
+/// The last lines of the generation that went wrong last, or of the one that serves; of several containers those of the one
+/// that it was given up for.
 pub(super) fn last_lines(
     config: &Path,
     receipts: &[Receipt],
@@ -41,7 +42,9 @@ pub(super) fn last_lines(
         receipts.last().filter(|receipt| service.reason.is_some() && receipt.transition.reason.is_some());
     let side = failed.and_then(|receipt| receipt.transition.to.as_ref()).map(|side| side.generation);
     let Some(generation) = side.or(service.generation) else { return Ok(Vec::new()) };
-    let lines = logs::tail(&run::config(config)?.state_dir, &service.name, generation, LAST_LINES);
+    let index = failed.and_then(|receipt| receipt.transition.replica).unwrap_or_default();
+    let id = InstanceId::replica(&service.name, generation, index);
+    let lines = logs::tail(&run::config(config)?.state_dir, &id, LAST_LINES);
     // The log of a generation that is away may be away as well; its receipt is kept.
     let kept = failed.map(|receipt| receipt.transition.log.clone()).unwrap_or_default();
     Ok(if lines.is_empty() { kept } else { lines })

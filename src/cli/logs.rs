@@ -86,14 +86,9 @@ impl Wanted {
     }
 }
 
-/// The last lines of one generation.
-pub(super) fn tail(
-    state_dir: &Path,
-    service: &ServiceName,
-    generation: Generation,
-    lines: usize,
-) -> Vec<String> {
-    log_tail(&log_file(state_dir, &InstanceId::new(service, generation)), lines)
+/// The last lines of one container.
+pub(super) fn tail(state_dir: &Path, id: &InstanceId, lines: usize) -> Vec<String> {
+    log_tail(&log_file(state_dir, id), lines)
 }
 
 /// The status of the service, from the agent.

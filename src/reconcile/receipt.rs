@@ -5,7 +5,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::record::{Deployed, Rollout};
-use crate::types::{CommitId, Digest, Exit, Generation, ImageRef, Reason, ServiceName, Timestamp};
+use crate::types::{
+    CommitId, Digest, Exit, Generation, ImageRef, Reason, ReplicaIndex, ServiceName, Timestamp,
+};
 
 /// What a transition came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -99,6 +101,9 @@ pub struct Transition {
     /// The last lines that a generation wrote which was given up. The agent adds them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub log: Vec<String>,
+    /// Which of its containers it was given up for, where there are several: `log` is that one's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replica: Option<ReplicaIndex>,
     /// How many containers of it there are, where there are several.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replicas: Option<u32>,
@@ -160,6 +165,7 @@ impl Transition {
             switched_at: None,
             exit: None,
             gap_seconds: None,
+            replica: None,
             replicas: None,
             serves: None,
             log: Vec::new(),
@@ -215,6 +221,7 @@ impl Transition {
                 _ => from.map(|from| from.generation),
             },
             log: Vec::new(),
+            replica: rollout.culprit.filter(|_| trouble.is_some()),
             replicas: several,
             gap_seconds: gap,
         }

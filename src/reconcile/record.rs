@@ -258,6 +258,10 @@ pub struct Rollout {
     pub retry_at: Option<Timestamp>,
     /// While trying again: why it did not work. In [`Phase::Abandoning`]: why it is given up.
     pub trouble: Option<Refusal>,
+    /// Which of several containers it is given up for, where it is for one: what that one wrote last says more than what
+    /// the others did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub culprit: Option<ReplicaIndex>,
     /// Under `recreate`: when the incumbent was stopped for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub yielded_at: Option<Timestamp>,

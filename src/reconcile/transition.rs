@@ -162,6 +162,7 @@ pub fn begin(
         attempts: 0,
         retry_at: None,
         trouble: None,
+        culprit: None,
         yielded_at: None,
     });
     Some(record)

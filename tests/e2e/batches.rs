@@ -124,9 +124,11 @@ fn one_that_falls_sick_gives_all_places_back() {
     // The last one takes long enough to be proved for the third to fall sick meanwhile.
     lab.deploy("web", &format!("{}min_healthy_time = \"2s\"\n", by_ones(&v2, port, 4)), "web 2");
     with_part(&lab, "batches", "75%");
-    let third =
-        ["exec", "web", "--generation", "2", "--index", "3", "--", "/bin/busybox", "rm", "/w/healthz"];
-    lab.ok(&third);
+    for index in ["1", "3"] {
+        let sick = if index == "3" { "; /bin/busybox rm /w/healthz" } else { "" };
+        let command = format!("echo this is {index} > /proc/1/fd/1{sick}");
+        lab.ok(&["exec", "web", "--generation", "2", "--index", index, "--", "/bin/sh", "-c", &command]);
+    }
     let output = lab.run(&["sync", "--wait"]);
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     wait_for("four of the old one", || (serving(&lab) == 4).then_some(()));
@@ -139,6 +141,11 @@ fn one_that_falls_sick_gives_all_places_back() {
     assert!(last["canary_at"].is_string() && last["switched_at"].is_null(), "{last}");
     let message = last["message"].as_str().unwrap();
     assert!(message.contains("replica 3") && message.contains(" of 4 containers"), "{message}");
+    // What it wrote, and not what the first one did.
+    let (third, log) = (serde_json::json!(3), serde_json::json!(["this is 3"]));
+    assert_eq!((&last["replica"], &last["log"]), (&third, &log), "{last}");
+    let why: serde_json::Value = serde_json::from_str(&lab.ok(&["why", "web", "--json"])).unwrap();
+    assert_eq!(why["log"], log, "{why}");
     let service = lab.service("web");
     assert_eq!((&service["state"], &service["reason"]), (&"failed".into(), &"unhealthy".into()), "{service}");
 }

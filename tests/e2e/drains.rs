@@ -26,7 +26,7 @@ fn ask(stream: &mut TcpStream) -> std::io::Result<String> {
 }
 
 /// What was told of a kind of event.
-fn told(lab: &Lab, event: &str) -> Vec<Value> {
+pub fn told(lab: &Lab, event: &str) -> Vec<Value> {
     let events = lab.ok(&["events"]);
     let events = events.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
     events.filter(|it| it["event"] == event).collect()

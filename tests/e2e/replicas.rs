@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use super::drains::told;
 use super::image::Kind;
 use super::lab::{Lab, free_port, wait_for, web};
 use super::load::{Load, get};
@@ -78,9 +79,19 @@ fn three_share_are_swapped_together_and_scaled_in_place() {
         (containers(&lab) == ["web.2", "web.2-2", "web.2-3"]).then_some(())
     });
 
-    // 3 -> 1 -> 2, in place.
+    // 3 -> 1 -> 2, in place. Somebody holds a connection to the third, and outlasts its drain.
+    let _held = std::net::TcpStream::connect((own("3"), 8080)).unwrap();
+    let before = told(&lab, "drained").len();
     lab.deploy("web", &several(&v2, port, 1), "one of it");
     lab.sync();
+    let drained: Vec<_> = told(&lab, "drained").split_off(before);
+    let told: Vec<_> = drained.iter().map(|it| it["message"].as_str().unwrap()).collect();
+    let of = |index: u32| {
+        let begin = format!("web: replica {index} of generation 2 ");
+        told.iter().find_map(|message| message.strip_prefix(&begin)).unwrap_or_else(|| panic!("{told:?}"))
+    };
+    assert_eq!((told.len(), of(3)), (2, "is stopped with 1 connection left, 3s after it left the others"));
+    assert!(of(2).contains("connection") && of(2).ends_with("s after it left the others"), "{told:?}");
     assert_eq!(containers(&lab), ["web.2"]);
     assert_eq!(who(port, 20).len(), 1);
     lab.deploy("web", &several(&v2, port, 2), "two of it");

@@ -195,6 +195,7 @@ fn rollout() -> BoxedStrategy<Rollout> {
             attempts: rest.1,
             retry_at: times.4,
             trouble: rest.0,
+            culprit: None,
             yielded_at: times.3,
         })
         .boxed()

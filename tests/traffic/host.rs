@@ -60,14 +60,7 @@ impl Host {
 
     /// Another agent on this host.
     pub fn agent(&self, instance: &str, net: u8) -> Agent {
-        let run_dir = self.dir.path().join(instance);
-        let subnet = (Ipv4Addr::new(10, 213, net, 0), 24);
-        Agent {
-            network: BridgeNetwork::new(instance, subnet, &run_dir).unwrap(),
-            traffic: NftTraffic::new(instance, subnet, &run_dir).unwrap(),
-            run_dir,
-            net,
-        }
+        Agent::at(&self.dir.path().join(instance), instance, net)
     }
 
     /// Another agent on this host, whose containers have IPv6 too; the host and the outside get addresses of it.
@@ -116,6 +109,17 @@ pub struct Agent {
 }
 
 impl Agent {
+    /// One with this directory.
+    pub fn at(run_dir: &Path, instance: &str, net: u8) -> Self {
+        let subnet = (Ipv4Addr::new(10, 213, net, 0), 24);
+        Self {
+            network: BridgeNetwork::new(instance, subnet, run_dir).unwrap(),
+            traffic: NftTraffic::new(instance, subnet, run_dir).unwrap(),
+            run_dir: run_dir.to_owned(),
+            net,
+        }
+    }
+
     /// The same, on a kernel that knows no owners of tables, so that others can change its rules.
     pub fn open(self) -> Self {
         Self { traffic: self.traffic.open_to_others(), ..self }

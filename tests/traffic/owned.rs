@@ -239,3 +239,40 @@ fn whatever_others_change_is_noticed_and_undone() {
     assert!(!agent.traffic.restore().unwrap());
     agent.teardown();
 }
+
+/// More changes than the kernel keeps for a listener who is busy: the firewall's chain among what was lost is heard of.
+#[test]
+fn a_load_that_is_too_large_to_be_heard_whole_is_heard_of() {
+    let host = Host::new();
+    let (began, begun) = std::sync::mpsc::channel();
+    let (go, wait) = std::sync::mpsc::channel::<()>();
+    let heard = Arc::new(Mutex::new(Vec::new()));
+    let all = heard.clone();
+    let told = move |what| {
+        all.lock().unwrap().push(what);
+        // Only the first one takes as long as the load does.
+        let _ = began.send(());
+        let _ = wait.recv();
+        true
+    };
+    watch::begin("gitopsd", told).unwrap();
+    run("nft add table inet gitopsd");
+    begun.recv_timeout(Duration::from_secs(5)).unwrap();
+    // Each element is a message of its own, and a long one.
+    let file = host.dir.path().join("load");
+    let comment = "x".repeat(120);
+    let elements: Vec<String> = (0..60_000).map(|number| format!("{number} comment \"{comment}\"")).collect();
+    let noise = format!(
+        "add table ip noise\nadd set ip noise n {{ type mark; }}\nadd element ip noise n {{ {} }}\n",
+        elements.join(", ")
+    );
+    std::fs::write(&file, noise).unwrap();
+    run(&format!("nft -f {}", file.display()));
+    let firewall = "add table ip filter\nadd chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }\n";
+    std::fs::write(&file, firewall).unwrap();
+    run(&format!("nft -f {}", file.display()));
+    drop(go);
+    wait_for("both kinds", || {
+        heard.lock().unwrap().as_slice() == [Heard::Changed, Heard::Changed, Heard::Firewall]
+    });
+}

@@ -245,6 +245,76 @@ fn udp_follows_ports_that_come_and_go() {
     agent.teardown();
 }
 
+/// What the process that gets killed is told: the agent's directory, and the route.
+const POINT: &str = "TEST_POINT";
+
+/// Not a test of its own: an agent that is killed just after it has pointed a route.
+#[test]
+#[ignore = "the next one runs it"]
+fn killed() {
+    let Ok(point) = std::env::var(POINT) else { return };
+    let _scenario = fail::FailScenario::setup();
+    let words: Vec<&str> = point.split(' ').collect();
+    let agent = Agent::at(std::path::Path::new(words[0]), "gitopsd", 1);
+    agent.traffic.point(&agent.route(words[1], words[2].parse().unwrap(), &words[3..])).unwrap();
+}
+
+#[test]
+#[cfg_attr(not(feature = "failpoints"), ignore = "needs the feature failpoints")]
+fn udp_follows_a_switch_that_was_cut_short() {
+    let host = Host::new();
+    let agent = host.agent("gitopsd", 1);
+    for (name, last) in [("dns.1", 11), ("dns.2", 12)] {
+        serve_udp(&agent.container(name, last, 8080), 5353, name);
+    }
+    let point = |words: &str, failpoints: &str| {
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+        child.args(["--exact", "switch::killed", "--ignored"]);
+        child.env(POINT, format!("{} {words}", agent.run_dir.display())).env("FAILPOINTS", failpoints);
+        child.output().unwrap().status.success()
+    };
+    let open = |to: (Ipv4Addr, u16)| {
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+        socket.connect(to)?;
+        socket.set_read_timeout(Some(Duration::from_millis(500)))?;
+        Ok(socket)
+    };
+    let clients = [
+        inside(&host.outside, || open((HOST, 53))).unwrap(),
+        open((agent.address(201), 5353)).unwrap(),
+        open((Ipv4Addr::LOCALHOST, 53)).unwrap(),
+    ];
+    let ask = |client: &UdpSocket| {
+        // What an earlier answer said: nobody is there.
+        let _ = client.take_error();
+        client.send(b"who").or_else(|_| client.send(b"who")).unwrap();
+        let mut buffer = [0; 64];
+        let length = client.recv(&mut buffer).ok()?;
+        Some(String::from_utf8_lossy(&buffer[..length]).into_owned())
+    };
+    let all = || clients.each_ref().map(ask);
+    let said = |name: &str| [(); 3].map(|()| Some(name.to_owned()));
+    assert!(point("dns.1 11 0.0.0.0:53:5353/udp", ""));
+    assert_eq!(all(), said("dns.1"));
+    // Killed after the rules have changed, before the flows were looked for.
+    assert!(!point("dns.2 12 0.0.0.0:53:5353/udp", "flows::before=return"), "it was not killed");
+    assert_eq!(all(), said("dns.1"), "nobody has told them yet");
+    agent.connect(&["default: 11 12"]);
+    wait_for("green, by all of them", || all() == said("dns.2"));
+    agent.traffic.teardown().unwrap();
+
+    // A port that went with the switch leads nowhere: who sent to it is let go with the container.
+    assert!(point("dns.1 11 0.0.0.0:53:5353/udp", ""));
+    wait_for("blue", || ask(&clients[0]).as_deref() == Some("dns.1"));
+    assert!(!point("dns.2 12 0.0.0.0:54:5353/udp", "flows::before=return"), "it was not killed");
+    let next = host.agent("gitopsd", 1);
+    next.connect(&["default: 11 12"]);
+    assert_eq!(ask(&clients[0]).as_deref(), Some("dns.1"));
+    next.traffic.end_connections(&id("dns.1"), Duration::ZERO).unwrap();
+    assert_eq!(ask(&clients[0]), None, "its address may be another one's soon");
+    next.teardown();
+}
+
 /// Whatever is asked for in whatever order: the kernel says it back, and holds nothing else.
 #[test]
 fn the_kernel_says_what_it_was_told() {

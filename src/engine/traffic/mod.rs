@@ -22,7 +22,7 @@ pub mod watch;
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -61,6 +61,8 @@ struct Known {
     read: Option<(u32, Option<Table>)>,
     /// Whether this process has brought the skeleton up to date.
     skeleton: bool,
+    /// Whether this process has looked for UDP flows that one before it has left where they were.
+    caught_up: bool,
     /// The rule set's number when the skeleton was seen to be as it should be.
     whole: Option<u32>,
     /// Who is to be on which network; `None`: nobody has said.
@@ -151,9 +153,18 @@ impl NftTraffic {
         Ok(())
     }
 
+    /// Has all UDP flows follow the rules, once: an agent that was killed just after a switch has left some where they were.
+    fn catch_up(&self, known: &mut Known, table: Option<&Table>) {
+        if !std::mem::replace(&mut known.caught_up, true) {
+            let routes = table.into_iter().flat_map(|table| table.routes.values());
+            self.follower.catch_up(self.frame.subnet6, routes);
+        }
+    }
+
     /// Brings the table's fixed part and its sets to what `members` say.
     fn arrange(&self, known: &mut Known, members: &Membership, keep: bool) -> Result<(), EngineError> {
         let table = self.read(known).map_err(|error| self.failed("read", error))?;
+        self.catch_up(known, table.as_ref());
         let mut sets = self.frame.sets(members);
         let Some(now) = &table else {
             // Without a container there is nothing to connect; with one it is to have a way out before its first switch.
@@ -292,6 +303,7 @@ impl Traffic for NftTraffic {
     fn point(&self, route: &Route) -> Result<(), EngineError> {
         let mut known = self.known();
         let table = self.read(&mut known).map_err(|error| self.failed("read", error))?;
+        self.catch_up(&mut known, table.as_ref());
         let skeleton = known.skeleton && table.is_some();
         let now = table.unwrap_or_default();
         self.check(route, &now)?;
@@ -316,6 +328,7 @@ impl Traffic for NftTraffic {
         self.apply(&mut known, &script).map_err(|error| self.failed("change", error))?;
         known.skeleton = true;
         known.kept.get_or_insert_default().insert(route.service.clone(), route.clone());
+        crate::failpoint::hit("flows::before");
         self.follower.follow(self.frame.subnet6, old, Some(route), false);
         Ok(())
     }
@@ -386,7 +399,12 @@ impl Traffic for NftTraffic {
         if !matches!(Links::new().find(&self.frame.names.veth(id)), Ok(Some(_))) {
             return Ok(0);
         }
+        let mut own = Vec::new();
         let end = || {
+            own.extend(udp::addresses().filter_map(|address| match address {
+                IpAddr::V4(address) => Some(address),
+                IpAddr::V6(_) => None,
+            }));
             let end = Instant::now() + patience;
             loop {
                 let left = sockets::unfinished()?;
@@ -396,7 +414,12 @@ impl Traffic for NftTraffic {
                 std::thread::sleep(LOOK);
             }
         };
-        Ok(self.inside(id, end)?.unwrap_or(0))
+        let ended = self.inside(id, end);
+        // UDP has no end to tell of: whoever goes on sending is led where the rules lead by now.
+        let own = own.into_iter().filter(|address| self.frame.subnet.usable(*address));
+        let own = own.flat_map(|address| ruleset::hairpins(address, self.frame.subnet6));
+        udp::forget(id, &own.map(|(_, address)| address).collect::<Vec<_>>());
+        Ok(ended?.unwrap_or(0))
     }
 
     fn port_conflict(&self, ports: &[PortMapping]) -> Result<Option<String>, EngineError> {

@@ -12,7 +12,7 @@ use super::conntrack;
 use super::ruleset::hairpins;
 use crate::engine::Route;
 use crate::engine::native::net::names::Subnet6;
-use crate::types::{PortMapping, Protocol, ServiceName};
+use crate::types::{InstanceId, PortMapping, Protocol, ServiceName};
 
 /// Makes UDP clients follow changes of routes.
 ///
@@ -73,7 +73,7 @@ impl Follower {
         if published {
             drop(owed);
             let _turn = self.0.turn();
-            change.walk(&service);
+            walk(&BTreeMap::from([(service, change)]));
             return;
         }
         // None where it has led nowhere yet: nobody is to be moved.
@@ -82,6 +82,25 @@ impl Follower {
         }
         owed.insert(service, change);
         drop(owed);
+        self.later();
+    }
+
+    /// Has all flows of anybody follow these routes, a moment later: of what was changed before nothing is known.
+    pub fn catch_up<'a>(&self, subnet6: Option<Subnet6>, routes: impl Iterator<Item = &'a Route>) {
+        let mut owed = self.0.owed();
+        owed.extend(routes.map(|route| {
+            let change = Change { lost: BTreeSet::new(), all: true, new: Some(route.clone()), subnet6 };
+            (route.service.clone(), change)
+        }));
+        let none = owed.is_empty();
+        drop(owed);
+        if !none {
+            self.later();
+        }
+    }
+
+    /// Does what is owed, beside the caller.
+    fn later(&self) {
         let shared = self.0.clone();
         // In the caller's network namespace, as threads are in that of the one that makes them.
         let later = std::thread::Builder::new().name("udp-flows".to_owned()).spawn(move || shared.catch_up());
@@ -104,22 +123,37 @@ impl Shared {
     fn catch_up(&self) {
         let _turn = self.turn();
         let owed = std::mem::take(&mut *self.owed());
-        for (service, change) in owed {
-            change.walk(&service);
-        }
+        walk(&owed);
     }
 }
 
-impl Change {
-    fn walk(&self, service: &ServiceName) {
-        let lost: Vec<IpAddr> = self.lost.iter().copied().collect();
-        let local = OnceCell::new();
-        let new = self.new.as_ref();
-        let leads = |to| new.map(|new| leads(new, self.subnet6, &local, to)).unwrap_or_default();
-        // The switch itself is done; these flows follow once their clients have been silent for a while.
-        if let Err(error) = conntrack::forget_stale(&lost, self.all, leads) {
-            tracing::warn!(%service, "cannot move UDP flows: {error}");
-        }
+/// One walk for several changes.
+fn walk(changes: &BTreeMap<ServiceName, Change>) {
+    if changes.is_empty() {
+        return;
+    }
+    let lost: Vec<IpAddr> = changes.values().flat_map(|change| change.lost.iter().copied()).collect();
+    let all = changes.values().any(|change| change.all);
+    let local = OnceCell::new();
+    // An address of the host's leads to one service at the most.
+    let leads = |to| {
+        let by = |change: &Change| Some(leads(change.new.as_ref()?, change.subnet6, &local, to));
+        changes.values().filter_map(by).find(|found| !found.is_empty()).unwrap_or_default()
+    };
+    // The switch itself is done; these flows follow once their clients have been silent for a while.
+    if let Err(error) = conntrack::forget_stale(&lost, all, leads) {
+        let services: Vec<&str> = changes.keys().map(ServiceName::as_str).collect();
+        tracing::warn!("cannot move UDP flows of {}: {error}", services.join(", "));
+    }
+}
+
+/// Forgets the flows that were led to a container which goes, at these addresses.
+pub fn forget(id: &InstanceId, addresses: &[IpAddr]) {
+    if addresses.is_empty() {
+        return;
+    }
+    if let Err(error) = conntrack::forget_stale(addresses, false, |_| Vec::new()) {
+        tracing::warn!("cannot forget UDP flows of {id}: {error}");
     }
 }
 
@@ -170,15 +204,16 @@ fn is_local(local: &OnceCell<BTreeSet<IpAddr>>, address: IpAddr) -> bool {
         IpAddr::V6(address) if address.is_loopback() => return false,
         _ => {}
     }
-    let own = || {
-        let addresses = getifaddrs().into_iter().flatten().filter_map(|interface| interface.address);
-        let ip = |address: SockaddrStorage| {
-            let four = address.as_sockaddr_in().map(|address| IpAddr::V4(address.ip()));
-            four.or_else(|| address.as_sockaddr_in6().map(|address| IpAddr::V6(address.ip())))
-        };
-        addresses.filter_map(ip).collect()
+    local.get_or_init(|| addresses().collect()).contains(&address)
+}
+
+/// The addresses of this thread's network namespace.
+pub fn addresses() -> impl Iterator<Item = IpAddr> {
+    let ip = |address: SockaddrStorage| {
+        let four = address.as_sockaddr_in().map(|address| IpAddr::V4(address.ip()));
+        four.or_else(|| address.as_sockaddr_in6().map(|address| IpAddr::V6(address.ip())))
     };
-    local.get_or_init(own).contains(&address)
+    getifaddrs().into_iter().flatten().filter_map(|interface| interface.address).filter_map(ip)
 }
 
 #[cfg(test)]

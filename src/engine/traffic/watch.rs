@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, socket,
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, setsockopt, socket,
+    sockopt,
 };
 
 use super::forward::FOREIGN;
@@ -27,6 +28,10 @@ const CHANGES: [u8; 9] = [0, 2, 3, 5, 6, 8, 11, 12, 14];
 const LAST_OF_CHAINS: u8 = 8;
 /// `NFTA_TABLE_NAME`, `NFTA_CHAIN_TABLE`, … : the table's name is the first attribute of all of them.
 const TABLE: u16 = 1;
+
+/// Bytes that may wait to be read, of which the kernel makes twice as many: thousands of rules that are loaded at once.
+/// What is more than that is told of as lost.
+const BUFFER: usize = 4 << 20;
 
 /// A firewall changes many rules at once: one look for all of them.
 const SETTLE: Duration = Duration::from_millis(20);
@@ -47,6 +52,10 @@ pub enum Heard {
 pub fn begin(table: &str, told: impl Fn(Heard) -> bool + Send + 'static) -> io::Result<()> {
     let flags = SockFlag::SOCK_CLOEXEC;
     let socket = socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkNetFilter)?;
+    // Beyond the machine's limit, for which root is needed; with less of it more is told of as lost.
+    if let Err(error) = setsockopt(&socket, sockopt::RcvBufForce, &BUFFER) {
+        tracing::debug!("changes of nftables have the usual buffer: {error}");
+    }
     bind(socket.as_raw_fd(), &NetlinkAddr::new(0, GROUP))?;
     let table = table.to_owned();
     std::thread::Builder::new().name("nft-watch".to_owned()).spawn(move || listen(&socket, &table, told))?;
@@ -59,13 +68,13 @@ fn listen(socket: &OwnedFd, table: &str, told: impl Fn(Heard) -> bool) {
     let (mut due, mut last): (Option<Instant>, Option<Instant>) = (None, None);
     loop {
         let left = due.map(|due| due.saturating_duration_since(Instant::now()));
-        match hear(socket, table, left) {
-            Some(Heard::Changed) => {
-                if !told(Heard::Changed) {
-                    return;
-                }
-            }
-            Some(Heard::Firewall) => {
+        let heard = hear(socket, table, left);
+        if matches!(heard, Some(What::One(Heard::Changed) | What::Lost)) && !told(Heard::Changed) {
+            return;
+        }
+        match heard {
+            Some(What::One(Heard::Changed)) => {}
+            Some(What::One(Heard::Firewall) | What::Lost) => {
                 let settled = Instant::now() + SETTLE;
                 due.get_or_insert(last.map_or(settled, |last| settled.max(last + pause)));
             }
@@ -82,15 +91,26 @@ fn listen(socket: &OwnedFd, table: &str, told: impl Fn(Heard) -> bool) {
     }
 }
 
+/// What was read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum What {
+    /// A change.
+    One(Heard),
+    /// More changes than there was room for: both kinds may be among them.
+    Lost,
+}
+
 /// Waits for a change that matters; `None` when the time is up, or when there is nothing to listen to any more.
-fn hear(socket: &OwnedFd, table: &str, left: Option<Duration>) -> Option<Heard> {
+fn hear(socket: &OwnedFd, table: &str, left: Option<Duration>) -> Option<What> {
     let mut buffer = vec![0; 1 << 16];
-    let end = left.map(|left| Instant::now() + left);
+    let mut end = left.map(|left| Instant::now() + left);
+    let mut lost = false;
     loop {
         let left = end.map(|end| end.saturating_duration_since(Instant::now()));
         // One more millisecond, as a part of one would be none.
         let left = left.and_then(|left| PollTimeout::try_from(left + Duration::from_millis(1)).ok());
         match poll(&mut [PollFd::new(socket.as_fd(), PollFlags::POLLIN)], left.unwrap_or(PollTimeout::NONE)) {
+            Ok(0) if lost => return Some(What::Lost),
             Ok(0) => return None,
             Ok(_) => {}
             Err(Errno::EINTR) => continue,
@@ -98,18 +118,18 @@ fn hear(socket: &OwnedFd, table: &str, left: Option<Duration>) -> Option<Heard> 
         }
         match recv(socket.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
             Ok(length) => match about(buffer.get(..length).unwrap_or_default(), table) {
-                None => {}
-                heard => return heard,
+                Some(heard) if !lost => return Some(What::One(heard)),
+                _ => {}
             },
             Err(Errno::EINTR | Errno::EAGAIN) => {}
-            // More changes than were heard: one of them may matter.
-            Err(Errno::ENOBUFS) => return Some(Heard::Changed),
+            // The kernel takes nothing in, and says so only this once, until all that waits was read.
+            Err(Errno::ENOBUFS) => (lost, end) = (true, Some(Instant::now())),
             Err(error) => return deaf(error),
         }
     }
 }
 
-fn deaf(error: Errno) -> Option<Heard> {
+fn deaf(error: Errno) -> Option<What> {
     tracing::warn!("changes of nftables are no longer heard of: {error}");
     None
 }

@@ -170,6 +170,24 @@ timeout = "20s"
         self.windows.lock().unwrap().clone()
     }
 
+    /// Whether new connections, or some of them, go to a generation.
+    pub fn leads_to(&self, generation: u64) -> bool {
+        self.rules().contains(&format!("comment \"generation {generation}\""))
+    }
+
+    /// Whether an agent has the table for itself, so that a flush leaves it where it is: Linux 6.9 and newer.
+    pub fn is_owned(&self) -> bool {
+        let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+        let mut numbers = release.split(['.', '-']).map_while(|part| part.parse::<u32>().ok());
+        let persists = (numbers.next().unwrap(), numbers.next().unwrap()) >= (6, 9);
+        persists && self.rules().contains("flags owner")
+    }
+
+    /// Whether the agent has come round once.
+    pub fn agent_answers(&self) -> bool {
+        self.lab.run(&["status", "--json"]).status.success()
+    }
+
     /// The rules of this namespace.
     pub fn rules(&self) -> String {
         let output = Command::new("nft").args(["list", "ruleset"]).output().unwrap();
