@@ -89,7 +89,8 @@ pub(super) fn start(engine: &NativeEngine, request: &ContainerRequest) -> Result
     }
     let netns = network(engine, request)?;
     let mut launch = Launch::new(request, &engine.layout, netns)?;
-    launch.runtime = engine.runtime.as_deref().map(super::runtime::find).transpose()?;
+    let choose = |name| super::runtime::choose(id, &request.spec.options, name);
+    launch.runtime = engine.runtime.as_deref().map(choose).transpose()?.flatten();
     launch.apparmor = engine.apparmor.profile(&engine.layout, &request.spec.options);
     if request.spec.options.user_namespace == Some(true) {
         launch.first_id = Some(engine.subuids.of(&engine.layout, id)?);
