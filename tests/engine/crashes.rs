@@ -99,8 +99,14 @@ fn an_agent(rig: &Rig) -> std::process::Child {
 #[ignore = "a child of another test"]
 fn agent_child() {
     let Some(dir) = std::env::var_os("GITOPSD_TEST_DIR").map(std::path::PathBuf::from) else { return };
+    gitopsd::report::journal::init();
     let engine = containers::engine_at(&dir, &std::env::var("GITOPSD_TEST_INSTANCE").unwrap());
     engine.start(&containers::script_request(&dir, "shop.1", AGENT_SCRIPT)).unwrap();
+    // Another start of it by the same agent.
+    if std::env::var_os("GITOPSD_TEST_AGAIN").is_some() {
+        engine.remove(&"shop.1".parse().unwrap()).unwrap();
+        engine.start(&containers::script_request(&dir, "shop.2", AGENT_SCRIPT)).unwrap();
+    }
     loop {
         std::thread::sleep(Duration::from_secs(60));
     }

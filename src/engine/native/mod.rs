@@ -45,6 +45,7 @@ mod userns;
 use std::fs;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
@@ -84,6 +85,8 @@ pub struct NativeEngine {
     subuids: userns::Ids,
     supervisor: Supervisor,
     apparmor: apparmor::AppArmor,
+    /// Whether it was said that containers have fewer open files than elsewhere.
+    files_told: AtomicBool,
     /// Shared by starts, alone for taking empty parent groups away: a start may need the parent at any moment.
     parents: RwLock<()>,
 }
@@ -119,6 +122,7 @@ impl NativeEngine {
             subuids: userns::Ids::default(),
             supervisor,
             apparmor: apparmor::AppArmor::default(),
+            files_told: AtomicBool::new(false),
             parents: RwLock::new(()),
         })
     }

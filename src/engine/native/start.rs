@@ -5,6 +5,7 @@ use std::io::{self, Read as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::launch::{Launch, Report};
@@ -12,7 +13,7 @@ use super::layout::RunFiles;
 use super::observe::{foreign, running, this_boot};
 use super::record::{self, ExitRecord, ProcessId, boot_id, wait_readable};
 use super::supervisor::Order;
-use super::{NativeEngine, etc_files, lock, shim, stop, storage_reason};
+use super::{NativeEngine, etc_files, limits, lock, shim, stop, storage_reason};
 use crate::engine::{ContainerRequest, ContainerState, EngineError};
 use crate::types::{InstanceId, NetworkMode, Options, Reason};
 
@@ -96,14 +97,25 @@ pub(super) fn start(engine: &NativeEngine, request: &ContainerRequest) -> Result
         launch.first_id = Some(engine.subuids.of(&engine.layout, id)?);
     }
     let result = run_shim(engine, &run, shim::START, &mut launch, lock);
-    if result.is_err() {
-        stop::end_half_made(engine, &run, id);
+    match &result {
+        Ok(()) => tell_files(engine, &run, &launch),
+        Err(_) => stop::end_half_made(engine, &run, id),
     }
     result
 }
 
 /// Writes down that a one-shot may have run from now on.
 fn mark_begun(engine: &NativeEngine, id: &InstanceId, boot: &str) -> io::Result<()> {
+/// Says once that containers get fewer open files than they would elsewhere.
+fn tell_files(engine: &NativeEngine, run: &RunFiles, launch: &Launch) {
+    let files = record::read::<ProcessId>(&run.shim()).and_then(|shim| limits::most_files(shim.pid));
+    if let Some(message) = files.and_then(|files| limits::fewer_files(&launch.options, files))
+        && !engine.files_told.swap(true, Ordering::Relaxed)
+    {
+        tracing::warn!(instance = %launch.id, "{message}");
+    }
+}
+
     let file = engine.layout.begun(id);
     let mut mark = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&file)?;
     io::Write::write_all(&mut mark, boot.as_bytes())?;
