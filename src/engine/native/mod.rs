@@ -92,7 +92,7 @@ pub struct NativeEngine {
 }
 
 impl NativeEngine {
-    /// An engine for one instance. Makes its directories; adopts whatever an earlier agent left.
+    /// An engine for one instance. Makes its directories; finds whatever an earlier agent left.
     pub fn new(config: NativeConfig, network: Arc<dyn Network>) -> Result<Self, EngineError> {
         let NativeConfig { state_dir, run_dir, instance, program } = config;
         let name_ok = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
@@ -167,6 +167,10 @@ impl NativeEngine {
 impl Engine for NativeEngine {
     fn observe(&self) -> Result<Vec<ObservedContainer>, EngineError> {
         observe::observe(self)
+    }
+
+    fn adopt(&self, id: &InstanceId) -> Result<(), EngineError> {
+        start::adopt(self, id)
     }
 
     fn start(&self, request: &ContainerRequest) -> Result<(), EngineError> {

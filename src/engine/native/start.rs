@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::launch::{Launch, Report};
 use super::layout::RunFiles;
-use super::observe::{foreign, running, this_boot};
+use super::observe::{foreign, is_supervised, running, this_boot};
 use super::record::{self, ExitRecord, ProcessId, boot_id, wait_readable};
 use super::supervisor::Order;
 use super::{NativeEngine, etc_files, limits, lock, shim, stop, storage_reason};
@@ -21,6 +21,8 @@ use crate::types::{InstanceId, NetworkMode, Options, Reason};
 const OTHERS_START: Duration = Duration::from_secs(60);
 /// How long a shim may take to report. A start takes some 30 ms; a disk on its knees takes longer.
 const REPORT: Duration = Duration::from_secs(120);
+/// How long systemd may take from the end of a shim to letting go of its lock.
+const LETTING_GO: Duration = Duration::from_secs(2);
 /// How often to look whether a shim that does not report still lives.
 const LOOK: Duration = Duration::from_millis(100);
 /// How many names of units are tried; one that is taken costs a millisecond.
@@ -104,8 +106,6 @@ pub(super) fn start(engine: &NativeEngine, request: &ContainerRequest) -> Result
     result
 }
 
-/// Writes down that a one-shot may have run from now on.
-fn mark_begun(engine: &NativeEngine, id: &InstanceId, boot: &str) -> io::Result<()> {
 /// Says once that containers get fewer open files than they would elsewhere.
 fn tell_files(engine: &NativeEngine, run: &RunFiles, launch: &Launch) {
     let files = record::read::<ProcessId>(&run.shim()).and_then(|shim| limits::most_files(shim.pid));
@@ -116,6 +116,8 @@ fn tell_files(engine: &NativeEngine, run: &RunFiles, launch: &Launch) {
     }
 }
 
+/// Writes down that a one-shot may have run from now on.
+fn mark_begun(engine: &NativeEngine, id: &InstanceId, boot: &str) -> io::Result<()> {
     let file = engine.layout.begun(id);
     let mut mark = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&file)?;
     io::Write::write_all(&mut mark, boot.as_bytes())?;
@@ -183,21 +185,33 @@ fn needs_filter(options: &Options) -> Option<String> {
     in_part.map(|device| format!("device {} for `{}` alone", device.source.display(), device.access))
 }
 
-/// Gives a running container, whose shim has died, a new one.
+/// See [`crate::engine::Engine::adopt`].
 pub(super) fn adopt(engine: &NativeEngine, id: &InstanceId) -> Result<(), EngineError> {
     let run = engine.layout.run(id);
-    match lock::try_take(&run) {
-        Ok(Some(lock)) => {
-            // Of the one that died: its successor would be taken for dead before it has said who it is.
-            let _ = fs::remove_file(run.shim());
-            let mut launch: Launch = record::read(&run.launch()).ok_or_else(|| {
-                EngineError::plain(Reason::StartFailed, format!("{id}: launch.json cannot be read"))
-            })?;
-            run_shim(engine, &run, shim::ADOPT, &mut launch, lock)
+    let boot = this_boot()?;
+    let end = Instant::now() + LETTING_GO;
+    let lock = loop {
+        // Before the lock is taken, which makes the directory: a removal may have been first.
+        if running(&run, &boot).is_none() || is_supervised(&run, &boot) {
+            return Ok(());
         }
-        Ok(None) => Ok(()),
-        Err(error) => Err(EngineError::new(Reason::StartFailed, format!("{id}: its lock"), error)),
-    }
+        let lock = lock::try_take(&run);
+        match lock.map_err(|e| EngineError::new(Reason::StartFailed, format!("{id}: its lock"), e))? {
+            Some(lock) => break lock,
+            None if Instant::now() < end => std::thread::sleep(Duration::from_millis(2)),
+            None => {
+                let what = format!("{id}: its supervisor has died, and somebody still holds its lock");
+                return Err(EngineError::plain(Reason::StartFailed, what));
+            }
+        }
+    };
+    crate::failpoint::hit("adopt");
+    // Of the one that died: its successor would be taken for dead before it has said who it is.
+    let _ = fs::remove_file(run.shim());
+    let mut launch: Launch = record::read(&run.launch()).ok_or_else(|| {
+        EngineError::plain(Reason::StartFailed, format!("{id}: launch.json cannot be read"))
+    })?;
+    run_shim(engine, &run, shim::ADOPT, &mut launch, lock)
 }
 
 /// Takes away the records of an earlier run, except the lock.
