@@ -267,7 +267,7 @@ impl Agent {
             waives: false,
             pool: Pool::new(config.engine.subnet),
             effects: Effects::new(hands.clone(), waker.clone()),
-            shims: Shims::new(handle.clone(), waker.clone()),
+            shims: Shims::new(handle.clone(), hands.engine.clone(), waker.clone()),
             probes: Probes::new(handle, hands.engine.clone(), waker.clone()),
             drains: drains::Drains::new(),
             errors: errors::Errors::new(),

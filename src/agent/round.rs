@@ -41,7 +41,8 @@ impl Agent {
                 self.notifier.ready();
             }
             let rests = self.at_rest() || self.is_over();
-            let done = rests && self.outbox.is_quiet() && self.board.is_quiet() && !self.is_collecting();
+            let beside = self.outbox.is_quiet() && self.board.is_quiet() && self.shims.is_quiet();
+            let done = rests && beside && !self.is_collecting();
             if once && !more && done && self.source.looks > 0 {
                 return self.in_sync();
             }
@@ -144,6 +145,7 @@ impl Agent {
                 self.effects.ended(&service, &step);
                 self.conclude(&service, &step, &outcome);
             }
+            Wake::Adopted { all } => self.shims.adopted(all),
             Wake::Pushed(result) => self.pushed(result),
             Wake::Shown(result) => self.shown(result),
             Wake::Collected(collection) => self.collected(collection),

@@ -41,6 +41,11 @@ pub enum Wake {
         /// What came of it.
         outcome: Outcome,
     },
+    /// Containers that had lost their supervisor were to be given another one.
+    Adopted {
+        /// Whether each has one.
+        all: bool,
+    },
     /// Receipts were pushed: the names of those that are in git now.
     Pushed(Result<Pushed, Refusal>),
     /// The forge has answered.

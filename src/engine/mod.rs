@@ -130,6 +130,10 @@ pub trait Engine: Send + Sync {
     /// Everything that exists under this instance's name, running or not, in no order.
     fn observe(&self) -> Result<Vec<ObservedContainer>, EngineError>;
 
+    /// Gives a running container whose supervisor has died another one. One that is supervised, or has ended, is left
+    /// alone. Takes as long as a start may.
+    fn adopt(&self, id: &InstanceId) -> Result<(), EngineError>;
+
     /// Starts a container; returns once its first process runs. One that runs already is left alone.
     fn start(&self, request: &ContainerRequest) -> Result<(), EngineError>;
 

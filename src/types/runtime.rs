@@ -17,6 +17,8 @@ pub struct ObservedContainer {
     pub oom_kills: u64,
     /// The process that keeps its output and sees its end, in the host's pid namespace.
     pub supervisor: Option<i32>,
+    /// Whether it runs and that process has died, so that it needs another one: nobody reads what it writes.
+    pub unsupervised: bool,
     /// Why it has to be left alone: what is written about it cannot be understood.
     pub foreign: Option<Refusal>,
 }

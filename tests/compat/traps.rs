@@ -112,7 +112,7 @@ pub const TRAPS: &[Trap] = &[
     ),
     trap(
         "root without CAP_SYS_RESOURCE may raise no limit, and the kernel does not say which; crun takes no mixed cgroups",
-        "containers get what the agent has; what a service asks for beyond is refused by name; crun sees one hierarchy",
+        "containers get what the agent has, which it says once; what a service asks for beyond is refused by name; crun sees one hierarchy",
         &[
             "an_agent_that_may_raise_no_limit_gives_what_it_has",
             "a_limit_that_cannot_be_given_is_refused_by_name",

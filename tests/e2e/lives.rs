@@ -147,6 +147,40 @@ fn a_killed_supervisor_is_noticed_at_once_and_replaced() {
     assert_eq!(lab.service("web")["last_exit"]["oom_killed"], false);
 }
 
+/// systemd may not answer for long, and the disk be on its knees: nobody else waits for that.
+#[test]
+#[cfg_attr(not(feature = "failpoints"), ignore = "needs the feature failpoints")]
+fn a_supervisor_that_is_long_in_coming_holds_up_nobody_else() {
+    let mut lab = Lab::new();
+    let image = lab.image("1", Kind::Good);
+    let (port, other) = (free_port(), free_port());
+    lab.write("services/web.toml", &web(&image, port, ""));
+    lab.write("services/other.toml", &web(&image, other, ""));
+    lab.commit("two services");
+    let slow = Duration::from_secs(10);
+    lab.start_agent_with(&[("FAILPOINTS", &format!("adopt=sleep({})", slow.as_millis()))]);
+    lab.wait_agent();
+    lab.sync();
+    let (container, shim) = processes(&lab, "web.1");
+    let shim_json = lab.path("run/containers/web.1/shim.json");
+    let begun = Instant::now();
+    kill9(shim);
+    // The loop has come round with it, and goes on to.
+    wait_for("it to be seen", || lab.agent_log().contains("looking: a supervisor ended").then_some(()));
+    lab.ok(&["sync"]);
+    assert_eq!(lab.service("web")["state"], "running");
+    lab.run(&["exec", "other", "--", "/bin/sh", "-c", "kill -TERM 1"]);
+    wait_for("the other one's restart", || (lab.service("other")["restarts"] == 1).then_some(()));
+    wait_for("it to serve", || get(other, "/").ok());
+    let number = |path| Some(serde_json::from_slice::<Value>(&fs::read(path).ok()?).ok()?["pid"].clone());
+    assert_eq!(number(&shim_json), Some(shim.into()), "too late to say anything: {:?}", begun.elapsed());
+    assert!(begun.elapsed() < slow);
+    wait_for("another supervisor", || number(&shim_json).filter(|pid| *pid != shim));
+    assert!(begun.elapsed() >= slow);
+    assert_eq!(processes(&lab, "web.1").0, container, "the container was not touched");
+    assert_eq!((&lab.service("web")["restarts"], get(port, "/").is_ok()), (&0.into(), true));
+}
+
 #[test]
 #[cfg_attr(not(feature = "failpoints"), ignore = "needs the feature failpoints")]
 fn an_upgrade_touches_no_container() {

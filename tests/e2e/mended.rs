@@ -24,6 +24,16 @@ fn ip(args: &[&str]) {
     assert!(Command::new("ip").args(args).status().unwrap().success(), "{args:?}");
 }
 
+/// What `ip` says, the same however often it is asked.
+fn ip_says(args: &[&str]) -> String {
+    let output = Command::new("ip").args(args).output().unwrap();
+    assert!(output.status.success(), "{args:?}");
+    let text = String::from_utf8(output.stdout).unwrap();
+    let mut lines: Vec<&str> = text.lines().map(str::trim).collect();
+    lines.sort_unstable();
+    lines.join("\n")
+}
+
 /// The interfaces of this lab: its bridge, and those of its containers.
 fn links(lab: &Lab) -> (String, Vec<String>) {
     let alias = |name: &str| std::fs::read_to_string(format!("/sys/class/net/{name}/ifalias"));
@@ -53,6 +63,32 @@ fn a_network_that_somebody_took_away_is_put_right_while_the_container_runs() {
         lab.run(&["sync"]);
         wait_for(&format!("an answer; {}", lab.agent_log()), || get(port, "/").ok());
     }
+    // Nor needs an interface go: with an address of the bridge's go all routes that have it as their source.
+    let all = || {
+        let ways = [["-4", "route"], ["-6", "route"]]
+            .map(|[family, what]| ip_says(&[family, what, "show", "dev", &pairs[0]]));
+        (ip_says(&["-o", "address", "show", "dev", &bridge]), ways)
+    };
+    let whole = all();
+    let steps: [&[&str]; 4] = [
+        &["address", "flush", "dev", &bridge],
+        &["-4", "route", "flush", "dev", &pairs[0]],
+        &["-6", "route", "flush", "dev", &pairs[0]],
+        &["-6", "address", "flush", "dev", &bridge],
+    ];
+    for step in steps {
+        ip(step);
+        lab.run(&["sync"]);
+        wait_for(&format!("an answer after {step:?}; {}", lab.agent_log()), || get(port, "/").ok());
+        assert_eq!(all(), whole, "{step:?}");
+    }
+    let mends = || {
+        let log = std::fs::read_to_string(lab.path("agent.log")).unwrap();
+        log.matches("was not whole and was put right").count()
+    };
+    let so_far = mends();
+    lab.run(&["sync"]);
+    assert_eq!(mends(), so_far, "it is whole");
     let after = lab.service("web");
     assert_eq!((&before["generation"], &before["since"]), (&after["generation"], &after["since"]));
     assert_eq!(after["restarts"], 0);

@@ -8,7 +8,7 @@ use std::time::Duration;
 use gitopsd::engine::Engine as _;
 use gitopsd::types::{InstanceId, Options};
 
-use crate::containers::{Rig, wait_for};
+use crate::containers::{Rig, look_after, wait_for};
 
 /// Whether this machine can have containers under a profile of ours.
 fn is_here() -> bool {
@@ -120,7 +120,7 @@ fn containers_whose_profile_was_taken_away_go_on_and_can_be_reached() {
     let shim = rig.shim_pid(&first);
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(shim), nix::sys::signal::Signal::SIGKILL).unwrap();
     wait_for("another shim", || {
-        rig.engine.observe().unwrap();
+        look_after(&rig.engine);
         (rig.shim_pid(&first) != shim).then_some(())
     });
     take_away("gitopsd-default");

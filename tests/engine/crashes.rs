@@ -6,7 +6,7 @@ use std::time::Duration;
 use gitopsd::engine::{ContainerState, Engine};
 use gitopsd::types::InstanceId;
 
-use crate::containers::{self, Rig, wait_for};
+use crate::containers::{self, Rig, look_after, wait_for};
 
 #[test]
 fn containers_outlive_the_agent_and_a_new_one_finds_them() {
@@ -73,7 +73,7 @@ fn agent_and_shim_killed_at_once_in_the_middle_of_a_start_hold_up_no_next_start(
         rig.pid(&id);
         // It may have run already: what has lost its shim is given another by one of the next looks.
         wait_for("one shim", || {
-            rig.engine.observe().unwrap();
+            look_after(&rig.engine);
             let shims = rig.traces().iter().filter(|trace| trace.starts_with("process")).count();
             (shims == 1).then_some(())
         });
@@ -99,8 +99,14 @@ fn an_agent(rig: &Rig) -> std::process::Child {
 #[ignore = "a child of another test"]
 fn agent_child() {
     let Some(dir) = std::env::var_os("GITOPSD_TEST_DIR").map(std::path::PathBuf::from) else { return };
+    gitopsd::report::journal::init();
     let engine = containers::engine_at(&dir, &std::env::var("GITOPSD_TEST_INSTANCE").unwrap());
     engine.start(&containers::script_request(&dir, "shop.1", AGENT_SCRIPT)).unwrap();
+    // Another start of it by the same agent.
+    if std::env::var_os("GITOPSD_TEST_AGAIN").is_some() {
+        engine.remove(&"shop.1".parse().unwrap()).unwrap();
+        engine.start(&containers::script_request(&dir, "shop.2", AGENT_SCRIPT)).unwrap();
+    }
     loop {
         std::thread::sleep(Duration::from_secs(60));
     }
@@ -116,10 +122,12 @@ fn a_dead_shim_is_replaced_and_an_unseen_end_is_unknown() {
     let shim = rig.shim_pid(&request.id);
     kill9(shim);
     let seen = rig.engine.log_tail(&request.id, 1000).len();
-    // Looking is enough: it runs on, its output is carried on, and what waits in the pipe is kept.
+    // It runs on, its output is carried on, and what waits in the pipe is kept.
+    let alone = rig.find(&request.id).unwrap();
+    assert!(alone.unsupervised && alone.supervisor.is_none(), "{alone:?}");
     assert_eq!(rig.pid(&request.id), pid);
     wait_for("output through a new shim", || {
-        rig.engine.observe().unwrap();
+        look_after(&rig.engine);
         (rig.engine.log_tail(&request.id, 1000).len() > seen + 3).then_some(())
     });
     assert_ne!(rig.shim_pid(&request.id), shim);
@@ -157,26 +165,42 @@ fn a_lock_that_is_let_go_a_moment_later_holds_up_no_successor() {
     let request = rig.script("shop.1", "exec sleep 1000");
     rig.start(&request);
     let shim = rig.shim_pid(&request.id);
+    let supervised = |former: i32| {
+        let seen = rig.find(&request.id).unwrap();
+        assert!(!seen.unsupervised, "{seen:?}");
+        assert!(seen.supervisor.is_some_and(|successor| successor != former), "{seen:?}");
+    };
     kill9(shim);
     let lock = fs::File::open(rig.path("run/containers/shop.1/lock")).unwrap();
     wait_for("the lock", || lock.try_lock().ok());
-    let seen = std::thread::scope(|scope| {
+    assert!(rig.find(&request.id).unwrap().unsupervised, "nobody who lives has it");
+    std::thread::scope(|scope| {
         scope.spawn(|| {
             std::thread::sleep(Duration::from_millis(300));
             lock.unlock().unwrap();
         });
-        rig.find(&request.id).unwrap()
+        rig.engine.adopt(&request.id).unwrap();
     });
-    assert!(seen.supervisor.is_some_and(|successor| successor != shim), "{seen:?}");
+    supervised(shim);
     // One that somebody holds for longer holds nobody up for longer.
     let shim = rig.shim_pid(&request.id);
     kill9(shim);
     wait_for("the lock again", || lock.try_lock().ok());
     let begun = std::time::Instant::now();
-    assert_eq!(rig.find(&request.id).unwrap().supervisor, None);
+    let error = rig.engine.adopt(&request.id).unwrap_err().to_refusal();
+    assert!(error.message.contains("somebody still holds its lock"), "{error}");
     assert!(begun.elapsed() < Duration::from_secs(5) * containers::slow(), "{:?}", begun.elapsed());
+    assert_eq!(rig.find(&request.id).unwrap().supervisor, None);
     lock.unlock().unwrap();
-    assert!(rig.find(&request.id).unwrap().supervisor.is_some_and(|successor| successor != shim));
+    rig.engine.adopt(&request.id).unwrap();
+    supervised(shim);
+    // There is nothing to do for one that has its own, or has ended.
+    let shim = rig.shim_pid(&request.id);
+    rig.engine.adopt(&request.id).unwrap();
+    assert_eq!(rig.shim_pid(&request.id), shim);
+    rig.engine.remove(&request.id).unwrap();
+    rig.engine.adopt(&request.id).unwrap();
+    assert_eq!(rig.traces(), Vec::<String>::new());
 }
 
 /// Whether the kernel keeps the end of a process for whoever holds its pidfd: Linux 6.15.
@@ -233,7 +257,7 @@ fn a_container_of_an_older_version_is_supervised_like_any_other() {
     assert_eq!(rig.pid(&request.id), pid, "untouched");
     let ticks = rig.engine.log_tail(&request.id, 1000).len();
     wait_for("output through a new shim", || {
-        rig.engine.observe().unwrap();
+        look_after(&rig.engine);
         (rig.engine.log_tail(&request.id, 1000).len() > ticks + 3).then_some(())
     });
     let told = rig.engine.exec(&request.id, &["echo".into(), "in".into()], Duration::from_secs(60)).unwrap();

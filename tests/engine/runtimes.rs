@@ -4,7 +4,7 @@ use std::process::Command;
 
 /// What no runtime but the built-in one does, and why.
 const BUILT_IN_ONLY: &[&str] = &[
-    // `init = true` is refused by name.
+    // `init = true` is the built-in one's in any case.
     "a_first_process_reaps_and_passes_signals_on",
     "the_first_process_cannot_be_opened",
     "a_first_process_of_ours_is_under_it_too",
@@ -83,6 +83,65 @@ fn a_runtime_that_is_not_there_is_told() {
     let engine = rig.new_agent().with_runtime(Some("no-such-runtime".into()));
     let error = engine.start(&rig.script("shop.1", "true")).unwrap_err();
     assert!(error.to_refusal().message.contains("`no-such-runtime` of `engine.runtime`"), "{error}");
+}
+
+/// What the agent says while this is done.
+fn said(work: impl FnOnce()) -> String {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let subscriber = tracing_subscriber::fmt().with_writer(std::sync::Mutex::new(file.reopen().unwrap()));
+    tracing::subscriber::with_default(subscriber.with_ansi(false).finish(), work);
+    std::fs::read_to_string(file.path()).unwrap()
+}
+
+/// The runtime that a container was started by; `Null` = the built-in one.
+fn runtime_of(rig: &crate::containers::Rig, id: &str) -> serde_json::Value {
+    let text = std::fs::read(rig.path(&format!("run/containers/{id}/launch.json"))).unwrap();
+    serde_json::from_slice::<serde_json::Value>(&text).unwrap()["runtime"].clone()
+}
+
+/// A host that changes its runtime keeps the services that only the built-in one can run, over every later start.
+#[test]
+fn what_only_the_built_in_runtime_does_runs_under_it_with_a_warning() {
+    use gitopsd::engine::Engine as _;
+    let rig = crate::containers::Rig::new();
+    let crun = ["/usr/bin/crun", "/usr/sbin/crun"].into_iter().find(|path| std::fs::exists(path).unwrap());
+    let crun = crun.expect("crun is needed: package crun");
+    let script =
+        "trap 'exit 6' TERM; echo pid $$; cat /proc/self/uid_map; echo up; while :; do sleep 0.02; done";
+    for (number, name) in ["crun", crun].into_iter().enumerate() {
+        let engine = rig.new_agent().with_runtime(Some(name.to_owned()));
+        let engine = engine.with_subuids(Some((1_000_000, 4 * 65536)));
+        let start = |id: &str, change: &dyn Fn(&mut gitopsd::types::Options)| {
+            let mut request = rig.script(&format!("{id}.{}", number + 1), script);
+            change(&mut request.spec.options);
+            let said = said(|| engine.start(&request).unwrap());
+            rig.wait_log(&request.id, "up");
+            (request.id, said)
+        };
+        let (plain, said) = start("plain", &|_| {});
+        assert_eq!(runtime_of(&rig, &plain.to_string()), crun);
+        assert!(!said.contains("built-in"), "{said}");
+        let (init, said) = start("init", &|options| options.init = Some(true));
+        assert!(said.contains("`init` is done by the built-in runtime only"), "{said}");
+        assert!(said.contains(&format!("not under `{name}`")), "{said}");
+        assert!(rig.engine.log_tail(&init, 9).contains(&"pid 2".to_owned()));
+        let (own, said) = start("own", &|options| options.user_namespace = Some(true));
+        assert!(said.contains("`userns_mode` is done by the built-in runtime only"), "{said}");
+        let map = rig.engine.log_tail(&own, 9).join(" ");
+        assert!(map.contains(" 65536"), "{map}");
+        for id in [&init, &own] {
+            assert_eq!(runtime_of(&rig, &id.to_string()), serde_json::Value::Null);
+        }
+        for id in [&plain, &init, &own] {
+            let command = ["sh".into(), "-c".into(), "exit 4".into()];
+            let output = engine.exec(id, &command, std::time::Duration::from_secs(60)).unwrap();
+            assert_eq!(output.code, Some(4), "{id}");
+            engine.stop(id, std::time::Duration::from_secs(20)).unwrap();
+            assert_eq!(rig.wait_exit(id).code, Some(6), "{id}");
+            engine.remove(id).unwrap();
+        }
+    }
+    assert_eq!(rig.traces(), Vec::<String>::new());
 }
 
 /// What runs goes on under the runtime that it was started by.

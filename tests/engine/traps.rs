@@ -19,29 +19,37 @@ fn open_files(pid: i32) -> u64 {
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
-/// Where nobody may raise a limit (an agent in a container, a machine of a CI), containers get what there is.
+/// Where nobody may raise a limit (an agent in a container, a machine of a CI), containers get what there is, and the agent
+/// says so once.
 #[test]
 fn an_agent_that_may_raise_no_limit_gives_what_it_has() {
     let rig = Rig::new();
+    let said = rig.path("said");
     let mut agent = Command::new("prlimit")
         .args(["--nofile=3000:3000", "setpriv", "--bounding-set=-sys_resource", "--inh-caps=-sys_resource"])
         .arg(std::env::current_exe().unwrap())
         .args(["--exact", "crashes::agent_child", "--ignored", "--nocapture"])
         .env("GITOPSD_TEST_DIR", rig.dir.path())
         .env("GITOPSD_TEST_INSTANCE", &rig.instance)
+        .env("GITOPSD_TEST_AGAIN", "yes")
+        .env_remove("JOURNAL_STREAM")
         .stdout(Stdio::null())
+        .stderr(fs::File::create(&said).unwrap())
         .spawn()
         .unwrap();
-    let id: InstanceId = "shop.1".parse().unwrap();
+    let id: InstanceId = "shop.2".parse().unwrap();
     rig.wait_log(&id, "tick 3");
     let (shim, container) = (open_files(rig.shim_pid(&id)), open_files(rig.pid(&id)));
     agent.kill().unwrap();
     agent.wait().unwrap();
     assert_eq!(container, shim.min(1 << 20), "as many as its shim");
     // A unit has the limits that systemd gives it.
-    let launch = fs::read_to_string(rig.path("run/containers/shop.1/launch.json")).unwrap();
+    let launch = fs::read_to_string(rig.path("run/containers/shop.2/launch.json")).unwrap();
     let launch: serde_json::Value = serde_json::from_str(&launch).unwrap();
     assert!(!launch["unit"].is_null() || shim == 3000, "{shim}");
+    let said = fs::read_to_string(said).unwrap();
+    let times = said.matches(&format!("may have {shim} files open and not 1048576")).count();
+    assert_eq!(times, usize::from(shim < 1 << 20), "of two containers: {said}");
 }
 
 /// The kernel says no more than that it is not permitted.

@@ -9,7 +9,7 @@ use gitopsd::engine::native::NativeEngine;
 use gitopsd::engine::{ContainerRequest, Engine};
 use gitopsd::types::{ByteSize, DeviceMapping, Options, Tmpfs, VolumeMount, VolumeSource};
 
-use crate::containers::{Rig, bind, wait_for};
+use crate::containers::{Rig, bind, look_after, wait_for};
 
 const FIRST: u32 = 1_000_000;
 
@@ -144,7 +144,7 @@ fn commands_and_the_stop_are_as_without() {
     let shim = rig.shim_pid(&two.id);
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(shim), nix::sys::signal::Signal::SIGKILL).unwrap();
     wait_for("another shim", || {
-        engine.observe().unwrap();
+        look_after(&engine);
         (rig.shim_pid(&two.id) != shim).then_some(())
     });
     engine.stop(&two.id, Duration::from_secs(20)).unwrap();

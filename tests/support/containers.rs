@@ -227,6 +227,15 @@ impl Drop for Rig {
     }
 }
 
+/// Looks at all containers, and has those given another supervisor that have lost theirs, as an agent does.
+pub fn look_after(engine: &NativeEngine) {
+    for seen in engine.observe().unwrap().into_iter().filter(|seen| seen.unsupervised) {
+        if let Err(error) = engine.adopt(&seen.id) {
+            eprintln!("{}", error.to_refusal());
+        }
+    }
+}
+
 fn walk(group: &Path) -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(group) else { return Vec::new() };
     let mut found = vec![group.to_owned()];

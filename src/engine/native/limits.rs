@@ -76,6 +76,23 @@ pub(super) fn rlimits(options: &Options, files: u64) -> Vec<Value> {
     limits.into_iter().map(entry).collect()
 }
 
+/// What is told where a container whose shim may have `files` open gets no more either, and says nothing of `nofile`.
+pub(super) fn fewer_files(options: &Options, files: u64) -> Option<String> {
+    let says = options.ulimits.as_ref().is_some_and(|limits| limits.contains_key("nofile"));
+    (files < MAX_FILES && !says).then(|| {
+        let most = "no more than its supervisor, which this host gives no more (`ulimit -Hn`, fs.nr_open)";
+        format!("a process in a container may have {files} files open and not {MAX_FILES}: {most}")
+    })
+}
+
+/// The most files that a process can have open. Source: proc_pid_limits(5).
+pub(super) fn most_files(pid: i32) -> Option<u64> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/limits")).ok()?;
+    let values = text.lines().find_map(|line| line.strip_prefix("Max open files"))?;
+    // The soft one, and the hard one.
+    values.split_whitespace().nth(1)?.parse().ok()
+}
+
 /// The first of a service's `ulimits` that this process cannot give, told for people: the kernel would only say that it is
 /// not permitted. Source: getrlimit(2), "EPERM".
 pub(super) fn out_of_reach(options: &Options) -> Option<String> {
@@ -199,4 +216,23 @@ pub(super) fn resources(launch: &Launch, devices: &[Device]) -> io::Result<Value
         }
     }
     Ok(resources)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fewer_open_files_than_elsewhere_are_told_of_who_asks_for_no_number() {
+        let says = Options {
+            ulimits: Some(BTreeMap::from([("nofile".to_owned(), (100, 200))])),
+            ..Options::default()
+        };
+        let told = fewer_files(&Options::default(), 3000).unwrap();
+        assert!(told.contains("may have 3000 files open and not 1048576"), "{told}");
+        assert_eq!(fewer_files(&says, 3000), None);
+        assert_eq!(fewer_files(&Options::default(), MAX_FILES), None);
+        assert!(most_files(std::process::id().cast_signed()).unwrap_or(u64::MAX) > 0);
+        assert_eq!(most_files(-1), None);
+    }
 }

@@ -45,6 +45,7 @@ mod userns;
 use std::fs;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
@@ -84,12 +85,14 @@ pub struct NativeEngine {
     subuids: userns::Ids,
     supervisor: Supervisor,
     apparmor: apparmor::AppArmor,
+    /// Whether it was said that containers have fewer open files than elsewhere.
+    files_told: AtomicBool,
     /// Shared by starts, alone for taking empty parent groups away: a start may need the parent at any moment.
     parents: RwLock<()>,
 }
 
 impl NativeEngine {
-    /// An engine for one instance. Makes its directories; adopts whatever an earlier agent left.
+    /// An engine for one instance. Makes its directories; finds whatever an earlier agent left.
     pub fn new(config: NativeConfig, network: Arc<dyn Network>) -> Result<Self, EngineError> {
         let NativeConfig { state_dir, run_dir, instance, program } = config;
         let name_ok = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
@@ -119,6 +122,7 @@ impl NativeEngine {
             subuids: userns::Ids::default(),
             supervisor,
             apparmor: apparmor::AppArmor::default(),
+            files_told: AtomicBool::new(false),
             parents: RwLock::new(()),
         })
     }
@@ -163,6 +167,10 @@ impl NativeEngine {
 impl Engine for NativeEngine {
     fn observe(&self) -> Result<Vec<ObservedContainer>, EngineError> {
         observe::observe(self)
+    }
+
+    fn adopt(&self, id: &InstanceId) -> Result<(), EngineError> {
+        start::adopt(self, id)
     }
 
     fn start(&self, request: &ContainerRequest) -> Result<(), EngineError> {

@@ -32,7 +32,8 @@ pub trait Network: Send + Sync {
     fn detach(&self, id: &InstanceId) -> Result<(), EngineError>;
     /// Every instance that has something of a network, with its address where known.
     fn attached(&self) -> Result<Vec<InstanceId>, EngineError>;
-    /// Those of `running` whose network is no longer whole: somebody took an interface, the bridge or a pin away.
+    /// Those of `running` whose network is no longer whole: somebody took an interface, the bridge, an address of the host's,
+    /// a route or a pin away.
     fn broken(&self, running: &[InstanceId]) -> Result<Vec<InstanceId>, EngineError> {
         let _ = running;
         Ok(Vec::new())

@@ -15,8 +15,7 @@ use super::{lock, start};
 use crate::engine::{ContainerState, EngineError, Exit, ObservedContainer};
 use crate::types::{Generation, InstanceId, NetworkMode, Reason, Refusal, ServiceName};
 
-/// How long a shim may take from the end of its container to the record of it, and systemd from the end of a shim to letting its
-/// lock go.
+/// How long a shim may take from the end of its container to the record of it.
 const RECORDING: Duration = Duration::from_secs(2);
 
 /// Everything of this instance, from its directories, its cgroups and its networks.
@@ -99,36 +98,24 @@ fn observe_one(engine: &NativeEngine, id: InstanceId, boot: &str) -> ObservedCon
     }
     let foreign = foreign(&run, &id, &state);
     let runs = matches!(state, ContainerState::Running { .. });
-    if runs && foreign.is_none() && !is_supervised(&run, boot) {
-        // Its shim has died: without one its output would soon fill the pipe and block it. The next look tries again.
-        match start::adopt(engine, &id) {
-            Ok(()) => tracing::warn!(instance = %id, "its supervisor had died, and has a successor"),
-            Err(error) => tracing::warn!(instance = %id, "{}", error.to_refusal()),
-        }
-    }
     let supervisor = record::read::<ProcessId>(&run.shim()).filter(|shim| runs && shim.open(boot).is_some());
     ObservedContainer {
         address: address(&run),
         oom_kills: if runs { engine.cgroups.oom_kills(&id) } else { 0 },
         supervisor: supervisor.map(|shim| shim.pid),
+        // Its output would soon fill the pipe and block it.
+        unsupervised: runs && foreign.is_none() && !is_supervised(&run, boot),
         foreign,
         id,
         state,
     }
 }
 
-/// Whether somebody has its lock. That of a shim that has died is let go a moment later where it was a unit: systemd keeps
-/// open what it gave it until it has heard of the end.
-fn is_supervised(run: &RunFiles, boot: &str) -> bool {
-    let end = Instant::now() + RECORDING;
-    while lock::is_held(run) {
-        let died = record::read::<ProcessId>(&run.shim()).is_some_and(|shim| shim.open(boot).is_none());
-        if !died || Instant::now() >= end {
-            return true;
-        }
-        std::thread::sleep(Duration::from_millis(2));
-    }
-    false
+/// Whether somebody has its lock who has not died. That of a shim is let go a moment later where it was a unit: systemd
+/// keeps open what it gave it until it has heard of the end.
+pub(super) fn is_supervised(run: &RunFiles, boot: &str) -> bool {
+    let died = || record::read::<ProcessId>(&run.shim()).is_some_and(|shim| shim.open(boot).is_none());
+    lock::is_held(run) && !died()
 }
 
 /// Why a container has to be left alone: another version started it, and this one does not understand what that wrote.

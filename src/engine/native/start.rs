@@ -5,14 +5,15 @@ use std::io::{self, Read as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::launch::{Launch, Report};
 use super::layout::RunFiles;
-use super::observe::{foreign, running, this_boot};
+use super::observe::{foreign, is_supervised, running, this_boot};
 use super::record::{self, ExitRecord, ProcessId, boot_id, wait_readable};
 use super::supervisor::Order;
-use super::{NativeEngine, etc_files, lock, shim, stop, storage_reason};
+use super::{NativeEngine, etc_files, limits, lock, shim, stop, storage_reason};
 use crate::engine::{ContainerRequest, ContainerState, EngineError};
 use crate::types::{InstanceId, NetworkMode, Options, Reason};
 
@@ -20,6 +21,8 @@ use crate::types::{InstanceId, NetworkMode, Options, Reason};
 const OTHERS_START: Duration = Duration::from_secs(60);
 /// How long a shim may take to report. A start takes some 30 ms; a disk on its knees takes longer.
 const REPORT: Duration = Duration::from_secs(120);
+/// How long systemd may take from the end of a shim to letting go of its lock.
+const LETTING_GO: Duration = Duration::from_secs(2);
 /// How often to look whether a shim that does not report still lives.
 const LOOK: Duration = Duration::from_millis(100);
 /// How many names of units are tried; one that is taken costs a millisecond.
@@ -89,16 +92,28 @@ pub(super) fn start(engine: &NativeEngine, request: &ContainerRequest) -> Result
     }
     let netns = network(engine, request)?;
     let mut launch = Launch::new(request, &engine.layout, netns)?;
-    launch.runtime = engine.runtime.as_deref().map(super::runtime::find).transpose()?;
+    let choose = |name| super::runtime::choose(id, &request.spec.options, name);
+    launch.runtime = engine.runtime.as_deref().map(choose).transpose()?.flatten();
     launch.apparmor = engine.apparmor.profile(&engine.layout, &request.spec.options);
     if request.spec.options.user_namespace == Some(true) {
         launch.first_id = Some(engine.subuids.of(&engine.layout, id)?);
     }
     let result = run_shim(engine, &run, shim::START, &mut launch, lock);
-    if result.is_err() {
-        stop::end_half_made(engine, &run, id);
+    match &result {
+        Ok(()) => tell_files(engine, &run, &launch),
+        Err(_) => stop::end_half_made(engine, &run, id),
     }
     result
+}
+
+/// Says once that containers get fewer open files than they would elsewhere.
+fn tell_files(engine: &NativeEngine, run: &RunFiles, launch: &Launch) {
+    let files = record::read::<ProcessId>(&run.shim()).and_then(|shim| limits::most_files(shim.pid));
+    if let Some(message) = files.and_then(|files| limits::fewer_files(&launch.options, files))
+        && !engine.files_told.swap(true, Ordering::Relaxed)
+    {
+        tracing::warn!(instance = %launch.id, "{message}");
+    }
 }
 
 /// Writes down that a one-shot may have run from now on.
@@ -170,21 +185,33 @@ fn needs_filter(options: &Options) -> Option<String> {
     in_part.map(|device| format!("device {} for `{}` alone", device.source.display(), device.access))
 }
 
-/// Gives a running container, whose shim has died, a new one.
+/// See [`crate::engine::Engine::adopt`].
 pub(super) fn adopt(engine: &NativeEngine, id: &InstanceId) -> Result<(), EngineError> {
     let run = engine.layout.run(id);
-    match lock::try_take(&run) {
-        Ok(Some(lock)) => {
-            // Of the one that died: its successor would be taken for dead before it has said who it is.
-            let _ = fs::remove_file(run.shim());
-            let mut launch: Launch = record::read(&run.launch()).ok_or_else(|| {
-                EngineError::plain(Reason::StartFailed, format!("{id}: launch.json cannot be read"))
-            })?;
-            run_shim(engine, &run, shim::ADOPT, &mut launch, lock)
+    let boot = this_boot()?;
+    let end = Instant::now() + LETTING_GO;
+    let lock = loop {
+        // Before the lock is taken, which makes the directory: a removal may have been first.
+        if running(&run, &boot).is_none() || is_supervised(&run, &boot) {
+            return Ok(());
         }
-        Ok(None) => Ok(()),
-        Err(error) => Err(EngineError::new(Reason::StartFailed, format!("{id}: its lock"), error)),
-    }
+        let lock = lock::try_take(&run);
+        match lock.map_err(|e| EngineError::new(Reason::StartFailed, format!("{id}: its lock"), e))? {
+            Some(lock) => break lock,
+            None if Instant::now() < end => std::thread::sleep(Duration::from_millis(2)),
+            None => {
+                let what = format!("{id}: its supervisor has died, and somebody still holds its lock");
+                return Err(EngineError::plain(Reason::StartFailed, what));
+            }
+        }
+    };
+    crate::failpoint::hit("adopt");
+    // Of the one that died: its successor would be taken for dead before it has said who it is.
+    let _ = fs::remove_file(run.shim());
+    let mut launch: Launch = record::read(&run.launch()).ok_or_else(|| {
+        EngineError::plain(Reason::StartFailed, format!("{id}: launch.json cannot be read"))
+    })?;
+    run_shim(engine, &run, shim::ADOPT, &mut launch, lock)
 }
 
 /// Takes away the records of an earlier run, except the lock.

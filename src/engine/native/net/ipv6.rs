@@ -14,11 +14,13 @@ pub(super) const MIN_MTU: u32 = 1280;
 
 /// Whether this host uses IPv6 at all.
 pub fn is_used() -> bool {
-    let on = |name: &str| {
-        fs::read_to_string(format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6"))
-            .is_ok_and(|text| text.trim() == "0")
-    };
-    on("all") && on("default")
+    is_on("all") && is_on("default")
+}
+
+/// Whether an interface may have IPv6.
+pub(super) fn is_on(link: &str) -> bool {
+    fs::read_to_string(format!("/proc/sys/net/ipv6/conf/{link}/disable_ipv6"))
+        .is_ok_and(|text| text.trim() == "0")
 }
 
 /// Lets the host forward. A host that forwards no longer listens to routers unless it is told to: those of its

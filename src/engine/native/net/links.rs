@@ -2,6 +2,7 @@
 //!
 //! Each call is one request, and idempotent where the kernel lets it be. No names are made up here.
 
+use std::collections::BTreeSet;
 use std::ffi::CString;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
@@ -43,6 +44,16 @@ pub struct Link {
     pub mac: Vec<u8>,
     /// The largest packet it takes, in bytes.
     pub mtu: u32,
+}
+
+/// What is asked about a route.
+struct Route {
+    /// Length of the destination's prefix.
+    prefix: u8,
+    /// The interface that it leads out of.
+    index: i32,
+    /// The lowest one counts.
+    priority: u32,
 }
 
 /// An open conversation with the kernel about this thread's namespace.
@@ -191,25 +202,39 @@ impl Links {
     /// The interface of the default route: of IPv4, or where there is none of IPv6.
     pub fn uplink(&mut self) -> io::Result<Option<i32>> {
         for family in [INET, INET6] {
-            let header = rt_route::Rtmsg { rtm_family: family, ..Default::default() };
-            let request = rt_route::Request::new().op_getroute_dump(&header);
-            let mut reply = self.socket.request(&request)?;
-            let mut best: Option<(u32, i32)> = None;
-            while let Some(answer) = reply.recv() {
-                let (header, attributes) = answer.map_err(explain)?;
-                let default = header.rtm_dst_len == 0
-                    && header.rtm_table == libc::RT_TABLE_MAIN
-                    && header.rtm_type == libc::RTN_UNICAST;
-                if let (true, Ok(index)) = (default, attributes.get_oif()) {
-                    let route = (attributes.get_priority().unwrap_or(0), index.cast_signed());
-                    best = Some(best.map_or(route, |best| best.min(route)));
-                }
-            }
-            if let Some((_, index)) = best {
-                return Ok(Some(index));
+            let defaults = self.routes(family)?.into_iter().filter(|route| route.prefix == 0);
+            if let Some(best) = defaults.min_by_key(|route| (route.priority, route.index)) {
+                return Ok(Some(best.index));
             }
         }
         Ok(None)
+    }
+
+    /// The interfaces that a route to one single address leads out of: of IPv4, or of IPv6.
+    pub fn with_host_route(&mut self, six: bool) -> io::Result<BTreeSet<i32>> {
+        let (family, prefix) = if six { (INET6, 128) } else { (INET, 32) };
+        let routes = self.routes(family)?.into_iter();
+        Ok(routes.filter(|route| route.prefix == prefix).map(|route| route.index).collect())
+    }
+
+    /// The routes of the main table that lead somewhere.
+    fn routes(&mut self, family: u8) -> io::Result<Vec<Route>> {
+        let header = rt_route::Rtmsg { rtm_family: family, ..Default::default() };
+        let request = rt_route::Request::new().op_getroute_dump(&header);
+        let mut reply = self.socket.request(&request)?;
+        let mut routes = Vec::new();
+        while let Some(answer) = reply.recv() {
+            let (header, attributes) = answer.map_err(explain)?;
+            let leads = header.rtm_table == libc::RT_TABLE_MAIN && header.rtm_type == libc::RTN_UNICAST;
+            if let (true, Ok(index)) = (leads, attributes.get_oif()) {
+                routes.push(Route {
+                    prefix: header.rtm_dst_len,
+                    index: index.cast_signed(),
+                    priority: attributes.get_priority().unwrap_or(0),
+                });
+            }
+        }
+        Ok(routes)
     }
 
     /// Gives an interface an address; fine if it has it.

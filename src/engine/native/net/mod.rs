@@ -196,6 +196,34 @@ impl BridgeNetwork {
         Ok(())
     }
 
+    /// Whether the host has the addresses that are its own in the containers' networks.
+    fn has_gateways(&self, links: &mut Links) -> io::Result<bool> {
+        let gateway = self.subnet.gateway();
+        let six = self.subnet6.map(|subnet6| subnet6.of(gateway));
+        Ok(links.has_address(gateway.into())?
+            && six.map_or(Ok(true), |gateway| links.has_address(gateway.into()))?)
+    }
+
+    /// The host's ends of containers' interfaces that the way into their container leads out of, by name. None of them is
+    /// without the bridge's addresses: who takes those away takes all routes that have one as their source.
+    fn whole_pairs(&self) -> io::Result<BTreeSet<String>> {
+        let mut links = Links::new();
+        let list = links.list()?;
+        if !list.iter().any(|link| link.name == self.names.bridge) || !self.has_gateways(&mut links)? {
+            return Ok(BTreeSet::new());
+        }
+        let into = links.with_host_route(false)?;
+        let into6 = if self.subnet6.is_some() { Some(links.with_host_route(true)?) } else { None };
+        let is_whole = |link: &Link| {
+            // Not every container has IPv6.
+            let six =
+                into6.as_ref().is_none_or(|into6| into6.contains(&link.index) || !ipv6::is_on(&link.name));
+            into.contains(&link.index) && six
+        };
+        let pairs = list.into_iter().filter(|link| link.name.starts_with(&self.names.veth_prefix));
+        Ok(pairs.filter(is_whole).map(|link| link.name).collect())
+    }
+
     fn connect(&self, id: &InstanceId, address: Ipv4Addr, six: bool) -> Result<PathBuf, EngineError> {
         if !self.subnet.usable(address) {
             return Err(EngineError::plain(
@@ -259,10 +287,7 @@ impl Network for BridgeNetwork {
         let _turn = self.turn();
         let mut links = Links::new();
         // Asked at every look for services that have the host's network: mostly it is there.
-        let gateway = self.subnet.gateway();
-        let six = self.subnet6.map(|subnet6| IpAddr::V6(subnet6.of(gateway)));
-        let mut there = |address| links.has_address(address).unwrap_or(false);
-        if there(gateway.into()) && six.is_none_or(there) {
+        if self.has_gateways(&mut links).unwrap_or(false) {
             return Ok(());
         }
         self.ensure_bridge(&mut links)
@@ -309,17 +334,16 @@ impl Network for BridgeNetwork {
     }
 
     fn broken(&self, running: &[InstanceId]) -> Result<Vec<InstanceId>, EngineError> {
-        let links =
-            Links::new().list().map_err(|error| failed("cannot list interfaces".to_owned(), error))?;
-        let names: BTreeSet<&str> = links.iter().map(|link| link.name.as_str()).collect();
-        // Routes from the host to its containers go with the address of the bridge.
-        let bridged = names.contains(self.names.bridge.as_str());
-        let whole = |id: &&InstanceId| {
-            bridged
-                && names.contains(self.names.veth(id).as_str())
-                && namespace::is_pinned(&self.pin_path(id))
+        if running.is_empty() {
+            return Ok(Vec::new());
+        }
+        let whole = self
+            .whole_pairs()
+            .map_err(|error| failed("cannot list interfaces and routes".to_owned(), error))?;
+        let is_whole = |id: &&InstanceId| {
+            whole.contains(&self.names.veth(id)) && namespace::is_pinned(&self.pin_path(id))
         };
-        Ok(running.iter().filter(|id| !whole(id)).cloned().collect())
+        Ok(running.iter().filter(|id| !is_whole(id)).cloned().collect())
     }
 
     fn pin(&self, id: &InstanceId, namespace: BorrowedFd<'_>) -> Result<(), EngineError> {

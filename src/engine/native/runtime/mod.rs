@@ -23,7 +23,7 @@ use super::layout::RunFiles;
 use super::null;
 use super::rights;
 use crate::engine::EngineError;
-use crate::types::Reason;
+use crate::types::{InstanceId, Options, Reason};
 use cli::{Cli, explain};
 
 /// Where programs of the system are; the agent's own `PATH` is nobody's promise.
@@ -45,19 +45,31 @@ pub(super) fn find(name: &str) -> Result<PathBuf, EngineError> {
     })
 }
 
+/// The runtime of a new container under `engine.runtime`. What only the built-in one does it goes on to do: a service
+/// that runs under it may not be lost by a change of the host's configuration.
+///
+/// # Errors
+/// It is not there.
+pub(super) fn choose(id: &InstanceId, options: &Options, name: &str) -> Result<Option<PathBuf>, EngineError> {
+    let Some(key) = built_in_only(options) else { return find(name).map(Some) };
+    tracing::warn!(
+        instance = %id,
+        "`{key}` is done by the built-in runtime only: it runs under that one, not under `{name}` of `engine.runtime`"
+    );
+    Ok(None)
+}
+
+/// The first key of a service that no runtime of the host does.
+fn built_in_only(options: &Options) -> Option<&'static str> {
+    let keys = [("init", options.init), ("userns_mode", options.user_namespace)];
+    keys.into_iter().find(|(_, wanted)| *wanted == Some(true)).map(|(key, _)| key)
+}
+
 /// What the runtime has to be told that the library is told otherwise.
 ///
 /// # Errors
-/// A line for people: what the service wants and no runtime does.
+/// A line for people.
 pub(super) fn complete(launch: &Launch, config: &mut Value) -> Result<(), String> {
-    if launch.options.init == Some(true) {
-        return Err("`init` is done by the built-in runtime only, not by that of `engine.runtime`".into());
-    }
-    if launch.first_id.is_some() {
-        return Err(
-            "`userns_mode` is done by the built-in runtime only, not by that of `engine.runtime`".into()
-        );
-    }
     if let Some(name) = &launch.options.domainname {
         // Runtimes older than version 1.1 of the specification ignore its key.
         config["linux"]["sysctl"]["kernel.domainname"] = name.as_str().into();
