@@ -21,6 +21,8 @@ mod facts;
 mod inside;
 #[path = "compat/meant.rs"]
 mod meant;
+#[path = "compat/parsed.rs"]
+mod parsed;
 #[path = "compat/promises.rs"]
 mod promises;
 #[path = "compat/scenarios.rs"]
@@ -110,9 +112,9 @@ const KEYS: &[(&str, &str, &str)] = &[
         "security_opt = [\"no-new-privileges:true\"]",
         "the_filter_of_system_calls_is_there_unless_taken_away",
     ),
-    ("restart", "restart = \"on-failure:3\"", "how_it_ended_is_told_by_its_policy"),
+    ("restart", "restart = \"on-failure:3\"", "restart_policies_hold_and_ends_are_told_everywhere"),
     ("shm_size", "shm_size = \"8m\"", "file_systems_in_memory_and_a_root_that_is_only_read"),
-    ("stop_grace_period", "stop_grace_period = \"1s\"", "stop_asks_first_and_then_does_not"),
+    ("stop_grace_period", "stop_grace_period = \"1s\"", "a_stop_takes_as_long_as_the_service_says"),
     ("stop_signal", "stop_signal = \"USR1\"", "the_stop_signal_of_the_service"),
     ("sysctls", "sysctls = { \"net.core.somaxconn\" = 99 }", "kernel_parameters_and_limits_of_processes"),
     ("tmpfs", "tmpfs = \"/run:size=1m\"", "file_systems_in_memory_and_a_root_that_is_only_read"),
