@@ -21,6 +21,8 @@ mod facts;
 mod inside;
 #[path = "compat/meant.rs"]
 mod meant;
+#[path = "compat/parsed.rs"]
+mod parsed;
 #[path = "compat/promises.rs"]
 mod promises;
 #[path = "compat/scenarios.rs"]
@@ -110,9 +112,9 @@ const KEYS: &[(&str, &str, &str)] = &[
         "security_opt = [\"no-new-privileges:true\"]",
         "the_filter_of_system_calls_is_there_unless_taken_away",
     ),
-    ("restart", "restart = \"on-failure:3\"", "how_it_ended_is_told_by_its_policy"),
+    ("restart", "restart = \"on-failure:3\"", "restart_policies_hold_and_ends_are_told_everywhere"),
     ("shm_size", "shm_size = \"8m\"", "file_systems_in_memory_and_a_root_that_is_only_read"),
-    ("stop_grace_period", "stop_grace_period = \"1s\"", "stop_asks_first_and_then_does_not"),
+    ("stop_grace_period", "stop_grace_period = \"1s\"", "a_stop_takes_as_long_as_the_service_says"),
     ("stop_signal", "stop_signal = \"USR1\"", "the_stop_signal_of_the_service"),
     ("sysctls", "sysctls = { \"net.core.somaxconn\" = 99 }", "kernel_parameters_and_limits_of_processes"),
     ("tmpfs", "tmpfs = \"/run:size=1m\"", "file_systems_in_memory_and_a_root_that_is_only_read"),
@@ -311,7 +313,28 @@ fn what_is_not_supported_is_refused_by_name_and_line() {
         "logging = { driver = \"syslog\" }",
         "logging = { options = { max-size = \"1k\" } }",
         "blkio_config = { weight = 1 }",
+        "blkio_config = { device_read_bps = { path = \"/dev/sda\", rate = \"1m\" } }",
+        "blkio_config = { device_write_bps = [\"/dev/sda 1m\"] }",
+        "blkio_config = { device_read_iops = [{ path = \"/dev/sda\" }] }",
+        "blkio_config = { device_read_iops = [{ path = \"sda\", rate = 1 }] }",
+        "blkio_config = { device_write_iops = [{ path = \"/dev/sda\", rate = 0 }] }",
+        "blkio_config = { device_write_iops = [{ path = \"/dev/sda\", rate = 1, rates = 2 }] }",
+        "blkio_config = [10]",
+        "labels = [1.5]",
+        "labels = [\"=b\"]",
+        "labels = { \"\" = \"b\" }",
+        "labels = \"a=b\"",
+        "sysctls = [[\"net.core.somaxconn\", 99]]",
+        "extra_hosts = { db = [\"192.0.2.9\"] }",
+        "dns = [{ address = \"192.0.2.9\" }]",
+        "ulimits = { nofile = \"10\" }",
+        "logging = { options = [\"max-size=1m\"] }",
+        "security_opt = { seccomp = \"unconfined\" }",
+        "tmpfs = { target = \"/x\" }",
+        "healthcheck = { http = \"/\", port = 80, status = 0o310 }",
         "memswap_limit = \"x\"",
+        "memswap_limit = \"64m\"",
+        "memswap_limit = 64000000\nmem_limit = \"64m\"",
         "expose = [\"70000\"]",
         "ports = [\"80-90:80-91\"]",
         "read_only = \"yes\"",

@@ -14,6 +14,8 @@
 mod files;
 #[path = "config/health.rs"]
 mod health;
+#[path = "config/memory.rs"]
+mod memory;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -513,6 +515,8 @@ fn the_page_and_the_parser_know_the_same_keys() {
     let mut taken = Vec::new();
     for file in [
         "service",
+        "memory",
+        "blkio",
         "canary",
         "replicas",
         "health_read",
@@ -578,6 +582,7 @@ fn the_page_and_the_parser_know_the_same_keys() {
             "rates(\"",
             "size(&options, \"",
             "one(&options, \"",
+            "one(&entry, \"",
             "options(\"",
             "one_of(bind, \"",
             "number(entry, \"",

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::wake::Wake;
 use super::{Agent, clock};
 use crate::forge::{self, CommitStatus, PostError, Poster, Shown, Verdict};
-use crate::reconcile::later;
+use crate::reconcile::{later, pending};
 use crate::report::Message;
 use crate::report::message::Kind;
 use crate::types::Timestamp;
@@ -71,7 +71,7 @@ impl Agent {
         let again = self.board.shown.as_ref().is_some_and(|shown| shown.commit == news.commit);
         let paced = again && news.verdict != Verdict::Superseded;
         let waits = self.board.retry_at.max(self.board.pace_until.filter(|_| paced));
-        if waits.is_some_and(|at| clock::now() < at) {
+        if waits.is_some_and(|at| pending(clock::now(), at, LONGEST_PAUSE)) {
             self.board.due_at = waits;
             return;
         }

@@ -149,6 +149,8 @@ pub struct Agent {
     unconnected: Option<Refusal>,
     /// The names that each running container was told.
     named: BTreeMap<InstanceId, Hosts>,
+    /// The resolvers that the host had then.
+    resolvers: String,
     /// How often the kernel killed a process in each running container for want of memory.
     oom_kills: BTreeMap<InstanceId, u64>,
     /// How a container ended that is being started again, or was given up for it.
@@ -282,6 +284,7 @@ impl Agent {
             lost,
             unconnected: None,
             named: BTreeMap::new(),
+            resolvers: String::new(),
             oom_kills: BTreeMap::new(),
             ends: BTreeMap::new(),
             outbox_changed: true,

@@ -22,11 +22,16 @@ impl Agent {
         self.unconnected = refusal;
     }
 
-    /// Tells running containers of names that came, went or lead elsewhere.
+    /// Tells running containers of names that came, went or lead elsewhere, and of the host's resolvers when it gets some: at
+    /// a boot containers are there before its network is.
     pub(super) fn renew_names(&mut self, seen: &Observed) {
         // Of a service whose record cannot be read the address is not known: its name is not taken away.
         if !self.journal.frozen.is_empty() {
             return;
+        }
+        let resolvers = self.hands.engine.resolvers();
+        if std::mem::replace(&mut self.resolvers, resolvers.clone()) != resolvers {
+            self.named.clear();
         }
         let mut told = std::mem::take(&mut self.named);
         for (id, state) in &seen.containers {

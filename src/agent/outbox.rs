@@ -7,7 +7,7 @@ use super::tags::NAME as TAGS;
 use super::wake::{Pushed, Wake};
 use super::{Agent, clock};
 use crate::git::Place;
-use crate::reconcile::later;
+use crate::reconcile::{later, pending};
 use crate::report::Message;
 use crate::report::message::Kind;
 use crate::types::{Refusal, Timestamp, plural};
@@ -54,7 +54,7 @@ impl Outbox {
 impl Agent {
     /// Begins to push what is in the outbox, beside the loop.
     pub(super) fn push_receipts(&mut self) {
-        let due = self.outbox.next_try.is_some_and(|at| clock::now() >= at);
+        let due = self.outbox.next_try.is_some_and(|at| !pending(clock::now(), at, LONGEST_PAUSE));
         if !self.config.report.push || self.outbox.pushing || !(self.outbox_changed || due) {
             return;
         }

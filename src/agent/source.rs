@@ -12,9 +12,9 @@ use super::wake::{Wake, Waker};
 use crate::config::agent::{AgentConfig, HostIdentity, RepoConfig};
 use crate::config::repo::RepoView;
 use crate::git::{Repository, Signer, Tags};
-use crate::reconcile::later;
 use crate::reconcile::record::{Deployed, ServiceRecord};
 use crate::reconcile::world::{Desired, DesiredService};
+use crate::reconcile::{later, pending};
 use crate::registry::{PullError, Registry};
 use crate::report::waves::Concerns;
 use crate::state::trust::Reset;
@@ -360,7 +360,10 @@ impl Source {
     /// Looks those tags up again whose time has come.
     pub fn retry(&self, desired: &mut Desired, now: Timestamp) {
         for (name, service) in &mut desired.services {
-            let due = matches!(service, DesiredService::Refused { retry_at: Some(at), .. } if now >= *at);
+            let due = match service {
+                DesiredService::Refused { retry_at: Some(at), .. } => !pending(now, *at, LONGEST_RETRY),
+                _ => false,
+            };
             if let (true, Some(spec)) = (due, self.declared.get(name)) {
                 *service = DesiredService::Resolving;
                 self.resolve(&desired.commit.id, name, spec);

@@ -173,7 +173,7 @@ fn status(section: &Section<'_, '_>) -> Option<Vec<StatusRange>> {
     for item in items {
         let range = match item.get_ref() {
             DeValue::String(text) => text.parse::<StatusRange>().map_err(|error| error.to_string()),
-            DeValue::Integer(number) => {
+            DeValue::Integer(number) if number.radix() == 10 => {
                 number.as_str().parse::<StatusRange>().map_err(|error| error.to_string())
             }
             _ => Err("it takes numbers and texts".to_owned()),

@@ -7,10 +7,11 @@ use std::time::Duration;
 use super::canary::{self, CanaryLayer};
 use super::configs::{self, Config, EnvFile, Sources};
 use super::health::HealthLayer;
+use super::memory;
 use super::network;
 use super::options::foreign_to_its_users;
 use super::replicas::{self, ReplicasLayer};
-use super::section::Findings;
+use super::section::{Findings, Place};
 use crate::types::{
     ByteSize, Declared, Dependency, Deploy, DrainSignal, ImageRef, Options, PortMapping, RestartPolicy,
     Schedule, Strategy, Tmpfs, VolumeMount, Window,
@@ -38,6 +39,8 @@ pub(super) struct Layer {
     pub schedule: Option<Schedule>,
     pub stop_grace_period: Option<Duration>,
     pub mem_limit: Option<ByteSize>,
+    /// Where `memswap_limit` is written, or else `mem_limit`.
+    pub memory_place: Option<Place>,
     pub milli_cpus: Option<u32>,
     pub pids_limit: Option<u32>,
     pub options: Options,
@@ -93,6 +96,7 @@ impl Layer {
             schedule: over.schedule.clone().or_else(|| self.schedule.clone()),
             stop_grace_period: over.stop_grace_period.or(self.stop_grace_period),
             mem_limit: over.mem_limit.or(self.mem_limit),
+            memory_place: over.memory_place.clone().or_else(|| self.memory_place.clone()),
             milli_cpus: over.milli_cpus.or(self.milli_cpus),
             pids_limit: over.pids_limit.or(self.pids_limit),
             options: network::under(&self.options, &over.options),
@@ -185,6 +189,7 @@ impl Layer {
             spec.options.tmpfs.get_or_insert_default().extend(memory);
         }
         check_targets(findings, &spec);
+        memory::check(findings, &spec, self.memory_place.as_ref());
         canary::check(findings, &spec);
         replicas::check(findings, &spec);
         Some(spec)

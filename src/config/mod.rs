@@ -5,6 +5,7 @@
 
 pub mod agent;
 pub mod authorities;
+mod blkio;
 mod canary;
 mod compose;
 mod configs;
@@ -21,6 +22,7 @@ mod images;
 pub mod images_named;
 mod layer;
 mod load;
+mod memory;
 mod named;
 mod network;
 mod options;

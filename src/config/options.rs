@@ -2,15 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use toml::de::DeValue;
 
+use super::blkio;
+use super::memory;
 use super::network;
 use super::port::absolute;
 use super::section::{Section, Value};
 use crate::types::{
-    Blkio, ByteSize, CAPABILITIES, DeviceMapping, Invalid, LogLimits, NetworkMode, Options, Protocol, Tmpfs,
+    ByteSize, CAPABILITIES, DeviceMapping, Invalid, LogLimits, NetworkMode, Options, Protocol, Tmpfs,
 };
 
 /// Reads them. The order of reading is that of `docs/config.md`.
@@ -39,13 +41,13 @@ pub(super) fn read(section: &Section<'_, '_>) -> Options {
         read_only: flag("read_only"),
         init: flag("init"),
         stop_signal: one(section, "stop_signal", plain),
-        memswap_limit: memswap(section),
+        memswap_limit: memory::swap(section),
         mem_reservation: size(section, "mem_reservation"),
         cpuset: one(section, "cpuset", cpuset),
         // Source: cgroup-v1/cpu: 2 is the least, 262144 the most.
         cpu_shares: section.integer("cpu_shares", 2..=262_144).and_then(|n| u64::try_from(n).ok()),
         oom_score_adj: section.integer("oom_score_adj", -1000..=1000).and_then(|n| i32::try_from(n).ok()),
-        blkio: section.table("blkio_config").map(|table| blkio(&table)),
+        blkio: section.table("blkio_config").map(|table| blkio::read(&table)),
         labels: map(section, "labels", |_, _| Ok(())),
         logging: section.table("logging").map(|table| logging(&table)),
         host_pid: mode(section, "pid", &[("host", true)]),
@@ -111,7 +113,8 @@ fn each<T>(
     Some(found)
 }
 
-fn one<T>(
+/// A string; a number stands for its text.
+pub(super) fn one<T>(
     section: &Section<'_, '_>,
     key: &'static str,
     parse: impl Fn(&str) -> Result<T, Invalid>,
@@ -148,6 +151,7 @@ fn map(
     let value = section.get(key)?;
     let mut found = BTreeMap::new();
     let mut take = |name: &str, text: String, at: Value<'_, '_>| match check(name, &text) {
+        _ if name.is_empty() => fail(section, key, at, &"a name is missing"),
         Ok(()) => {
             found.insert(name.to_owned(), text);
         }
@@ -164,7 +168,10 @@ fn map(
         }
         DeValue::Array(array) => {
             for item in array.iter() {
-                let text = text_of(item).unwrap_or_default();
+                let Some(text) = text_of(item) else {
+                    fail(section, key, item, &"takes texts, as name=value");
+                    continue;
+                };
                 let (name, value) = text.split_once('=').unwrap_or((&text, ""));
                 take(name, value.to_owned(), item);
             }
@@ -358,16 +365,6 @@ fn size(section: &Section<'_, '_>, key: &'static str) -> Option<ByteSize> {
     one(section, key, |text| text.parse::<ByteSize>())
 }
 
-fn memswap(section: &Section<'_, '_>) -> Option<i64> {
-    one(section, "memswap_limit", |text| {
-        if text == "-1" {
-            return Ok(-1);
-        }
-        let size: ByteSize = text.parse()?;
-        i64::try_from(size.0).or_else(|_| bad(text, "is too much"))
-    })
-}
-
 /// Source: cpuset(7), "List format".
 fn cpuset(text: &str) -> Result<String, Invalid> {
     let part = |part: &str| {
@@ -402,35 +399,6 @@ fn tmpfs(text: &str) -> Result<Tmpfs, Invalid> {
         return bad(other, "is not an option of a tmpfs here");
     }
     Ok(Tmpfs { target, options: options.into_iter().map(str::to_owned).collect() })
-}
-
-fn blkio(section: &Section<'_, '_>) -> Blkio {
-    let rates = |key: &'static str| {
-        let mut found = Vec::new();
-        let items = section.get(key).and_then(|value| value.get_ref().as_array());
-        for item in items.into_iter().flat_map(|array| array.iter()) {
-            let table = item.get_ref().as_table();
-            let path = table.and_then(|table| table.get("path")).and_then(text_of);
-            let rate = table.and_then(|table| table.get("rate")).and_then(text_of);
-            let path: Option<PathBuf> = path.as_deref().and_then(absolute);
-            let rate = rate.and_then(|text| text.parse::<ByteSize>().ok());
-            match path.zip(rate) {
-                Some((path, rate)) => found.push((path, rate.0)),
-                None => fail(section, key, item, &"takes tables with `path` and `rate`"),
-            }
-        }
-        found
-    };
-    let found = Blkio {
-        weight: section.integer("weight", 10..=1000).and_then(|number| u16::try_from(number).ok()),
-        read_bps: rates("device_read_bps"),
-        write_bps: rates("device_write_bps"),
-        read_iops: rates("device_read_iops"),
-        write_iops: rates("device_write_iops"),
-    };
-    section.unsupported("weight_device", "use `weight`");
-    section.finish(|_| None);
-    found
 }
 
 fn logging(section: &Section<'_, '_>) -> LogLimits {

@@ -11,6 +11,7 @@ use super::configs;
 use super::depends;
 use super::health_read;
 use super::layer::{DeployLayer, Layer};
+use super::memory;
 use super::options;
 use super::port;
 use super::replicas;
@@ -18,7 +19,7 @@ use super::section::{Findings, Section, Value};
 use super::times;
 use super::volume;
 use super::words;
-use crate::types::{ByteSize, Digest, DrainSignal, PortMapping, Strategy, fill_fallback};
+use crate::types::{Digest, DrainSignal, PortMapping, Strategy, fill_fallback};
 
 /// Keys of the Compose Specification that this version does not know what to do with.
 const COMPOSE: &[&str] = &[
@@ -83,7 +84,8 @@ pub(super) fn read(section: &Section<'_, '_>) -> Layer {
         restart: section.parsed("restart"),
         schedule: times::schedule(section),
         stop_grace_period: section.duration("stop_grace_period"),
-        mem_limit: mem_limit(section),
+        mem_limit: memory::limit(section),
+        memory_place: memory::place(section),
         milli_cpus: milli_cpus(section),
         pids_limit: section
             .integer("pids_limit", 1..=4_194_304)
@@ -241,20 +243,6 @@ fn ports(section: &Section<'_, '_>) -> (Option<Vec<PortMapping>>, Vec<Range<usiz
         }
     }
     (Some(ports), spans)
-}
-
-fn mem_limit(section: &Section<'_, '_>) -> Option<ByteSize> {
-    let value = section.get("mem_limit")?;
-    let size: ByteSize = match value.get_ref().as_integer() {
-        Some(number) => ByteSize(u64::from_str_radix(number.as_str(), number.radix()).unwrap_or(0)),
-        None => section.parsed("mem_limit")?,
-    };
-    // Docker's own minimum: less does not hold a process.
-    if size.0 < 6 << 20 {
-        section.findings.error(value.span(), "`mem_limit` is at least 6m", None);
-        return None;
-    }
-    Some(size)
 }
 
 fn milli_cpus(section: &Section<'_, '_>) -> Option<u32> {

@@ -156,9 +156,12 @@ pub trait Engine: Send + Sync {
     fn exec(&self, id: &InstanceId, command: &[String], timeout: Duration)
     -> Result<ExecOutput, EngineError>;
 
-    /// Renews the names that a container, running or not, finds in its `/etc/hosts`. Nothing is written if none
-    /// changed.
+    /// Renews the names that a container, running or not, finds in its `/etc/hosts`, and gives it the host's resolvers
+    /// where it has none. Nothing is written if nothing changed.
     fn write_hosts(&self, id: &InstanceId, hosts: &Hosts) -> Result<(), EngineError>;
+
+    /// What containers are told of the host's resolvers: early in a boot there are none.
+    fn resolvers(&self) -> String;
 
     /// What the container's program has said to its `NOTIFY_SOCKET`; `None`: it was given none.
     fn notified(&self, id: &InstanceId) -> Option<Notified>;

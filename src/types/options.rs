@@ -173,6 +173,22 @@ impl Options {
         *self == Self::default()
     }
 
+    /// Why `memswap_limit`, which counts memory too, does not go with a limit of memory, told as Docker does: no runtime
+    /// starts a container with both.
+    pub fn swap_misfit(&self, memory: Option<ByteSize>) -> Option<String> {
+        // Below 0: no limit of swap.
+        let both = ByteSize(u64::try_from(self.memswap_limit?).ok()?);
+        match memory {
+            None => Some("`memswap_limit` needs a `mem_limit`: it is memory and swap together".to_owned()),
+            Some(memory) if both < memory => Some(format!(
+                "`memswap_limit` ({}) is less than `mem_limit` ({}): it is memory and swap together",
+                both.human(),
+                memory.human()
+            )),
+            Some(_) => None,
+        }
+    }
+
     /// These, with `over` on top of them: maps are merged, all else is replaced.
     pub fn under(&self, over: &Self) -> Self {
         macro_rules! merged {

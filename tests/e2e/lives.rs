@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -325,6 +326,45 @@ fn after_a_power_cut_services_come_back_in_order_alone_and_trust_no_number() {
     stranger.kill().unwrap();
     stranger.wait().unwrap();
     assert_eq!(lab.status()["repo"]["reason"], "git-unreachable");
+}
+
+/// One that would take five seconds and has one is cut short, one that takes twelve and has a minute is not: each by its
+/// own word, and neither by Compose's ten seconds.
+#[test]
+fn a_stop_takes_as_long_as_the_service_says() {
+    let mut lab = Lab::new();
+    let image = lab.image("1", Kind::Good);
+    // Of their own: services that write to one directory are changed one after the other.
+    let folder = lab.path("out");
+    let out = |name: &str| folder.join(name);
+    let service = |name: &str, takes: u32, grace: &str| {
+        fs::create_dir_all(out(name)).unwrap();
+        let ends = format!("trap \"sleep {takes}; echo done > /out/end; exit 0\" TERM");
+        format!(
+            "image = \"{image}\"\ncommand = [\"/bin/sh\", \"-c\", '{ends}; while :; do sleep 0.1; done']\n\
+             volumes = [\"{}:/out\"]\nstop_grace_period = \"{grace}\"\n[deploy]\ndrain = \"0s\"\nbake = \"0s\"\n",
+            out(name).display()
+        )
+    };
+    let all = [("hasty", 5, "1s"), ("patient", 12, "1m")];
+    for (name, takes, grace) in all {
+        lab.write(&format!("services/{name}.toml"), &service(name, takes, grace));
+    }
+    lab.commit("both");
+    lab.start_agent();
+    lab.wait_agent();
+    lab.sync();
+    let first = all.map(|(name, ..)| processes(&lab, &format!("{name}.1")).0);
+    for (name, _, grace) in all {
+        let other = service(name, 0, grace).replace("while :", "while true");
+        lab.write(&format!("services/{name}.toml"), &other);
+    }
+    lab.commit("others in their place");
+    for pid in first {
+        wait_for("its end", || (!Path::new(&format!("/proc/{pid}")).exists()).then_some(()));
+    }
+    assert!(!out("hasty").join("end").exists(), "it had one second");
+    assert!(out("patient").join("end").exists(), "it had a minute: {}", lab.agent_log());
 }
 
 #[test]

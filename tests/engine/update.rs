@@ -138,6 +138,38 @@ fn a_limit_below_what_is_used_is_refused_and_kills_nothing() {
     assert_eq!(rig.pid(&request.id), pid);
 }
 
+/// What no runtime would start again with is not taken by a running one either; cgroup v2 would, as no swap.
+#[test]
+fn a_limit_of_swap_below_that_of_memory_is_refused_live_and_at_the_start() {
+    let rig = Rig::new();
+    let mut request = rig.script("shop.1", "exec sleep 1000");
+    request.spec.mem_limit = Some(ByteSize(64 << 20));
+    request.spec.options.memswap_limit = Some(128 << 20);
+    rig.start(&request);
+    let (pid, before) = (rig.pid(&request.id), seen(&rig.engine, &request.id));
+    let record = || fs::read_to_string(rig.path("run/containers/shop.1/launch.json")).unwrap();
+    let recorded = record();
+    for (memory, what) in [
+        (Some(256 << 20), "`memswap_limit` (128.0 MiB) is less than `mem_limit` (256.0 MiB)"),
+        (None, "`memswap_limit` needs a `mem_limit`"),
+    ] {
+        request.spec.mem_limit = memory.map(ByteSize);
+        let refusal = rig.engine.update(&request.id, &request.spec).unwrap_err().to_refusal();
+        assert!(refusal.message.contains(what), "{refusal}");
+        assert_eq!((rig.pid(&request.id), seen(&rig.engine, &request.id)), (pid, before.clone()));
+        assert_eq!(record(), recorded, "nothing is tried");
+        let other = gitopsd::engine::ContainerRequest { id: "shop.2".parse().unwrap(), ..request.clone() };
+        let refusal = rig.engine.start(&other).unwrap_err().to_refusal();
+        assert!(refusal.message.contains(what), "{refusal}");
+        rig.engine.remove(&other.id).unwrap();
+    }
+    // No limit at all of either is no contradiction.
+    request.spec.options.memswap_limit = Some(-1);
+    rig.engine.update(&request.id, &request.spec).unwrap();
+    rig.engine.remove(&request.id).unwrap();
+    rig.start(&request);
+}
+
 #[test]
 fn processors_that_are_not_there_are_refused_by_name() {
     let rig = Rig::new();

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::reconcile::later;
 use crate::reconcile::step::Step;
 use crate::reconcile::world::Busy;
+use crate::reconcile::{later, pending};
 use crate::types::{Reason, Refusal, ServiceName, Timestamp};
 
 /// First pause after an effect that did not work and that no record remembers; doubled each time.
@@ -30,7 +30,7 @@ pub struct Pace {
 impl Pace {
     /// Those that last; what is waited for is why.
     pub fn pauses(&self, now: Timestamp) -> BTreeMap<ServiceName, Busy> {
-        let pauses = self.pauses.iter().filter(|(_, (_, until, _))| now < *until);
+        let pauses = self.pauses.iter().filter(|(_, (_, until, _))| pending(now, *until, LONGEST_PAUSE));
         let busy = |until: &Timestamp, refusal: &Refusal| Busy {
             what: format!("{refusal}; tried again soon"),
             since: *until,
@@ -41,7 +41,11 @@ impl Pace {
 
     /// When the next one ends.
     pub fn next_end(&self, now: Timestamp) -> Option<Timestamp> {
-        self.pauses.values().map(|(_, until, _)| *until).filter(|until| *until > now).min()
+        self.pauses
+            .values()
+            .map(|(_, until, _)| *until)
+            .filter(|until| pending(now, *until, LONGEST_PAUSE))
+            .min()
     }
 
     /// Why the last effect of a service did not work.
@@ -96,5 +100,22 @@ impl Pace {
     /// An effect worked.
     pub fn clear(&mut self, service: &ServiceName) {
         self.pauses.remove(service);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A boot before the clock is set: what does not work then is tried again as soon as it is right.
+    #[test]
+    fn a_clock_that_is_set_back_ends_pauses() {
+        let (service, refusal) = ("web".parse().unwrap(), Refusal::new(Reason::StartFailed, "no disk yet"));
+        let wrong: Timestamp = "2038-01-01T00:00:00Z".parse().unwrap();
+        let right: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
+        let mut pace = Pace::default();
+        pace.pause(&service, &refusal, wrong);
+        assert!(pace.pauses(wrong).contains_key(&service) && pace.next_end(wrong).is_some());
+        assert!(pace.pauses(right).is_empty() && pace.next_end(right).is_none());
     }
 }

@@ -154,7 +154,7 @@ impl Groups<'_> {
             memory_v1(&file, limit, both)?;
             return write(&file.with_file_name("memory.soft_limit_in_bytes"), &number(reserved));
         }
-        // Both together are what Compose limits, and v2 limits swap alone.
+        // Both together are what Compose limits, and v2 limits swap alone. Together they are never less: `update` has looked.
         let swap = both.and_then(|both| u64::try_from(both).ok()).zip(limit);
         let swap = swap.map(|(both, limit)| both.saturating_sub(limit));
         match self.file("memory.max") {

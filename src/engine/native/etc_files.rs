@@ -56,12 +56,27 @@ pub(super) fn write_hosts(
     hosts: &Hosts,
     options: &Options,
 ) -> io::Result<()> {
-    use std::io::Write as _;
     let text = hosts_file(id, address, hosts, options);
     let path = dir.join("hosts");
     if fs::read_to_string(&path).is_ok_and(|now| now == text) {
         return Ok(());
     }
+    write_in_place(&path, &text)
+}
+
+/// Gives a container that was started before the host had a resolver, as at a boot, the one that it has by now. What names
+/// one is left alone: it may be the container's own.
+pub(super) fn complete_resolver(dir: &Path, options: &Options) -> io::Result<()> {
+    let path = dir.join("resolv.conf");
+    if fs::read_to_string(&path).is_ok_and(|now| names_a_resolver(&now)) {
+        return Ok(());
+    }
+    let text = resolver_file(options);
+    if names_a_resolver(&text) { write_in_place(&path, &text) } else { Ok(()) }
+}
+
+fn write_in_place(path: &Path, text: &str) -> io::Result<()> {
+    use std::io::Write as _;
     let mut file = fs::OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
     file.write_all(text.as_bytes())?;
     file.set_len(text.len() as u64)
@@ -106,15 +121,20 @@ fn resolver_file(options: &Options) -> String {
     text
 }
 
-fn resolver_of_host() -> String {
+/// What a container with a network of its own is told of the host's resolvers; empty: there are none.
+pub(super) fn resolver_of_host() -> String {
     // The second one is what systemd-resolved asks behind its stub on 127.0.0.53.
     for source in ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"] {
         let kept = without_loopback(&fs::read_to_string(source).unwrap_or_default());
-        if kept.lines().any(|line| line.starts_with("nameserver")) {
+        if names_a_resolver(&kept) {
             return kept;
         }
     }
     String::new()
+}
+
+fn names_a_resolver(text: &str) -> bool {
+    text.lines().any(|line| line.trim_start().starts_with("nameserver"))
 }
 
 /// Source: resolv.conf(5).
@@ -129,6 +149,8 @@ fn without_loopback(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt as _;
+
     use super::*;
 
     #[test]
@@ -138,6 +160,25 @@ mod tests {
             without_loopback(text),
             "# x\nnameserver 10.0.0.2\nnameserver fe80::1%eth0\noptions edns0\n"
         );
+    }
+
+    #[test]
+    fn only_who_has_no_resolver_gets_one_later() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("resolv.conf");
+        let options = Options { dns: Some(vec!["192.0.2.53".parse().unwrap()]), ..Options::default() };
+        for (now, then) in [
+            ("", "nameserver 192.0.2.53\n"),
+            ("search example.org\n", "nameserver 192.0.2.53\n"),
+            ("nameserver 192.0.2.7\n", "nameserver 192.0.2.7\n"),
+        ] {
+            fs::write(&path, now).unwrap();
+            let file = fs::metadata(&path).unwrap();
+            complete_resolver(dir.path(), &options).unwrap();
+            assert_eq!(fs::read_to_string(&path).unwrap(), then, "{now:?}");
+            // The very file, as the container has it mounted.
+            assert_eq!(fs::metadata(&path).unwrap().ino(), file.ino());
+        }
     }
 
     #[test]

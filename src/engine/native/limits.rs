@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::launch::Launch;
 use super::rights;
-use crate::types::Options;
+use crate::types::{ByteSize, Options};
 
 /// Files that a process may have open, where the host allows as many.
 const MAX_FILES: u64 = 1 << 20;
@@ -173,7 +173,12 @@ pub(super) fn resources(launch: &Launch, devices: &[Device]) -> io::Result<Value
     if let Some(limit) = launch.memory.and_then(|bytes| i64::try_from(bytes).ok()) {
         set("memory", "limit", limit.into());
     }
-    if let Some(limit) = options.memswap_limit.or_else(|| usual_swap(launch.memory?)) {
+    if let Some(misfit) = options.swap_misfit(launch.memory.map(ByteSize)) {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, misfit));
+    }
+    // Without a limit of memory it can only be "none", which is so then; on v2 runtimes refuse to be told.
+    if let Some(limit) = launch.memory.and_then(|memory| options.memswap_limit.or_else(|| usual_swap(memory)))
+    {
         set("memory", "swap", limit.into());
     }
     if let Some(size) = options.mem_reservation.and_then(|size| i64::try_from(size.0).ok()) {

@@ -206,10 +206,17 @@ impl Engine for NativeEngine {
         let Some(address) = observe::address(&self.layout.run(id)) else { return Ok(()) };
         let launch = record::read::<launch::Launch>(&self.layout.run(id).launch());
         let options = launch.map(|launch| launch.options).unwrap_or_default();
-        etc_files::write_hosts(&self.layout.state(id), id, address, hosts, &options).map_err(|error| {
+        let dir = self.layout.state(id);
+        let failed = |file: &str, error: std::io::Error| {
             let reason = storage_reason(&error, Reason::StorageIo);
-            EngineError::new(reason, format!("{id}: its /etc/hosts cannot be written"), error)
-        })
+            EngineError::new(reason, format!("{id}: its /etc/{file} cannot be written"), error)
+        };
+        etc_files::write_hosts(&dir, id, address, hosts, &options).map_err(|error| failed("hosts", error))?;
+        etc_files::complete_resolver(&dir, &options).map_err(|error| failed("resolv.conf", error))
+    }
+
+    fn resolvers(&self) -> String {
+        etc_files::resolver_of_host()
     }
 
     fn notified(&self, id: &InstanceId) -> Option<Notified> {

@@ -7,7 +7,7 @@ use super::observe::{running, this_boot};
 use super::supervisor::{self, Turn};
 use super::{NativeEngine, cgroup_limits, record, storage_reason};
 use crate::engine::EngineError;
-use crate::types::{InstanceId, PinnedImage, Reason, ServiceSpec};
+use crate::types::{ByteSize, InstanceId, PinnedImage, Reason, ServiceSpec};
 
 /// See [`crate::engine::Engine::update`].
 pub(super) fn update(
@@ -30,6 +30,10 @@ pub(super) fn update(
         .ok_or_else(|| failed("launch.json", io::Error::other("it cannot be read")))?;
     let after = with_limits(before.clone(), spec);
     let limits = "its limits cannot be changed";
+    // What could not be started with them may not go on with them either.
+    if let Some(misfit) = after.options.swap_misfit(after.memory.map(ByteSize)) {
+        return Err(failed(limits, io::Error::new(io::ErrorKind::InvalidInput, misfit)));
+    }
     // First: whoever comes after a crash has to know what may be there beside what was.
     let tried = Tried::from(&after);
     if tried != Tried::from(&before) && !before.tried.contains(&tried) {

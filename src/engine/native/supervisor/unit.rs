@@ -193,8 +193,8 @@ fn properties(plan: &Plan<'_>, agent: Option<&str>) -> Vec<(&'static str, Value)
         properties.push(("DevicePolicy", text("closed")));
         properties.push(("DeviceAllow", Value::Pairs(devices.iter().map(device).collect())));
     }
-    // Going down: first the agent, which would start again what ends; then containers, while there is a network.
-    let after = ["local-fs.target", "network.target", "nftables.service"].map(str::to_owned);
+    // Going down: first the agent, which would start again what ends. Nothing waits for a network: see gitopsd.service.
+    let after = ["local-fs.target", "network-pre.target", "nftables.service"].map(str::to_owned);
     properties.push(("After", Value::Texts(after.into())));
     properties.extend(agent.map(|unit| ("Before", Value::Texts(vec![unit.to_owned()]))));
     properties
