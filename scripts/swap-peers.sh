@@ -55,7 +55,6 @@ peer_swaps() {
   client 'kept for 1 s at most' outside "http://$host4/" --mode keepalive --max-age 1
   # A port without TLS is for one version of HTTP there.
   [ "$peer" = nginx ] || client 'HTTP/2' outside "http://$host4/" --mode http2
-  client 'WebSocket' outside "http://$host4/" --mode websocket
   client '127.0.0.1, new' host http://127.0.0.1/
   sleep 1
   started=$SECONDS
@@ -174,10 +173,9 @@ http {
   uwsgi_temp_path $lab/nginx/uwsgi;
   scgi_temp_path $lab/nginx/scgi;
   upstream web { server $backend; keepalive 16; }
-  map \$http_upgrade \$hop { default upgrade; '' ''; }
   server {
     listen 80;
-    location / { proxy_pass http://web; proxy_http_version 1.1; proxy_set_header Upgrade \$http_upgrade; proxy_set_header Connection \$hop; }
+    location / { proxy_pass http://web; proxy_http_version 1.1; proxy_set_header Connection ""; }
   }
 }
 CONF
@@ -200,6 +198,7 @@ nginx_end() { haproxy_end; }
 # What could not be measured, and why.
 peers_notes() {
   printf '\nPeers run three of the programs. Not compared: UDP, IPv6 and requests by name from a container, which each of them does in a\n'
-  printf 'way of its own, and HTTP/2 of nginx, whose ports without TLS are for one version of HTTP.\n'
+  printf 'way of its own; WebSocket, as the program leaves out of its handshake what HAProxy asks for; and HTTP/2 of nginx, whose ports\n'
+  printf 'without TLS are for one version of HTTP.\n'
   [ -e /proc/net/ip_vs ] || printf '\nSwarm is missing: its routing needs IPVS, which this kernel does not have.\n'
 }
