@@ -149,6 +149,7 @@ know `domainname`, which it therefore gets as a kernel parameter, too. No runtim
 `golang-github-opencontainers-runtime-tools-dev`: it finds nothing. That package holds the validator and not the suite of
 containers that belongs to it (`validation/`, `runtimetest`), and youki's `contest` is no published crate; so the table above
 takes their place. The tests of `tests/engine` run with all three runtimes, too (`tests/engine/runtimes.rs`).
+What only the built-in one does, `init` and `userns_mode`, it does also where `engine.runtime` names another one.
 ";
 
 /// Keys of our own.

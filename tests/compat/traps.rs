@@ -40,6 +40,7 @@ pub const TRAPS: &[Trap] = &[
         "a filter of our own, compiled ahead, set in the container's process right before its program",
         &[
             "the_filter_of_system_calls_is_there_unless_taken_away",
+            "every_call_is_answered_as_under_docker",
             "programs_of_32_bits_run_and_are_filtered_too",
         ],
     ),

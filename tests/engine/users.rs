@@ -230,9 +230,6 @@ fn what_cannot_be_had_is_told() {
     let one = request(&rig, "shop.1", "true");
     let message = rig.engine.start(&one).unwrap_err().to_refusal().message;
     assert!(message.contains("`engine.subuids`"), "{message}");
-    let runc = engine(&rig).with_runtime(Some("runc".into()));
-    let message = runc.start(&one).unwrap_err().to_refusal().message;
-    assert!(message.contains("`userns_mode`") && message.contains("built-in"), "{message}");
     // A file system that knows no other numbers, in the place of NFS.
     let place = rig.path("ram");
     fs::create_dir(&place).unwrap();
