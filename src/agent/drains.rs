@@ -28,24 +28,29 @@ pub struct Seen {
 /// Every container that drains.
 pub type Drains = BTreeMap<InstanceId, Seen>;
 
-/// The containers of a service that have had no new connections since then: those of a former generation, and those of
-/// which there are too many.
+/// What of a service drains as a whole: the former generation, or a new one that was given up.
+fn whole(record: &ServiceRecord) -> Option<Drain<'_>> {
+    Drain::former(record).or_else(|| Drain::given_up(record))
+}
+
+/// The containers of a service that have had no new connections since then: those of a generation that drains, and those
+/// of which there are too many.
 fn leaving<'a>(
     service: &'a ServiceName,
     record: &'a ServiceRecord,
 ) -> impl Iterator<Item = (InstanceId, Timestamp)> {
-    let retiring = record.retiring.iter();
-    let former = retiring.flat_map(move |it| it.old.instances(service).map(move |id| (id, it.since)));
+    let drains = [Drain::former(record), Drain::given_up(record)].into_iter().flatten();
+    let all = drains.flat_map(move |it| it.of().instances(service).map(move |id| (id, it.since())));
     let one_too_many = record.incumbent.iter().flat_map(move |it| {
         it.replicas.iter().filter_map(move |(index, replica)| {
             Some((InstanceId::replica(service, it.generation, *index), replica.leaving_since?))
         })
     });
-    former.chain(one_too_many)
+    all.chain(one_too_many)
 }
 
 impl Agent {
-    /// Counts the connections of retiring containers, and the looks at which there were none.
+    /// Counts the connections of containers that drain, and the looks at which there were none.
     pub(super) fn look_at_drains(&mut self, seen: &mut Observed, now: Timestamp) {
         let mut before = std::mem::take(&mut self.drains);
         for (id, since) in self.journal.records.iter().flat_map(|(service, record)| leaving(service, record))
@@ -83,51 +88,50 @@ impl Agent {
 
     /// The drain of a service, for its status.
     pub(super) fn drain(&self, service: &ServiceName) -> Option<DrainStatus> {
-        let record = self.journal.records.get(service)?;
-        let retiring = record.retiring.as_ref()?;
+        let drain = whole(self.journal.records.get(service)?)?;
         let counts: Vec<usize> =
-            retiring.old.instances(service).filter_map(|id| self.connections(&id)).collect();
+            drain.of().instances(service).filter_map(|id| self.connections(&id)).collect();
         Some(DrainStatus {
-            generation: retiring.old.generation,
+            generation: drain.of().generation,
             connections: (!counts.is_empty()).then(|| counts.iter().sum()),
-            since: retiring.since,
-            until: Drain::former(record)?.over(),
+            since: drain.since(),
+            until: drain.over(),
         })
     }
 
     /// What is said of how a drain ended, before what was drained is stopped.
     pub(super) fn drained(&self, service: &ServiceName, step: &Step) -> Option<Message> {
-        let Step::Retire(generation) = step else { return None };
-        let (drain, record) = (self.drain(service)?, self.journal.records.get(service)?);
-        let former = Drain::former(record)?;
-        let old = record.retiring.as_ref().map(|retiring| &retiring.old);
+        let (Step::Retire(generation) | Step::Discard(generation)) = step else { return None };
+        let record = self.journal.records.get(service)?;
+        let drain = whole(record).filter(|drain| drain.of().generation == *generation)?;
         let now = clock::now();
-        let whole = |time: Duration| format_duration(Duration::from_secs(time.as_secs()));
-        let lasted = whole(Duration::try_from(now.duration_since(drain.since)).unwrap_or_default());
-        let left = drain.connections;
+        let seconds = |time: Duration| format_duration(Duration::from_secs(time.as_secs()));
+        let lasted = seconds(Duration::try_from(now.duration_since(drain.since())).unwrap_or_default());
+        let after = if matches!(step, Step::Discard(_)) { "it was given up" } else { "the switch" };
+        let left = self.drain(service)?.connections;
         let text = match left {
             // It has ended by itself.
-            _ if old.is_none_or(|old| !self.any_runs(service, old)) => return None,
-            _ if former.is_early() => {
-                let patience = whole(former.patience(now));
+            _ if !self.any_runs(service, drain.of()) => return None,
+            _ if drain.is_early() => {
+                let patience = seconds(drain.patience(now));
                 let many = left.map_or_else(String::new, |left| {
                     format!(" with {}", plural(left, "connection", "connections"))
                 });
                 format!(
-                    "generation {generation} is told to end{many}, {lasted} after the switch; it has {patience}"
+                    "generation {generation} is told to end{many}, {lasted} after {after}; it has {patience}"
                 )
             }
-            Some(0) => format!("generation {generation} has no connection left, {lasted} after the switch"),
+            Some(0) => format!("generation {generation} has no connection left, {lasted} after {after}"),
             Some(left) => {
                 let many = plural(left, "connection", "connections");
-                format!("generation {generation} is stopped with {many} left, {lasted} after the switch")
+                format!("generation {generation} is stopped with {many} left, {lasted} after {after}")
             }
-            None => format!("generation {generation} is stopped, {lasted} after the switch"),
+            None => format!("generation {generation} is stopped, {lasted} after {after}"),
         };
         let mut message = Message::of(Kind::Drained, service, format!("{service}: {text}"));
         message.generation = Some(*generation);
-        message.image = old.map(|old| old.spec.image.reference.clone());
-        message.commit = old.map(|old| old.commit.id.clone());
+        message.image = Some(drain.of().spec.image.reference.clone());
+        message.commit = Some(drain.of().commit.id.clone());
         Some(message)
     }
 }

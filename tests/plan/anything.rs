@@ -196,6 +196,7 @@ fn rollout() -> BoxedStrategy<Rollout> {
             retry_at: times.4,
             trouble: rest.0,
             yielded_at: times.3,
+            returned_at: times.2.filter(|_| rest.1 % 3 == 0),
         })
         .boxed()
 }

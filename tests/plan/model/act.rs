@@ -227,6 +227,7 @@ impl Host {
             Step::DropReplica(generation, index) => {
                 let id = InstanceId::replica(name, *generation, *index);
                 self.audit_drop(&id);
+                self.audit_drained(name, step, &id);
                 self.containers.remove(&id);
             }
             Step::Amend(amendment) => return self.amend(name, amendment),
@@ -263,6 +264,7 @@ impl Host {
             Step::Discard(generation) | Step::Retire(generation) | Step::Sweep(generation) => {
                 self.audit_end(name, step, *generation);
                 for id in self.all_of(name, *generation) {
+                    self.audit_drained(name, step, &id);
                     self.containers.remove(&id);
                 }
             }
@@ -385,6 +387,7 @@ impl Host {
         if self.ports_taken && to.is_some() && from != to {
             return Outcome::Retry(Refusal::new(Reason::PortInUse, "port 80/tcp belongs to service other"));
         }
+        let old_lanes = self.lanes_of(name);
         let (before, mut part) = (self.routes.get(name).and_then(|route| route.canary.clone()), None);
         let spread = |host: &Self| host.routes.get(name).map(|route| route.lanes().collect::<Vec<_>>());
         let spread_before = spread(self);
@@ -425,6 +428,7 @@ impl Host {
             self.say(name, &format!("traffic: {} -> {}", word(from), word(to)));
         }
         let after = spread(self);
+        self.note_lost(name, &old_lanes);
         let several = |lanes: &Option<Vec<Ipv4Addr>>| lanes.as_ref().is_some_and(|lanes| lanes.len() > 1);
         if spread_before != after && (several(&spread_before) || several(&after)) {
             let lanes = after.map_or(0, |lanes| lanes.len());
