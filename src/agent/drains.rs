@@ -28,24 +28,29 @@ pub struct Seen {
 /// Every container that drains.
 pub type Drains = BTreeMap<InstanceId, Seen>;
 
-/// The containers of a service that have had no new connections since then: those of a former generation, and those of
-/// which there are too many.
+/// What of a service drains as a whole: the former generation, or a new one that was given up.
+fn whole(record: &ServiceRecord) -> Option<Drain<'_>> {
+    Drain::former(record).or_else(|| Drain::given_up(record))
+}
+
+/// The containers of a service that have had no new connections since then: those of a generation that drains, and those
+/// of which there are too many.
 fn leaving<'a>(
     service: &'a ServiceName,
     record: &'a ServiceRecord,
 ) -> impl Iterator<Item = (InstanceId, Timestamp)> {
-    let retiring = record.retiring.iter();
-    let former = retiring.flat_map(move |it| it.old.instances(service).map(move |id| (id, it.since)));
+    let drains = [Drain::former(record), Drain::given_up(record)].into_iter().flatten();
+    let all = drains.flat_map(move |it| it.of().instances(service).map(move |id| (id, it.since())));
     let one_too_many = record.incumbent.iter().flat_map(move |it| {
         it.replicas.iter().filter_map(move |(index, replica)| {
             Some((InstanceId::replica(service, it.generation, *index), replica.leaving_since?))
         })
     });
-    former.chain(one_too_many)
+    all.chain(one_too_many)
 }
 
 impl Agent {
-    /// Counts the connections of retiring containers, and the looks at which there were none.
+    /// Counts the connections of containers that drain, and the looks at which there were none.
     pub(super) fn look_at_drains(&mut self, seen: &mut Observed, now: Timestamp) {
         let mut before = std::mem::take(&mut self.drains);
         for (id, since) in self.journal.records.iter().flat_map(|(service, record)| leaving(service, record))
@@ -89,14 +94,13 @@ impl Agent {
 
     /// The drain of a service, for its status.
     pub(super) fn drain(&self, service: &ServiceName) -> Option<DrainStatus> {
-        let record = self.journal.records.get(service)?;
-        let retiring = record.retiring.as_ref()?;
-        let ids: Vec<InstanceId> = retiring.old.instances(service).collect();
+        let drain = whole(self.journal.records.get(service)?)?;
+        let ids: Vec<InstanceId> = drain.of().instances(service).collect();
         Some(DrainStatus {
-            generation: retiring.old.generation,
+            generation: drain.of().generation,
             connections: self.connections_of(&ids),
-            since: retiring.since,
-            until: Drain::former(record)?.over(),
+            since: drain.since(),
+            until: drain.over(),
         })
     }
 
@@ -104,37 +108,35 @@ impl Agent {
     /// too many.
     pub(super) fn drained(&self, service: &ServiceName, step: &Step) -> Option<Message> {
         let record = self.journal.records.get(service)?;
-        let (of, drain, since, ids) = match step {
-            Step::Retire(_) => {
-                let retiring = record.retiring.as_ref()?;
-                let ids = retiring.old.instances(service).collect();
-                (&retiring.old, Drain::former(record)?, retiring.since, ids)
-            }
-            Step::DropReplica(generation, index) => {
-                let incumbent = record.incumbent.as_ref().filter(|it| it.generation == *generation)?;
-                let since = incumbent.replicas.get(index)?.leaving_since?;
-                let id = InstanceId::replica(service, *generation, *index);
-                (incumbent, Drain::too_many(record, *index)?, since, vec![id])
-            }
+        let (drain, generation) = match step {
+            Step::Retire(generation) | Step::Discard(generation) => (whole(record)?, *generation),
+            Step::DropReplica(generation, index) => (Drain::too_many(record, *index)?, *generation),
             _ => return None,
+        };
+        let of = drain.of();
+        if of.generation != generation {
+            return None;
+        }
+        let (ids, who, lost) = match step {
+            Step::DropReplica(_, index) => {
+                let id = InstanceId::replica(service, generation, *index);
+                (vec![id], format!("replica {index} of generation {generation}"), "it left the others")
+            }
+            _ => {
+                let lost = if matches!(step, Step::Discard(_)) { "it was given up" } else { "the switch" };
+                (of.instances(service).collect(), format!("generation {generation}"), lost)
+            }
         };
         // It has ended by itself.
         if !ids.iter().any(|id| self.seen.runs(id)) {
             return None;
         }
-        let generation = of.generation;
-        let (who, lost) = match step {
-            Step::DropReplica(_, index) => {
-                (format!("replica {index} of generation {generation}"), "it left the others")
-            }
-            _ => (format!("generation {generation}"), "the switch"),
-        };
         let now = clock::now();
-        let whole = |time: Duration| format_duration(Duration::from_secs(time.as_secs()));
-        let lasted = whole(Duration::try_from(now.duration_since(since)).unwrap_or_default());
+        let seconds = |time: Duration| format_duration(Duration::from_secs(time.as_secs()));
+        let lasted = seconds(Duration::try_from(now.duration_since(drain.since())).unwrap_or_default());
         let text = match self.connections_of(&ids) {
             left if drain.is_early() => {
-                let patience = whole(drain.patience(now));
+                let patience = seconds(drain.patience(now));
                 let many = left.map_or_else(String::new, |left| {
                     format!(" with {}", plural(left, "connection", "connections"))
                 });

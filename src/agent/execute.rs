@@ -206,10 +206,9 @@ impl Agent {
                 let result = traffic.point(&self.route(service, record, deployed));
                 // Of a network that it shares the connections are not its own.
                 let shared = deployed.spec.network_mode().is_shared();
-                // What was well, and goes for another reason, may end what it has begun before it is removed.
-                let reason = record.rollout.as_ref().and_then(|it| it.trouble.as_ref()).map(|it| it.reason);
-                let well = matches!(reason, Some(Reason::Superseded | Reason::Held));
-                if result.is_ok() && !shared && !well {
+                // What is well, and goes for another reason, may end what it has begun before it is removed.
+                let drains = Drain::given_up(record).is_some();
+                if result.is_ok() && !shared && !drains {
                     // Their clients come back at once, and reach the generation that works.
                     for id in self.instances(service, *from) {
                         if let Err(error) = traffic.reset_connections(&id) {
@@ -265,8 +264,13 @@ impl Agent {
                 Effect::Remove(all.map(|id| (id, patience)).collect())
             }
             Step::Discard(generation) | Step::Sweep(generation) => {
-                let (all, grace) = (self.instances(service, *generation), self.grace(service, *generation));
-                Effect::Remove(all.into_iter().map(|id| (id, grace)).collect())
+                let record = self.journal.records.get(service);
+                let drain =
+                    record.and_then(Drain::given_up).filter(|drain| drain.of().generation == *generation);
+                let grace = || self.grace(service, *generation);
+                let patience = drain.map_or_else(grace, |drain| drain.patience(clock::now()));
+                let all = self.instances(service, *generation).into_iter();
+                Effect::Remove(all.map(|id| (id, patience)).collect())
             }
             Step::Remove(_) => {
                 let record = self.journal.records.get(service);

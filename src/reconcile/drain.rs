@@ -1,13 +1,13 @@
-//! What has lost its traffic and is on its way out, the former incumbent or a container that is too many: until when its
-//! connections are waited for, and how long it is given to end.
+//! What has lost its traffic and is on its way out, the former incumbent, a candidate that was given up though it is well, or
+//! a container that is too many: until when its connections are waited for, and how long it is given to end.
 
 use std::time::Duration;
 
-use super::record::{Deployed, ServiceRecord};
+use super::record::{Deployed, Phase, Rollout, ServiceRecord};
 use super::step::{Next, Step};
 use super::view::View;
-use super::{jobs, joined, later};
-use crate::types::{DrainSignal, InstanceId, ReplicaIndex, Timestamp};
+use super::{jobs, joined, later, repair, replicas};
+use crate::types::{DrainSignal, InstanceId, Reason, ReplicaIndex, Strategy, Timestamp};
 
 /// After the switch, before the first look at the old generation's sockets: connections whose first packet is still
 /// on its way are not counted yet.
@@ -42,6 +42,25 @@ impl<'a> Drain<'a> {
         let since = incumbent.replicas.get(&index)?.leaving_since?;
         let newest = record.rollout.as_ref().map_or(incumbent, |rollout| &rollout.to);
         Some(Self { of: incumbent, since, limit: newest.spec.deploy.drain })
+    }
+
+    /// That of a candidate which was given up, is well, and had new connections until they went back. A sick one goes at
+    /// once, and so does one that has to make room for the incumbent.
+    pub fn given_up(record: &'a ServiceRecord) -> Option<Self> {
+        let rollout = record.rollout.as_ref().filter(|rollout| rollout.phase == Phase::Abandoning)?;
+        let of = &rollout.to;
+        let stays = of.spec.strategy() == Strategy::BlueGreen && !is_sick(rollout);
+        Some(Self { of, since: rollout.returned_at?, limit: of.spec.deploy.drain }).filter(|_| stays)
+    }
+
+    /// Which generation it is, or which one it is a container of.
+    pub fn of(&self) -> &'a Deployed {
+        self.of
+    }
+
+    /// Since when it has had no new connections.
+    pub fn since(&self) -> Timestamp {
+        self.since
     }
 
     /// When old connections have had their time.
@@ -82,6 +101,43 @@ impl<'a> Drain<'a> {
             return Ok(());
         }
         Err(if view.now < grace { grace } else { later(view.now, IDLE_POLL) }.min(self.over()))
+    }
+}
+
+/// Whether a candidate is given up for what ails it.
+fn is_sick(rollout: &Rollout) -> bool {
+    match rollout.trouble.as_ref().map(|trouble| trouble.reason) {
+        Some(Reason::Unhealthy | Reason::Exited | Reason::OutOfMemory | Reason::ErrorRate) => true,
+        // Of several containers one without traffic was late: those that have it are well.
+        Some(Reason::DeployTimeout) => !replicas::is_several(&rollout.to),
+        _ => false,
+    }
+}
+
+/// What is waited for before the containers of a candidate go that was given up: that its connections have ended, or its
+/// `drain` is over.
+pub(super) fn given_up(view: &View<'_>, record: &ServiceRecord) -> Option<Next> {
+    let drain = Drain::given_up(record)?;
+    let look = drain.look(view, drain.of.instances(view.name)).err()?;
+    // What serves meanwhile is looked after.
+    let serves = match repair::next(view, record) {
+        next @ Some(Next::Do(_)) => return next,
+        waiting => waiting,
+    };
+    let why = format!("generation {} was given up and is draining", drain.of.generation);
+    replicas::sooner(Some(Next::Wait { until: Some(look), why }), serves)
+}
+
+/// Takes in that new connections are about to be led away from a candidate that is given up, or from what serves no more. Each
+/// time anew: as long as that does not work, it has them.
+pub(super) fn begins(record: &mut ServiceRecord, step: &Step, now: Timestamp) {
+    let given_up = |rollout: &&mut Rollout| rollout.phase == Phase::Abandoning;
+    if let Some(rollout) = record.rollout.as_mut().filter(given_up) {
+        rollout.returned_at = Some(now);
+    }
+    // Where what serves now runs at times, until now the former one had them.
+    if let (Step::Withdraw, Some(retiring)) = (step, &mut record.retiring) {
+        retiring.since = now;
     }
 }
 

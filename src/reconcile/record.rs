@@ -265,6 +265,9 @@ pub struct Rollout {
     /// Under `recreate`: when the incumbent was stopped for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub yielded_at: Option<Timestamp>,
+    /// In [`Phase::Abandoning`]: when new connections were last led away from it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub returned_at: Option<Timestamp>,
 }
 
 impl Rollout {

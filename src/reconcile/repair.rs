@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use super::record::{Deployed, Down, Phase, Rollout, ServiceRecord};
 use super::restarts::stays;
-use super::rolling::{incumbent_serves, takes_back};
+use super::rolling::incumbent_serves;
 use super::step::{Next, Step};
 use super::view::View;
 use super::{irreversible, joined, later, order, pending, replicas, schedule};
-use crate::types::{InstanceId, Reason, Refusal, ServiceName, Timestamp};
+use crate::types::{InstanceId, Reason, Refusal, ServiceName, Strategy, Timestamp};
 
 /// First pause before a container that ended is started again; doubled for each further start in a row.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -113,6 +113,14 @@ pub(super) fn beside(view: &View<'_>, record: &ServiceRecord) -> Option<Next> {
     }
     let waiting = || next(view, record).filter(|next| matches!(next, Next::Wait { .. }));
     due(view, record).map(Next::Do).or_else(waiting)
+}
+
+/// Whether the incumbent serves again while a candidate that was given up is ended. Under `recreate` two at once would
+/// write to the same files.
+fn takes_back(record: &ServiceRecord, rollout: &Rollout) -> bool {
+    rollout.phase == Phase::Abandoning
+        && rollout.to.spec.strategy() == Strategy::BlueGreen
+        && !irreversible::leaves_down(record, rollout)
 }
 
 fn due(view: &View<'_>, record: &ServiceRecord) -> Option<Step> {

@@ -11,8 +11,8 @@ use super::transition::LONGEST_RETRY;
 use super::view::View;
 use super::world::{DesiredService, Observed};
 use super::{
-    batches, canary, irreversible, jobs, joined, later, order, pending, preflight, repair, replicas, sharing,
-    window,
+    batches, canary, drain, irreversible, jobs, joined, later, order, pending, preflight, repair, replicas,
+    sharing, window,
 };
 use crate::types::{ContainerState, Job, Reason, Refusal, ServiceName, Strategy, Timestamp};
 
@@ -105,14 +105,6 @@ pub(super) fn incumbent_serves(rollout: &Rollout) -> bool {
         Phase::Yielding => rollout.yielded_at.is_none(),
         Phase::Baking | Phase::Abandoning => false,
     }
-}
-
-/// Whether the incumbent serves again while a candidate that was given up is ended. Under `recreate` two at once would
-/// write to the same files.
-pub(super) fn takes_back(record: &ServiceRecord, rollout: &Rollout) -> bool {
-    rollout.phase == Phase::Abandoning
-        && strategy(rollout) == Strategy::BlueGreen
-        && !irreversible::leaves_down(record, rollout)
 }
 
 fn strategy(rollout: &Rollout) -> Strategy {
@@ -453,10 +445,14 @@ fn abandoning(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Nex
         }
         Some(_) if irreversible::leaves_down(record, rollout) => {}
         Some(incumbent) => {
-            let right = view.route() == Some(&view.route_for(record, incumbent));
+            let wanted = view.route_for(record, incumbent);
             if view.serves(incumbent) {
-                if !right {
+                if !replicas::leads_to(incumbent, view.route(), &wanted) {
                     return Next::Do(Step::Return { to: Some(incumbent.generation), from: generation });
+                }
+                // Back already: only which of its containers are well is another matter now.
+                if view.route() != Some(&wanted) {
+                    return Next::Do(Step::Route(incumbent.generation));
                 }
                 // What was about to go for the candidate, and has not gone yet, serves again at once.
                 if replicas::is_to_stay(incumbent) {
@@ -488,6 +484,9 @@ fn abandoning(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Nex
         }
         None if view.route().is_some() => return Next::Do(Step::Return { to: None, from: generation }),
         None => {}
+    }
+    if let Some(next) = drain::given_up(view, record) {
+        return next;
     }
     let pre = crate::types::InstanceId::of_job(view.name, generation, Job::Pre);
     if view.observed.containers.contains_key(&pre) {

@@ -14,7 +14,7 @@ use super::record::{
 use super::restarts::{count, ended, told, told_replica, yielded};
 use super::rolling::after_pull;
 use super::step::{Amendment, Step};
-use super::{batches, irreversible, jobs, later, replicas};
+use super::{batches, drain, irreversible, jobs, later, replicas};
 use crate::types::{Exit, Generation, Job, Reason, Refusal, ServiceName, Timestamp};
 
 /// First pause before an effect that may be tried again; doubled for each further one.
@@ -104,6 +104,7 @@ pub fn intend(record: &ServiceRecord, step: &Step, end: Option<&Exit>, now: Time
                 rollout.to.last_exit = end.cloned().or_else(|| rollout.to.last_exit.take());
             }
         }
+        Step::Return { .. } | Step::Withdraw => drain::begins(&mut record, step, now),
         Step::Amend(amendment) => {
             if let Some(incumbent) = record.incumbent.as_mut() {
                 let since = incumbent.amending.take().filter(|it| it.commit == amendment.commit.id);
@@ -164,6 +165,7 @@ pub fn begin(
         trouble: None,
         culprit: None,
         yielded_at: None,
+        returned_at: None,
     });
     Some(record)
 }

@@ -86,7 +86,7 @@ kinds! {
     RouteRestored "route-restored" "4e8d0a6bc3f74152b6d9c8f1e5a0732b" Warning "A traffic rule that was lost or changed was put right."
     Unhealthy "unhealthy" "8b2f4c61d7e04a95b3c8e1f60a7d2594" Error "What serves fails its health check, and no newer version is under way."
     Recovered "recovered" "c60d9e37a1f84b52949b2e75d8c3f016" Info "What serves no longer fails its health check."
-    Drained "drained" "c1b7e05d3f924a86905e4d8a7b62f3c9" Info "The former generation, or a container that is too many, is told to end: its connections have ended, or their time is over."
+    Drained "drained" "c1b7e05d3f924a86905e4d8a7b62f3c9" Info "A generation, or one of its containers, that has lost its traffic is told to end: its connections have ended, or their time is over."
     Retired "retired" "d29f6b4c0e8a4713a5b7c1d8f34e9062" Info "The former generation is away."
     Swept "swept" "71b8e3d5f0c6492ea4d7b9c2e8f51a03" Warning "Something that no record names was taken away."
     EffectFailed "effect-failed" "eac40d7f1b9546238f3c6a5d0e7b9281" Error "A repair did not work; it is tried again."

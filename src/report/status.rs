@@ -196,7 +196,7 @@ pub struct ServiceStatus {
     pub schedule: Option<ScheduleStatus>,
     /// The new generation under way.
     pub rollout: Option<RolloutStatus>,
-    /// The former generation, until its connections have ended.
+    /// The former generation, or a new one that was given up though it is well, until its connections have ended.
     #[serde(default)]
     pub drain: Option<DrainStatus>,
     /// What is being done or waited for, for people.

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use super::image::Kind;
-use super::lab::{Lab, wait_for, web};
-use super::load::get;
+use super::lab::{Lab, free_port, wait_for, web};
+use super::load::{Load, get};
 
 /// A connection that asks nothing yet.
 fn held(port: u16) -> TcpStream {
@@ -151,4 +151,64 @@ fn what_serves_comes_back_while_the_old_version_ends() {
     wait_for("an answer", || get(port, "/").ok().filter(|answer| answer == "version 2\n"));
     assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
     assert!(of("1").is_some(), "the old version had ended: {}", lab.agent_log());
+}
+
+/// A program that ends at once when it is told to, whatever it is at, and answers after a second.
+fn abrupt(image: &str, port: u16, keys: &str) -> String {
+    let more = r##"command = ["/bin/sh", "-c", 'trap "exit 0" TERM; /bin/busybox cp -r /www /w; /bin/busybox mkdir /w/cgi-bin; /bin/busybox printf %s "$SLOW" > /w/cgi-bin/slow; /bin/busybox chmod 755 /w/cgi-bin/slow; httpd -f -p 8080 -h /w & wait']
+environment = { SLOW = '''#!/bin/sh
+/bin/busybox sleep 1
+/bin/busybox printf "Content-Type: text/plain\r\n\r\n"
+/bin/busybox cat /w/index.html
+''' }"##;
+    format!("{}{keys}\n", web(image, port, more).replace("drain = \"3s\"", "drain = \"20s\""))
+}
+
+/// What is well and is given up all the same, for a newer commit or by a person, ends what it has begun.
+#[test]
+fn what_is_given_up_though_it_is_well_loses_no_request() {
+    let (mut lab, port) = (Lab::new(), free_port());
+    let all: Vec<_> = (1..=4).map(|version| lab.image(&version.to_string(), Kind::Good)).collect();
+    let [v1, v2, v3, v4] = &all[..] else { unreachable!() };
+    lab.deploy("web", &abrupt(v1, port, ""), "web 1");
+    lab.start_agent();
+    lab.wait_agent();
+    lab.sync();
+    let load = Load::of(port, "/cgi-bin/slow", 8, 8);
+    let phase = |word: &str| lab.service("web")["rollout"]["phase"] == word;
+    let canary = "canary = \"50%\"\ncanary_time = \"5m\"";
+    lab.deploy("web", &abrupt(v2, port, canary), "web 2");
+    wait_for("its part", || {
+        (0..20).any(|_| get(port, "/").is_ok_and(|body| body == "version 2\n")).then_some(())
+    });
+    std::thread::sleep(Duration::from_secs(3));
+    lab.deploy("web", &abrupt(v3, port, ""), "web 3");
+    lab.sync();
+    assert_eq!(lab.service("web")["image"], *v3);
+
+    let bake = abrupt(v4, port, "").replace("bake = \"500ms\"", "bake = \"5m\"");
+    lab.deploy("web", &bake, "web 4");
+    wait_for("all connections", || phase("baking").then_some(()));
+    std::thread::sleep(Duration::from_secs(3));
+    lab.ok(&["rollback", "web"]);
+    wait_for("the drain", || (lab.service("web")["drain"]["generation"] == 4).then_some(()));
+    let status = lab.ok(&["status"]);
+    assert!(status.contains("web: generation 4 drains: "), "{status}");
+    wait_for("the end of it", || lab.service("web")["rollout"].is_null().then_some(()));
+    load.end_without_failure();
+    assert_eq!(get(port, "/").unwrap(), "version 3\n");
+    let receipts = lab.history();
+    let came: Vec<_> = receipts.iter().map(|it| (it["result"].clone(), it["reason"].clone())).collect();
+    let given_up = |reason: &str| (Value::from("rolled-back"), Value::from(reason));
+    assert!(
+        came.contains(&given_up("superseded")) && came.contains(&given_up("operator-rollback")),
+        "{came:?}"
+    );
+    let told = told(&lab, "drained");
+    let of = |generation: u64| told.iter().find(|it| it["generation"] == generation).unwrap();
+    for generation in [2, 4] {
+        let message = of(generation)["message"].as_str().unwrap();
+        let what = format!("web: generation {generation} has no connection left, ");
+        assert!(message.starts_with(&what) && message.ends_with(" after it was given up"), "{message}");
+    }
 }

@@ -44,15 +44,20 @@ pub struct Load {
 impl Load {
     /// Begins to ask for `/`, so many times a second, from two threads.
     pub fn begin(port: u16, rate: u32) -> Self {
+        Self::of(port, "/", rate, 2)
+    }
+
+    /// The same for another path, whose answers may take their time, from so many threads.
+    pub fn of(port: u16, path: &'static str, rate: u32, threads: u32) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let tally = Arc::new(Mutex::new(Tally::default()));
-        let threads = (0..2).map(|_| {
+        let threads = (0..threads).map(|_| {
             let (stop, tally) = (stop.clone(), tally.clone());
-            let pause = Duration::from_secs(2) / rate;
+            let pause = Duration::from_secs(threads.into()) / rate;
             std::thread::spawn(move || {
                 let mut due = Instant::now();
                 while !stop.load(Ordering::Relaxed) {
-                    let result = get(port, "/");
+                    let result = get(port, path);
                     let mut tally = tally.lock().unwrap();
                     tally.requests += 1;
                     match result {

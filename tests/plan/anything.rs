@@ -197,6 +197,7 @@ fn rollout() -> BoxedStrategy<Rollout> {
             trouble: rest.0,
             culprit: None,
             yielded_at: times.3,
+            returned_at: times.2.filter(|_| rest.1 % 3 == 0),
         })
         .boxed()
 }

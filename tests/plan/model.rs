@@ -7,6 +7,7 @@
 pub mod act;
 pub mod audit;
 pub mod audit_changes;
+pub mod audit_drains;
 pub mod images;
 pub mod operator;
 pub mod repo;
@@ -14,6 +15,7 @@ pub mod repo;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use gitopsd::reconcile::drain::Drain;
 use gitopsd::reconcile::errors::ErrorHistory;
 use gitopsd::reconcile::health::{EffectiveCheck, ProbeHistory};
 use gitopsd::reconcile::receipt::Transition;
@@ -467,7 +469,10 @@ impl Host {
                     Some((id, &incumbent.spec, replica.leaving_since?))
                 })
             });
-            for (id, spec, since) in former.chain(too_many) {
+            let given_up = Drain::given_up(record).into_iter().flat_map(|drain| {
+                drain.of().instances(name).map(move |id| (id, &drain.of().spec, drain.since()))
+            });
+            for (id, spec, since) in former.chain(too_many).chain(given_up) {
                 let lingers = self.behaviour_of_spec(spec).lingers;
                 let polls = self.idle_polls.entry(id).or_insert(0);
                 *polls = if self.now >= later(since, lingers) { *polls + 1 } else { 0 };
@@ -492,6 +497,7 @@ impl Host {
         if crash == Crash::Reboot {
             self.routes.clear();
             self.audit.branches.clear();
+            self.audit.lost.clear();
             for (id, container) in &mut self.containers {
                 // What was begun is known by a mark, and how it ended by a durable record.
                 container.state = match (&container.state, id.job) {

@@ -12,8 +12,8 @@ use gitopsd::reconcile::replicas;
 use gitopsd::reconcile::step::{Amendment, Step};
 use gitopsd::reconcile::transition::{self, Addresses, Outcome};
 use gitopsd::types::{
-    Branch, Canary, ContainerState, Exit, Generation, InstanceId, Job, Reason, Refusal, Route, ServiceName,
-    Share,
+    Branch, Canary, ContainerState, DrainSignal, Exit, Generation, InstanceId, Job, Reason, Refusal, Route,
+    ServiceName, Share,
 };
 
 use super::{Container, Effect, Host};
@@ -25,8 +25,9 @@ pub struct Crashed;
 /// What the agent waits after an effect that the record does not pace.
 const PAUSE: Duration = Duration::from_secs(2);
 
-/// Longest time that a program takes to end: then it is killed.
-const LONGEST_END: Duration = Duration::from_secs(60);
+/// Longest time that a program takes to end: then it is killed. One that has its drain for it, and one that has not.
+const EARLY_END: Duration = Duration::from_secs(60);
+const LATE_END: Duration = Duration::from_secs(10);
 
 impl Host {
     /// A moment at which the world can be looked at, and the agent can die.
@@ -136,11 +137,16 @@ impl Host {
         let since = self.records.get(name).and_then(|record| match step {
             Step::Retire(_) => record.retiring.as_ref().map(|retiring| retiring.since),
             Step::DropReplica(_, index) => record.incumbent.as_ref()?.replicas.get(index)?.leaving_since,
+            Step::Discard(_) => record.rollout.as_ref()?.returned_at,
             _ => None,
         });
         let still = |id: &InstanceId| {
             let lingers = self.behaviour_of(&self.containers.get(id)?.tag).lingers;
-            let over = later(since.unwrap_or(self.now), lingers).min(later(self.now, LONGEST_END));
+            let early = self
+                .deployed(name, id.generation)
+                .is_some_and(|it| it.spec.deploy.drain_signal == DrainSignal::Early);
+            let most = if early { EARLY_END } else { LATE_END };
+            let over = later(since.unwrap_or(self.now), lingers).min(later(self.now, most));
             self.started_at(id).and_then(|_| Duration::try_from(over.duration_since(self.now)).ok())
         };
         let length = self.ended_by(name, step).iter().filter_map(still).max().unwrap_or_default();
@@ -262,6 +268,7 @@ impl Host {
             Step::DropReplica(generation, index) => {
                 let id = InstanceId::replica(name, *generation, *index);
                 self.audit_drop(&id);
+                self.audit_drained(name, step, &id);
                 self.containers.remove(&id);
             }
             Step::Amend(amendment) => return self.amend(name, amendment),
@@ -298,6 +305,7 @@ impl Host {
             Step::Discard(generation) | Step::Retire(generation) | Step::Sweep(generation) => {
                 self.audit_end(name, step, *generation);
                 for id in self.all_of(name, *generation) {
+                    self.audit_drained(name, step, &id);
                     self.containers.remove(&id);
                 }
             }
@@ -420,6 +428,7 @@ impl Host {
         if self.ports_taken && to.is_some() && from != to {
             return Outcome::Retry(Refusal::new(Reason::PortInUse, "port 80/tcp belongs to service other"));
         }
+        let old_lanes = self.lanes_of(name);
         let (before, mut part) = (self.routes.get(name).and_then(|route| route.canary.clone()), None);
         let spread = |host: &Self| host.routes.get(name).map(|route| route.lanes().collect::<Vec<_>>());
         let spread_before = spread(self);
@@ -460,6 +469,7 @@ impl Host {
             self.say(name, &format!("traffic: {} -> {}", word(from), word(to)));
         }
         let after = spread(self);
+        self.note_lost(name, &old_lanes);
         let several = |lanes: &Option<Vec<Ipv4Addr>>| lanes.as_ref().is_some_and(|lanes| lanes.len() > 1);
         if spread_before != after && (several(&spread_before) || several(&after)) {
             let lanes = after.map_or(0, |lanes| lanes.len());

@@ -32,6 +32,8 @@ pub struct Audit {
     pub branches: BTreeMap<InstanceId, Timestamp>,
     /// Candidates that had all new connections while what they came for did not run.
     pub stood_in: BTreeSet<InstanceId>,
+    /// When a container lost its new connections, where it has none.
+    pub lost: BTreeMap<InstanceId, Timestamp>,
     /// How often the agent was killed.
     pub crashes: u32,
     /// The one-shots that were started, and when that was written down.

@@ -78,7 +78,9 @@ impl Host {
 
     /// Somebody loses the service's traffic rule.
     pub fn lose_route(&mut self, name: &ServiceName) {
+        let lanes = self.lanes_of(name);
         self.routes.remove(name);
+        self.note_lost(name, &lanes);
     }
 
     /// Somebody kills the container that has traffic.
