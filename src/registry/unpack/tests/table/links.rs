@@ -150,6 +150,24 @@ pub fn rows() -> Vec<Row> {
                     .end()
             },
         ),
+        refused(
+            "a list of gigabytes: short names of long paths, by a link",
+            "found here",
+            "a list of its paths of more than 268435456 bytes",
+            |_| {
+                let far = tar().symlink("d", format!("{}/", "n".repeat(250)).repeat(15)).file("d/0", b"");
+                (1..36_000).fold(far, |tar, n| tar.hardlink(format!("d/{n}"), "d/0")).end()
+            },
+        ),
+        refused(
+            "a memory of gigabytes: directories with long paths, by a link",
+            "found here",
+            "directories whose paths take more than 33554432 bytes",
+            |_| {
+                let far = tar().symlink("d", format!("{}/", "n".repeat(250)).repeat(15));
+                (0..10_000).fold(far, |tar, n| tar.dir(format!("d/{n}"))).end()
+            },
+        ),
         refused("a link to nothing", "GNU tar", "a link to nothing", |_| tar().symlink("a", "").end()),
         refused("a link with a NUL in it", "C strings", "a link to nothing", |_| {
             tar().pax(&[("linkpath", b"a\0b")]).head(head(b'2', "l")).end()
