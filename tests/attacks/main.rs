@@ -9,6 +9,7 @@
 )]
 
 mod archives;
+mod confined;
 mod documents;
 mod host;
 mod names;
