@@ -11,7 +11,9 @@
 mod archives;
 mod confined;
 mod documents;
+mod engine;
 mod host;
+mod known;
 mod names;
 mod page;
 mod saved;
