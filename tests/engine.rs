@@ -23,6 +23,8 @@ mod escapes;
 mod exec;
 #[path = "engine/files.rs"]
 mod files;
+#[path = "engine/images.rs"]
+mod images;
 #[path = "engine/lives.rs"]
 mod lives;
 #[path = "engine/logs.rs"]

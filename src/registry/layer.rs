@@ -15,15 +15,15 @@ use tokio::time::timeout;
 use super::PullError;
 use super::manifest::Packing;
 use super::store::{Store, Temporary};
-use super::unpack::Implied;
+use super::unpack::{Implied, MAX_REMEMBERED};
 use super::worker::{self, Done, Order, Outcome, Product, SPOOLED};
 use crate::types::{Digest, Reason};
 
 /// Most bytes a layer may unpack to.
 const MAX_UNPACKED: u64 = 16 << 30;
 
-/// Largest answer of a worker: implied directories, whose paths are bounded.
-const MAX_ANSWER: u64 = 512 << 20;
+/// Largest answer of a worker: implied directories, whose paths are bounded, and room for a message.
+const MAX_ANSWER: u64 = MAX_REMEMBERED as u64 + (64 << 10);
 
 /// Bytes that wait between this process and the worker (pipe(7), "Pipe capacity").
 const PIPE: i32 = 1 << 20;

@@ -9,8 +9,11 @@
 )]
 
 mod archives;
+mod confined;
 mod documents;
+mod engine;
 mod host;
+mod known;
 mod names;
 mod page;
 mod saved;

@@ -4,16 +4,16 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use super::shared::table::{self, Verdict};
-use super::{archives, documents, names, saved, servers};
+use super::{archives, documents, engine, known, names, saved, servers};
 
 /// A section: its heading, and rows of case, source and verdict.
-type Section = (&'static str, Vec<[String; 3]>);
+pub type Section = (&'static str, Vec<[String; 3]>);
 
 fn refused(reason: impl std::fmt::Display) -> String {
     format!("refused: `{reason}`")
 }
 
-fn sections() -> Vec<Section> {
+pub fn sections() -> Vec<Section> {
     let mut sections: Vec<Section> = Vec::new();
     for (heading, rows) in table::all() {
         let rows = rows.iter().map(|row| {
@@ -48,6 +48,10 @@ fn sections() -> Vec<Section> {
     let names =
         names::rows().into_iter().map(|row| [row.name.into(), row.source.into(), refused("config-invalid")]);
     sections.push(("References in the config repo", names.collect()));
+    let engine = engine::rows()
+        .into_iter()
+        .map(|row| [row.name.into(), row.source.into(), format!("harmless: {}", row.says)]);
+    sections.push(("Trees that containers are started from", engine.collect()));
     sections
 }
 
@@ -58,7 +62,8 @@ fn page() -> String {
         "# Attacks\n\nWhat images and registries were made to do to others, or could do, and what comes of it here: {count} \
          cases. Each is a row of a test (`cargo test --test attacks`; layers also `cargo test --lib attacks`), which \
          builds the bytes, pulls them from a server and looks. For every layer it also looks at a directory beside the \
-         layer: no content, mode, owner, time, link or attribute of it may have changed. A source is an advisory, a \
+         layer: no content, mode, owner, time, link or attribute of it may have changed. What is started from a tree is \
+         tested with containers (`cargo test --test engine images`). A source is an advisory, a \
          rule, or the readers that differ on the case. The codes are those of [reasons](reasons.md).\n",
     );
     for (heading, rows) in sections {
@@ -66,6 +71,12 @@ fn page() -> String {
         for row in rows {
             text.push_str(&format!("| {} |\n", row.map(|cell| cell.replace('|', "\\|")).join(" | ")));
         }
+    }
+    text.push_str(
+        "\n## Attacks that have no counterpart here\n\n| case | source | because |\n|---|---|---|\n",
+    );
+    for (name, source, because) in known::ELSEWHERE {
+        text.push_str(&format!("| {name} | {source} | {because} |\n"));
     }
     text.push_str(
         "\nThis file is generated from the rows: `UPDATE_GOLDEN=1 cargo test --test attacks page`.\n",

@@ -68,6 +68,20 @@ pub fn rows() -> Vec<Row> {
                 .head(head(b'2', "l").link("x"));
             saved(&config_path(), &[one], rest)
         }),
+        row("links of a mebibyte each, well packed", "found here", invalid, "more than 4096 bytes", || {
+            let links = (0..40).fold(parts(), |tar, n: u64| {
+                let tar = tar.long(b'L', format!("{n:064}/layer.tar")).long(b'K', vec![b'x'; 1_000_000]);
+                tar.head(head(b'2', "l").gnu().link("l"))
+            });
+            zstd::encode_all(&*saved(&config_path(), &[layer_path()], links), 1).unwrap()
+        }),
+        row("names of a mebibyte each, well packed", "found here", invalid, "more than 4096 bytes", || {
+            let names = (0..40).fold(parts(), |tar, n: usize| {
+                let name = format!("repositories{}", "/".repeat(1_000_000 + n));
+                tar.long(b'L', name).head(head(b'2', "l").gnu().link("l"))
+            });
+            zstd::encode_all(&*saved(&config_path(), &[layer_path()], names), 1).unwrap()
+        }),
         row("two images", "CVE-2026-50195 class", invalid, "has to hold one", || {
             let one = json!({ "Config": config_path(), "Layers": [layer_path()] });
             let other = format!("{}.json", id("d"));

@@ -242,6 +242,27 @@ pub fn rows() -> Vec<Row> {
                 assert!(!mirror.asked().is_empty() && !saw_credentials(&mirror));
             },
         ),
+        row(
+            "a credential helper that is not there",
+            "CVE-2021-41092",
+            "no other credentials are looked for, and none are sent",
+            auth,
+            |lab| {
+                let web = Web::new(|_| Answer::new(401, "").header("WWW-Authenticate", "Basic realm=\"x\""));
+                let address = web.address();
+                let file = lab.dir.path().join("config.json");
+                let docker = serde_json::json!({
+                    "auths": { &address: { "auth": ALICE.trim_start_matches("Basic ") } },
+                    "credHelpers": { &address: "gitopsd-has-none" },
+                });
+                std::fs::write(&file, docker.to_string()).unwrap();
+                let config = RegistryConfig { docker_config: Some(file), ..plain() };
+                let registries = BTreeMap::from([(address.clone(), config)]);
+                let result = pull_as(&lab.dir.path().join("state"), &format!("{address}/app:1"), registries);
+                assert_auth(result, "docker-credential-gitopsd-has-none");
+                assert!(!saw_credentials(&web));
+            },
+        ),
         row("a token with a line break", "request smuggling", "it is not sent", auth, |lab| {
             let tokens = Web::new(|_| Answer::new(200, r#"{"token":"good\r\nHost: evil"}"#));
             let web = guarded(format!("Bearer realm=\"http://127.0.0.1:{}/token\"", tokens.port));

@@ -11,6 +11,10 @@ use crate::types::Reason;
 /// An image has some hundred entries at most.
 const MAX_ENTRIES: usize = 10_000;
 
+/// Longest name and longest target of a link (path_resolution(7)): they are held in memory, and headers may have a
+/// mebibyte each.
+const MAX_NAME: usize = 4096;
+
 /// First read at a place where a header is.
 const WINDOW: u64 = 16 << 10;
 
@@ -148,6 +152,9 @@ pub(super) async fn read(place: &Place, look: Look) -> Result<Table, PullError> 
 
 /// What an entry of an image archive leads to; directories lead nowhere.
 fn found(entry: &Entry, path: &str, offset: u64) -> Result<Option<Found>, String> {
+    if entry.path.len() > MAX_NAME || entry.link.len() > MAX_NAME {
+        return Err(format!("{}: a name or a link of more than {MAX_NAME} bytes", entry.shown()));
+    }
     let link = || String::from_utf8_lossy(&entry.link).into_owned();
     match entry.kind {
         Kind::Directory => Ok(None),

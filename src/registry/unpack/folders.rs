@@ -15,7 +15,7 @@ use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, chmodat, mkdirat, openat2,
 use rustix::io::Errno;
 
 use super::attributes::Attributes;
-use super::{Error, MAX_DEPTH, MAX_PATH, MAX_REMEMBERED, disk, refuse};
+use super::{Error, MAX_DEPTH, MAX_PATH, MAX_REMEMBERED, disk, refuse, remembered};
 
 /// Directories that are kept open: files of one directory mostly follow each other.
 const OPEN: usize = 64;
@@ -48,7 +48,7 @@ pub(super) struct Folders {
     open: HashMap<PathBuf, Rc<Folder>>,
     /// By their real paths.
     pub known: BTreeMap<PathBuf, Known>,
-    /// Bytes of paths that are held until the end.
+    /// What the paths cost that are held until the end.
     remembered: usize,
 }
 
@@ -169,9 +169,9 @@ impl Folders {
 
     /// Counts a path that is held until the end.
     pub fn remember(&mut self, path: &Path) -> Result<(), Error> {
-        self.remembered += path.as_os_str().len();
+        self.remembered += remembered(path);
         if self.remembered > MAX_REMEMBERED {
-            return refuse(format!("directories whose paths have more than {MAX_REMEMBERED} bytes"));
+            return refuse(format!("directories whose paths take more than {MAX_REMEMBERED} bytes"));
         }
         Ok(())
     }

@@ -14,7 +14,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fmt::Write as _;
-use std::io::{self, Write};
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufRead, BufReader, BufWriter, Read as _, Seek as _, SeekFrom, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
@@ -23,7 +24,17 @@ use sha2::{Digest as _, Sha256};
 
 use crate::types::Digest;
 
-const HEAD: &str = "gitopsd-layer 1\n";
+pub(super) const HEAD: &str = "gitopsd-layer 1\n";
+
+/// Most bytes of a listing: a million paths need two hundred and some each. The agent holds what is in it when it
+/// compares a layer with it.
+pub(super) const MAX_LISTING: u64 = 256 << 20;
+
+/// Longest line: a path and a link's target, of which every byte may be escaped, and some numbers.
+const MAX_LINE: u64 = 32 << 10;
+
+/// Bytes that are read at once.
+const PART: usize = 64 << 10;
 
 /// What cannot stand for itself in a field.
 const ESCAPED: &AsciiSet = &CONTROLS.add(b' ').add(b'%');
@@ -119,52 +130,101 @@ pub(in crate::registry) fn seal(
     last: &[(PathBuf, Record)],
     gone: &BTreeSet<PathBuf>,
 ) -> io::Result<()> {
-    let mut file = std::fs::OpenOptions::new().read(true).append(true).open(path)?;
-    let mut text = Vec::new();
-    io::Read::read_to_end(&mut file, &mut text)?;
-    let mut begun = text.len();
-    if !gone.is_empty() {
-        let stays = |line: &&[u8]| {
-            let parsed = std::str::from_utf8(line).ok().and_then(|line| record(line.trim_end_matches('\n')));
-            parsed.is_none_or(|(path, _)| !path.ancestors().any(|above| gone.contains(above)))
-        };
-        text = text.split_inclusive(|byte| *byte == b'\n').filter(stays).collect::<Vec<_>>().concat();
-        file.set_len(0)?;
-        begun = 0;
+    let from = File::open(path)?;
+    // Whoever wrote it has read the layer: its word alone does not count.
+    if from.metadata()?.len() > MAX_LISTING {
+        return Err(io::Error::other(format!("it has more than {MAX_LISTING} bytes")));
+    }
+    let mut from = BufReader::with_capacity(PART, from);
+    let mut to = BufWriter::new(OpenOptions::new().write(true).open(path)?);
+    let mut written = Lines::default();
+    if gone.is_empty() {
+        while !from.fill_buf()?.is_empty() {
+            let part = from.buffer();
+            let count = part.len();
+            written.add(part);
+            from.consume(count);
+        }
+        to.seek(SeekFrom::End(0))?;
+    } else {
+        // In place: a line only ever moves to where lines were read before.
+        let (mut line, mut end) = (Vec::new(), 0u64);
+        while next_line(&mut from, &mut line)? {
+            if parsed(&line).is_none_or(|(path, _)| !path.ancestors().any(|above| gone.contains(above))) {
+                written.add(&line);
+                end += line.len() as u64;
+                to.write_all(&line)?;
+            }
+        }
+        to.flush()?;
+        to.get_ref().set_len(end)?;
     }
     for (path, record) in last {
-        text.extend_from_slice(line(path, record).as_bytes());
+        let line = line(path, record);
+        written.add(line.as_bytes());
+        to.write_all(line.as_bytes())?;
     }
-    let lines = text.iter().filter(|byte| **byte == b'\n').count() - 1;
-    let digest = Digest::from_sha256(&Sha256::digest(&text).into());
-    text.extend_from_slice(format!("end {lines} {}\n", digest.hex()).as_bytes());
-    file.write_all(&text[begun..])
+    to.write_all(written.end().as_bytes())?;
+    to.flush()
+}
+
+/// What has been written so far, for the last line.
+#[derive(Default)]
+struct Lines {
+    hash: Sha256,
+    count: usize,
+}
+
+impl Lines {
+    fn add(&mut self, text: &[u8]) {
+        self.hash.update(text);
+        self.count += text.iter().filter(|byte| **byte == b'\n').count();
+    }
+
+    fn end(self) -> String {
+        let digest = Digest::from_sha256(&self.hash.finalize().into());
+        // The head is no path.
+        format!("end {} {}\n", self.count.saturating_sub(1), digest.hex())
+    }
+}
+
+/// The next line, with its end; whether there is one.
+fn next_line(from: &mut impl BufRead, line: &mut Vec<u8>) -> io::Result<bool> {
+    line.clear();
+    from.by_ref().take(MAX_LINE).read_until(b'\n', line)?;
+    Ok(!line.is_empty())
 }
 
 /// Reads a finished listing.
 pub(in crate::registry) fn read(path: &Path) -> Result<BTreeMap<PathBuf, Record>, ListingError> {
-    parse(&std::fs::read(path)?)
+    parse(BufReader::with_capacity(PART, File::open(path)?))
 }
 
-fn parse(text: &[u8]) -> Result<BTreeMap<PathBuf, Record>, ListingError> {
-    let damaged = |line: usize, why| Err(ListingError::Damaged(line, why));
-    let Some(body) = text.strip_suffix(b"\n") else { return damaged(0, "it does not end with a line") };
-    let last = body.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
-    let (before, end) = text.split_at(last);
-    let digest = Digest::from_sha256(&Sha256::digest(before).into());
-    let mut records = BTreeMap::new();
-    let mut count = 0;
-    let Some(lines) = before.strip_prefix(HEAD.as_bytes()) else { return damaged(1, "not a listing") };
-    for line in lines.split_inclusive(|byte| *byte == b'\n') {
-        count += 1;
-        let parsed = std::str::from_utf8(line).ok().and_then(|line| record(line.trim_end_matches('\n')));
-        let Some((path, record)) = parsed else { return damaged(count + 1, "not a record") };
+fn parse(mut from: impl BufRead) -> Result<BTreeMap<PathBuf, Record>, ListingError> {
+    let damaged = |number, why| Err(ListingError::Damaged(number, why));
+    let (mut records, mut before, mut line) = (BTreeMap::new(), Lines::default(), Vec::new());
+    next_line(&mut from, &mut line)?;
+    if line != HEAD.as_bytes() {
+        return damaged(1, "not a listing");
+    }
+    loop {
+        before.add(&line);
+        let number = before.count + 1;
+        if !next_line(&mut from, &mut line)? {
+            return damaged(number, "it was never finished");
+        }
+        if line.starts_with(b"end ") {
+            let is_whole = line == before.end().as_bytes() && !next_line(&mut from, &mut line)?;
+            return if is_whole { Ok(records) } else { damaged(number, "its checksum does not match") };
+        }
+        let Some((path, record)) = parsed(&line) else { return damaged(number, "not a record") };
         records.insert(path, record);
     }
-    if end != format!("end {count} {}\n", digest.hex()).as_bytes() {
-        return damaged(count + 2, "its checksum does not match");
-    }
-    Ok(records)
+}
+
+/// What a line says; the head and the end say nothing of a path.
+fn parsed(line: &[u8]) -> Option<(PathBuf, Record)> {
+    record(std::str::from_utf8(line.strip_suffix(b"\n")?).ok()?)
 }
 
 fn record(line: &str) -> Option<(PathBuf, Record)> {
@@ -261,16 +321,52 @@ mod tests {
         let mut expected: BTreeMap<_, _> = sample().into_iter().collect();
         expected.extend(["etc/a bc", "etc/a"].map(|path| (path.into(), whiteout.clone())));
         assert_eq!(read(file.path()).unwrap(), expected);
+        // A line of what is gone is longer than what comes instead.
+        let text = std::fs::read_to_string(file.path()).unwrap();
+        assert_eq!(text.lines().count(), 2 + expected.len());
+    }
+
+    /// The agent reads it, and whoever wrote it had the layer in its hands.
+    #[test]
+    fn a_listing_has_bounds() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(MAX_LISTING + 1).unwrap();
+        let error = seal(file.path(), &[], &BTreeSet::new()).unwrap_err();
+        assert!(error.to_string().contains("more than 268435456 bytes"), "{error}");
+        let error = read(file.path()).unwrap_err();
+        assert!(matches!(error, ListingError::Damaged(1, _)), "{error}");
+        let endless = io::Read::chain(HEAD.as_bytes(), io::repeat(b'f'));
+        let error = parse(BufReader::new(endless)).unwrap_err();
+        assert!(matches!(error, ListingError::Damaged(2, _)), "{error}");
+    }
+
+    #[test]
+    fn a_million_files_fit() {
+        let digest = Digest::from_sha256(&[7; 32]);
+        let (uid, gid, mtime) = (1000, 1000, (1_700_000_000, 123_456_789));
+        let file =
+            Record { kind: Kind::File(12_345_678, digest), mode: 0o644, uid, gid, mtime, xattrs: None };
+        let path = "srv/app/node_modules/@scope/a-package-name/node_modules/another-package/dist/esm/internal/index.d.ts";
+        assert!(path.len() >= 100 && line(Path::new(path), &file).len() as u64 * 1_000_000 < MAX_LISTING);
+    }
+
+    /// Longest path and longest target, each byte escaped.
+    #[test]
+    fn the_longest_line_is_one() {
+        let name = OsString::from_vec(vec![b' '; 4096]);
+        let kind = Kind::Link(name.clone().into());
+        let record = Record { kind, mtime: (i64::MIN, u32::MAX), ..sample()[1].1.clone() };
+        assert!((line(Path::new(&name), &record).len() as u64) < MAX_LINE);
     }
 
     #[test]
     fn no_bit_can_change() {
         let good = written();
-        assert!(parse(&good).is_ok());
+        assert!(parse(&good[..]).is_ok());
         for at in 0..good.len() {
             let mut bad = good.clone();
             bad[at] ^= 1;
-            assert!(parse(&bad).is_err(), "byte {at}");
+            assert!(parse(&bad[..]).is_err(), "byte {at}");
             assert!(parse(&good[..at]).is_err(), "cut at {at}");
         }
     }

@@ -17,8 +17,10 @@ mod tree;
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use percent_encoding::{AsciiSet, CONTROLS, PercentEncode, percent_encode};
 use rustix::io::Errno;
 
 use super::PullError;
@@ -38,8 +40,14 @@ const MAX_PATH: usize = 4096;
 /// Deepest path, in parts.
 const MAX_DEPTH: usize = 256;
 
-/// Most bytes of paths that are remembered until the end of a layer: some hundred thousand directories.
-const MAX_REMEMBERED: usize = 64 << 20;
+/// Most that is remembered until the end of a layer, see [`remembered`]: 200,000 directories with paths of 100 bytes.
+pub(super) const MAX_REMEMBERED: usize = 32 << 20;
+
+/// Bytes that a path costs beside its own.
+const REMEMBERING: usize = 64;
+
+/// What a path must not hold where it is written as text within quotes.
+const QUOTED: &AsciiSet = &CONTROLS.add(b'%').add(b'"').add(b'\\');
 
 /// Directories that a layer has only because something is in them: it says nothing of their owner and mode. By path
 /// (the empty one is the layer's root), and whether each hides what lower layers have in it.
@@ -64,6 +72,16 @@ impl Error {
             Self::Disk(what, error) => PullError::io(format_args!("{name}: {what}"), &error),
         }
     }
+}
+
+/// A path as text that can stand within quotes.
+pub(super) fn quoted(path: &Path) -> PercentEncode<'_> {
+    percent_encode(path.as_os_str().as_bytes(), QUOTED)
+}
+
+/// What a path costs that is held until the end: as text in the answer to the agent, which holds all of it too.
+pub(super) fn remembered(path: &Path) -> usize {
+    quoted(path).map(str::len).sum::<usize>() + REMEMBERING
 }
 
 fn refuse<T>(why: impl Into<String>) -> Result<T, Error> {

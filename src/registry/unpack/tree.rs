@@ -18,7 +18,7 @@ use rustix::io::Errno;
 use super::attributes::Attributes;
 use super::content::Content;
 use super::folders::{Folder, Folders, bounded, open_exactly};
-use super::listing::{self, Kind, Record};
+use super::listing::{self, Kind, MAX_LISTING, Record};
 use super::reader::{self, Entry, Reader, Stream};
 use super::{Error, Implied, MAX_DEPTH, MAX_PATH, disk, refuse};
 
@@ -27,6 +27,8 @@ pub(super) struct Tree<'a> {
     /// Listed last: some turn out to hide nothing.
     whiteouts: BTreeSet<PathBuf>,
     listing: &'a mut dyn Write,
+    /// Bytes of the listing.
+    listed: u64,
 }
 
 /// Where an entry goes: a name in a directory that is open.
@@ -53,7 +55,8 @@ impl Target {
 impl<'a> Tree<'a> {
     pub fn new(root: OwnedFd, listing: &'a mut dyn Write) -> Result<Self, Error> {
         listing::begin(listing).map_err(unlisted)?;
-        Ok(Self { folders: Folders::new(root), whiteouts: BTreeSet::new(), listing })
+        let listed = listing::HEAD.len() as u64;
+        Ok(Self { folders: Folders::new(root), whiteouts: BTreeSet::new(), listing, listed })
     }
 
     pub fn add<R: Stream>(&mut self, mut entry: Entry, reader: &mut Reader<R>) -> Result<(), Error> {
@@ -140,7 +143,13 @@ impl<'a> Tree<'a> {
     }
 
     fn list(&mut self, path: &Path, record: &Record) -> Result<(), Error> {
-        self.listing.write_all(listing::line(path, record).as_bytes()).map_err(unlisted)
+        let line = listing::line(path, record);
+        // Links make it longer than the archive is: each of their names may be a short way to a long path.
+        self.listed += line.len() as u64;
+        if self.listed > MAX_LISTING {
+            return refuse(format!("a list of its paths of more than {MAX_LISTING} bytes"));
+        }
+        self.listing.write_all(line.as_bytes()).map_err(unlisted)
     }
 
     /// Makes something at a name; a later entry of the same name replaces the earlier one.

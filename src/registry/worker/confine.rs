@@ -27,6 +27,10 @@ const MOST_CPU: u64 = 1800;
 
 const MOST_FILES: u64 = 256;
 
+/// Whom the kernel ends where memory is short: this process before any app, and never the agent, whose own value it
+/// would have otherwise (proc_pid_oom_score_adj(5)).
+const OOM_SCORE_ADJ: &str = "500";
+
 /// Ends this process with the agent, also when the agent is killed.
 pub(super) fn die_with(parent: u32) -> io::Result<()> {
     nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)?;
@@ -43,6 +47,15 @@ pub(super) fn enter(tree: &Path, most_written: u64, nice: i32) -> io::Result<()>
     rustix::process::umask(rustix::fs::Mode::empty());
     // Only politeness: no reason to do without the image.
     let _ = rustix::process::nice(nice);
+    std::fs::write("/proc/self/oom_score_adj", OOM_SCORE_ADJ)?;
+    limit(most_written)?;
+    new_root(tree)?;
+    give_up_rights()?;
+    landlock()
+}
+
+/// What it may use up.
+fn limit(most_written: u64) -> io::Result<()> {
     for (resource, most) in [
         (Resource::RLIMIT_CORE, 0),
         (Resource::RLIMIT_NOFILE, MOST_FILES),
@@ -52,7 +65,10 @@ pub(super) fn enter(tree: &Path, most_written: u64, nice: i32) -> io::Result<()>
     ] {
         setrlimit(resource, most, most)?;
     }
-    new_root(tree)?;
+    Ok(())
+}
+
+fn give_up_rights() -> io::Result<()> {
     let keep = CapabilitySet::CHOWN
         | CapabilitySet::DAC_OVERRIDE
         | CapabilitySet::FOWNER
@@ -63,7 +79,7 @@ pub(super) fn enter(tree: &Path, most_written: u64, nice: i32) -> io::Result<()>
         | CapabilitySet::SYS_ADMIN;
     let sets = CapabilitySets { effective: keep, permitted: keep, inheritable: CapabilitySet::empty() };
     set_capabilities(None, sets)?;
-    landlock()
+    Ok(())
 }
 
 /// A mount namespace whose root is the tree, and that holds nothing else (pivot_root(2), "pivot_root(".", ".")").
@@ -173,3 +189,6 @@ fn filter() -> Result<BpfProgram, seccompiler::BackendError> {
     let kill = SeccompAction::KillProcess;
     SeccompFilter::new(rules, kill, SeccompAction::Allow, arch)?.try_into()
 }
+
+#[cfg(test)]
+mod tests;

@@ -145,18 +145,41 @@ fn prepare(order: &Order) -> std::io::Result<(File, OwnedFd, File)> {
 /// Paths are bytes, and JSON is text.
 mod paths {
     use std::ffi::OsString;
-    use std::os::unix::ffi::{OsStrExt, OsStringExt};
+    use std::os::unix::ffi::OsStringExt;
 
+    use percent_encoding::percent_decode_str;
     use serde::{Deserialize, Deserializer, Serializer};
 
     use super::Implied;
+    use crate::registry::unpack::quoted;
 
     pub fn serialize<S: Serializer>(implied: &Implied, to: S) -> Result<S::Ok, S::Error> {
-        to.collect_seq(implied.iter().map(|(path, opaque)| (path.as_os_str().as_bytes(), opaque)))
+        to.collect_seq(implied.iter().map(|(path, opaque)| (quoted(path).to_string(), opaque)))
     }
 
     pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Implied, D::Error> {
-        let all = Vec::<(Vec<u8>, bool)>::deserialize(from)?;
-        Ok(all.into_iter().map(|(path, opaque)| (OsString::from_vec(path).into(), opaque)).collect())
+        let all = Vec::<(String, bool)>::deserialize(from)?;
+        let path = |text: String| OsString::from_vec(percent_decode_str(&text).collect()).into();
+        Ok(all.into_iter().map(|(text, opaque)| (path(text), opaque)).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// However many of its directories a layer only implies, and whatever their names are.
+    #[test]
+    fn paths_of_any_bytes_are_answered_in_bounds() {
+        use std::os::unix::ffi::OsStringExt;
+        let all: Vec<u8> = (1..=255).filter(|byte| *byte != b'/').collect();
+        let paths = [Vec::new(), b"usr/bin".to_vec(), all, b"\"\\\"\\".to_vec(), vec![0xff; 1000]];
+        let implied: Implied =
+            paths.map(OsString::from_vec).into_iter().map(|path| (path.into(), true)).collect();
+        let diff_id = Digest::from_sha256(&[7; 32]);
+        let text = serde_json::to_string(&Done { diff_id, size: 1, implied: implied.clone() }).unwrap();
+        assert_eq!(serde_json::from_str::<Done>(&text).unwrap().implied, implied);
+        let counted: usize = implied.keys().map(|path| super::super::unpack::remembered(path)).sum();
+        assert!(text.len() < counted, "{} bytes, and {counted} were counted", text.len());
     }
 }

@@ -13,7 +13,7 @@ pub fn rows() -> Vec<Row> {
     vec![
         harmless(
             "set-user-id, set-group-id and sticky",
-            "CVE-2021-41091, CVE-2024-25621",
+            "CVE-2021-41091, CVE-2021-41103, CVE-2024-25621",
             "they are kept for the container; the store is closed to everybody else",
             |_| tar().entry(head(b'0', "su").mode(0o6755), b"x").head(head(b'5', "tmp").mode(0o1777)).end(),
             |seen| {

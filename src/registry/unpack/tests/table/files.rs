@@ -106,6 +106,24 @@ pub fn rows() -> Vec<Row> {
         refused("a device through a link into /dev", "mknod(2)", "a device", |_| {
             tar().dir("dev/shm").symlink("dev/out", "../etc").head(head(b'4', "dev/out/sda")).end()
         }),
+        harmless(
+            "programs and libraries that programs for unpacking execute and load",
+            "CVE-2014-9357, CVE-2019-14271, CVE-2026-41567",
+            "they are files of the layer: nothing of it is executed or loaded",
+            |out| {
+                let script = format!("#!/bin/sh\necho pwned > {}/secret\n", out.absolute);
+                let library = "lib/x86_64-linux-gnu/libnss_files.so.2";
+                let tar = tar()
+                    .file("etc/nsswitch.conf", b"passwd: files\ngroup: files\n")
+                    .file("etc/ld.so.preload", format!("/{library}\n"));
+                PROGRAMS
+                    .iter()
+                    .chain([&library])
+                    .fold(tar, |tar, name| tar.entry(head(b'0', *name).mode(0o755), &script))
+                    .end()
+            },
+            |seen| assert!(PROGRAMS.iter().all(|name| seen.meta(name).mode() & 0o777 == 0o755)),
+        ),
         refused("a kind that nobody knows", "pax(1)", "an entry of kind", |_| {
             tar().head(head(b'Q', "a")).end()
         }),
@@ -146,6 +164,10 @@ pub fn rows() -> Vec<Row> {
         ),
     ]
 }
+
+/// What unpackers of layers execute, or did.
+const PROGRAMS: [&str; 7] =
+    ["bin/sh", "bin/tar", "usr/bin/gzip", "usr/bin/pigz", "usr/bin/unpigz", "usr/bin/xz", "usr/bin/zstd"];
 
 fn device(kind: u8, major: &str, minor: &str) -> Vec<u8> {
     let head = head(kind, "dev").put(MAJOR, major).put(MINOR, minor);

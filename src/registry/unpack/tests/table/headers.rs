@@ -19,14 +19,14 @@ pub fn rows() -> Vec<Row> {
         }),
         harmless(
             "C: a long name between extended header and file, of one mind",
-            "CVE-2025-62518, GHSA-fp55-jw48-c537",
+            "CVE-2025-62518, GHSA-fp55-jw48-c537, GHSA-3cv2-h65g-fgmm",
             "the size is the file's, never the long name's",
             |_| tar().pax(&[("size", b"512")]).long(b'L', "b").entry(head(b'0', "a"), inner()).end(),
             |seen| assert_eq!((seen.names(), seen.meta("b").len()), (vec!["b".to_owned()], 512)),
         ),
         refused(
             "C: the same, and they differ",
-            "CVE-2025-62518, GHSA-fp55-jw48-c537",
+            "CVE-2025-62518, GHSA-fp55-jw48-c537, GHSA-3cv2-h65g-fgmm",
             "two of `size`",
             |_| tar().pax(&[("size", b"1024")]).long(b'L', "b").entry(head(b'0', "a"), inner()).end(),
         ),

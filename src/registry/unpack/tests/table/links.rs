@@ -17,7 +17,7 @@ pub fn rows() -> Vec<Row> {
         ),
         harmless(
             "a file through a link upwards",
-            "CVE-2018-20990, CVE-2026-50162",
+            "CVE-2018-20990, CVE-2020-10696, CVE-2026-50162",
             "nothing is above the layer's root",
             |out| tar().symlink("a", &out.relative).file("a/secret", b"pwned").end(),
             |seen| assert_eq!(seen.text("outside/secret"), "pwned"),
@@ -148,6 +148,24 @@ pub fn rows() -> Vec<Row> {
                     .symlink("b", format!("a/{}", name.repeat(3)))
                     .file(format!("b/{}", "x".repeat(90)), b"1")
                     .end()
+            },
+        ),
+        refused(
+            "a list of gigabytes: short names of long paths, by a link",
+            "found here",
+            "a list of its paths of more than 268435456 bytes",
+            |_| {
+                let far = tar().symlink("d", format!("{}/", "n".repeat(250)).repeat(15)).file("d/0", b"");
+                (1..36_000).fold(far, |tar, n| tar.hardlink(format!("d/{n}"), "d/0")).end()
+            },
+        ),
+        refused(
+            "a memory of gigabytes: directories with long paths, by a link",
+            "found here",
+            "directories whose paths take more than 33554432 bytes",
+            |_| {
+                let far = tar().symlink("d", format!("{}/", "n".repeat(250)).repeat(15));
+                (0..10_000).fold(far, |tar, n| tar.dir(format!("d/{n}"))).end()
             },
         ),
         refused("a link to nothing", "GNU tar", "a link to nothing", |_| tar().symlink("a", "").end()),

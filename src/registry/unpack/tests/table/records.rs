@@ -146,7 +146,7 @@ pub fn rows() -> Vec<Row> {
         ],
     ));
     rows.extend(each(
-        "GNU tar, Go, Python tarfile",
+        "CVE-2026-32766, GNU tar, Go, Python tarfile",
         BROKEN,
         &[
             ("a length that is too small", |_| raw(b"8 path=b\n")),
