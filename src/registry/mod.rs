@@ -25,6 +25,7 @@ mod pack;
 mod platform;
 mod proxies;
 mod pull;
+mod rate;
 mod repair;
 mod retry;
 mod session;
