@@ -1,7 +1,7 @@
 //! What operators ask of the store. All of it runs beside the loop.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
@@ -11,7 +11,7 @@ use super::control::{Answer, Answers, Reply};
 use super::wake::Wake;
 use crate::reconcile::uses::uses;
 use crate::reconcile::world::{Desired, DesiredService};
-use crate::registry::{Depth, Known, LayerState, PullResult, Repaired, Wanted};
+use crate::registry::{Depth, Known, LayerReport, LayerState, PullError, PullResult, Repaired, Wanted};
 use crate::report::Message;
 use crate::report::message::Kind;
 use crate::types::{ContainerState, Digest, ImageRef, Reason, Refusal, ServiceName, plural};
@@ -19,6 +19,10 @@ use crate::types::{ContainerState, Digest, ImageRef, Reason, Refusal, ServiceNam
 /// Layers that came within this time before the newest are looked at after a crash: a disk may take that long to make
 /// durable what it promised.
 const RECENT: Duration = Duration::from_secs(3600);
+
+/// The look after a crash may take as long as it takes; only this long without a path that was looked at, it has hung.
+/// What follows it has as much time until the agent is ready.
+const LONGEST_SILENCE: Duration = Duration::from_secs(90);
 
 /// The images that the repo wants on this host: pinned where their tags are known.
 pub fn wanted(desired: Option<&Desired>) -> Vec<Wanted> {
@@ -131,7 +135,9 @@ impl Agent {
             plural(layers.len(), "layer", "layers")
         );
         for layer in layers {
-            let report = match self.store.check_layer(&layer, Depth::Quick, &mut |_| {}) {
+            let report = self.check_at_start(&layer);
+            crate::failpoint::hit("look::after_layer");
+            let report = match report {
                 // What has no listing was not pulled by this version, and is older than the crash.
                 Ok(Some(report)) if report.state == LayerState::Damaged => report,
                 Ok(_) => continue,
@@ -152,5 +158,17 @@ impl Agent {
                 tracing::warn!("{error}");
             }
         }
+    }
+
+    /// A quick look at a layer before the agent is ready: the service manager hears that it goes on.
+    fn check_at_start(&self, layer: &Digest) -> Result<Option<LayerReport>, PullError> {
+        self.notifier.not_yet(LONGEST_SILENCE);
+        let mut told = Instant::now();
+        self.store.check_layer(layer, Depth::Quick, &mut |_| {
+            if told.elapsed() >= LONGEST_SILENCE / 10 {
+                self.notifier.not_yet(LONGEST_SILENCE);
+                told = Instant::now();
+            }
+        })
     }
 }

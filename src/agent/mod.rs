@@ -327,7 +327,7 @@ impl Agent {
         if let Some(Err(why)) = trusted {
             tracing::error!("nobody's signature counts: {why}");
         }
-        match self.state.begin_boot() {
+        match self.state.before_boot() {
             Ok(Before::SameBoot) => {}
             Ok(Before::OrderlyBoot) => self.begin_anew(),
             Ok(Before::BrokenBoot) => {
@@ -335,6 +335,10 @@ impl Agent {
                 self.look_at_store();
             }
             Err(error) => tracing::warn!("{}", error.to_refusal()),
+        }
+        // Only now: the look of an agent that ends during it is the next one's.
+        if let Err(error) = self.state.begin_boot() {
+            tracing::warn!("{}", error.to_refusal());
         }
         self.connect();
         // A route that is right is pointed once more: that brings the table's fixed part up to this version's.

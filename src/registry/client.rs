@@ -267,7 +267,16 @@ impl Client {
             let headers = response.headers().clone();
             // The connection is not held while another one is asked.
             drop(response);
-            let renewed = session.renew(ticket.as_ref(), self.authorize(address, image, &headers)).await?;
+            // Who waits for the same has no other limit: a layer may take its time, what lets it be had may not.
+            let ask = async {
+                let asked = self.authorize(address, image, &headers);
+                tokio::time::timeout(DOCUMENT_TIMEOUT, asked).await.unwrap_or_else(|_| {
+                    let seconds = DOCUMENT_TIMEOUT.as_secs();
+                    let what = format!("{address}: its token service has not answered within {seconds} s");
+                    Err(PullError::network(what, None))
+                })
+            };
+            let renewed = session.renew(ticket.as_ref(), ask).await?;
             (ticket, fresh) = (Some(renewed.ticket), renewed.fresh);
         }
     }

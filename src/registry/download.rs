@@ -2,23 +2,18 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::layer::{LayerWriter, Unpacked};
 use super::manifest::{self, Descriptor, Packing};
+use super::rate::{Rate, SLOWEST};
 use super::retry::{self, Budget, Resume};
 use super::source::{Server, Source};
 use super::worker::Product;
 use super::{PullError, Registry};
 use crate::types::{Digest, Reason};
-
-/// Bytes a second below which a connection counts as broken: another one may have a better way.
-const SLOWEST: u64 = 1024;
-
-/// Time over which that is measured.
-const WINDOW: Duration = Duration::from_secs(30);
 
 /// What is to be fetched.
 pub(super) struct Job {
@@ -33,26 +28,6 @@ pub(super) struct Job {
     pub received: Arc<AtomicU64>,
     /// Further tries that all layers of the image have together.
     pub budget: Arc<Budget>,
-}
-
-/// How fast bytes come, while somebody waits for them: a slow disk is no slow network.
-#[derive(Default)]
-struct Rate {
-    waited: Duration,
-    bytes: u64,
-}
-
-impl Rate {
-    fn is_fair(&mut self, bytes: u64, waited: Duration) -> bool {
-        self.bytes += bytes;
-        self.waited += waited;
-        if self.waited < WINDOW {
-            return true;
-        }
-        let fair = self.bytes >= SLOWEST * self.waited.as_secs();
-        *self = Self::default();
-        fair
-    }
 }
 
 /// Fetches a layer that comes by itself, with a budget of its own, and tells how many bytes of it are here. Whoever hears
@@ -206,17 +181,4 @@ async fn stream(
         }
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_trickle_is_no_connection() {
-        let mut rate = Rate::default();
-        assert!(rate.is_fair(0, Duration::from_secs(29)), "not yet");
-        assert!(!rate.is_fair(100, Duration::from_secs(2)));
-        assert!(rate.is_fair(1 << 20, Duration::from_secs(59)), "a new window");
-    }
 }

@@ -25,6 +25,7 @@ mod pack;
 mod platform;
 mod proxies;
 mod pull;
+mod rate;
 mod repair;
 mod retry;
 mod session;
@@ -149,14 +150,16 @@ impl Registry {
                 // An archive without a manifest may have to stand in after a restart.
                 if let Some(manifest) = self.known(&digest).filter(|_| !fallback.is_empty()) {
                     self.store.note_config(&digest, &manifest.config.digest);
+                    // It may be named by the index that it was chosen from, and then nobody says what that holds.
+                    if let Some(named) = named_by(image).filter(|named| **named != digest) {
+                        self.store.note_config(named, &manifest.config.digest);
+                    }
                 }
                 return Ok(digest);
             }
         };
         // What a digest names is known without anybody.
-        if let ImageRef::Registry(RegistryRef { digest: Some(digest), .. }) = image
-            && !fallback.is_empty()
-        {
+        if let Some(digest) = named_by(image).filter(|_| !fallback.is_empty()) {
             return Ok(digest.clone());
         }
         let mut also = String::new();
@@ -263,6 +266,14 @@ impl Registry {
             Some(manifest) => Ok(manifest),
             None => Ok(Arc::new(self.client.manifest(reference, &digest.to_string(), budget).await?)),
         }
+    }
+}
+
+/// The digest that a reference holds.
+fn named_by(image: &ImageRef) -> Option<&Digest> {
+    match image {
+        ImageRef::Registry(reference) => reference.digest.as_ref(),
+        ImageRef::Archive(_) => None,
     }
 }
 

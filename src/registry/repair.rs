@@ -130,7 +130,8 @@ impl Registry {
         results
     }
 
-    /// A layer that cannot be had again is nobody's to run.
+    /// A layer that cannot be had again is nobody's to run. Nor one that came whole and lacks another one below it: left as it
+    /// is, the damaged one would be believed by the pull that brings the other one.
     fn conclude(
         &self,
         layer: Digest,
@@ -159,8 +160,10 @@ impl Registry {
         tell: Tell<'_>,
     ) -> Result<Remedy, PullError> {
         let _gate = self.underway.layer(layer).await;
-        let users: Vec<&ImageRecord> =
+        let mut users: Vec<&ImageRecord> =
             records.iter().filter(|record| record.diff_ids.contains(layer)).collect();
+        // The layer is put together for the first: for one, where there is one, that has all which is below it.
+        users.sort_by_key(|record| self.lacks_below(record, layer));
         let Some(user) = users.first() else {
             return if self.store.discard(layer)? { Ok(Remedy::Removed) } else { Ok(Remedy::Left) };
         };
@@ -177,19 +180,19 @@ impl Registry {
         if let Some((reference, found)) = own {
             match self.rebuild(layer, user, &reference, found, received, tell).await {
                 Ok(()) => return Ok(Remedy::Rebuilt),
-                Err(error) if error.is_the_hosts() => return Err(error),
+                Err(error) if is_final(&error) => return Err(error),
                 Err(error) => trouble = Some(error),
             }
         }
         for record in &users {
             for reference in &record.references {
                 let result = match self.find_layer(record, layer, reference).await {
-                    Ok(found) => self.rebuild(layer, record, reference, found, received, tell).await,
+                    Ok(found) => self.rebuild(layer, user, reference, found, received, tell).await,
                     Err(error) => Err(error),
                 };
                 match result {
                     Ok(()) => return Ok(Remedy::Rebuilt),
-                    Err(error) if error.is_the_hosts() => return Err(error),
+                    Err(error) if is_final(&error) => return Err(error),
                     Err(error) => trouble = Some(error),
                 }
             }
@@ -197,18 +200,24 @@ impl Registry {
         for record in &users {
             for url in stand_ins(&record.digest, known) {
                 let result = match url {
-                    Ok(url) => self.rebuild_from(layer, record, &url, received, tell).await,
+                    Ok(url) => self.rebuild_from(layer, (record, user), &url, received, tell).await,
                     Err(error) => Err(error),
                 };
                 match result {
                     Ok(()) => return Ok(Remedy::Rebuilt),
-                    Err(error) if error.is_the_hosts() => return Err(error),
+                    Err(error) if is_final(&error) => return Err(error),
                     Err(error) => trouble = Some(trouble.map_or(error.clone(), |first| first.and(error))),
                 }
             }
         }
         let what = format!("layer {layer}: nothing says where it came from");
         Err(trouble.unwrap_or_else(|| PullError::fatal(Reason::ImageNotFound, what)))
+    }
+
+    /// Whether a layer below this one is not here.
+    fn lacks_below(&self, record: &ImageRecord, layer: &Digest) -> bool {
+        let below = record.diff_ids.iter().take_while(|id| *id != layer);
+        below.into_iter().any(|lower| !self.store.has_layer(lower))
     }
 
     /// What a layer is in an image, and where it can be had.
@@ -235,7 +244,7 @@ impl Registry {
     async fn rebuild_from(
         &self,
         layer: &Digest,
-        record: &ImageRecord,
+        (record, user): (&ImageRecord, &ImageRecord),
         url: &SafeUrl,
         received: &Arc<AtomicU64>,
         tell: Tell<'_>,
@@ -244,10 +253,10 @@ impl Registry {
         let contents = self.fallback(url, &record.digest, config.as_ref(), &|_| {}).await?;
         let reference = ImageRef::Archive(url.clone());
         let descriptor = descriptor_of(record, layer, contents.layers, &reference)?;
-        self.rebuild(layer, record, &reference, (contents.source, descriptor), received, tell).await
+        self.rebuild(layer, user, &reference, (contents.source, descriptor), received, tell).await
     }
 
-    /// Fetches one layer and puts it in its place.
+    /// Fetches one layer and puts it in its place, with what it only implies as it is in the image `user`.
     async fn rebuild(
         &self,
         layer: &Digest,
@@ -311,6 +320,11 @@ impl Registry {
             None => self.store.forget_image(image).map(|()| Remedy::Removed),
         }
     }
+}
+
+/// Whether the same layer from another place would fare no better.
+fn is_final(error: &PullError) -> bool {
+    error.is_the_hosts() || error.reason == Reason::LayerMissing
 }
 
 /// The archives that may stand in for an image, each once.

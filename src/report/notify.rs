@@ -1,4 +1,4 @@
-//! What systemd is told: READY, STATUS, WATCHDOG, STOPPING (sd_notify(3)). Nothing where there is no systemd.
+//! What systemd is told: READY, EXTEND_TIMEOUT_USEC, STATUS, WATCHDOG, STOPPING (sd_notify(3)). Nothing where there is no systemd.
 
 use std::time::Duration;
 
@@ -14,6 +14,12 @@ impl Notifier {
     /// The agent has looked at the host once.
     pub fn ready(&self) {
         send(&[NotifyState::Ready]);
+    }
+
+    /// It takes longer until the agent is ready: so long from now at least.
+    pub fn not_yet(&self, longer: Duration) {
+        let longer = u32::try_from(longer.as_micros()).unwrap_or(u32::MAX);
+        send(&[NotifyState::ExtendTimeoutUsec(longer)]);
     }
 
     /// One line for `systemctl status`; said only when it differs.

@@ -24,24 +24,32 @@ pub enum Before {
 }
 
 impl StateDir {
-    /// Notes that an agent is at work in this boot, and says what came before it.
-    pub fn begin_boot(&self) -> Result<Before, StateError> {
-        let path = self.root().join("boot.json");
-        let now = Boot { boot_id: boot::boot_id(), clean: false };
-        let former = match atomic::read::<Boot>(&path) {
-            // A file that a crash has damaged is a sign of one.
-            Err(StateError::Damaged { .. }) => Some(Boot { boot_id: String::new(), clean: false }),
-            former => former?,
-        };
-        let before = match &former {
-            Some(former) if former.boot_id != now.boot_id && former.clean => Before::OrderlyBoot,
-            Some(former) if former.boot_id != now.boot_id => Before::BrokenBoot,
+    /// What came before this start of the agent. It stays so until [`Self::begin_boot`]: an agent that ends before that
+    /// leaves what is to be done about it to the next one.
+    pub fn before_boot(&self) -> Result<Before, StateError> {
+        let now = boot::boot_id();
+        Ok(match self.former_boot()? {
+            Some(former) if former.boot_id != now && former.clean => Before::OrderlyBoot,
+            Some(former) if former.boot_id != now => Before::BrokenBoot,
             _ => Before::SameBoot,
-        };
-        if former.is_none_or(|former| former.boot_id != now.boot_id || former.clean) {
-            atomic::write(&path, &now)?;
+        })
+    }
+
+    /// Notes that an agent is at work in this boot, and has done what was to be done about what came before.
+    pub fn begin_boot(&self) -> Result<(), StateError> {
+        let now = Boot { boot_id: boot::boot_id(), clean: false };
+        if self.former_boot()?.is_none_or(|former| former.boot_id != now.boot_id || former.clean) {
+            atomic::write(&self.root().join("boot.json"), &now)?;
         }
-        Ok(before)
+        Ok(())
+    }
+
+    fn former_boot(&self) -> Result<Option<Boot>, StateError> {
+        match atomic::read::<Boot>(&self.root().join("boot.json")) {
+            // A file that a crash has damaged is a sign of one.
+            Err(StateError::Damaged { .. }) => Ok(Some(Boot { boot_id: String::new(), clean: false })),
+            former => former,
+        }
     }
 
     /// Notes that the agent ends in order.
@@ -60,19 +68,25 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let state = StateDir::open(dir.path()).unwrap();
         let path = dir.path().join("boot.json");
-        assert_eq!(state.begin_boot().unwrap(), Before::SameBoot, "the first one");
-        assert_eq!(state.begin_boot().unwrap(), Before::SameBoot, "killed and started again");
+        let begin = || {
+            let before = state.before_boot().unwrap();
+            state.begin_boot().unwrap();
+            before
+        };
+        assert_eq!(begin(), Before::SameBoot, "the first one");
+        assert_eq!(begin(), Before::SameBoot, "killed and started again");
         state.end_boot().unwrap();
-        assert_eq!(state.begin_boot().unwrap(), Before::SameBoot, "after an orderly end");
+        assert_eq!(begin(), Before::SameBoot, "after an orderly end");
         let other = |clean| atomic::write(&path, &Boot { boot_id: "other".to_owned(), clean }).unwrap();
         other(true);
-        assert_eq!(state.begin_boot().unwrap(), Before::OrderlyBoot);
+        assert_eq!(begin(), Before::OrderlyBoot);
         other(false);
-        assert_eq!(state.begin_boot().unwrap(), Before::BrokenBoot);
-        assert_eq!(state.begin_boot().unwrap(), Before::SameBoot, "said once");
+        assert_eq!(state.before_boot().unwrap(), Before::BrokenBoot);
+        assert_eq!(begin(), Before::BrokenBoot, "until it is acted on");
+        assert_eq!(begin(), Before::SameBoot, "said once");
         for name in ["boot.json", "boot.previous.json"] {
             std::fs::write(dir.path().join(name), b"\0\0").unwrap();
         }
-        assert_eq!(state.begin_boot().unwrap(), Before::BrokenBoot, "as a power cut leaves it");
+        assert_eq!(begin(), Before::BrokenBoot, "as a power cut leaves it");
     }
 }

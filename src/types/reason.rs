@@ -45,6 +45,7 @@ reasons! {
     Auth "auth" "The registry or the git server refused the credentials." "Correct the credentials in the host's configuration."
     Tls "tls" "The server's certificate is not one this host trusts." "Renew the certificate, or name its authority as ca_file."
     DiskSpace "disk-space" "The file system of the state directory is too full." "Make room; it is tried again by itself."
+    LayerMissing "layer-missing" "A layer cannot be put in its place alone, because one below it in the image is not here either." "Nothing: both are pulled when something needs the image. Why the one below could not be had is said of that one."
     StorageIo "storage-io" "The disk gave an error; nothing was marked as complete." "Check the disk and the kernel log."
     Unhealthy "unhealthy" "The health check failed as often as it may." "Read the container's last log lines, then fix the image or the check."
     Exited "exited" "The container ended by itself." "Read the container's last log lines."

@@ -6,8 +6,8 @@ use std::process::Command;
 use gitopsd::config::agent::S3Config;
 use gitopsd::types::{Digest, ImageRef, PinnedImage, Reason};
 
-use super::make::{gzip, oci, small};
-use super::support::image::{Layer, noise};
+use super::make::{gzip, oci, rewrite, small};
+use super::support::image::{INDEX, Layer, architecture, noise};
 use super::support::server::Server;
 use super::{host, host_at, host_of, support};
 
@@ -67,6 +67,93 @@ async fn a_tag_leads_nowhere_else() {
         let error = host.registry.pull_or(&pinned, &[bad], &|_| {}).await.unwrap_err();
         assert!(error.to_string().contains(&told), "{error}");
     }
+}
+
+/// What `gitopsd lock` writes of an image for several platforms is the digest of its index: an archive that has the index
+/// stands in, on a host that never saw the registry.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_archive_with_the_index_stands_in_for_what_is_pinned_by_it() {
+    let mut server = Server::new();
+    let ours = server.push("ours", &[Layer::default().file("etc/app", b"ours").gzip()]).await;
+    let theirs = server.push("theirs", &[Layer::default().file("etc/app", b"theirs").gzip()]).await;
+    let of = |manifest: &serde_json::Value, architecture: &str| {
+        let mut entry = manifest.clone();
+        entry["platform"] = serde_json::json!({ "os": "linux", "architecture": architecture });
+        entry
+    };
+    let entries = [of(&theirs, "s390x"), of(&ours, architecture())];
+    let index = serde_json::json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": entries });
+    let index = server.push_manifest("1", INDEX, &index).await;
+    let host = host_of(S3Config::default(), BTreeMap::from([(server.address(), support::plain())]));
+    let copy = |name: &str, all: &[&str]| {
+        let archive = host.dir.path().join(name);
+        let output = Command::new("skopeo")
+            .args(["--insecure-policy", "copy", "-q", "--src-tls-verify=false", "--preserve-digests"])
+            .args(all)
+            .arg(format!("docker://{}/app:1", server.address()))
+            .arg(format!("oci-archive:{}", archive.display()))
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        format!("file://{}", archive.display())
+    };
+    let (all, one) = (copy("all.tar", &["--all"]), copy("one.tar", &[]));
+    // Who calls another index by that name does not have it.
+    let digest = index["digest"].as_str().unwrap().to_owned();
+    let path = format!("blobs/sha256/{}", digest.trim_start_matches("sha256:"));
+    let forged = std::fs::read(all.trim_start_matches("file://")).unwrap();
+    let forged = host.put("forged.tar", &rewrite(&forged, &path, |text| text.replace("s390x", "s390y")));
+    server.stop();
+    let reference: ImageRef = format!("{}/app:1@{digest}", server.address()).parse().unwrap();
+    for (archive, why) in
+        [(one, "whose configuration is not known here"), (forged, "does not have its digest")]
+    {
+        let fallback = [archive];
+        let pinned = PinnedImage {
+            digest: host.registry.resolve_or(&reference, &fallback).await.unwrap(),
+            reference: reference.clone(),
+        };
+        let error = host.registry.pull_or(&pinned, &fallback, &|_| {}).await.unwrap_err();
+        assert!(error.to_string().contains(why), "{error}");
+    }
+    let fallback = [all];
+    let digest = host.registry.resolve_or(&reference, &fallback).await.unwrap();
+    let pinned = PinnedImage { reference, digest };
+    host.registry.pull_or(&pinned, &fallback, &|_| {}).await.unwrap();
+    assert_eq!(host.file(&pinned.digest, "etc/app").as_deref(), Some(&b"ours"[..]));
+    host.assert_nothing_unfinished();
+}
+
+/// Also an archive without it, once the registry has said what the index holds for this host.
+#[tokio::test(flavor = "multi_thread")]
+async fn docker_save_stands_in_for_what_is_pinned_by_an_index() {
+    let mut server = Server::new();
+    let mut entry = server.push("1", &[Layer::default().file("etc/app", b"app").gzip()]).await;
+    entry["platform"] = serde_json::json!({ "os": "linux", "architecture": architecture() });
+    let index = serde_json::json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": [entry] });
+    let index = server.push_manifest("all", INDEX, &index).await;
+    let registries = BTreeMap::from([(server.address(), support::plain())]);
+    let before = host_of(S3Config::default(), registries.clone());
+    let archive = before.dir.path().join("app.tar");
+    let output = Command::new("skopeo")
+        .args(["--insecure-policy", "copy", "-q", "--src-tls-verify=false"])
+        .arg(format!("docker://{}/app:1", server.address()))
+        .arg(format!("docker-archive:{}", archive.display()))
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let fallback = [format!("file://{}", archive.display())];
+    let digest = index["digest"].as_str().unwrap();
+    let reference: ImageRef = format!("{}/app:all@{digest}", server.address()).parse().unwrap();
+    before.registry.resolve_or(&reference, &fallback).await.unwrap();
+    server.stop();
+    let super::Host { dir, store, registry } = before;
+    drop((store, registry));
+    let after = host_at(dir, S3Config::default(), registries);
+    let digest = after.registry.resolve_or(&reference, &fallback).await.unwrap();
+    let pinned = PinnedImage { reference, digest };
+    after.registry.pull_or(&pinned, &fallback, &|_| {}).await.unwrap();
+    assert_eq!(after.file(&pinned.digest, "etc/app").as_deref(), Some(&b"app"[..]));
 }
 
 /// `docker save` keeps no manifest, so an archive of it is known by its configuration: also by an agent that was

@@ -1,6 +1,6 @@
 //! Archives as others write them.
 
-use std::io::Write;
+use std::io::{Read, Write};
 
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
@@ -166,6 +166,27 @@ pub fn insert(archive: &[u8], place: usize, path: &str) -> Vec<u8> {
     if !done {
         entry(&mut builder, path, b"stray");
     }
+    builder.into_inner().unwrap()
+}
+
+/// The same archive with an entry's text changed, whatever its name says of it.
+pub fn rewrite(archive: &[u8], path: &str, change: impl Fn(&str) -> String) -> Vec<u8> {
+    let mut builder = tar::Builder::new(Vec::new());
+    let mut reader = tar::Archive::new(archive);
+    let mut found = false;
+    for old in reader.entries().unwrap() {
+        let mut old = old.unwrap();
+        let header = old.header().clone();
+        if old.path().unwrap().to_str() == Some(path) {
+            found = true;
+            let mut text = String::new();
+            old.read_to_string(&mut text).unwrap();
+            entry(&mut builder, path, change(&text).as_bytes());
+        } else {
+            builder.append(&header, &mut old).unwrap();
+        }
+    }
+    assert!(found, "there is no {path}");
     builder.into_inner().unwrap()
 }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use gitopsd::config::agent::{RegistryConfig, S3Config};
 use gitopsd::registry::{PullError, Pulled};
@@ -154,6 +155,45 @@ async fn a_server_that_is_not_well_is_asked_again() {
     assert_eq!(error.reason, Reason::RegistryUnreachable, "{error}");
     assert!(error.may_pass() && error.to_string().contains("503"), "{error}");
     assert_eq!(server.log().len(), 4);
+}
+
+/// Some 500 bytes a second, never silent and never done: what is read as a whole goes on where it was, and a small part
+/// is asked for again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_trickle_is_given_up_for_another_try() {
+    let world = world();
+    let plain =
+        docker_save(&image(vec![tar(&[("etc/base", b"base")]), tar(&[("srv/x", &noise(70_000, 3))])]));
+    let trickle = |archive: Vec<u8>, least: usize| {
+        let done = AtomicUsize::new(0);
+        let rule = move |request: &Request| {
+            let mut answer = file(request, &archive, "\"1\"");
+            // The first one of more than a few bytes.
+            if answer.body.len() >= least && done.fetch_add(1, Ordering::Relaxed) == 0 {
+                answer.slow = Some(Duration::from_millis(200));
+            }
+            answer
+        };
+        let begun = Instant::now();
+        let pull = world.pull(rule);
+        async move {
+            let (server, host, result) = pull.await;
+            let (digest, _) = result.unwrap();
+            assert_eq!(host.file(&digest, "srv/x"), Some(noise(70_000, 3)));
+            assert!(begun.elapsed() > Duration::from_secs(25), "it was given its time");
+            server
+                .log()
+                .iter()
+                .filter_map(Request::range)
+                .filter(|(from, to)| to - from >= least)
+                .collect::<Vec<_>>()
+        }
+    };
+    // The table of contents comes by parts of 16 KiB and more.
+    let (whole, parts) = tokio::join!(trickle(gzip(&plain), 1000), trickle(plain.clone(), 1000));
+    let [(0, last), (from, end)] = whole[..] else { panic!("{whole:?}") };
+    assert!(from > 1000 && from < 100_000 && end == last, "what came is kept: {from}");
+    assert_eq!(parts[0], parts[1], "{parts:?}");
 }
 
 /// A part that is another than was asked for is nobody's bytes.

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -41,6 +42,8 @@ pub struct Answer {
     pub body: Vec<u8>,
     /// Bytes after which the connection ends.
     pub cut: Option<usize>,
+    /// The pause after each hundred bytes.
+    pub slow: Option<Duration>,
 }
 
 impl Answer {
@@ -198,9 +201,14 @@ fn serve(
         head.push_str(&format!("{name}: {value}\r\n"));
     }
     write!(stream, "{head}Content-Length: {}\r\n\r\n", answer.body.len())?;
-    for part in answer.body[..answer.cut.unwrap_or(answer.body.len())].chunks(64 << 10) {
+    let part = if answer.slow.is_some() { 100 } else { 64 << 10 };
+    for part in answer.body[..answer.cut.unwrap_or(answer.body.len())].chunks(part) {
         stream.write_all(part)?;
         sent.fetch_add(part.len() as u64, Ordering::Relaxed);
+        if let Some(pause) = answer.slow {
+            stream.flush()?;
+            std::thread::sleep(pause);
+        }
     }
     stream.flush()
 }

@@ -2,6 +2,7 @@
 //! power cut.
 
 use std::fs;
+use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 
 use serde_json::Value;
@@ -199,8 +200,8 @@ impl Drop for SmallStore {
 fn a_pull_that_does_not_fit_makes_old_images_go() {
     let mut lab = Lab::new();
     lab.configure("[images]\nkeep = \"7d\"\nkeep_count = 9\nmin_free = \"0%\"\n");
-    // Room for three.
-    let _store = SmallStore::mount(&lab, 44);
+    // Room for three, and for what a fourth is expected to need it lacks.
+    let _store = SmallStore::mount(&lab, 48);
     let port = free_port();
     lab.start_agent();
     for version in ["1", "2", "3"] {
@@ -223,20 +224,39 @@ fn a_pull_that_does_not_fit_makes_old_images_go() {
     lab.kill_agent();
 }
 
-#[test]
-fn after_a_power_cut_what_came_last_is_looked_at() {
-    let (mut lab, port) = serving("");
+/// Cuts the power, which the page does not survive.
+fn lose_the_page(lab: &mut Lab) {
     lab.kill_agent();
     lab.cut_power();
     // What a file system may make of data that was never synced.
-    let file = tree_with(&lab, "www/index.html").join("www/index.html");
+    let file = tree_with(lab, "www/index.html").join("www/index.html");
     let times = fs::metadata(&file).unwrap().modified().unwrap();
     fs::write(&file, "").unwrap();
     fs::File::open(&file).unwrap().set_modified(times).unwrap();
     for name in ["boot.json", "boot.previous.json"] {
         fs::write(lab.path("state").join(name), "").unwrap();
     }
-    lab.start_agent();
+}
+
+#[test]
+fn after_a_power_cut_what_came_last_is_looked_at() {
+    let (mut lab, port) = serving("");
+    lose_the_page(&mut lab);
+    // However long it takes, systemd is told that the agent is not ready yet.
+    let path = lab.path("notify.sock");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    lab.start_agent_with(&[("NOTIFY_SOCKET", path.to_str().unwrap())]);
+    let mut heard = Vec::new();
+    wait_for("READY=1", || {
+        let mut buffer = [0; 4096];
+        let count = socket.recv(&mut buffer).unwrap();
+        heard.push(String::from_utf8_lossy(&buffer[..count]).into_owned());
+        heard.last().unwrap().contains("READY=1").then_some(())
+    });
+    let longer = heard.iter().filter(|said| said.starts_with("EXTEND_TIMEOUT_USEC=90000000"));
+    assert_eq!(longer.count(), 2, "once a layer: {heard:?}");
+    // Nobody reads on.
+    drop(socket);
     lab.wait_agent();
     wait_for(&format!("web; {}", lab.agent_log()), || {
         get(port, "/").is_ok_and(|body| body == "version 1\n").then_some(())
@@ -250,6 +270,26 @@ fn after_a_power_cut_what_came_last_is_looked_at() {
     lab.start_agent();
     lab.wait_agent();
     assert_eq!(events(&lab, "store-damaged").len(), 1);
+}
+
+/// An agent that is killed during the look, as systemd does to one that takes too long, leaves it to the next one.
+#[test]
+#[cfg_attr(not(feature = "failpoints"), ignore = "needs the feature failpoints")]
+fn a_look_after_a_power_cut_that_is_broken_off_is_done_anew() {
+    let (mut lab, port) = serving("");
+    lose_the_page(&mut lab);
+    for _ in 0..2 {
+        lab.start_agent_with(&[("FAILPOINTS", "look::after_layer=return")]);
+        wait_for("its end", || lab.agent_ended().then_some(()));
+    }
+    lab.start_agent();
+    lab.wait_agent();
+    wait_for(&format!("web; {}", lab.agent_log()), || {
+        get(port, "/").is_ok_and(|body| body == "version 1\n").then_some(())
+    });
+    assert_eq!(events(&lab, "store-damaged").len(), 1);
+    lab.ok(&["fsck", "--full"]);
+    lab.kill_agent();
 }
 
 #[test]

@@ -190,6 +190,30 @@ async fn layers_beside_each_other_get_one_token() {
     assert_eq!(proxy.count("/token"), 2, "one for the documents, one for the three layers");
 }
 
+/// One that is never silent and never done: layers have no limit of their own, and all of them wait for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_trickles_is_asked_for_anew() {
+    let server = Server::new();
+    let blob = layer(1);
+    server.push("1", std::slice::from_ref(&blob)).await;
+    let (digest, given) = (blob.digest(), AtomicUsize::new(0));
+    let proxy = Proxy::new(&server, move |request, upstream| {
+        if request.path.starts_with("/token") {
+            let number = given.fetch_add(1, Ordering::SeqCst) + 1;
+            let text = format!(r#"{{"token":"t{number}"}}{}"#, " ".repeat(3000));
+            let mut answer = Answer::new(200, text.as_bytes());
+            // The second one, for the layer, takes five minutes.
+            answer.slow = (number == 2).then_some(Duration::from_secs(10));
+            return answer;
+        }
+        guarded(request, upstream, if request.path.contains(&digest) { "t3" } else { "t1" })
+    });
+    let begun = std::time::Instant::now();
+    host(&proxy.address(), plain()).pull(&format!("{}/app:1", proxy.address())).await.unwrap();
+    assert_eq!(proxy.count("/token"), 3);
+    assert!((55..120).contains(&begun.elapsed().as_secs()), "it was given its time, and no more");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_that_ends_in_the_middle_of_a_layer() {
     let server = Server::new();

@@ -7,13 +7,13 @@ use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 
 use gitopsd::registry::{Depth, Known, LayerState, Remedy, Report};
-use gitopsd::types::Digest;
+use gitopsd::types::{Digest, Reason};
 use nix::sys::stat::{Mode, SFlag, mknod};
 use tar::EntryType;
 
 use super::support::Host;
 use super::support::image::{Blob, Layer, With, noise};
-use super::support::proxy::Proxy;
+use super::support::proxy::{Answer, Proxy};
 use super::support::server::Server;
 use super::support::tree::describe;
 
@@ -313,6 +313,91 @@ async fn what_cannot_be_had_again_is_taken_out_of_use() {
     world.host.store.sweep_aside(|_| false);
     assert_eq!(world.host.store.put_aside(), []);
     assert_eq!(world.host.names("quarantine"), Vec::<String>::new());
+}
+
+/// Two damaged layers of one image, the lower one of which nobody has any more: what is above it is no worse for that.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_comes_back_without_one_below_it() {
+    let server = Server::new();
+    // Each says what its own directories are, but for the root.
+    let bare = |seed| Layer::default().file(&format!("file-{seed}"), &noise(seed, 100_000)).gzip();
+    let (lost, between, upper) = (bare(1), bare(2), bare(3));
+    let whole = rich(7);
+    server.push("1", &[lost.clone(), between, upper.clone(), whole.clone()]).await;
+    // The root of the one in the middle is as the layer below it says, which is the lost one.
+    server.push("2", &[lost.clone(), upper.clone()]).await;
+    let digest = lost.digest();
+    let gone = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let its = gone.clone();
+    let proxy = Proxy::new(&server, move |request, upstream| {
+        match request.path.contains(&digest) && its.load(std::sync::atomic::Ordering::Relaxed) {
+            true => Answer::new(404, b"{}"),
+            false => upstream.get(request),
+        }
+    });
+    let host = Host::new(&[&proxy.address()]);
+    let ids: Vec<Digest> = [&lost, &upper, &whole].iter().map(|blob| blob.diff_id.parse().unwrap()).collect();
+    let tree = |id: &Digest| host.dir.path().join("store/layers").join(id.hex()).join("fs");
+    let repair = async || {
+        gone.store(true, std::sync::atomic::Ordering::Relaxed);
+        let repaired = host.registry.repair(ids.clone(), vec![], &[], &|_| {}).await;
+        gone.store(false, std::sync::atomic::Ordering::Relaxed);
+        host.assert_tmp_clean();
+        repaired
+    };
+    let damage = || {
+        flip(&tree(&ids[0]).join("file-1"), 9);
+        flip(&tree(&ids[1]).join("file-3"), 9);
+        flip(&tree(&ids[2]).join("data/large"), 9);
+    };
+    // Each of these has one directly below it that is here.
+    let (first, _) = host.pull(&format!("{}/app:1", proxy.address())).await.unwrap();
+    damage();
+    let repaired = repair().await;
+    let remedies: Vec<Remedy> = repaired.iter().map(|one| one.remedy).collect();
+    assert_eq!(remedies, [Remedy::Quarantined, Remedy::Rebuilt, Remedy::Rebuilt], "{repaired:#?}");
+    assert_eq!(repaired[0].reason, Some(Reason::ImageNotFound));
+    let (_, pulled) = host.pull(&format!("{}/app:1", proxy.address())).await.unwrap();
+    assert_eq!((pulled.layers_total, pulled.layers_reused), (4, 3), "the lost one alone comes");
+    // Where nothing is left that says what its root is, that is the reason, and not the disk.
+    host.pull(&format!("{}/app:2", proxy.address())).await.unwrap();
+    fs::remove_file(host.dir.path().join("store/images").join(format!("{}.json", first.hex()))).unwrap();
+    let _ =
+        fs::remove_file(host.dir.path().join("store/images").join(format!("{}.previous.json", first.hex())));
+    flip(&tree(&ids[0]).join("file-1"), 9);
+    flip(&tree(&ids[1]).join("file-3"), 9);
+    let repaired = repair().await;
+    assert_eq!(repaired[1].digest, ids[1], "{repaired:#?}");
+    assert_eq!((repaired[1].remedy, repaired[1].reason), (Remedy::Quarantined, Some(Reason::LayerMissing)));
+    let told = repaired[1].message.as_deref().unwrap();
+    assert!(told.contains(&format!("needs layer {} below it", ids[0])), "{told}");
+    // What was put aside is not believed by the next pull.
+    let (second, pulled) = host.pull(&format!("{}/app:2", proxy.address())).await.unwrap();
+    assert_eq!(pulled.layers_reused, 0);
+    assert!(host.store.check(Depth::Full, &mut |_| {}).unwrap().is_sound());
+    assert!(host.store.image(&second).is_some());
+}
+
+/// The layer is put together for an image that has all which is below it, wherever else it is in.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_comes_back_for_the_image_that_is_whole() {
+    let server = Server::new();
+    let (lost, here, shared) = (other(1), other(2), other(3));
+    server.push("1", &[lost.clone(), shared.clone()]).await;
+    server.push("2", &[here, shared.clone()]).await;
+    let host = Host::new(&[&server.address()]);
+    let mut images = Vec::new();
+    for tag in ["1", "2"] {
+        images.push(host.pull(&format!("{}/app:{tag}", server.address())).await.unwrap().0);
+    }
+    host.store.quarantine(&lost.diff_id.parse().unwrap()).unwrap();
+    let layer: Digest = shared.diff_id.parse().unwrap();
+    let tree = host.dir.path().join("store/layers").join(layer.hex()).join("fs");
+    flip(&tree.join("other/file"), 9);
+    let repaired = host.registry.repair(vec![layer], vec![], &[], &|_| {}).await;
+    assert_eq!(repaired[0].remedy, Remedy::Rebuilt, "{repaired:?}");
+    let whole = images.iter().filter(|image| host.store.image(image).is_some());
+    assert_eq!(whole.collect::<Vec<_>>(), [&images[1]]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

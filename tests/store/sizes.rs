@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
+use gitopsd::state::atomic;
 use serde_json::Value;
 
 use super::command::Machine;
@@ -77,5 +78,17 @@ async fn images_add_up_to_du_and_gc_frees_what_it_says() {
     assert_eq!(machine.say(&["fsck", "--full"]).0, 0);
     // It comes back with the one layer that is missing.
     let (_, lines) = machine.json(&["pull", &machine.image("1")]);
-    assert_eq!(lines.last().unwrap()["images"][0]["layers_here"], 1);
+    let pulled = &lines.last().unwrap()["images"][0];
+    assert_eq!(pulled["layers_here"], 1);
+    // Pulled again while it is here, it counts as pulled then.
+    let hex = pulled["digest"].as_str().unwrap().trim_start_matches("sha256:").to_owned();
+    let path = store.join("images").join(format!("{hex}.json"));
+    let mut record = atomic::read::<Value>(&path).unwrap().unwrap();
+    record["pulled_at"] = "2026-01-02T03:04:05Z".into();
+    atomic::write(&path, &record).unwrap();
+    assert_eq!(machine.say(&["pull", &machine.image("1")]).0, 0);
+    let (_, found) = machine.json(&["images"]);
+    let images = found[0]["images"].as_array().unwrap();
+    let image = images.iter().find(|image| image["references"][0] == machine.image("1").as_str()).unwrap();
+    assert!(image["pulled_at"].as_str().unwrap() > "2026-01-03", "{image:#}");
 }

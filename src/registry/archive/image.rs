@@ -26,6 +26,8 @@ const ONE: &str = "an archive has to hold one: write it again with that one alon
 pub(in crate::registry) struct Image {
     /// The manifest's; of an old `docker save` and a root file system the configuration's.
     pub digest: Digest,
+    /// Of the indexes that led to it, which are as much a name of it as its own: each by its bytes, whatever says so.
+    pub indexes: Vec<Digest>,
     /// The configuration's.
     pub config_digest: Digest,
     /// Its bytes.
@@ -105,12 +107,14 @@ impl Archive<'_> {
     async fn layout(&self) -> Result<Image, PullError> {
         let mut name = format!("index.json of {}", self.place.name());
         let mut bytes = self.document("index.json").await?;
+        let mut indexes = Vec::new();
         // An index of indexes of manifests: what containerd writes.
         for _ in 0..3 {
             bytes = match manifest::parse(&name, &bytes)? {
-                Parsed::Image(found) => return self.image(*found).await,
+                Parsed::Image(found) => return self.image(*found, indexes).await,
                 Parsed::Index(all) => {
                     let wanted = self.choose(all)?;
+                    indexes.push(manifest::sha256(&bytes));
                     name = format!("{wanted} of {}", self.place.name());
                     self.blob(&wanted).await?
                 }
@@ -148,7 +152,7 @@ impl Archive<'_> {
         self.refuse(format_args!("it holds {count} images for this platform ({shown}{more}), and {ONE}"))
     }
 
-    async fn image(&self, found: Manifest) -> Result<Image, PullError> {
+    async fn image(&self, found: Manifest, indexes: Vec<Digest>) -> Result<Image, PullError> {
         let name = self.place.name();
         let bytes = self.blob(&found.config.digest).await?;
         let (config, diff_ids) = manifest::parse_config(name, &bytes, found.layers.len())?;
@@ -160,8 +164,8 @@ impl Archive<'_> {
             Ok(Stored { media_type: layer.media_type, digest: layer.digest, size, offset })
         };
         let layers = found.layers.into_iter().map(stored).collect::<Result<_, _>>()?;
-        let (digest, config_digest) = (found.digest, found.config.digest);
-        Ok(Image { digest, config_digest, config_text: self.text(bytes)?, config, diff_ids, layers })
+        let (digest, config_digest, config_text) = (found.digest, found.config.digest, self.text(bytes)?);
+        Ok(Image { digest, indexes, config_digest, config_text, config, diff_ids, layers })
     }
 
     /// moby's image/tarexport: `manifest.json` names a configuration and uncompressed layers, whose digests are those
@@ -190,8 +194,8 @@ impl Archive<'_> {
             Ok(Stored { media_type, digest: packed.unwrap_or_else(|| diff_id.clone()), size, offset })
         };
         let layers = saved.layers.iter().zip(&diff_ids).map(stored).collect::<Result<_, PullError>>()?;
-        let config_digest = digest.clone();
-        Ok(Image { digest, config_digest, config_text: self.text(bytes)?, config, diff_ids, layers })
+        let (config_digest, config_text) = (digest.clone(), self.text(bytes)?);
+        Ok(Image { digest, indexes: Vec::new(), config_digest, config_text, config, diff_ids, layers })
     }
 
     fn text(&self, config: Vec<u8>) -> Result<String, PullError> {
@@ -212,11 +216,19 @@ pub(super) fn of_root(diff_id: Digest, size: u64) -> Image {
     let layer = Stored { media_type: PLAIN.to_owned(), digest: diff_id.clone(), size, offset: 0 };
     Image {
         digest: digest.clone(),
+        indexes: Vec::new(),
         config_digest: digest,
         config_text,
         config: ImageConfig::default(),
         diff_ids: vec![diff_id],
         layers: vec![layer],
+    }
+}
+
+impl Image {
+    /// Whether the digest of a manifest, or of an index for several platforms, is this image's.
+    pub fn is(&self, digest: &Digest) -> bool {
+        self.digest == *digest || self.indexes.contains(digest)
     }
 }
 

@@ -107,7 +107,8 @@ impl Registry {
         Ok(contents(image, archive, received))
     }
 
-    /// An archive in a registry's place: it has to hold the very image, or one whose configuration is the same.
+    /// An archive in a registry's place: it has to hold the very image, by its manifest or by the index that it was chosen
+    /// from, or one whose configuration is the same.
     pub(super) async fn fallback(
         &self,
         url: &SafeUrl,
@@ -116,7 +117,7 @@ impl Registry {
         tell: Tell<'_>,
     ) -> Result<Contents, PullError> {
         let (image, archive, received) = self.open_archive(url, tell).await?;
-        if image.digest == *digest || config == Some(&image.config_digest) {
+        if image.is(digest) || config == Some(&image.config_digest) {
             return Ok(contents(image, archive, received));
         }
         let found = &image.digest;

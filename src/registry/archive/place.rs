@@ -5,12 +5,14 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
 use super::remote::{Address, Remote};
 use super::s3::S3;
 use crate::registry::client::Client;
+use crate::registry::rate::{Rate, SLOWEST};
 use crate::registry::{PullError, retry};
 use crate::types::{Reason, SafeUrl};
 
@@ -86,6 +88,8 @@ pub(in crate::registry) struct Part {
     left: u64,
     watched: Arc<Watched>,
     from: Stream,
+    /// Of what comes from a server: what is read as a whole has nobody else to look at it.
+    rate: Rate,
 }
 
 enum Stream {
@@ -176,7 +180,8 @@ impl Place {
                 Stream::Http { server: remote.clone(), response, skip }
             }
         };
-        Ok(Part { name: self.name.clone(), left: length, watched: self.watched.clone(), from })
+        let (name, watched) = (self.name.clone(), self.watched.clone());
+        Ok(Part { name, left: length, watched, from, rate: Rate::default() })
     }
 
     /// All of a small range.
@@ -229,7 +234,7 @@ impl Part {
     }
 
     async fn next(&mut self) -> Result<Option<bytes::Bytes>, PullError> {
-        let Self { name, left, watched, from } = self;
+        let Self { name, left, watched, from, rate } = self;
         match from {
             Stream::File { file, at, version } => {
                 let (offset, length) = (*at, PART.min(*left));
@@ -255,8 +260,13 @@ impl Part {
                 Ok(Some(bytes.into()))
             }
             Stream::Http { server, response, skip } => {
+                let begun = Instant::now();
                 let chunk = response.chunk().await.map_err(|error| server.lost(&error))?;
                 let Some(mut chunk) = chunk else { return Ok(None) };
+                if !rate.is_fair(chunk.len() as u64, begun.elapsed()) {
+                    let what = format!("{name} comes with less than {SLOWEST} bytes a second");
+                    return Err(PullError::network(what, None));
+                }
                 watched.count(chunk.len() as u64);
                 let skipped = usize::try_from(*skip).unwrap_or(usize::MAX).min(chunk.len());
                 *skip -= skipped as u64;

@@ -14,8 +14,8 @@ use super::{PullError, Store, Temporary, layer_path};
 use crate::config::agent::{ImagesConfig, MinFree};
 use crate::types::{Digest, ImageRef, Timestamp};
 
-/// A use is written down no more often than this.
-const USED_EVERY: Duration = Duration::from_secs(600);
+/// A use, or a pull of what is here, is written down no more often than this.
+pub(super) const NOTED_EVERY: Duration = Duration::from_secs(600);
 
 /// What was removed, or would be.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -103,8 +103,11 @@ impl Store {
     pub fn note_uses(&self, needed: &BTreeSet<Digest>, now: Timestamp) {
         for digest in needed {
             let path = self.image_path(digest);
-            let recent =
-                self.used_at(digest).is_some_and(|at| now.duration_since(at).unsigned_abs() < USED_EVERY);
+            let recent = self.used_at(digest).is_some_and(|at| {
+                let pulled = || self.image_record(digest).and_then(|record| record.pulled_at);
+                // One that was pulled since is no longer ahead of its use.
+                now.duration_since(at).unsigned_abs() < NOTED_EVERY && pulled() <= Some(at)
+            });
             if recent || !path.exists() {
                 continue;
             }
@@ -263,7 +266,7 @@ pub(super) fn is_over(since: Timestamp, keep: Duration, now: Timestamp) -> bool 
     !age.is_negative() && age.unsigned_abs() >= keep
 }
 
-/// Which images go. What is needed stays, and so does what was pulled ahead and is not old. Of the rest those go that
+/// Which images go. What is needed stays, and so does what was pulled and not used since, and is not old. Of the rest those go that
 /// are old and not among the newest of their repository; where bytes are lacking, also further ones, oldest first.
 fn choose(
     known: &[Known],
@@ -287,7 +290,7 @@ fn choose(
         }
     }
     let old = |image: &Known| is_over(image.last(), config.keep, now);
-    let ahead = |image: &Known| image.used_at.is_none() && !old(image);
+    let ahead = |image: &Known| image.pulled_at > image.used_at && !old(image);
     let free: Vec<&Known> =
         oldest.into_iter().filter(|image| !needed.contains(&image.digest) && !ahead(image)).collect();
     let mut chosen: BTreeSet<Digest> = free

@@ -35,7 +35,7 @@ use super::layer::Unpacked;
 use super::unpack::{self, listing};
 use crate::engine::LocalImage;
 use crate::state::atomic;
-use crate::types::Digest;
+use crate::types::{Digest, Reason};
 pub(super) use clock::now;
 pub use fsck::{Checked, Depth, Finding, ImageReport, LayerReport, LayerState, Report};
 pub use gc::{Collection, Doomed, Gone, Pressure};
@@ -195,14 +195,21 @@ impl Store {
     ) -> Result<(), PullError> {
         for (place, diff_id) in diff_ids.iter().enumerate() {
             let Some(layer) = finished.get(diff_id) else { continue };
-            let lowers: Vec<PathBuf> = diff_ids[..place]
+            let lowers: Vec<&Digest> =
+                diff_ids[..place].iter().rev().filter(|lower| *lower != diff_id).collect();
+            let trees: Vec<PathBuf> = lowers
                 .iter()
-                .rev()
-                .filter(|lower| *lower != diff_id)
                 .map(|lower| finished.get(lower).map_or_else(|| self.tree(lower), |layer| layer.place.tree()))
                 .collect();
-            let inherited = unpack::inherit(&layer.place.tree(), &layer.implied, &lowers)
-                .map_err(|error| error.into_pull_error(&format!("layer {diff_id}")))?;
+            let inherited = unpack::inherit(&layer.place.tree(), &layer.implied, &trees);
+            let inherited = inherited.map_err(|error| match error {
+                unpack::Unsettled::NoLower(index) => {
+                    let lower = lowers.get(index).map_or_else(String::new, ToString::to_string);
+                    let what = format!("layer {diff_id} needs layer {lower} below it, which is not here");
+                    PullError::retry(Reason::LayerMissing, what)
+                }
+                unpack::Unsettled::Failed(error) => error.into_pull_error(&format!("layer {diff_id}")),
+            })?;
             listing::seal(&layer.place.listing(), &inherited.records, &inherited.gone)
                 .map_err(|error| PullError::io(format_args!("listing layer {diff_id}"), &error))?;
         }

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use super::gc::NOTED_EVERY;
 use super::{PullError, Store, Temporary, clock, layer_path};
 use crate::engine::ImageConfig;
 use crate::registry::layer::Unpacked;
@@ -104,13 +105,19 @@ impl Store {
         atomic::write(&self.image_path(digest), &record).map_err(|error| from_state(&error))
     }
 
-    /// An image that is here was asked for by a name: worth a write only if the name is new.
-    pub(in crate::registry) fn note_reference(&self, digest: &Digest, reference: &ImageRef) {
+    /// An image that is here was pulled: it is kept as one that came now. Worth a write only if that says something new.
+    pub(in crate::registry) fn note_pull(&self, digest: &Digest, reference: &ImageRef) {
         let Some(mut record) = self.image_record(digest) else { return };
-        if record.references.insert(reference.clone())
-            && let Err(error) = atomic::write(&self.image_path(digest), &record)
-        {
-            // Only a list for people lacks it.
+        let now = clock::now();
+        let recent = record.pulled_at.is_some_and(|at| {
+            now.duration_since(at).unsigned_abs() < NOTED_EVERY && self.used_at(digest) < Some(at)
+        });
+        if !record.references.insert(reference.clone()) && recent {
+            return;
+        }
+        record.pulled_at = Some(now);
+        if let Err(error) = atomic::write(&self.image_path(digest), &record) {
+            // It is collected as if nobody had asked for it; what is needed stays all the same.
             tracing::warn!("{}", error.to_refusal());
         }
     }

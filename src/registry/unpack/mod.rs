@@ -26,7 +26,7 @@ use rustix::io::Errno;
 use super::PullError;
 use crate::types::Reason;
 pub(super) use attributes::is_kept;
-pub(super) use parents::inherit;
+pub(super) use parents::{Unsettled, inherit};
 use reader::Reader;
 pub(super) use reader::Stream;
 pub(super) use reader::{Entry, Kind};

@@ -9,6 +9,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
+use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
@@ -32,6 +33,21 @@ enum Found {
     Other,
 }
 
+/// Why implied directories did not become what they are to be.
+#[derive(Debug)]
+pub(in crate::registry) enum Unsettled {
+    /// What one of them is, a layer below has to say which is not here: this one of the list, from 0.
+    NoLower(usize),
+    /// It failed.
+    Failed(Error),
+}
+
+impl From<Error> for Unsettled {
+    fn from(error: Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
 /// What became of a layer's implied directories.
 pub(in crate::registry) struct Inherited {
     /// What they are now.
@@ -40,18 +56,21 @@ pub(in crate::registry) struct Inherited {
     pub gone: BTreeSet<PathBuf>,
 }
 
-/// Gives the implied directories of `tree` the attributes of `lowers`, the trees below it, uppermost first.
+/// Gives the implied directories of `tree` the attributes of `lowers`, the trees below it, uppermost first. One of those
+/// that is not here is missed only where it has the say.
 pub(in crate::registry) fn inherit(
     tree: &Path,
     implied: &Implied,
     lowers: &[PathBuf],
-) -> Result<Inherited, Error> {
-    let open = |path: &Path| match File::open(path) {
-        Ok(file) => Ok(OwnedFd::from(file)),
-        Err(error) => Err(Error::Disk(format!("opening {}", path.display()), error)),
+) -> Result<Inherited, Unsettled> {
+    let failed = |path: &Path, error| Error::Disk(format!("opening {}", path.display()), error);
+    let root = OwnedFd::from(File::open(tree).map_err(|error| failed(tree, error))?);
+    let open = |lower: &PathBuf| match File::open(lower) {
+        Ok(file) => Ok(Some(OwnedFd::from(file))),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(failed(lower, error)),
     };
-    let root = open(tree)?;
-    let lowers = lowers.iter().map(|lower| open(lower)).collect::<Result<Vec<_>, _>>()?;
+    let lowers = lowers.iter().map(open).collect::<Result<Vec<_>, _>>()?;
     let mut records = Vec::new();
     let (mut gone, mut last) = (BTreeSet::new(), None);
     for (path, opaque) in implied {
@@ -82,8 +101,9 @@ pub(in crate::registry) fn inherit(
 }
 
 /// What the uppermost layer says that says anything.
-fn look_up(lowers: &[OwnedFd], path: &Path) -> Result<Found, Error> {
-    for lower in lowers {
+fn look_up(lowers: &[Option<OwnedFd>], path: &Path) -> Result<Found, Unsettled> {
+    for (index, lower) in lowers.iter().enumerate() {
+        let lower = lower.as_ref().ok_or(Unsettled::NoLower(index))?;
         match in_layer(lower, path).map_err(|error| disk(path, error))? {
             Found::Nothing => {}
             found => return Ok(found),

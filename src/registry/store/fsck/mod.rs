@@ -161,7 +161,7 @@ struct Names {
 }
 
 impl Store {
-    /// Looks at all of it. `tell` hears how far it is. What an agent removes meanwhile is passed over.
+    /// Looks at all of it. `tell` hears how far it is, with each path at least. What an agent removes meanwhile is passed over.
     pub fn check(&self, depth: Depth, tell: &mut dyn FnMut(Checked)) -> Result<Report, PullError> {
         let names = self.names("layers", |name| Some(name.to_owned()))?;
         let images = self.names("images", |name| {

@@ -103,6 +103,8 @@ impl<'a> Comparison<'a> {
     }
 
     fn entry(&mut self, found: &Found<'_>) {
+        // Also of what has no bytes: whoever waits hears that it goes on.
+        (self.tell)(0);
         let listing = self.listing;
         let Some((path, record)) = listing.get_key_value(found.path) else {
             return self.note(found.path, "is no part of the layer");

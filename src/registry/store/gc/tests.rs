@@ -157,7 +157,8 @@ fn check(world: &World) -> Result<(), TestCaseError> {
     for (image, number) in numbered() {
         let last = image.used.map_or(image.pulled, |used| used.min(image.pulled));
         let recent = last < world.keep;
-        let ahead = image.used.is_none() && recent;
+        // Days ago: a use of the same day counts as one after the pull.
+        let ahead = image.used.is_none_or(|used| image.pulled < used) && recent;
         let stays = here[usize::from(number)];
         if image.needed || ahead || (recent && !short) {
             prop_assert!(stays, "image {number} is gone: {image:?}");
@@ -223,6 +224,54 @@ fn a_record_that_cannot_be_read_protects_every_layer_without_an_image() {
     assert!(gone.unused.is_empty());
     assert!(store.has_layer(&digest(1, 1)) && store.has_layer(&digest(1, 9)));
     assert!(!store.has_layer(&digest(1, 2)));
+}
+
+/// An image that is here is asked for again: it counts as pulled then, and as ahead of its next use.
+#[test]
+fn a_pull_of_what_is_here_keeps_it() {
+    let world = World {
+        images: vec![Image {
+            layers: BTreeSet::from([1]),
+            repository: 0,
+            pulled: 19,
+            used: Some(18),
+            needed: false,
+        }],
+        orphans: Vec::new(),
+        pinned: BTreeSet::new(),
+        keep: 7,
+        count: 0,
+        everything: false,
+        greedy: false,
+    };
+    let (_dir, store) = build(&world);
+    let config =
+        ImagesConfig { keep: Duration::from_secs(7 * 86_400), keep_count: 0, min_free: MinFree::Bytes(0) };
+    let now = super::super::clock::now();
+    let collect = |pressure, days: i64| {
+        let now = Timestamp::from_second(now.as_second() + days * DAY).unwrap();
+        let doomed = store.collect(&config, &BTreeSet::new(), pressure, now, true);
+        doomed.unwrap().finish().images.len()
+    };
+    // By the clock: that is what a pull is noted by.
+    let mut record = store.image_record(&digest(2, 0)).unwrap();
+    record.pulled_at = Some(Timestamp::from_second(now.as_second() - 19 * DAY).unwrap());
+    atomic::write(&store.image_path(&record.digest), &record).unwrap();
+    let reference = record.references.pop_first().unwrap();
+    // It was used since, also a moment ago.
+    store.note_uses(&BTreeSet::from([digest(2, 0)]), Timestamp::from_second(now.as_second() - 9).unwrap());
+    assert_eq!(collect(Pressure::Everything, 0), 1, "room is short, and nobody needs it");
+    store.note_pull(&digest(2, 0), &reference);
+    assert_eq!(collect(Pressure::Everything, 0), 0, "it was pulled since");
+    assert_eq!(collect(Pressure::Configured, 6), 0);
+    assert_eq!(collect(Pressure::Configured, 8), 1, "eight days after the pull");
+    let pulled = store.image_record(&digest(2, 0)).unwrap().pulled_at;
+    store.note_pull(&digest(2, 0), &reference);
+    assert_eq!(store.image_record(&digest(2, 0)).unwrap().pulled_at, pulled, "nothing new");
+    // Used after it, as soon as that may be: no longer ahead.
+    let later = Timestamp::from_second(pulled.unwrap().as_second() + 2).unwrap();
+    store.note_uses(&BTreeSet::from([digest(2, 0)]), later);
+    assert_eq!(collect(Pressure::Everything, 0), 1);
 }
 
 #[test]
