@@ -60,7 +60,8 @@ impl Agent {
             }
             let last = before.remove(&id);
             let looked = match last {
-                Some(last) if now < later(last.at, IDLE_POLL.mul_f64(0.8)) => last,
+                // Not one of a clock that was set back.
+                Some(last) if last.at <= now && now < later(last.at, IDLE_POLL.mul_f64(0.8)) => last,
                 _ => {
                     let connections = match self.hands.traffic.connections(&id) {
                         Ok(connections) => Some(connections),

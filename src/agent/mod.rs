@@ -126,6 +126,8 @@ pub struct Agent {
     shims: Shims,
     /// What was seen of each container that drains.
     drains: drains::Drains,
+    /// What is known of starts that lie ahead.
+    starts: clock::Starts,
     /// What was counted of the connections of candidates that have traffic.
     errors: errors::Errors,
     /// The checks that images have of their own, where they have one.
@@ -272,6 +274,7 @@ impl Agent {
             shims: Shims::new(handle.clone(), hands.engine.clone(), waker.clone()),
             probes: Probes::new(handle, hands.engine.clone(), waker.clone()),
             drains: drains::Drains::new(),
+            starts: clock::Starts::new(),
             errors: errors::Errors::new(),
             image_checks: BTreeMap::new(),
             seen: Observed::default(),

@@ -17,7 +17,8 @@ impl Agent {
     /// The world, afresh.
     pub(super) fn observe(&mut self) -> Result<Observed, Refusal> {
         let now = clock::now();
-        let containers = self.hands.engine.observe().map_err(|error| error.to_refusal())?;
+        let mut containers = self.hands.engine.observe().map_err(|error| error.to_refusal())?;
+        self.follow_clock(&mut containers, now);
         let image_checks = self.look_for_image_checks();
         self.connect();
         let routes = self.hands.traffic.observe().map_err(|error| error.to_refusal())?;

@@ -16,13 +16,13 @@ use super::view::View;
 use super::world::Observed;
 use super::{later, preflight, repair, replicas};
 use crate::types::{
-    Branch, ContainerState, Generation, Reason, Refusal, ServiceName, Share, ShareBy, Strategy, Timestamp,
-    WHOLE, format_duration,
+    Branch, ContainerState, Deploy, Generation, Reason, Refusal, ServiceName, Share, ShareBy, Strategy,
+    Timestamp, WHOLE, format_duration,
 };
 
 /// How many of them are replaced at a time; `None` = all.
-fn at_a_time(spec: &Spec) -> Option<u32> {
-    spec.deploy.parallelism.filter(|number| *number < spec.deploy.replicas).map(|number| number.max(1))
+pub(super) fn at_a_time(deploy: &Deploy) -> Option<u32> {
+    deploy.parallelism.filter(|number| *number < deploy.replicas).map(|number| number.max(1))
 }
 
 /// How many containers a candidate begins with, where that is not all of them: a batch, or the one that has a canary's
@@ -30,14 +30,14 @@ fn at_a_time(spec: &Spec) -> Option<u32> {
 pub(super) fn first(incumbent: Option<&Deployed>, spec: &Spec, cause: Cause) -> Option<u32> {
     let beside = incumbent.is_some() && spec.strategy() == Strategy::BlueGreen;
     let canary = (cause == Cause::Commit).then(|| canary::declared(spec)).flatten();
-    let first = canary.map(|_| 1).or_else(|| at_a_time(spec))?;
+    let first = canary.map(|_| 1).or_else(|| at_a_time(&spec.deploy))?;
     (beside && first < spec.deploy.replicas).then_some(first)
 }
 
 /// How many containers beside those of the incumbent there are at the most until it has been replaced.
 pub fn further(incumbent: &Deployed, spec: &Spec) -> u32 {
     let (old, new) = (incumbent.spec.deploy.replicas, spec.deploy.replicas);
-    match at_a_time(spec) {
+    match at_a_time(&spec.deploy) {
         // One of the old ones stays until the switch.
         Some(batch) => batch.max(new.saturating_add(1).saturating_sub(old)),
         None => new,
@@ -46,7 +46,7 @@ pub fn further(incumbent: &Deployed, spec: &Spec) -> u32 {
 
 /// What to say where there is no room for all of them at once.
 pub fn advice(incumbent: Option<&Deployed>, spec: &Spec) -> &'static str {
-    match incumbent.is_some() && spec.deploy.replicas > 1 && at_a_time(spec).is_none() {
+    match incumbent.is_some() && spec.deploy.replicas > 1 && at_a_time(&spec.deploy).is_none() {
         true => "; `parallelism` in [deploy] replaces some at a time",
         false => "",
     }
@@ -56,7 +56,7 @@ pub fn advice(incumbent: Option<&Deployed>, spec: &Spec) -> &'static str {
 /// the next ones of a candidate to be started.
 pub(super) fn left(record: &ServiceRecord, rollout: &Rollout) -> u32 {
     let (spec, incumbent) = (&rollout.to.spec, record.incumbent.as_ref());
-    match (rollout.phase, at_a_time(spec)) {
+    match (rollout.phase, at_a_time(&spec.deploy)) {
         (Phase::Batches, Some(batch)) => batch.min(spec.deploy.replicas.saturating_sub(rollout.to.size())),
         // After a power cut, when those that took places are started again.
         _ if has_begun(record) => rollout.to.size(),
@@ -109,7 +109,7 @@ pub(super) fn due(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) ->
         return None;
     }
     let beside = record.incumbent.as_ref().filter(|incumbent| view.serves(incumbent));
-    Some(match (beside, at_a_time(&candidate.spec)) {
+    Some(match (beside, at_a_time(&candidate.spec.deploy)) {
         // One that is sick as a whole gives places up once it has no new connections.
         (Some(incumbent), Some(_)) if is_lost(view, incumbent) => {
             Step::Batch { generation, stay: incumbent.size() }
@@ -158,28 +158,20 @@ pub(super) fn next(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -
     let undecided = matches!(rest, Some(Next::Wait { .. }));
     match replicas::scaling(view, record).filter(|_| !undecided && !is_settled(incumbent)) {
         Some(Next::Do(step)) => return Next::Do(step),
-        Some(next) => return replicas::sooner(Some(next.clone()), waiting).unwrap_or(next),
+        Some(next) => return replicas::or_sooner(next, waiting),
         None => {}
     }
     match rest {
-        Some(Next::Wait { until, why }) => {
-            let wait = Some(Next::Wait { until, why: why.clone() });
-            replicas::sooner(wait, waiting).unwrap_or(Next::Wait { until, why })
-        }
+        Some(wait @ Next::Wait { .. }) => replicas::or_sooner(wait, waiting),
         Some(next) => next,
         None => {
-            let batch = at_a_time(&candidate.spec).unwrap_or(all);
+            let batch = at_a_time(&candidate.spec.deploy).unwrap_or(all);
             let widen = Next::Do(Step::Widen { generation, to: done.saturating_add(batch).min(all) });
             // As many of one that cannot serve go as come.
-            let room = room(view, record, rollout).filter(|_| incumbent.size() <= stay);
+            let room = preflight::before_start(view, record, rollout).filter(|_| incumbent.size() <= stay);
             room.unwrap_or(widen)
         }
     }
-}
-
-/// Why the next ones cannot be started now.
-fn room(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Option<Next> {
-    preflight::before_start(view, record, rollout)
 }
 
 /// Whether it goes on by itself: then nothing cuts it short, as what is left of the incumbent could not carry all traffic.
@@ -199,7 +191,9 @@ fn waits_for_room(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) ->
         .incumbent
         .as_ref()
         .is_some_and(|incumbent| is_settled(incumbent) && incumbent.size() <= stay(incumbent, candidate));
-    taken && !is_whole(candidate) && rest(view, rollout).is_none() && room(view, record, rollout).is_some()
+    let all_are_well = || rest(view, rollout).is_none();
+    let no_room = || preflight::before_start(view, record, rollout).is_some();
+    taken && !is_whole(candidate) && all_are_well() && no_room()
 }
 
 /// What may be done while one of the incumbent's containers is being stopped, which takes its time.
@@ -231,8 +225,8 @@ fn failing(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Option
 
 /// Whether nothing of the incumbent can serve: what of it is to stay does not run or was judged sick.
 fn is_lost(view: &View<'_>, incumbent: &Deployed) -> bool {
-    let verdict = |index| replicas::verdict_of(view.name, incumbent, index, view.observed, view.now);
-    replicas::serving(incumbent).all(|index| matches!(verdict(index), None | Some(Verdict::Unhealthy(_))))
+    let lost = |index| matches!(view.verdict_of(incumbent, index), None | Some(Verdict::Unhealthy(_)));
+    replicas::serving(incumbent).all(lost)
 }
 
 /// Whether none of its containers is about to go.

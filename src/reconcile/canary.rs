@@ -106,8 +106,7 @@ fn has_all(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> bool {
 
 /// Whether new connections may go to the incumbent: of several containers one is enough.
 pub(super) fn is_well(view: &View<'_>, incumbent: &Deployed) -> bool {
-    let verdict = |index| replicas::verdict_of(view.name, incumbent, index, view.observed, view.now);
-    replicas::serving(incumbent).any(|index| verdict(index) == Some(Verdict::Healthy))
+    replicas::serving(incumbent).any(|index| view.verdict_of(incumbent, index) == Some(Verdict::Healthy))
 }
 
 /// What keeps the service served while it is not decided: an incumbent that ended is stood in for, and started again.

@@ -125,7 +125,7 @@ pub(super) fn given_up(view: &View<'_>, record: &ServiceRecord) -> Option<Next> 
         waiting => waiting,
     };
     let why = format!("generation {} was given up and is draining", drain.of.generation);
-    replicas::sooner(Some(Next::Wait { until: Some(look), why }), serves)
+    Some(replicas::or_sooner(Next::Wait { until: Some(look), why }, serves))
 }
 
 /// Takes in that new connections are about to be led away from a candidate that is given up, or from what serves no more. Each

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::later;
+use super::{later, pending};
 use crate::types::{Counters, Deploy, Timestamp};
 
 /// More than this of what was tried has to fail where the service says nothing, in per cent and above the old
@@ -46,12 +46,12 @@ impl ErrorHistory {
 
     /// When the window is over.
     pub fn next_look_at(&self, deploy: &Deploy) -> Timestamp {
-        later(self.last.0, (deploy.bake / 6).min(LONGEST_WINDOW).max(SHORTEST_WINDOW))
+        later(self.last.0, window(deploy))
     }
 
     /// Takes a look in; one before its time changes nothing.
     pub fn record(&mut self, deploy: &Deploy, now: Timestamp, counted: Counters) {
-        if now < self.next_look_at(deploy) {
+        if pending(now, self.next_look_at(deploy), window(deploy)) {
             return;
         }
         let window = counted.since(self.last.1);
@@ -75,6 +75,11 @@ impl ErrorHistory {
             )
         })
     }
+}
+
+/// How long connections are counted before a look at them.
+fn window(deploy: &Deploy) -> Duration {
+    (deploy.bake / 6).min(LONGEST_WINDOW).max(SHORTEST_WINDOW)
 }
 
 fn is_bad(deploy: &Deploy, before: Counters, window: Counters) -> bool {
@@ -126,6 +131,15 @@ mod tests {
         let text =
             "190 of 200 connections were refused, reset or dropped (95%, and 0% of the generation before)";
         assert_eq!(why.as_deref(), Some(text));
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_stops_no_counting() {
+        let mut history = ErrorHistory::new(at(100_000), counters(1000, 0), counters(0, 0), at(100_000));
+        for (number, seconds) in [100_005, 100_010, 3, 8].into_iter().enumerate() {
+            history.record(&Deploy::default(), at(seconds), counters(0, 200 * (number as u64 + 1)));
+        }
+        assert_eq!((history.last.0, history.verdict().is_some()), (at(8), true));
     }
 
     #[test]

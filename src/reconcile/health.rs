@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::later;
+use super::{later, pending};
 use crate::types::{HealthCheck, Probe, ServiceSpec, Timestamp, format_duration};
 
 /// Without a health check a service has to accept connections for this long before it counts as healthy.
@@ -59,7 +59,8 @@ impl ProbeHistory {
                 self.passes = self.passes.saturating_add(1);
                 self.failures = 0;
                 self.counted_at = None;
-                self.passing_since.get_or_insert(at);
+                // Not later than now, where the clock was set back.
+                self.passing_since = Some(self.passing_since.map_or(at, |since| since.min(at)));
                 if self.passes >= check.success_threshold {
                     self.sick = None;
                 }
@@ -69,8 +70,8 @@ impl ProbeHistory {
                 self.passes = 0;
                 let started = self.ever_passed || at >= later(self.started_at, check.start_period);
                 // A tenth of slack: timers of probes are never exact.
-                let spaced =
-                    self.counted_at.is_none_or(|last| at >= later(last, check.interval.mul_f64(0.9)));
+                let space = check.interval.mul_f64(0.9);
+                let spaced = self.counted_at.is_none_or(|last| !pending(at, later(last, space), space));
                 if started && spaced {
                     self.failures = self.failures.saturating_add(1);
                     self.counted_at = Some(at);
@@ -243,4 +244,37 @@ pub fn judge(
 
 fn in_words(time: Duration) -> String {
     if time == STEADY { "a second".to_owned() } else { format_duration(time) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_that_is_set_back_changes_no_verdict_for_long() {
+        let spec = ServiceSpec::new("registry.local/shop:1".to_owned());
+        let check = EffectiveCheck {
+            probes: vec![Probe::Tcp { port: 80 }],
+            steady: Duration::from_secs(2),
+            ..EffectiveCheck::of(&spec, None)
+        };
+        let at = |seconds: i64| Timestamp::from_second(seconds).unwrap_or_default();
+        let started_at = at(-100);
+        let mut history = ProbeHistory::new(started_at);
+        let judged = |history: &ProbeHistory, now| judge(&check, Some(history), started_at, now);
+        for seconds in [1000, 1005] {
+            history.record(&check, at(seconds), Ok(()));
+        }
+        assert_eq!(judged(&history, at(1005)), Verdict::Healthy);
+        // Set back by a quarter of an hour.
+        history.record(&check, at(100), Ok(()));
+        history.record(&check, at(105), Ok(()));
+        assert_eq!(judged(&history, at(105)), Verdict::Healthy);
+        // And again, after the first failure.
+        history.record(&check, at(110), Err("no".to_owned()));
+        for seconds in [10, 15] {
+            history.record(&check, at(seconds), Err("no".to_owned()));
+        }
+        assert_eq!(judged(&history, at(15)), Verdict::Unhealthy("no".to_owned()));
+    }
 }

@@ -7,12 +7,12 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::later;
 use super::receipt::{ReceiptResult, Side, Transition};
 use super::record::{Deployed, ServiceRecord};
-use super::repair::restart_at;
+use super::repair::{LONGEST_PAUSE, restart_at};
 use super::step::{Next, Step};
 use super::view::View;
+use super::{later, pending};
 use crate::types::{
     ContainerState, Exit, Generation, InstanceId, Job, Reason, Refusal, ServiceName, Timestamp,
 };
@@ -164,8 +164,8 @@ pub(super) fn beside(view: &View<'_>, record: &ServiceRecord) -> Option<Step> {
         match progress(view, deployed, job, run) {
             // Thrown away meanwhile, by a check of the disk or a hand. That of a run is for `schedule`.
             Progress::Do(Step::Finish(_)) if !local => {
-                let due = view.now >= restart_at(deployed) && !view.observed.pulling.contains_key(view.name);
-                if due {
+                let waits = pending(view.now, restart_at(deployed), LONGEST_PAUSE);
+                if !waits && !view.observed.pulling.contains_key(view.name) {
                     return Some(Step::Pull(run.generation));
                 }
             }

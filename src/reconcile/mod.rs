@@ -12,6 +12,7 @@ pub mod arrival;
 pub mod batches;
 pub mod canary;
 pub mod changes;
+pub mod clock;
 pub mod drain;
 pub mod errors;
 mod exchange;

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use super::changes::{self, Difference, summary};
-use super::exchange;
 use super::ports::{self, Claim, Claims};
 use super::record::ServiceRecord;
+use super::{batches, exchange};
 use crate::types::{Declared, Deploy, ImageRef, Refusal, ServiceName, Share, Strategy};
 
 /// What a revision would do to one service.
@@ -117,8 +117,7 @@ impl fmt::Display for Change {
 
 /// How many containers are replaced at a time, of how many.
 pub fn batch(deploy: &Deploy) -> Option<(u32, u32)> {
-    let all = deploy.replicas;
-    deploy.parallelism.filter(|some| *some < all).map(|some| (some, all))
+    batches::at_a_time(deploy).map(|some| (some, deploy.replicas))
 }
 
 /// Compares what is declared with what the records say runs. Tags are compared as written: looking them up is the

@@ -118,7 +118,7 @@ pub(super) fn verdict(view: &View<'_>, deployed: &Deployed) -> Option<Verdict> {
     let mut all = Some(Verdict::Healthy);
     for index in serving(deployed) {
         let why = |why| format!("replica {index}: {why}");
-        match verdict_of(view.name, deployed, index, view.observed, view.now) {
+        match view.verdict_of(deployed, index) {
             Some(Verdict::Unhealthy(cause)) => return Some(Verdict::Unhealthy(why(cause))),
             Some(Verdict::Healthy) => {}
             Some(Verdict::Undecided { why: cause }) if all == Some(Verdict::Healthy) => {
@@ -311,13 +311,21 @@ impl Waits {
 
 /// Of two things that are not to be done now what is the case, and the earlier time of both.
 pub(super) fn sooner(first: Option<Next>, second: Option<Next>) -> Option<Next> {
+    match first {
+        Some(first) => Some(or_sooner(first, second)),
+        None => second,
+    }
+}
+
+/// The same, where there is a first.
+pub(super) fn or_sooner(first: Next, second: Option<Next>) -> Next {
     match (first, second) {
-        (Some(Next::Wait { until, why }), Some(Next::Wait { until: other, .. })) => {
-            Some(Next::Wait { until: [until, other].into_iter().flatten().min(), why })
+        (Next::Wait { until, why }, Some(Next::Wait { until: other, .. })) => {
+            Next::Wait { until: [until, other].into_iter().flatten().min(), why }
         }
         // What goes by itself is over first.
-        (Some(Next::Held { .. }), Some(second)) => Some(second),
-        (first, second) => first.or(second),
+        (Next::Held { .. }, Some(second)) => second,
+        (first, _) => first,
     }
 }
 
@@ -349,8 +357,7 @@ fn undecided(view: &View<'_>, incumbent: &Deployed, index: ReplicaIndex) -> Opti
     };
     let late = later(*started_at, incumbent.spec.deploy.timeout);
     let steady = later(*started_at, view.check(incumbent).steady);
-    let Some(Verdict::Undecided { why }) =
-        verdict_of(view.name, incumbent, index, view.observed, view.now).filter(|_| view.now < late)
+    let Some(Verdict::Undecided { why }) = view.verdict_of(incumbent, index).filter(|_| view.now < late)
     else {
         return None;
     };

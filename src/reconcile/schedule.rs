@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use super::jobs::{self, Progress};
 use super::record::{Deployed, ServiceRecord};
-use super::repair::restart_at;
+use super::repair::{LONGEST_PAUSE, restart_at};
 use super::step::{Next, Step};
 use super::view::View;
-use super::{later, order};
+use super::{later, order, pending};
 use crate::types::{Job, Reason, Refusal, Schedule, Timestamp};
 
 /// So late a run still counts as in time where missed ones are not made up for: the agent was at something else.
-const SLACK: Duration = Duration::from_secs(60);
+pub(super) const SLACK: Duration = Duration::from_secs(60);
 
 /// How often a time zone that is not to be had is asked for again.
 const RETRY: Duration = Duration::from_secs(60);
@@ -26,8 +26,7 @@ pub fn next_run(
 ) -> Option<Timestamp> {
     let schedule = incumbent.spec.schedule.as_ref()?;
     let zone = zones.get(schedule.calendar.zone())?;
-    // A time further on is left over from a wrong clock.
-    let base = record.jobs.served.unwrap_or(incumbent.since).min(now);
+    let base = record.jobs.served.unwrap_or(incumbent.since);
     let slack = now.checked_sub(SLACK).unwrap_or(base);
     let base = if schedule.persistent { base } else { base.max(slack) };
     schedule.calendar.next(base, &zone)
@@ -56,7 +55,7 @@ pub(super) fn next(view: &View<'_>, record: &ServiceRecord) -> Option<Next> {
     }
     if !view.has_image(incumbent) {
         let at = restart_at(incumbent);
-        return Some(match at > view.now {
+        return Some(match pending(view.now, at, LONGEST_PAUSE) {
             true => Next::Wait { until: Some(at), why: "its image is pulled again".to_owned() },
             false => Next::Do(Step::Pull(incumbent.generation)),
         });

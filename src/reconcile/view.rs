@@ -97,8 +97,13 @@ impl<'a> View<'a> {
     pub fn verdict(&self, deployed: &Deployed) -> Option<Verdict> {
         match replicas::is_several(deployed) {
             true => replicas::verdict(self, deployed),
-            false => replicas::verdict_of(self.name, deployed, ReplicaIndex::FIRST, self.observed, self.now),
+            false => self.verdict_of(deployed, ReplicaIndex::FIRST),
         }
+    }
+
+    /// The verdict on one container of a generation; one that does not run has none.
+    pub fn verdict_of(&self, deployed: &Deployed, index: ReplicaIndex) -> Option<Verdict> {
+        replicas::verdict_of(self.name, deployed, index, self.observed, self.now)
     }
 
     /// When time alone decides about a running container without probes: after the second that a process has to run.

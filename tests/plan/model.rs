@@ -15,6 +15,7 @@ pub mod repo;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use gitopsd::reconcile::clock::put_right;
 use gitopsd::reconcile::drain::Drain;
 use gitopsd::reconcile::errors::ErrorHistory;
 use gitopsd::reconcile::health::{EffectiveCheck, ProbeHistory};
@@ -45,6 +46,8 @@ pub struct Container {
     pub state: ContainerState,
     /// Its image as the service file names it; empty for debris.
     pub tag: String,
+    /// When it was started, as the world knows it: whatever the clock says.
+    pub born: Timestamp,
     /// The memory that its control group lets it have.
     pub limit: Option<ByteSize>,
 }
@@ -244,6 +247,11 @@ impl Host {
             self.happen();
             let mut wake = None;
             if self.agent_up {
+                let frozen = self.frozen.clone();
+                let known = self.records.iter_mut().filter(|(name, _)| !frozen.contains(*name));
+                for (_, record) in known {
+                    put_right(record, self.now);
+                }
                 let plan = self.plan();
                 self.check_plan(&plan);
                 self.show(&plan);
@@ -287,7 +295,8 @@ impl Host {
     }
 
     fn exit_at(&self, id: &InstanceId, container: &Container) -> Option<Timestamp> {
-        let ContainerState::Running { started_at, .. } = container.state else { return None };
+        let ContainerState::Running { .. } = container.state else { return None };
+        let started_at = container.born;
         if id.job.is_some() {
             return Some(later(started_at, self.behaviour_of(&container.tag).job));
         }
@@ -313,6 +322,8 @@ impl Host {
                     && !check.probes.is_empty()
                 {
                     let at = match self.health.get(&id).filter(|history| history.started_at == started_at) {
+                        // A prober does not wait for a clock that was set back.
+                        Some(ProbeHistory { last: Some((last, _)), .. }) if *last > self.now => self.now,
                         Some(history) => history.next_probe_at(&check),
                         // A probe takes its time: the agent plans at least once before its first answer.
                         None => later(started_at.max(self.agent_since), Duration::from_millis(5)),
@@ -388,7 +399,8 @@ impl Host {
         for (id, check, due) in self.probed() {
             if due <= self.now {
                 let started_at = self.started_at(&id).unwrap();
-                let result = self.behaviour_of(&self.containers[&id].tag).probe(started_at, self.now);
+                let container = &self.containers[&id];
+                let result = self.behaviour_of(&container.tag).probe(container.born, self.now);
                 if result.is_ok() {
                     self.audit.passed.insert(id.clone());
                 }
@@ -424,15 +436,15 @@ impl Host {
 
     fn oom_kills(&self) -> BTreeMap<InstanceId, u64> {
         let kills = self.containers.iter().filter_map(|(id, container)| {
-            let started_at = self.started_at(id)?;
-            Some((id.clone(), self.behaviour_of(&container.tag).oom_kills(started_at, self.now)))
+            self.started_at(id)?;
+            Some((id.clone(), self.behaviour_of(&container.tag).oom_kills(container.born, self.now)))
         });
         kills.filter(|(_, count)| *count > 0).collect()
     }
 
     fn counters(&self, id: &InstanceId) -> Option<(Timestamp, Counters)> {
-        let started_at = self.started_at(id)?;
-        Some((started_at, self.behaviour_of(&self.containers[id].tag).counters(started_at, self.now)))
+        let (started_at, container) = (self.started_at(id)?, &self.containers[id]);
+        Some((started_at, self.behaviour_of(&container.tag).counters(container.born, self.now)))
     }
 
     /// What the agent looks at while a candidate has traffic.

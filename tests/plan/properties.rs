@@ -5,10 +5,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use gitopsd::reconcile::plan;
 use gitopsd::reconcile::record::{Down, Phase, Spec};
 use gitopsd::reconcile::step::{Next, Planned, Situation, Step};
 use gitopsd::reconcile::world::DesiredService;
+use gitopsd::reconcile::{later, plan};
 use gitopsd::types::{ContainerState, Reason, Refusal, ReplicaIndex, ServiceName};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -63,6 +63,8 @@ enum Event {
     LoseRoute(&'static str),
     LoseImages,
     Debris(&'static str),
+    /// The clock is set, by so many milliseconds.
+    Clock(i64),
     Run10ms(u32),
     RunSeconds(u64),
 }
@@ -216,6 +218,8 @@ fn event() -> impl Strategy<Value = Event> {
         1 => service().prop_map(Event::LoseRoute),
         1 => Just(Event::LoseImages),
         1 => service().prop_map(Event::Debris),
+        1 => (-86_400_000..86_400_000i64).prop_map(Event::Clock),
+        1 => (-40_000..40_000i64).prop_map(Event::Clock),
         6 => (1..400u32).prop_map(Event::Run10ms),
         6 => (1..120u64).prop_map(Event::RunSeconds),
     ]
@@ -274,6 +278,13 @@ fn happen(host: &mut Host, event: &Event) {
         Event::LoseRoute(service) => host.lose_route(&name(service)),
         Event::LoseImages => host.lose_images(),
         Event::Debris(service) => host.debris(&name(service), 1_000_000),
+        Event::Clock(by) => {
+            let step = Duration::from_millis(by.unsigned_abs());
+            host.set_clock(match *by < 0 {
+                true => host.now.checked_sub(step).unwrap(),
+                false => later(host.now, step),
+            });
+        }
         Event::Run10ms(n) => host.run(Duration::from_millis(10 * u64::from(*n))),
         Event::RunSeconds(n) => host.run(Duration::from_secs(*n)),
     }

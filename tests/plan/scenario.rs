@@ -329,8 +329,8 @@ fn obey(host: &mut Host, line: &str) -> Result<(), String> {
         }
         ["clock", step] => {
             let by = parse_duration(&step[1..]).map_err(|error| error.to_string())?;
-            host.now =
-                if step.starts_with('-') { host.now.checked_sub(by).unwrap() } else { later(host.now, by) };
+            let back = step.starts_with('-');
+            host.set_clock(if back { host.now.checked_sub(by).unwrap() } else { later(host.now, by) });
         }
         ["max-removals", n] => host.policy.max_removals = Some(n.parse().unwrap()),
         ["expect", rest @ ..] => return expect(host, rest),

@@ -354,7 +354,8 @@ impl Host {
             self.audit_job(&id);
             let tag = deployed.spec.image.reference.to_string();
             let state = ContainerState::Running { pid: 4712, started_at: self.now };
-            self.containers.insert(id, Container { state, tag, limit: deployed.spec.mem_limit });
+            self.containers
+                .insert(id, Container { state, tag, born: self.now, limit: deployed.spec.mem_limit });
         }
         Outcome::Done
     }
@@ -405,7 +406,8 @@ impl Host {
             .is_some_and(|container| matches!(container.state, ContainerState::Running { .. }));
         if !runs {
             let state = ContainerState::Running { pid: 4711, started_at: self.now };
-            self.containers.insert(id, Container { state, tag, limit: deployed.spec.mem_limit });
+            self.containers
+                .insert(id, Container { state, tag, born: self.now, limit: deployed.spec.mem_limit });
         }
         Outcome::Done
     }

@@ -7,7 +7,8 @@ use gitopsd::reconcile::operator;
 use gitopsd::reconcile::record::{Hold, ServiceRecord};
 use gitopsd::reconcile::step::Step;
 use gitopsd::reconcile::transition::{self, Outcome};
-use gitopsd::types::{ContainerState, Generation, InstanceId, Refusal, ReplicaIndex, ServiceName};
+use gitopsd::reconcile::world::DesiredService;
+use gitopsd::types::{ContainerState, Generation, InstanceId, Refusal, ReplicaIndex, ServiceName, Timestamp};
 
 use super::{Container, Host};
 
@@ -101,12 +102,40 @@ impl Host {
     pub fn debris(&mut self, name: &ServiceName, generation: u64) {
         let id = InstanceId::new(name, Generation(generation));
         self.audit.debris.insert(id.clone());
-        self.containers
-            .insert(id, Container { state: ContainerState::Remains, tag: String::new(), limit: None });
+        self.containers.insert(
+            id,
+            Container { state: ContainerState::Remains, tag: String::new(), born: self.now, limit: None },
+        );
     }
 
     /// A file-system check throws an image away.
     pub fn lose_images(&mut self) {
         self.images.clear();
+    }
+
+    /// Somebody sets the clock. What happens by itself goes on as before.
+    pub fn set_clock(&mut self, to: Timestamp) {
+        let from = std::mem::replace(&mut self.now, to);
+        let moved = |at: &mut Timestamp| *at = to.checked_add(at.duration_since(from)).unwrap();
+        for container in self.containers.values_mut() {
+            moved(&mut container.born);
+            // As the agent takes it.
+            if let ContainerState::Running { started_at, .. } = &mut container.state {
+                *started_at = (*started_at).min(to);
+            }
+        }
+        for effect in self.busy.values_mut().chain(self.ending.values_mut()) {
+            moved(&mut effect.since);
+            moved(&mut effect.ends_at);
+        }
+        for wanted in self.desired.iter_mut().flat_map(|desired| desired.services.values_mut()) {
+            if let DesiredService::Refused { retry_at: Some(at), .. } = wanted {
+                moved(at);
+            }
+        }
+        self.polled_at = None;
+        self.agent_since = self.agent_since.min(to);
+        let audited = self.audit.lost.values_mut().chain(self.audit.branches.values_mut());
+        audited.for_each(|at| *at = (*at).min(to));
     }
 }
