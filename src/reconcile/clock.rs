@@ -5,7 +5,7 @@
 //! much longer, up to years. From then on it counts as now: what is waited for begins anew, and lasts as long as it is to. It is
 //! not over at once, which would cut a drain short.
 //!
-//! The end of a pause is another matter ([`super::pending`]), and a time that names a receipt stays what it is.
+//! The end of a pause is another matter (`reconcile::pending`), and a time that names a receipt stays what it is.
 
 use super::later;
 use super::record::ServiceRecord;
