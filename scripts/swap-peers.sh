@@ -197,8 +197,8 @@ nginx_end() { haproxy_end; }
 
 # What could not be measured, and why.
 peers_notes() {
-  printf '\nPeers run three of the programs. Not compared: UDP, IPv6 and requests by name from a container, which each of them does in a\n'
-  printf 'way of its own; WebSocket, as the program leaves out of its handshake what HAProxy asks for; and HTTP/2 of nginx, whose ports\n'
+  printf '\nWhat the table does not have of peers was not measured. Never compared: UDP, IPv6 and requests by name from a container, which each\n'
+  printf 'of them does in a way of its own; WebSocket, as the program leaves out of its handshake what HAProxy asks for; and HTTP/2 of nginx, whose ports\n'
   printf 'without TLS are for one version of HTTP.\n'
   [ -e /proc/net/ip_vs ] || printf '\nSwarm is missing: its routing needs IPVS, which this kernel does not have.\n'
 }
