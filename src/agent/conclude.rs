@@ -3,7 +3,7 @@
 use super::execute::failpoint;
 use super::{Agent, clock, news};
 use crate::reconcile::receipt::Side;
-use crate::reconcile::record::ServiceRecord;
+use crate::reconcile::record::{Phase, ServiceRecord};
 use crate::reconcile::step::Step;
 use crate::reconcile::transition::{self, Outcome};
 use crate::report::message::Kind;
@@ -37,12 +37,16 @@ impl Agent {
         if let (Step::StartReplica(generation, index), Outcome::Failed(_)) = (step, outcome)
             && let Some(rollout) = applied.record.as_mut().and_then(|record| record.rollout.as_mut())
             && rollout.to.generation == *generation
+            && rollout.phase == Phase::Abandoning
+            && record.rollout.as_ref().is_some_and(|before| before.phase != Phase::Abandoning)
         {
             rollout.culprit = Some(*index);
         }
-        // A route that is put right while something is started says nothing of how that had ended.
-        let end = if matches!(step, Step::Route(_)) { None } else { self.ends.remove(service) };
-        let end = end.filter(|_| matches!(step, Step::Start(_) | Step::StartReplica(..)));
+        // What else is over while something is started says nothing of how that had ended.
+        let end = match step {
+            Step::Start(_) | Step::StartReplica(..) => self.ends.remove(service),
+            _ => None,
+        };
         if let (Some(end), Some(receipt)) = (&end, &mut applied.receipt) {
             receipt.message = format!("{} {end} and was started again", started(step));
             receipt.exit = Some(end.clone());

@@ -30,7 +30,7 @@ impl Agent {
                 let Some((pid, started_at)) = running(seen, &id) else { continue };
                 let known = former.remove(&id).filter(|history| history.started_at == started_at);
                 let history = match known {
-                    Some(mut history) if now >= history.next_look_at(&candidate.spec.deploy) => {
+                    Some(mut history) if history.is_due(&candidate.spec.deploy, now) => {
                         if let Ok(counted) = counters(pid) {
                             history.record(&candidate.spec.deploy, now, counted);
                         }

@@ -263,7 +263,11 @@ impl Agent {
                 let all = self.instances(service, *generation).into_iter();
                 Effect::Remove(all.map(|id| (id, patience)).collect())
             }
-            Step::Discard(generation) | Step::Sweep(generation) => {
+            Step::Sweep(generation) => {
+                let (all, grace) = (self.instances(service, *generation), self.grace(service, *generation));
+                Effect::Remove(all.into_iter().map(|id| (id, grace)).collect())
+            }
+            Step::Discard(generation) => {
                 let record = self.journal.records.get(service);
                 let drain =
                     record.and_then(Drain::given_up).filter(|drain| drain.of().generation == *generation);

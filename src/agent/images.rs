@@ -24,6 +24,9 @@ const RECENT: Duration = Duration::from_secs(3600);
 /// What follows it has as much time until the agent is ready.
 const LONGEST_SILENCE: Duration = Duration::from_secs(90);
 
+/// How many agents may end during that look before it is left out: services that never come back would be worse.
+const MOST_LOOKS: u32 = 3;
+
 /// The images that the repo wants on this host: pinned where their tags are known.
 pub fn wanted(desired: Option<&Desired>) -> Vec<Wanted> {
     let mut seen = BTreeSet::new();
@@ -126,6 +129,16 @@ impl Agent {
     /// After a power cut: what was pulled last is looked at before anything runs on it. What is not whole is taken out
     /// of use, and pulled again like anything that is not here.
     pub(super) fn look_at_store(&mut self) {
+        match self.state.begin_look() {
+            Ok(tries) if tries > MOST_LOOKS => {
+                return tracing::error!(
+                    "{MOST_LOOKS} agents ended while they looked at what was pulled before the last power cut; it is \
+                     used as it is: `gitopsd fsck --full` looks at all of it"
+                );
+            }
+            Ok(_) => {}
+            Err(error) => tracing::warn!("{}", error.to_refusal()),
+        }
         let layers = match self.store.newest_layers(RECENT) {
             Ok(layers) => layers,
             Err(error) => return tracing::warn!("{error}"),

@@ -33,7 +33,8 @@ impl Agent {
             })
             .map(|(name, spec)| (name.clone(), spec.clone()))
             .collect();
-        let to_start = |phase| phase <= Phase::Switching;
+        // What takes traffic back may have to become more.
+        let to_start = |phase| phase <= Phase::Switching || phase == Phase::Abandoning;
         let rollouts = self.journal.records.values().filter_map(|record| record.rollout.as_ref());
         if begins.is_empty() && !rollouts.into_iter().any(|rollout| to_start(rollout.phase)) {
             return;

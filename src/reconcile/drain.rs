@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::record::{Deployed, Phase, Rollout, ServiceRecord};
 use super::step::{Next, Step};
 use super::view::View;
-use super::{jobs, joined, later, repair, replicas};
+use super::{jobs, joined, later, preflight, repair, replicas};
 use crate::types::{DrainSignal, InstanceId, Reason, ReplicaIndex, Strategy, Timestamp};
 
 /// After the switch, before the first look at the old generation's sockets: connections whose first packet is still
@@ -119,11 +119,15 @@ fn is_sick(rollout: &Rollout) -> bool {
 pub(super) fn given_up(view: &View<'_>, record: &ServiceRecord) -> Option<Next> {
     let drain = Drain::given_up(record)?;
     let look = drain.look(view, drain.of.instances(view.name)).err()?;
-    // What serves meanwhile is looked after.
+    // What serves meanwhile is looked after, and gets the containers back that it gave up: a drain may last for hours.
     let serves = match repair::next(view, record) {
         next @ Some(Next::Do(_)) => return next,
         waiting => waiting,
     };
+    let grows = record.incumbent.as_ref().is_some_and(|incumbent| preflight::can_come_back(view, incumbent));
+    if let (true, Some(next @ Next::Do(Step::Scale(_)))) = (grows, replicas::scaling(view, record)) {
+        return Some(next);
+    }
     let why = format!("generation {} was given up and is draining", drain.of.generation);
     Some(replicas::or_sooner(Next::Wait { until: Some(look), why }, serves))
 }

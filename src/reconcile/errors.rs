@@ -49,9 +49,14 @@ impl ErrorHistory {
         later(self.last.0, window(deploy))
     }
 
+    /// Whether the window is over.
+    pub fn is_due(&self, deploy: &Deploy, now: Timestamp) -> bool {
+        !pending(now, self.next_look_at(deploy), window(deploy))
+    }
+
     /// Takes a look in; one before its time changes nothing.
     pub fn record(&mut self, deploy: &Deploy, now: Timestamp, counted: Counters) {
-        if pending(now, self.next_look_at(deploy), window(deploy)) {
+        if !self.is_due(deploy, now) {
             return;
         }
         let window = counted.since(self.last.1);

@@ -21,14 +21,14 @@ pub(super) fn decide(view: &View<'_>) -> Planned {
 
 /// What cannot wait until containers that nothing leads to have ended, which may take hours: that what serves runs, and
 /// that what is sick gets no traffic.
-fn beside(view: &View<'_>, ending: &Ending) -> Next {
+fn while_ending(view: &View<'_>, ending: &Ending) -> Next {
     let waits = |until| Next::Wait { until, why: ending.what.clone() };
     let Some(record) = view.record else { return waits(None) };
     let rollout = record.rollout.as_ref().filter(|_| view.pause().is_none());
     let step = rollout
         .and_then(|rollout| batches::meanwhile(view, record, rollout))
         .or_else(|| replicas::spread(view));
-    step.map(Next::Do).unwrap_or_else(|| match repair::beside(view, record) {
+    step.map(Next::Do).unwrap_or_else(|| match repair::while_ending(view, record) {
         Some(Next::Do(step)) if !step.starts(view.name).is_some_and(|id| ending.ids.contains(&id)) => {
             Next::Do(step)
         }
@@ -51,7 +51,7 @@ fn choose(view: &View<'_>) -> Planned {
     }
     if let Some(ending) = view.ending() {
         let situation = view.record.map_or(Situation::Absent, situation);
-        return Planned { situation, next: beside(view, ending) };
+        return Planned { situation, next: while_ending(view, ending) };
     }
     if let Some(pause) = view.pause() {
         // Whatever else has to wait: what serves goes on serving.
@@ -117,7 +117,9 @@ fn choose(view: &View<'_>) -> Planned {
     if let Some(next) = drain::next(view, record) {
         return match (next, waiting) {
             (Next::Wait { .. }, Some(next @ Next::Do(_))) => Planned { situation: Situation::Drifted, next },
-            (next, _) => Planned { situation: Situation::Retiring, next },
+            (next, waiting) => {
+                Planned { situation: Situation::Retiring, next: replicas::or_sooner(next, waiting) }
+            }
         };
     }
     if let Some(hold) = &record.hold {

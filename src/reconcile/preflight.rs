@@ -9,7 +9,7 @@ use super::next::held;
 use super::record::{Cause, Deployed, Phase, Rollout, ServiceRecord, Spec};
 use super::step::Next;
 use super::view::View;
-use super::{batches, joined, later, ports as claims};
+use super::{batches, joined, later, ports as claims, replicas};
 use crate::types::{ByteSize, Reason, Refusal, Strategy};
 
 /// After this, what the host lacks is looked at again.
@@ -64,6 +64,16 @@ pub(super) fn before_scale(view: &View<'_>, incumbent: &Deployed, spec: &Spec) -
     (only_these.deploy.replicas, only_these.deploy.parallelism) = (further, None);
     memory(view, Some(incumbent), &only_these, further, |_, _| true)
         .map(|refusal| held_for_now(view, refusal))
+}
+
+/// Whether the containers that an incumbent gave up for a candidate can be started again beside it.
+pub(super) fn can_come_back(view: &View<'_>, incumbent: &Deployed) -> bool {
+    let further = u32::try_from(replicas::missing(incumbent)).unwrap_or(u32::MAX);
+    let mut only_these = incumbent.spec.clone();
+    (only_these.deploy.replicas, only_these.deploy.parallelism) = (further, None);
+    further > 0
+        && !view.observed.room.no_address.contains_key(view.name)
+        && memory(view, Some(incumbent), &only_these, further, |_, _| true).is_none()
 }
 
 /// Why the candidate's container cannot be started now, beside the incumbent's: since it was begun others may have taken

@@ -105,14 +105,18 @@ pub(super) fn start(view: &View<'_>, record: &ServiceRecord) -> Option<Step> {
     record.rollout.as_ref().is_none_or(incumbent_serves).then(|| due(view, record)).flatten()
 }
 
-/// The same while containers that nothing leads to are on their way out, or when it is due.
-pub(super) fn beside(view: &View<'_>, record: &ServiceRecord) -> Option<Next> {
+/// The same while containers that nothing leads to are on their way out; or the pull of its image, or when it is due.
+pub(super) fn while_ending(view: &View<'_>, record: &ServiceRecord) -> Option<Next> {
     let serves = |rollout: &Rollout| incumbent_serves(rollout) || takes_back(record, rollout);
     if !record.rollout.as_ref().is_none_or(serves) {
         return None;
     }
-    let waiting = || next(view, record).filter(|next| matches!(next, Next::Wait { .. }));
-    due(view, record).map(Next::Do).or_else(waiting)
+    let other = || match next(view, record) {
+        pull @ Some(Next::Do(Step::Pull(_))) if view.pause().is_none() => pull,
+        waiting @ Some(Next::Wait { .. }) => waiting,
+        _ => None,
+    };
+    due(view, record).map(Next::Do).or_else(other)
 }
 
 /// Whether the incumbent serves again while a candidate that was given up is ended. Under `recreate` two at once would

@@ -157,9 +157,8 @@ impl<'a> View<'a> {
     }
 }
 
-/// The route by which `deployed` gets the service's traffic; for as long as a candidate has a part of it, with
-/// that. Over
-/// which of several containers, as `observed` shows them.
+/// The route by which `deployed` gets the service's traffic, over those of its containers that `observed` shows as well; for
+/// as long as a candidate has a part of it, with that.
 pub(crate) fn route_for(
     name: &ServiceName,
     record: &ServiceRecord,

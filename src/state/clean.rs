@@ -4,12 +4,15 @@ use serde::{Deserialize, Serialize};
 
 use super::{StateDir, StateError, atomic, boot};
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Boot {
     boot_id: String,
     /// The agent ended in order in it.
     clean: bool,
+    /// How often an agent of the next one has begun to look at what this one left.
+    #[serde(default)]
+    looks: u32,
 }
 
 /// What came before this start of the agent.
@@ -35,9 +38,18 @@ impl StateDir {
         })
     }
 
+    /// Notes that what the former boot left is about to be looked at. Gives how often that was begun: where the look itself
+    /// ends the agent, it must not do so for ever.
+    pub fn begin_look(&self) -> Result<u32, StateError> {
+        let mut boot = self.former_boot()?.unwrap_or_default();
+        boot.looks = boot.looks.saturating_add(1);
+        atomic::write(&self.root().join("boot.json"), &boot)?;
+        Ok(boot.looks)
+    }
+
     /// Notes that an agent is at work in this boot, and has done what was to be done about what came before.
     pub fn begin_boot(&self) -> Result<(), StateError> {
-        let now = Boot { boot_id: boot::boot_id(), clean: false };
+        let now = Boot { boot_id: boot::boot_id(), ..Boot::default() };
         if self.former_boot()?.is_none_or(|former| former.boot_id != now.boot_id || former.clean) {
             atomic::write(&self.root().join("boot.json"), &now)?;
         }
@@ -47,14 +59,14 @@ impl StateDir {
     fn former_boot(&self) -> Result<Option<Boot>, StateError> {
         match atomic::read::<Boot>(&self.root().join("boot.json")) {
             // A file that a crash has damaged is a sign of one.
-            Err(StateError::Damaged { .. }) => Ok(Some(Boot { boot_id: String::new(), clean: false })),
+            Err(StateError::Damaged { .. }) => Ok(Some(Boot::default())),
             former => former,
         }
     }
 
     /// Notes that the agent ends in order.
     pub fn end_boot(&self) -> Result<(), StateError> {
-        let now = Boot { boot_id: boot::boot_id(), clean: true };
+        let now = Boot { boot_id: boot::boot_id(), clean: true, looks: 0 };
         atomic::write(&self.root().join("boot.json"), &now)
     }
 }
@@ -77,13 +89,18 @@ mod tests {
         assert_eq!(begin(), Before::SameBoot, "killed and started again");
         state.end_boot().unwrap();
         assert_eq!(begin(), Before::SameBoot, "after an orderly end");
-        let other = |clean| atomic::write(&path, &Boot { boot_id: "other".to_owned(), clean }).unwrap();
+        let other =
+            |clean| atomic::write(&path, &Boot { boot_id: "other".to_owned(), clean, looks: 0 }).unwrap();
         other(true);
         assert_eq!(begin(), Before::OrderlyBoot);
         other(false);
         assert_eq!(state.before_boot().unwrap(), Before::BrokenBoot);
+        assert_eq!([state.begin_look().unwrap(), state.begin_look().unwrap()], [1, 2]);
+        assert_eq!(state.before_boot().unwrap(), Before::BrokenBoot, "begun, and not done");
         assert_eq!(begin(), Before::BrokenBoot, "until it is acted on");
         assert_eq!(begin(), Before::SameBoot, "said once");
+        other(false);
+        assert_eq!(state.begin_look().unwrap(), 1, "another one");
         for name in ["boot.json", "boot.previous.json"] {
             std::fs::write(dir.path().join(name), b"\0\0").unwrap();
         }

@@ -415,7 +415,7 @@ proptest! {
                 !(spread || busy.yields && matches!(step, Step::Fail(_)))
             });
             let started = step.starts(name);
-            let beside = spread || started.is_some() || matches!(step, Step::Fail(_) | Step::Return { to: Some(_), .. });
+            let beside = spread || started.is_some() || matches!(step, Step::Pull(_) | Step::Fail(_) | Step::Return { to: Some(_), .. });
             if let Some(ending) = observed.ending.get(name) {
                 prop_assert!(beside, "containers are on their way out, and yet: {step}");
                 let about = started.is_some_and(|id| ending.ids.contains(&id));

@@ -194,10 +194,10 @@ impl Effects {
         let (cut, cutting) = watch::channel(false);
         let progress = Arc::<Mutex<Progress>>::default();
         let running = Running {
-            // That it was begun is written down, and its container is found again.
             busy: Busy {
                 what: describe(&step, &effect),
                 since: now,
+                // That it was begun is written down, and its container is found again.
                 yields: matches!(step, Step::Prepare(_)),
             },
             ids: match &effect {

@@ -83,7 +83,9 @@ impl Pace {
     /// Notes that a step is about to be taken. `Some`: it was taken again and again, and has to wait.
     pub fn repeated(&mut self, service: &ServiceName, step: &Step, now: Timestamp) -> Option<Refusal> {
         let (count, since) = match self.repeats.get(service) {
-            Some((last, count, since)) if last == step && now < later(*since, REPEATS_WITHIN) => {
+            Some((last, count, since))
+                if last == step && (*since..later(*since, REPEATS_WITHIN)).contains(&now) =>
+            {
                 (count + 1, *since)
             }
             _ => (1, now),

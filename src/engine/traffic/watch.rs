@@ -33,6 +33,9 @@ const TABLE: u16 = 1;
 /// What is more than that is told of as lost.
 const BUFFER: usize = 4 << 20;
 
+/// What was lost is told of after this at the latest.
+const FLOOD: Duration = Duration::from_millis(50);
+
 /// A firewall changes many rules at once: one look for all of them.
 const SETTLE: Duration = Duration::from_millis(20);
 /// From one look for a firewall to the next: at first, and at the most, if it goes on and on.
@@ -104,13 +107,17 @@ enum What {
 fn hear(socket: &OwnedFd, table: &str, left: Option<Duration>) -> Option<What> {
     let mut buffer = vec![0; 1 << 16];
     let mut end = left.map(|left| Instant::now() + left);
-    let mut lost = false;
+    let mut lost: Option<Instant> = None;
     loop {
+        // Where it goes on and on nobody waits for its end.
+        if lost.is_some_and(|since| since.elapsed() > FLOOD) {
+            return Some(What::Lost);
+        }
         let left = end.map(|end| end.saturating_duration_since(Instant::now()));
         // One more millisecond, as a part of one would be none.
         let left = left.and_then(|left| PollTimeout::try_from(left + Duration::from_millis(1)).ok());
         match poll(&mut [PollFd::new(socket.as_fd(), PollFlags::POLLIN)], left.unwrap_or(PollTimeout::NONE)) {
-            Ok(0) if lost => return Some(What::Lost),
+            Ok(0) if lost.is_some() => return Some(What::Lost),
             Ok(0) => return None,
             Ok(_) => {}
             Err(Errno::EINTR) => continue,
@@ -118,12 +125,15 @@ fn hear(socket: &OwnedFd, table: &str, left: Option<Duration>) -> Option<What> {
         }
         match recv(socket.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
             Ok(length) => match about(buffer.get(..length).unwrap_or_default(), table) {
-                Some(heard) if !lost => return Some(What::One(heard)),
+                Some(heard) if lost.is_none() => return Some(What::One(heard)),
                 _ => {}
             },
             Err(Errno::EINTR | Errno::EAGAIN) => {}
             // The kernel takes nothing in, and says so only this once, until all that waits was read.
-            Err(Errno::ENOBUFS) => (lost, end) = (true, Some(Instant::now())),
+            Err(Errno::ENOBUFS) => {
+                let now = Instant::now();
+                (lost, end) = (lost.or(Some(now)), Some(now));
+            }
             Err(error) => return deaf(error),
         }
     }

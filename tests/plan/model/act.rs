@@ -162,7 +162,7 @@ impl Host {
     /// The containers that a step takes away.
     pub(super) fn ended_by(&self, name: &ServiceName, step: &Step) -> BTreeSet<InstanceId> {
         match step {
-            Step::Retire(generation) | Step::Discard(generation) | Step::Sweep(generation) => {
+            Step::Retire(generation) | Step::Discard(generation) => {
                 self.all_of(name, *generation).into_iter().collect()
             }
             Step::DropReplica(generation, index) => {

@@ -437,8 +437,9 @@ impl Host {
             if let (Some(step), Next::Do(next)) =
                 (self.ending.get(name).and_then(|effect| effect.step.as_ref()), &planned.next)
             {
-                let urgent = matches!(next, Step::Fail(_) | Step::Return { .. } | Step::Route(_))
-                    || next.starts(name).is_some();
+                let urgent =
+                    matches!(next, Step::Pull(_) | Step::Fail(_) | Step::Return { .. } | Step::Route(_))
+                        || next.starts(name).is_some();
                 self.demand(urgent, "what can wait until containers have ended waits", name);
                 let about = next.starts(name).is_some_and(|id| self.ended_by(name, step).contains(&id));
                 self.demand(!about, "what is on its way out is not started", name);
