@@ -305,6 +305,40 @@ fn what_came_by_a_clock_that_was_ahead_can_go() {
     assert_eq!(collect(Pressure::Everything), [first, second, third], "room is short");
 }
 
+/// A collection that runs beside a pull has removed the image: it does not come back without its layers.
+#[test]
+fn a_pull_beside_a_collection_writes_nothing_back() {
+    let world = World {
+        images: vec![Image {
+            layers: BTreeSet::from([1]),
+            repository: 0,
+            pulled: 19,
+            used: None,
+            needed: false,
+        }],
+        orphans: Vec::new(),
+        pinned: BTreeSet::new(),
+        keep: 7,
+        count: 0,
+        everything: false,
+        greedy: false,
+    };
+    let (_dir, store) = build(&world);
+    let image = digest(2, 0);
+    let former = store.image_record(&image).unwrap();
+    let reference = former.references.first().unwrap().clone();
+    let collecting = store.pins.lock().unwrap();
+    std::thread::scope(|scope| {
+        let pull = scope.spawn(|| store.note_pull(&image, &reference));
+        std::thread::sleep(Duration::from_millis(100));
+        assert_eq!(store.image_record(&image).as_ref(), Some(&former), "it waits");
+        store.forget_image(&image).unwrap();
+        drop(collecting);
+        assert!(!pull.join().unwrap(), "it is not here");
+    });
+    assert_eq!(store.image_record(&image), None);
+}
+
 #[test]
 fn a_use_counts_from_when_it_was_last_seen() {
     let image = Image { layers: BTreeSet::from([1]), repository: 0, pulled: 19, used: None, needed: true };
