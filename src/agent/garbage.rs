@@ -35,6 +35,15 @@ impl Garbage {
         Self { due: Some(Pressure::Configured), last: None, under_way: false }
     }
 
+    /// One is due, where the last one is long ago.
+    fn remind(&mut self, now: Timestamp) {
+        // A clock that is set back does not put it off by as much.
+        self.last = self.last.map(|last| last.min(now));
+        if self.last.is_some_and(|last| now >= later(last, EVERY)) {
+            self.due = self.due.or(Some(Pressure::Configured));
+        }
+    }
+
     /// Notes what came of a step.
     pub fn after(&mut self, step: &Step, outcome: &Outcome) {
         match (step, outcome) {
@@ -55,9 +64,7 @@ impl Agent {
     /// Collects when it is time.
     pub(super) fn collect_garbage(&mut self) {
         let now = clock::now();
-        if self.garbage.last.is_some_and(|last| now >= later(last, EVERY)) {
-            self.garbage.due = self.garbage.due.or(Some(Pressure::Configured));
-        }
+        self.garbage.remind(now);
         let Some(pressure) = self.garbage.due else { return };
         // A pull that waits for room is never at rest.
         let may = self.at_rest() || pressure == Pressure::Everything;
@@ -164,5 +171,24 @@ impl Agent {
             names => names.join(", "),
         };
         self.tell(Some(Message::new(Kind::ImagesCollected, format!("removed {what}: {freed} freed"))));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn once_a_day_also_after_a_clock_that_was_ahead() {
+        let at = |hours: i64| Timestamp::from_second(1_800_000_000 + hours * 3600).unwrap();
+        let due = |garbage: &mut Garbage, hours| {
+            garbage.remind(at(hours));
+            garbage.due.take().is_some()
+        };
+        let mut garbage = Garbage { due: None, last: Some(at(0)), under_way: false };
+        assert!(!due(&mut garbage, 23) && due(&mut garbage, 24));
+        let year_ahead = Some(at(365 * 24));
+        let mut garbage = Garbage { due: None, last: year_ahead, under_way: false };
+        assert!(!due(&mut garbage, 0) && !due(&mut garbage, 23) && due(&mut garbage, 24));
     }
 }

@@ -126,8 +126,9 @@ pub(super) async fn pull(
 ) -> Result<Pulled, PullError> {
     let store = &registry.store;
     let _gate = registry.underway.image(&image.digest).await;
-    if let Some(local) = store.image(&image.digest) {
-        store.note_pull(&image.digest, &image.reference);
+    if let Some(local) = store.image(&image.digest)
+        && store.note_pull(&image.digest, &image.reference)
+    {
         // A look-up may have brought it, and nobody was told of that yet.
         let layers = local.layers.len();
         let here = Pulled { bytes: 0, layers_total: layers, layers_reused: layers };

@@ -164,10 +164,10 @@ impl Registry {
             records.iter().filter(|record| record.diff_ids.contains(layer)).collect();
         // The layer is put together for the first: for one, where there is one, that has all which is below it.
         users.sort_by_key(|record| self.lacks_below(record, layer));
-        let Some(user) = users.first() else {
+        let Some(inherits_from) = users.first() else {
             return if self.store.discard(layer)? { Ok(Remedy::Removed) } else { Ok(Remedy::Left) };
         };
-        let _pins = self.store.pin(&user.diff_ids);
+        let _pins = self.store.pin(&inherits_from.diff_ids);
         let mut trouble = None;
         // What its own record says needs no further trip; what the images say is as good.
         let own = self.store.layer_record(layer).and_then(|record| {
@@ -178,7 +178,7 @@ impl Registry {
             Some((record.reference, (source, Descriptor::of_layer(blob.media_type, blob.digest, blob.size))))
         });
         if let Some((reference, found)) = own {
-            match self.rebuild(layer, user, &reference, found, received, tell).await {
+            match self.rebuild(layer, inherits_from, &reference, found, received, tell).await {
                 Ok(()) => return Ok(Remedy::Rebuilt),
                 Err(error) if is_final(&error) => return Err(error),
                 Err(error) => trouble = Some(error),
@@ -187,7 +187,7 @@ impl Registry {
         for record in &users {
             for reference in &record.references {
                 let result = match self.find_layer(record, layer, reference).await {
-                    Ok(found) => self.rebuild(layer, user, reference, found, received, tell).await,
+                    Ok(found) => self.rebuild(layer, inherits_from, reference, found, received, tell).await,
                     Err(error) => Err(error),
                 };
                 match result {
@@ -200,7 +200,7 @@ impl Registry {
         for record in &users {
             for url in stand_ins(&record.digest, known) {
                 let result = match url {
-                    Ok(url) => self.rebuild_from(layer, (record, user), &url, received, tell).await,
+                    Ok(url) => self.rebuild_from(layer, (record, inherits_from), &url, received, tell).await,
                     Err(error) => Err(error),
                 };
                 match result {
@@ -244,7 +244,7 @@ impl Registry {
     async fn rebuild_from(
         &self,
         layer: &Digest,
-        (record, user): (&ImageRecord, &ImageRecord),
+        (record, inherits_from): (&ImageRecord, &ImageRecord),
         url: &SafeUrl,
         received: &Arc<AtomicU64>,
         tell: Tell<'_>,
@@ -253,14 +253,14 @@ impl Registry {
         let contents = self.fallback(url, &record.digest, config.as_ref(), &|_| {}).await?;
         let reference = ImageRef::Archive(url.clone());
         let descriptor = descriptor_of(record, layer, contents.layers, &reference)?;
-        self.rebuild(layer, user, &reference, (contents.source, descriptor), received, tell).await
+        self.rebuild(layer, inherits_from, &reference, (contents.source, descriptor), received, tell).await
     }
 
-    /// Fetches one layer and puts it in its place, with what it only implies as it is in the image `user`.
+    /// Fetches one layer and puts it in its place, with what it only implies as it is in the image that it `inherits_from`.
     async fn rebuild(
         &self,
         layer: &Digest,
-        user: &ImageRecord,
+        inherits_from: &ImageRecord,
         reference: &ImageRef,
         (source, descriptor): (Source, Descriptor),
         received: &Arc<AtomicU64>,
@@ -273,7 +273,7 @@ impl Registry {
         let wanted = (layer, &descriptor);
         let unpacked =
             download::fetch_alone(self, &source, &name, wanted, received, Product::Tree, &tell).await?;
-        let (store, ids) = (self.store.clone(), user.diff_ids.clone());
+        let (store, ids) = (self.store.clone(), inherits_from.diff_ids.clone());
         let (reference, layer) = (reference.clone(), layer.clone());
         let placed = tokio::task::spawn_blocking(move || {
             let one = BTreeMap::from([(layer.clone(), unpacked)]);

@@ -1,8 +1,8 @@
 //! Room for a pull: refused before its first byte where it cannot fit, given up before it takes what others need.
 //!
 //! The least that a layer needs is known before it comes (its packed size), and what it really needs only after it came.
-//! So it is expected to need what most do, and refused where even much less than that has no room. A pull that turns out
-//! not to fit is remembered with what it had written, and is not begun again in as little room.
+//! So only what is certain is refused, and what most layers take is said with it. A pull that turns out not to fit is
+//! remembered with what it had written, and is not begun again in as little room.
 
 use std::collections::{HashMap, HashSet};
 use std::os::unix::fs::MetadataExt;
@@ -27,13 +27,10 @@ const MOST_KEPT_BYTES: u64 = 256 << 20;
 /// The same for inodes.
 const MOST_KEPT_INODES: u64 = 4096;
 
-/// Tenths of what is packed as gzip or zstd that it takes on the disk, as is expected before it comes. Systems and programs
-/// take more: the image of docs/performance.md 2.4 times its gzip, and 2.8 times its zstd. What is packed within (jars,
-/// pictures, models) takes hardly more than its own size.
-const EXPECTED: u64 = 22;
-
-/// So many tenths of it have to fit: what would do with less is not kept out for what others are like.
-const LEAST: u64 = 15;
+/// Tenths of what is packed as gzip or zstd that it most likely takes on the disk. Systems and programs take more: the image
+/// of docs/performance.md 2.4 times its gzip, and 2.8 times its zstd. What is packed within (jars, pictures, models) takes
+/// hardly more than its own size: nothing is refused for a guess.
+const LIKELY: u64 = 22;
 
 /// Pulls remembered that did not fit.
 const REMEMBERED: usize = 64;
@@ -135,7 +132,7 @@ impl Watch {
         missing: &[(Digest, Descriptor)],
         needs: &Needs,
     ) -> Result<Self, PullError> {
-        Self::refuse(root, name, "its missing layers need", (missing, expected(missing)), needs)
+        Self::refuse(root, name, "its missing layers need", (missing, likely(missing)), needs)
     }
 
     /// The same for an archive that is read as a whole: `parts` is one of its size. What it is packed as is not known yet.
@@ -145,35 +142,35 @@ impl Watch {
         parts: &[(Digest, Descriptor)],
         needs: &Needs,
     ) -> Result<Self, PullError> {
-        let packed = packed(parts);
-        let expected = Expected { likely: packed, least: packed };
-        Self::refuse(root, name, "it is read as a whole, which needs", (parts, expected), needs)
+        Self::refuse(root, name, "it is read as a whole, which needs", (parts, packed(parts)), needs)
     }
 
     fn refuse(
         root: &Path,
         name: &str,
         what_needs: &str,
-        (missing, expected): (&[(Digest, Descriptor)], Expected),
+        (missing, likely): (&[(Digest, Descriptor)], u64),
         needs: &Needs,
     ) -> Result<Self, PullError> {
         let begun = Room::of(root)?;
         let watch = Self { root: root.to_owned(), name: name.to_owned(), begun };
         let known = needs.get(&ids(missing));
-        // A directory each, and what is in it.
-        let inodes = (2 * missing.len() as u64).max(known.inodes);
-        // Once something is known, nothing is guessed.
-        let guessed = known == Amount::default() && expected.likely > expected.least;
-        let least = if guessed { expected.least } else { packed(missing).max(known.bytes) };
-        match begun.shortage(Amount { bytes: least, inodes }).filter(|_| !missing.is_empty()) {
+        let need = Amount {
+            bytes: packed(missing).max(known.bytes),
+            // A directory each, and what is in it.
+            inodes: (2 * missing.len() as u64).max(known.inodes),
+        };
+        match begun.shortage(need).filter(|_| !missing.is_empty()) {
             None => Ok(watch),
             Some(shortage) => {
-                let need = match guessed {
-                    true => format!("about {}", Amount { bytes: expected.likely, inodes }),
-                    false => format!("at least {}", Amount { bytes: least, inodes }),
+                // Once something is known, nothing is guessed; and a lack of inodes is none of bytes.
+                let bytes_lack = begun.shortage(Amount { inodes: 0, ..need }).is_some();
+                let most_likely = match known == Amount::default() && bytes_lack && likely > need.bytes {
+                    true => format!(" (unpacked about {})", ByteSize(likely).human()),
+                    false => String::new(),
                 };
                 let what = format!(
-                    "{name}: {what_needs} {need}, and on the file system of {} {shortage}: {HINT}",
+                    "{name}: {what_needs} at least {need}{most_likely}, and on the file system of {} {shortage}: {HINT}",
                     root.display()
                 );
                 Err(PullError::retry(Reason::DiskSpace, what))
@@ -224,25 +221,14 @@ impl Watch {
     }
 }
 
-/// Bytes that layers that nobody has unpacked yet are expected to take.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Expected {
-    /// As most do.
-    likely: u64,
-    /// What has to be there for them.
-    least: u64,
-}
-
-fn expected(missing: &[(Digest, Descriptor)]) -> Expected {
-    let sum = |tenths: u64| {
-        missing.iter().fold(0u64, |sum, (_, layer)| {
-            // As they are, for all that is known, where they are not packed.
-            let packed = matches!(manifest::packing("", layer), Ok(Packing::Gzip | Packing::Zstd));
-            let size = if packed { layer.size.saturating_mul(tenths) / 10 } else { layer.size };
-            sum.saturating_add(size)
-        })
-    };
-    Expected { likely: sum(EXPECTED), least: sum(LEAST) }
+/// Bytes that layers that nobody has unpacked yet most likely take.
+fn likely(missing: &[(Digest, Descriptor)]) -> u64 {
+    missing.iter().fold(0u64, |sum, (_, layer)| {
+        // As they are, for all that is known, where they are not packed.
+        let packed = matches!(manifest::packing("", layer), Ok(Packing::Gzip | Packing::Zstd));
+        let size = if packed { layer.size.saturating_mul(LIKELY) / 10 } else { layer.size };
+        sum.saturating_add(size)
+    })
 }
 
 /// Their sizes as they come. Sizes are whatever a manifest says.
@@ -294,18 +280,18 @@ mod tests {
     }
 
     #[test]
-    fn packed_layers_are_expected_to_grow() {
+    fn packed_layers_most_likely_grow() {
         let layer = |kind: &str, size| {
             let media = format!("application/vnd.oci.image.layer.v1.tar{kind}");
             let digest = manifest::sha256(kind.as_bytes());
             (digest.clone(), Descriptor::of_layer(media, digest, size))
         };
         let layers = [layer("+gzip", 1000), layer("+zstd", 100), layer("", 10)];
-        assert_eq!(expected(&layers), Expected { likely: 2200 + 220 + 10, least: 1500 + 150 + 10 });
+        assert_eq!(likely(&layers), 2200 + 220 + 10);
         assert_eq!(packed(&layers), 1110);
         let huge = [layer("+gzip", u64::MAX), layer("+zstd", u64::MAX)];
-        assert!(expected(&huge).least > 1 << 60 && packed(&huge) == u64::MAX);
-        assert_eq!(expected(&[layer("+of-something-else", 7)]), Expected { likely: 7, least: 7 });
+        assert!(likely(&huge) > 1 << 60 && packed(&huge) == u64::MAX);
+        assert_eq!(likely(&[layer("+of-something-else", 7)]), 7);
     }
 
     #[test]

@@ -123,16 +123,19 @@ async fn what_cannot_fit_is_refused_before_its_first_byte() {
     let ballast = fill_up(&host.disk.root(), 3 << 20);
     let room = host.room();
     let error = host.pull(&image).await.unwrap_err();
-    host.assert_full(&error, &["app:2: its missing layers need about 9.", "3.0 MiB are free"]);
+    host.assert_full(
+        &error,
+        &["app:2: its missing layers need at least 4.", " (unpacked about 9.", "3.0 MiB are free"],
+    );
     assert!(line.sent() < BESIDES, "{} bytes came", line.sent());
     host.assert_untouched(&truth, room);
     fs::remove_file(ballast).unwrap();
     host.assert_heals(&truth, &image).await;
 }
 
-/// As it is packed it would fit, and it most likely takes more; what has room by a wide margin comes, whatever it is.
+/// Most layers take more than twice what they are packed to, and nothing is refused for what others are like.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_most_likely_does_not_fit_is_refused_too() {
+async fn what_hardly_grows_is_taken_where_it_just_fits() {
     let _alone = alone().await;
     let truth = Truth::new().await;
     let line = Relay::new(&truth.server, 1 << 40);
@@ -140,14 +143,7 @@ async fn what_most_likely_does_not_fit_is_refused_too() {
     let layer = Layer::default().dir("./", 0o755).file("noise", &noise(77, 20 << 20)).gzip();
     let image = truth.push(&line.address(), "noise", layer).await;
     // Some 20 MiB, and a fiftieth of the disk for others.
-    let ballast = fill_up(&host.disk.root(), 27 << 20);
-    let room = host.room();
-    let error = host.pull(&image).await.unwrap_err();
-    host.assert_full(&error, &["app:noise: its missing layers need about 4", "27.0 MiB are free"]);
-    assert!(line.sent() < BESIDES, "{} bytes came", line.sent());
-    host.assert_untouched(&truth, room);
-    fs::remove_file(ballast).unwrap();
-    fill_up(&host.disk.root(), 36 << 20);
+    fill_up(&host.disk.root(), 27 << 20);
     host.assert_heals(&truth, &image).await;
 }
 
@@ -211,8 +207,8 @@ async fn a_pull_leaves_room_for_those_who_write() {
     let line = Relay::new(&truth.server, 10 << 20);
     let host = Host::new(&truth, EXT4, 512, &line).await;
     let image = truth.push(&line.address(), "air", airy(50)).await;
-    // Room for half as much again as is packed, and not for what it unpacks to, which is twice as much.
-    let ballast = fill_up(&host.disk.root(), 52 << 20);
+    // Room for what is packed, and not for what it unpacks to.
+    let ballast = fill_up(&host.disk.root(), 44 << 20);
     let room = host.room();
     let ended = AtomicBool::new(false);
     let file = host.disk.root().join("container-writes-here");
@@ -224,7 +220,7 @@ async fn a_pull_leaves_room_for_those_who_write() {
         (error.unwrap_err(), writer.join().unwrap())
     });
     let parts =
-        ["app:air does not fit: ", "are kept for others", "the image needs at least ", "52.0 MiB and "];
+        ["app:air does not fit: ", "are kept for others", "the image needs at least ", "44.0 MiB and "];
     host.assert_full(&error, &parts);
     assert!(written.unwrap() > 10, "it wrote all the while");
     host.assert_untouched(&truth, room);

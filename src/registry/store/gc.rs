@@ -59,8 +59,20 @@ struct Known {
 
 impl Known {
     /// When anybody last wanted it.
-    fn last(&self) -> Timestamp {
-        self.used_at.max(self.pulled_at).unwrap_or(Timestamp::MIN)
+    fn last(&self, now: Timestamp) -> Timestamp {
+        let pulled_at = if self.used_at.is_some() { self.credibly_pulled_at(now) } else { self.pulled_at };
+        self.used_at.max(pulled_at).unwrap_or(Timestamp::MIN)
+    }
+
+    /// Whether it was pulled, and not used since.
+    fn is_ahead(&self, now: Timestamp) -> bool {
+        self.credibly_pulled_at(now).is_some_and(|at| Some(at) > self.used_at)
+    }
+
+    /// `None` also where that was by a clock that was ahead: it would be newer than every use for as long.
+    fn credibly_pulled_at(&self, now: Timestamp) -> Option<Timestamp> {
+        // One beside this collection may be somewhat newer.
+        self.pulled_at.filter(|at| *at <= now || at.duration_since(now).unsigned_abs() < NOTED_EVERY)
     }
 }
 
@@ -277,7 +289,7 @@ fn choose(
     size: &dyn Fn(&Digest) -> u64,
 ) -> BTreeSet<Digest> {
     let mut oldest: Vec<&Known> = known.iter().collect();
-    oldest.sort_by_key(|image| (image.last(), &image.digest));
+    oldest.sort_by_key(|image| (image.last(now), &image.digest));
     let mut counts: BTreeMap<String, usize> = BTreeMap::new();
     let mut newest = BTreeSet::new();
     for image in oldest.iter().rev() {
@@ -289,8 +301,8 @@ fn choose(
             }
         }
     }
-    let old = |image: &Known| is_over(image.last(), config.keep, now);
-    let ahead = |image: &Known| image.pulled_at > image.used_at && !old(image);
+    let old = |image: &Known| is_over(image.last(now), config.keep, now);
+    let ahead = |image: &Known| image.is_ahead(now) && !old(image);
     let free: Vec<&Known> =
         oldest.into_iter().filter(|image| !needed.contains(&image.digest) && !ahead(image)).collect();
     let mut chosen: BTreeSet<Digest> = free

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::PoisonError;
 
 use serde::{Deserialize, Serialize};
 
@@ -106,20 +107,24 @@ impl Store {
     }
 
     /// An image that is here was pulled: it is kept as one that came now. Worth a write only if that says something new.
-    pub(in crate::registry) fn note_pull(&self, digest: &Digest, reference: &ImageRef) {
-        let Some(mut record) = self.image_record(digest) else { return };
+    /// `false`: it was collected meanwhile.
+    pub(in crate::registry) fn note_pull(&self, digest: &Digest, reference: &ImageRef) -> bool {
+        // A collection holds them: a record that it removed must not be written back.
+        let _pins = self.pins.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(mut record) = self.image_record(digest) else { return false };
         let now = clock::now();
         let recent = record.pulled_at.is_some_and(|at| {
             now.duration_since(at).unsigned_abs() < NOTED_EVERY && self.used_at(digest) < Some(at)
         });
         if !record.references.insert(reference.clone()) && recent {
-            return;
+            return true;
         }
         record.pulled_at = Some(now);
         if let Err(error) = atomic::write(&self.image_path(digest), &record) {
             // It is collected as if nobody had asked for it; what is needed stays all the same.
             tracing::warn!("{}", error.to_refusal());
         }
+        true
     }
 
     pub(in crate::registry) fn image_record(&self, digest: &Digest) -> Option<ImageRecord> {

@@ -274,6 +274,71 @@ fn a_pull_of_what_is_here_keeps_it() {
     assert_eq!(collect(Pressure::Everything, 0), 1);
 }
 
+/// Pulled a year from now, as it seems, and used by the right clock since.
+#[test]
+fn what_came_by_a_clock_that_was_ahead_can_go() {
+    let image = |number, used| Image {
+        layers: BTreeSet::from([number]),
+        repository: number,
+        pulled: -365,
+        used,
+        needed: false,
+    };
+    let world = World {
+        images: vec![image(1, Some(8)), image(2, Some(1)), image(3, None)],
+        orphans: Vec::new(),
+        pinned: BTreeSet::new(),
+        keep: 7,
+        count: 0,
+        everything: false,
+        greedy: false,
+    };
+    let (_dir, store) = build(&world);
+    let config =
+        ImagesConfig { keep: Duration::from_secs(7 * 86_400), keep_count: 0, min_free: MinFree::Bytes(0) };
+    let collect = |pressure| {
+        let doomed = store.collect(&config, &BTreeSet::new(), pressure, ago(0), true).unwrap().finish();
+        doomed.images.into_iter().map(|gone| gone.digest).collect::<Vec<_>>()
+    };
+    let [first, second, third] = [0, 1, 2].map(|number| digest(2, number));
+    assert_eq!(collect(Pressure::Configured), std::slice::from_ref(&first), "its last use is old");
+    assert_eq!(collect(Pressure::Everything), [first, second, third], "room is short");
+}
+
+/// A collection that runs beside a pull has removed the image: it does not come back without its layers.
+#[test]
+fn a_pull_beside_a_collection_writes_nothing_back() {
+    let world = World {
+        images: vec![Image {
+            layers: BTreeSet::from([1]),
+            repository: 0,
+            pulled: 19,
+            used: None,
+            needed: false,
+        }],
+        orphans: Vec::new(),
+        pinned: BTreeSet::new(),
+        keep: 7,
+        count: 0,
+        everything: false,
+        greedy: false,
+    };
+    let (_dir, store) = build(&world);
+    let image = digest(2, 0);
+    let former = store.image_record(&image).unwrap();
+    let reference = former.references.first().unwrap().clone();
+    let collecting = store.pins.lock().unwrap();
+    std::thread::scope(|scope| {
+        let pull = scope.spawn(|| store.note_pull(&image, &reference));
+        std::thread::sleep(Duration::from_millis(100));
+        assert_eq!(store.image_record(&image).as_ref(), Some(&former), "it waits");
+        store.forget_image(&image).unwrap();
+        drop(collecting);
+        assert!(!pull.join().unwrap(), "it is not here");
+    });
+    assert_eq!(store.image_record(&image), None);
+}
+
 #[test]
 fn a_use_counts_from_when_it_was_last_seen() {
     let image = Image { layers: BTreeSet::from([1]), repository: 0, pulled: 19, used: None, needed: true };
