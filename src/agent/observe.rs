@@ -45,7 +45,7 @@ impl Agent {
         }
         self.probes.follow(subjects);
         self.shims.follow(&containers);
-        self.shims.adopt(&containers);
+        self.shims.adopt(&containers, now);
         self.note_oom_kills(&containers);
         let foreign = containers.iter().filter_map(|it| Some((it.id.service.clone(), it.foreign.clone()?)));
         let frozen = foreign.chain(self.journal.frozen.clone()).collect();

@@ -145,7 +145,7 @@ impl Agent {
                 self.effects.ended(&service, &step);
                 self.conclude(&service, &step, &outcome);
             }
-            Wake::Adopted { all } => self.shims.adopted(all),
+            Wake::Adopted { failed } => self.shims.adopted(failed, clock::now()),
             Wake::Pushed(result) => self.pushed(result),
             Wake::Shown(result) => self.shown(result),
             Wake::Collected(collection) => self.collected(collection),
@@ -190,6 +190,8 @@ impl Agent {
             self.effects.next_end(now),
             self.outbox.next_try(),
             self.board.next_try(),
+            // Who sees nothing has nobody adopted.
+            self.shims.next_try().filter(|_| self.blind.is_none()),
             self.waiters.iter().filter_map(Waiter::gives_up_at).min(),
         ];
         let limit = match (notify::watchdog(), &self.blind) {

@@ -10,7 +10,7 @@ use crate::git::Place;
 use crate::reconcile::step::Step;
 use crate::reconcile::transition::Outcome;
 use crate::registry::{Collection, PullError};
-use crate::types::{CommitId, Digest, Refusal, ServiceName};
+use crate::types::{CommitId, Digest, InstanceId, Refusal, ServiceName};
 
 /// Everything that can wake the loop. A wake says "look"; what some carry is only what was seen beside the loop.
 #[derive(Debug)]
@@ -43,8 +43,8 @@ pub enum Wake {
     },
     /// Containers that had lost their supervisor were to be given another one.
     Adopted {
-        /// Whether each has one.
-        all: bool,
+        /// Those that have none yet.
+        failed: Vec<InstanceId>,
     },
     /// Receipts were pushed: the names of those that are in git now.
     Pushed(Result<Pushed, Refusal>),

@@ -223,3 +223,66 @@ fn foolish_subnets_are_refused() {
     overlapping.teardown().unwrap();
     agent.teardown();
 }
+
+/// At a boot the first containers may be there before the host's own network is.
+#[test]
+fn a_network_of_the_host_that_comes_later_is_the_hosts() {
+    let host = Host::new();
+    let agent = host.agent("gitopsd", 1);
+    let shop = [id("shop.1")];
+    agent.container("shop.1", 11, 8080);
+    let broken = || agent.network.broken(&shop).unwrap();
+    // The first packets through a link that was just set up may be lost.
+    let client = || Client::connect_within((agent.address(11), 8080), Duration::from_secs(20));
+    let connected = "10.213.1.0/24 dev gitopsd0";
+    assert!(broken().is_empty() && client().is_ok() && run("ip route").contains(connected));
+    // One that lies within, and away from the gateway's address, is what its own route leads to.
+    run("ip addr add 10.213.1.130/25 dev uplink");
+    assert!(broken().is_empty() && client().is_ok());
+    run("ip addr del 10.213.1.130/25 dev uplink");
+    for prefix in [24, 16] {
+        run(&format!("ip addr add 10.213.1.77/{prefix} dev uplink"));
+        assert_eq!(broken(), shop);
+        for what in [agent.network.attach(&shop[0], agent.address(11)).map(drop), agent.network.open_host()] {
+            let message = what.unwrap_err().to_refusal().message;
+            let expected = format!("overlaps 10.213.1.77/{prefix} of interface uplink");
+            assert!(message.contains(&expected), "{message}");
+        }
+        for address in ["10.213.1.1", "10.213.1.2", "10.213.1.11"] {
+            let way = run(&format!("ip route get {address}"));
+            assert!(way.contains("dev uplink"), "{way}");
+        }
+        run(&format!("ip addr del 10.213.1.77/{prefix} dev uplink"));
+        // As a look does with what is broken.
+        assert_eq!(broken(), shop);
+        agent.network.attach(&shop[0], agent.address(11)).unwrap();
+        assert!(broken().is_empty() && client().is_ok() && run("ip route").contains(connected));
+    }
+    run("ip addr add 10.213.1.77/24 dev uplink");
+    assert!(agent.network.open_host().is_err() && !run("ip route").contains("gitopsd0"));
+    agent.teardown();
+}
+
+#[test]
+fn a_way_out_that_comes_later_says_how_large_packets_are() {
+    let host = Host::new();
+    let agent = host.agent("gitopsd", 1);
+    let shop = [id("shop.1")];
+    let path = agent.container("shop.1", 11, 8080);
+    let mtus = || {
+        let outside = run("ip -o link").lines().find(|line| line.contains("shop.1")).unwrap().to_owned();
+        let within = inside(&path, || Ok(run("ip -o link show eth0"))).unwrap();
+        [outside, within]
+            .map(|line| line.split_once(" mtu ").unwrap().1.split(' ').next().unwrap().to_owned())
+    };
+    assert_eq!(mtus(), ["1500", "1500"]);
+    assert!(agent.network.broken(&shop).unwrap().is_empty());
+    run("ip link set uplink mtu 1420");
+    run(&format!("ip route add default via {OUTSIDE}"));
+    assert_eq!(agent.network.broken(&shop).unwrap(), shop);
+    agent.network.attach(&shop[0], agent.address(11)).unwrap();
+    assert_eq!(mtus(), ["1420", "1420"]);
+    assert!(agent.network.broken(&shop).unwrap().is_empty());
+    assert!(Client::connect((agent.address(11), 8080)).unwrap().ask().is_ok());
+    agent.teardown();
+}

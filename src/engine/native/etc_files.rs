@@ -2,10 +2,12 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::io;
+use std::io::{self, Read as _};
 use std::net::{IpAddr, Ipv4Addr};
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
+
+use nix::libc;
 
 use crate::engine::Hosts;
 use crate::types::{InstanceId, NetworkMode, Options};
@@ -16,6 +18,9 @@ pub(super) const NAMES: [&str; 3] = ["hosts", "hostname", "resolv.conf"];
 /// The same in every container: this machine, and the groups of RFC 4291, 2.7.1.
 const LOCAL: &str = "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\nfe00::0 ip6-localnet\n\
                      ff00::0 ip6-mcastprefix\nff02::1 ip6-allnodes\nff02::2 ip6-allrouters\n";
+
+/// No resolv.conf that says something is longer.
+const LONGEST: u64 = 64 * 1024;
 
 /// Writes all three into `dir`.
 pub(super) fn write(
@@ -41,10 +46,7 @@ pub(super) fn write(
 
 /// Writes what is not there already: on a file system that became read-only a container can still be started again.
 fn write_new(path: &Path, text: &str) -> io::Result<()> {
-    match fs::read_to_string(path) {
-        Ok(now) if now == text => Ok(()),
-        _ => fs::write(path, text),
-    }
+    if says(path, text) { Ok(()) } else { fs::write(path, text) }
 }
 
 /// Writes `hosts` alone, also below a running container: in place, as it has this very file mounted, and never emptied
@@ -58,26 +60,43 @@ pub(super) fn write_hosts(
 ) -> io::Result<()> {
     let text = hosts_file(id, address, hosts, options);
     let path = dir.join("hosts");
-    if fs::read_to_string(&path).is_ok_and(|now| now == text) {
-        return Ok(());
-    }
-    write_in_place(&path, &text)
+    if says(&path, &text) { Ok(()) } else { write_in_place(&path, &text) }
 }
 
 /// Gives a container that was started before the host had a resolver, as at a boot, the one that it has by now. What names
 /// one is left alone: it may be the container's own.
 pub(super) fn complete_resolver(dir: &Path, options: &Options) -> io::Result<()> {
     let path = dir.join("resolv.conf");
-    if fs::read_to_string(&path).is_ok_and(|now| names_a_resolver(&now)) {
-        return Ok(());
+    match read_up_to(&path, LONGEST) {
+        Ok(now) if now.as_deref().is_none_or(names_a_resolver) => return Ok(()),
+        _ => {}
     }
     let text = resolver_file(options);
     if names_a_resolver(&text) { write_in_place(&path, &text) } else { Ok(()) }
 }
 
+/// Whether a file is there that says just this.
+fn says(path: &Path, text: &str) -> bool {
+    read_up_to(path, text.len() as u64).is_ok_and(|now| now.as_deref() == Some(text))
+}
+
+/// What a file says that a container can write, and make as long as it likes; `None`: more than `longest` bytes.
+fn read_up_to(path: &Path, longest: u64) -> io::Result<Option<String>> {
+    let file = plain(fs::OpenOptions::new().read(true), path)?;
+    let mut bytes = Vec::new();
+    file.take(longest.saturating_add(1)).read_to_end(&mut bytes)?;
+    Ok((bytes.len() as u64 <= longest).then(|| String::from_utf8_lossy(&bytes).into_owned()))
+}
+
+/// Opens nothing but a plain file, and waits for nobody.
+fn plain(how: &mut fs::OpenOptions, path: &Path) -> io::Result<fs::File> {
+    let file = how.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path)?;
+    if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("it is no file")) }
+}
+
 fn write_in_place(path: &Path, text: &str) -> io::Result<()> {
     use std::io::Write as _;
-    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
+    let mut file = plain(fs::OpenOptions::new().write(true).create(true).truncate(false), path)?;
     file.write_all(text.as_bytes())?;
     file.set_len(text.len() as u64)
 }
@@ -179,6 +198,42 @@ mod tests {
             // The very file, as the container has it mounted.
             assert_eq!(fs::metadata(&path).unwrap().ino(), file.ino());
         }
+    }
+
+    #[test]
+    fn what_a_container_made_huge_or_odd_is_not_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let huge = |name| fs::File::create(dir.path().join(name)).unwrap().set_len(1 << 40).unwrap();
+        let options = Options { dns: Some(vec!["192.0.2.53".parse().unwrap()]), ..Options::default() };
+        let (id, address) = ("shop.7".parse().unwrap(), Ipv4Addr::new(10, 98, 1, 2));
+        let hosts = || write_hosts(dir.path(), &id, address, &Hosts::new(), &options);
+        huge("hosts");
+        hosts().unwrap();
+        let text = fs::read_to_string(dir.path().join("hosts")).unwrap();
+        assert!(text.ends_with("10.98.1.2 shop\n"), "{text}");
+        // It may be the container's own.
+        huge("resolv.conf");
+        complete_resolver(dir.path(), &options).unwrap();
+        assert_eq!(fs::metadata(dir.path().join("resolv.conf")).unwrap().len(), 1 << 40);
+        // As a container that is started again has it.
+        write(dir.path(), &id, address, &Hosts::new(), &options).unwrap();
+        let text = fs::read_to_string(dir.path().join("resolv.conf")).unwrap();
+        assert_eq!(text, "nameserver 192.0.2.53\n");
+
+        for name in ["hosts", "resolv.conf"] {
+            let path = dir.path().join(name);
+            fs::remove_file(&path).unwrap();
+            fs::write(dir.path().join("others"), "").unwrap();
+            std::os::unix::fs::symlink("others", &path).unwrap();
+        }
+        assert!(hosts().is_err() && complete_resolver(dir.path(), &options).is_err());
+        assert_eq!(fs::read_to_string(dir.path().join("others")).unwrap(), "");
+        for name in ["hosts", "resolv.conf"] {
+            let path = dir.path().join(name);
+            fs::remove_file(&path).unwrap();
+            nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRUSR).unwrap();
+        }
+        assert!(hosts().is_err() && complete_resolver(dir.path(), &options).is_err());
     }
 
     #[test]

@@ -29,17 +29,21 @@ pub(super) fn observe(engine: &NativeEngine) -> Result<Vec<ObservedContainer>, E
     ids.extend(engine.network.attached()?);
     let boot = this_boot()?;
     let seen: Vec<ObservedContainer> = ids.into_iter().map(|id| observe_one(engine, id, &boot)).collect();
-    mend_networks(engine, &seen, &boot)?;
+    mend_networks(engine, &seen, &boot);
     Ok(seen)
 }
 
 /// A container that runs and whose interface somebody took away serves nobody, and would for as long as it runs. A
 /// failure here is no more than that: the next look tries again.
-fn mend_networks(engine: &NativeEngine, seen: &[ObservedContainer], boot: &str) -> Result<(), EngineError> {
+fn mend_networks(engine: &NativeEngine, seen: &[ObservedContainer], boot: &str) {
     let alive = seen.iter().filter(|one| one.foreign.is_none());
     let alive = alive.filter(|one| matches!(one.state, ContainerState::Running { .. }));
     let ids: Vec<InstanceId> = alive.map(|one| one.id.clone()).collect();
-    for id in engine.network.broken(&ids)? {
+    let broken = engine.network.broken(&ids).unwrap_or_else(|error| {
+        tracing::warn!("{}", error.to_refusal());
+        Vec::new()
+    });
+    for id in broken {
         let run = engine.layout.run(&id);
         let options = record::read::<Launch>(&run.launch()).map(|launch| launch.options);
         let options = options.unwrap_or_default();
@@ -66,7 +70,6 @@ fn mend_networks(engine: &NativeEngine, seen: &[ObservedContainer], boot: &str) 
             Err(error) => tracing::warn!(instance = %id, "{}", error.to_refusal()),
         }
     }
-    Ok(())
 }
 
 /// This boot's name, as the engine's error.

@@ -161,6 +161,14 @@ impl Links {
         self.socket.request(&request)?.recv_ack().map_err(explain)
     }
 
+    /// Sets the largest packet that an interface takes.
+    pub fn set_mtu(&mut self, index: i32, mtu: u32) -> io::Result<()> {
+        let header = rt_link::Ifinfomsg { ifi_index: index, ..Default::default() };
+        let mut request = rt_link::Request::new().op_setlink_do(&header);
+        let _ = request.encode().push_mtu(mtu);
+        self.socket.request(&request)?.recv_ack().map_err(explain)
+    }
+
     /// Sets an interface up.
     pub fn set_up(&mut self, index: i32) -> io::Result<()> {
         let header =

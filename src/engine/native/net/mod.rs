@@ -104,10 +104,17 @@ impl BridgeNetwork {
 
     /// Makes the bridge with the gateway's address, and turns forwarding on.
     fn ensure_bridge(&self, links: &mut Links) -> io::Result<()> {
-        let bridge = match links.find(&self.names.bridge)? {
+        let bridge = links.find(&self.names.bridge)?;
+        if let Some(overlap) = self.overlap(links, bridge.as_ref())? {
+            // With it go the route of the subnet, the gateway's address, and the routes into containers.
+            if let Some(bridge) = bridge {
+                links.delete(bridge.index)?;
+            }
+            return Err(io::Error::other(overlap));
+        }
+        let bridge = match bridge {
             Some(bridge) => bridge,
             None => {
-                self.refuse_overlap(links)?;
                 links.add_bridge(&self.names.bridge)?;
                 found(links, &self.names.bridge)?
             }
@@ -130,21 +137,26 @@ impl BridgeNetwork {
         sysctl::set("ipv4/ip_forward", "1")
     }
 
-    /// A subnet that the host already uses elsewhere would cut off whatever is there.
-    fn refuse_overlap(&self, links: &mut Links) -> io::Result<()> {
+    /// A subnet that the host uses elsewhere would cut off whatever is there; at a boot the host's own network may come
+    /// after the first container. Says where it is used. Of a network that comes to where the bridge is already, only one
+    /// that holds the gateway's address harms: the routes of any other are narrower than the subnet's, and so are taken.
+    fn overlap(&self, links: &mut Links, bridge: Option<&Link>) -> io::Result<Option<String>> {
         for (index, address, prefix) in links.addresses()? {
+            if bridge.is_some_and(|bridge| bridge.index == index) {
+                continue;
+            }
             let mask = u32::MAX.checked_shl(32u32.saturating_sub(prefix.into())).unwrap_or(0);
             let inside = address.to_bits() & mask == self.subnet.gateway().to_bits() & mask;
-            if self.subnet.contains(address) || inside {
+            if inside || bridge.is_none() && self.subnet.contains(address) {
                 let name = links.list()?.into_iter().find(|link| link.index == index).map(|link| link.name);
-                return Err(io::Error::other(format!(
+                return Ok(Some(format!(
                     "engine.subnet {} overlaps {address}/{prefix} of interface {}",
                     self.subnet,
                     name.unwrap_or_default()
                 )));
             }
         }
-        Ok(())
+        Ok(None)
     }
 
     /// Finds a complete pair or makes one; returns the host's end. A half-made one is replaced.
@@ -155,15 +167,23 @@ impl BridgeNetwork {
         if fresh {
             namespace::pin(&path)?;
         }
+        let mtu = mtu(links)?;
         if let Some(link) = links.find(&name)? {
             if !fresh && namespace::inside(&path, || fits(address))? {
-                return Ok(link);
+                let Some(mtu) = mtu.filter(|mtu| link.mtu > *mtu) else { return Ok(link) };
+                // The host's end last: it is what a look sees.
+                namespace::inside(&path, || {
+                    let mut links = Links::new();
+                    let inside = found(&mut links, INSIDE)?;
+                    links.set_mtu(inside.index, mtu)
+                })?;
+                links.set_mtu(link.index, mtu)?;
+                return Ok(Link { mtu, ..link });
             }
             // It leads into a namespace that nobody can name any more, or has another address.
             links.delete(link.index)?;
         }
-        let mtu = mtu(links)?;
-        links.add_veth(&name, INSIDE, mtu, fs::File::open(&path)?.as_fd())?;
+        links.add_veth(&name, INSIDE, mtu.unwrap_or(USUAL_MTU), fs::File::open(&path)?.as_fd())?;
         found(links, &name)
     }
 
@@ -196,8 +216,12 @@ impl BridgeNetwork {
         Ok(())
     }
 
-    /// Whether the host has the addresses that are its own in the containers' networks.
+    /// Whether the host has the addresses that are its own in the containers' networks, and nobody else needs them.
     fn has_gateways(&self, links: &mut Links) -> io::Result<bool> {
+        let Some(bridge) = links.find(&self.names.bridge)? else { return Ok(false) };
+        if self.overlap(links, Some(&bridge))?.is_some() {
+            return Ok(false);
+        }
         let gateway = self.subnet.gateway();
         let six = self.subnet6.map(|subnet6| subnet6.of(gateway));
         Ok(links.has_address(gateway.into())?
@@ -205,20 +229,22 @@ impl BridgeNetwork {
     }
 
     /// The host's ends of containers' interfaces that the way into their container leads out of, by name. None of them is
-    /// without the bridge's addresses: who takes those away takes all routes that have one as their source.
+    /// without the bridge's addresses: who takes those away takes all routes that have one as their source. And none that
+    /// takes larger packets than the host's way out: that may come after a container that is started at boot.
     fn whole_pairs(&self) -> io::Result<BTreeSet<String>> {
         let mut links = Links::new();
-        let list = links.list()?;
-        if !list.iter().any(|link| link.name == self.names.bridge) || !self.has_gateways(&mut links)? {
+        if !self.has_gateways(&mut links)? {
             return Ok(BTreeSet::new());
         }
+        let mtu = mtu(&mut links)?;
+        let list = links.list()?;
         let into = links.with_host_route(false)?;
         let into6 = if self.subnet6.is_some() { Some(links.with_host_route(true)?) } else { None };
         let is_whole = |link: &Link| {
             // Not every container has IPv6.
             let six =
                 into6.as_ref().is_none_or(|into6| into6.contains(&link.index) || !ipv6::is_on(&link.name));
-            into.contains(&link.index) && six
+            into.contains(&link.index) && six && mtu.is_none_or(|mtu| link.mtu <= mtu)
         };
         let pairs = list.into_iter().filter(|link| link.name.starts_with(&self.names.veth_prefix));
         Ok(pairs.filter(is_whole).map(|link| link.name).collect())
@@ -356,11 +382,11 @@ impl Network for BridgeNetwork {
     }
 }
 
-/// What the way out of the host takes: packets that fit a container's interface are to fit that too.
-fn mtu(links: &mut Links) -> io::Result<u32> {
+/// What the way out of the host takes, if there is one: packets that fit a container's interface are to fit that too.
+fn mtu(links: &mut Links) -> io::Result<Option<u32>> {
     let uplink = links.uplink()?;
     let mtu = links.list()?.into_iter().find(|link| Some(link.index) == uplink).map(|link| link.mtu);
-    Ok(mtu.filter(|mtu| (68..=65535).contains(mtu)).unwrap_or(USUAL_MTU))
+    Ok(mtu.filter(|mtu| (68..=65535).contains(mtu)))
 }
 
 /// The interface that was made a moment ago.
