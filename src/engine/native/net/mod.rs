@@ -139,7 +139,9 @@ impl BridgeNetwork {
 
     /// A subnet that the host uses elsewhere would cut off whatever is there; at a boot the host's own network may come
     /// after the first container. Says where it is used. Of a network that comes to where the bridge is already, only one
-    /// that holds the gateway's address harms: the routes of any other are narrower than the subnet's, and so are taken.
+    /// that claims the gateway's address as its own counts. The routes of one that lies elsewhere within are narrower than
+    /// the subnet's, and so are taken. A wider one, as a VPN's, loses what the subnet has of it, but services that run are
+    /// not ended for that.
     fn overlap(&self, links: &mut Links, bridge: Option<&Link>) -> io::Result<Option<String>> {
         for (index, address, prefix) in links.addresses()? {
             if bridge.is_some_and(|bridge| bridge.index == index) {
@@ -147,7 +149,11 @@ impl BridgeNetwork {
             }
             let mask = u32::MAX.checked_shl(32u32.saturating_sub(prefix.into())).unwrap_or(0);
             let inside = address.to_bits() & mask == self.subnet.gateway().to_bits() & mask;
-            if inside || bridge.is_none() && self.subnet.contains(address) {
+            let harms = match bridge {
+                None => inside || self.subnet.contains(address),
+                Some(_) => inside && prefix >= self.subnet.prefix,
+            };
+            if harms {
                 let name = links.list()?.into_iter().find(|link| link.index == index).map(|link| link.name);
                 return Ok(Some(format!(
                     "engine.subnet {} overlaps {address}/{prefix} of interface {}",
