@@ -44,13 +44,16 @@ impl<'a> Drain<'a> {
         Some(Self { of: incumbent, since, limit: newest.spec.deploy.drain })
     }
 
-    /// That of a candidate which was given up, is well, and had new connections until they went back. A sick one goes at
-    /// once, and so does one that has to make room for the incumbent.
+    /// That of a candidate which was given up, is well, and had new connections until they went back, or until somebody took
+    /// its rules away: connections outlive those. A sick one goes at once, and so does one that has to make room for the
+    /// incumbent.
     pub fn given_up(record: &'a ServiceRecord) -> Option<Self> {
         let rollout = record.rollout.as_ref().filter(|rollout| rollout.phase == Phase::Abandoning)?;
         let of = &rollout.to;
         let stays = of.spec.strategy() == Strategy::BlueGreen && !is_sick(rollout);
-        Some(Self { of, since: rollout.returned_at?, limit: of.spec.deploy.drain }).filter(|_| stays)
+        let had_them = rollout.switched_at.or(rollout.canary_since).map(|_| rollout.phase_since);
+        let since = rollout.returned_at.or(had_them)?;
+        Some(Self { of, since, limit: of.spec.deploy.drain }).filter(|_| stays)
     }
 
     /// Which generation it is, or which one it is a container of.
