@@ -263,8 +263,8 @@ pub(super) fn ended(
     run.trouble = trouble.cloned();
     let run = run.clone();
     if job == Job::Run {
-        // Times that it ran through are not made up for.
-        record.jobs.served = Some(now);
+        // Times that it ran through are not made up for, nor does its own come again where the clock was set back a little.
+        record.jobs.served = Some(run.begun.unwrap_or(run.due).max(now));
         record.jobs.failures = if trouble.is_some() { record.jobs.failures.saturating_add(1) } else { 0 };
     }
     // The end of `deploy.pre` is that of its rollout. Of runs the first of a row of failures is told: one that fails
