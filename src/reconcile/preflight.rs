@@ -57,23 +57,21 @@ pub(super) fn before_scale(view: &View<'_>, incumbent: &Deployed, spec: &Spec) -
     if further == 0 {
         return None;
     }
-    if let Some(refusal) = view.observed.room.no_address.get(view.name) {
-        return Some(held_for_now(view, refusal.clone()));
-    }
-    let mut only_these = spec.clone();
-    (only_these.deploy.replicas, only_these.deploy.parallelism) = (further, None);
-    memory(view, Some(incumbent), &only_these, further, |_, _| true)
-        .map(|refusal| held_for_now(view, refusal))
+    no_room(view, incumbent, spec, further).map(|refusal| held_for_now(view, refusal))
 }
 
 /// Whether the containers that an incumbent gave up for a candidate can be started again beside it.
 pub(super) fn can_come_back(view: &View<'_>, incumbent: &Deployed) -> bool {
     let further = u32::try_from(replicas::missing(incumbent)).unwrap_or(u32::MAX);
-    let mut only_these = incumbent.spec.clone();
+    further > 0 && no_room(view, incumbent, &incumbent.spec, further).is_none()
+}
+
+/// What the host lacks for so many `further` containers of what runs.
+fn no_room(view: &View<'_>, incumbent: &Deployed, spec: &Spec, further: u32) -> Option<Refusal> {
+    let mut only_these = spec.clone();
     (only_these.deploy.replicas, only_these.deploy.parallelism) = (further, None);
-    further > 0
-        && !view.observed.room.no_address.contains_key(view.name)
-        && memory(view, Some(incumbent), &only_these, further, |_, _| true).is_none()
+    let no_address = view.observed.room.no_address.get(view.name).cloned();
+    no_address.or_else(|| memory(view, Some(incumbent), &only_these, further, |_, _| true))
 }
 
 /// Why the candidate's container cannot be started now, beside the incumbent's: since it was begun others may have taken

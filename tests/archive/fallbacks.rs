@@ -1,6 +1,7 @@
 //! Archives in a registry's place.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::process::Command;
 
 use gitopsd::config::agent::S3Config;
@@ -134,15 +135,7 @@ async fn docker_save_stands_in_for_what_is_pinned_by_an_index() {
     let index = server.push_manifest("all", INDEX, &index).await;
     let registries = BTreeMap::from([(server.address(), support::plain())]);
     let before = host_of(S3Config::default(), registries.clone());
-    let archive = before.dir.path().join("app.tar");
-    let output = Command::new("skopeo")
-        .args(["--insecure-policy", "copy", "-q", "--src-tls-verify=false"])
-        .arg(format!("docker://{}/app:1", server.address()))
-        .arg(format!("docker-archive:{}", archive.display()))
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let fallback = [format!("file://{}", archive.display())];
+    let fallback = [docker_save(&server, before.dir.path())];
     let digest = index["digest"].as_str().unwrap();
     let reference: ImageRef = format!("{}/app:all@{digest}", server.address()).parse().unwrap();
     before.registry.resolve_or(&reference, &fallback).await.unwrap();
@@ -156,6 +149,19 @@ async fn docker_save_stands_in_for_what_is_pinned_by_an_index() {
     assert_eq!(after.file(&pinned.digest, "etc/app").as_deref(), Some(&b"app"[..]));
 }
 
+/// Saves `app:1` as `docker save` does; gives the archive's address.
+fn docker_save(server: &Server, dir: &Path) -> String {
+    let archive = dir.join("app.tar");
+    let output = Command::new("skopeo")
+        .args(["--insecure-policy", "copy", "-q", "--src-tls-verify=false"])
+        .arg(format!("docker://{}/app:1", server.address()))
+        .arg(format!("docker-archive:{}", archive.display()))
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    format!("file://{}", archive.display())
+}
+
 /// `docker save` keeps no manifest, so an archive of it is known by its configuration: also by an agent that was
 /// started after the tag was looked up.
 #[tokio::test(flavor = "multi_thread")]
@@ -164,15 +170,7 @@ async fn docker_save_stands_in_after_a_restart() {
     server.push("1", &[Layer::default().file("etc/app", &noise(1, 10_000)).gzip()]).await;
     let registries = BTreeMap::from([(server.address(), support::plain())]);
     let before = host_of(S3Config::default(), registries.clone());
-    let archive = before.dir.path().join("app.tar");
-    let output = Command::new("skopeo")
-        .args(["--insecure-policy", "copy", "-q", "--src-tls-verify=false"])
-        .arg(format!("docker://{}/app:1", server.address()))
-        .arg(format!("docker-archive:{}", archive.display()))
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let fallback = [format!("file://{}", archive.display())];
+    let fallback = [docker_save(&server, before.dir.path())];
     let reference: ImageRef = format!("{}/app:1", server.address()).parse().unwrap();
     let digest = before.registry.resolve_or(&reference, &fallback).await.unwrap();
     let pinned = PinnedImage { reference, digest };
