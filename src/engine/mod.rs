@@ -195,6 +195,10 @@ pub trait Traffic: Send + Sync {
     /// Ends the container's established connections, so that clients come back and reach the current route.
     fn reset_connections(&self, id: &InstanceId) -> Result<(), EngineError>;
 
+    /// Of a container that nothing leads to any more, and that is about to be told to end: what would begin a connection is not
+    /// answered from now on, so that its client asks again, and is led to what serves.
+    fn turn_away(&self, id: &InstanceId) -> Result<(), EngineError>;
+
     /// Of a container that has ended: gives what it wrote last up to `patience` to arrive, then resets the connections
     /// that are not over. Returns how many these were.
     fn end_connections(&self, id: &InstanceId, patience: Duration) -> Result<usize, EngineError>;

@@ -212,3 +212,128 @@ fn what_is_given_up_though_it_is_well_loses_no_request() {
         assert!(message.starts_with(&what) && message.ends_with(" after it was given up"), "{message}");
     }
 }
+
+fn take_off(lab: &Lab) {
+    std::fs::remove_file(lab.path("work").join("services/web.toml")).unwrap();
+    lab.commit("no web");
+}
+
+/// A service that a commit takes off the host: what it has begun is finished, and nobody begins anything new.
+#[test]
+fn what_is_removed_finishes_what_it_has_begun() {
+    let (mut lab, port) = (Lab::new(), free_port());
+    let v1 = lab.image("1", Kind::Good);
+    lab.write("services/stays.toml", &web(&v1, free_port(), ""));
+    lab.deploy("web", &abrupt(&v1, port, ""), "web 1");
+    lab.start_agent();
+    lab.wait_agent();
+    lab.sync();
+    let mut streams: Vec<_> = (0..4).map(|_| held(port)).collect();
+    take_off(&lab);
+    wait_for("the end of its route", || TcpStream::connect(("127.0.0.1", port)).is_err().then_some(()));
+    for stream in &mut streams {
+        stream.write_all(b"GET /cgi-bin/slow HTTP/1.0\r\n\r\n").unwrap();
+    }
+    let begun = Instant::now();
+    for mut stream in streams {
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.ends_with("version 1\n"), "{answer:?}");
+    }
+    lab.sync();
+    assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+    assert_eq!(lab.history().pop().unwrap()["result"], "removed");
+}
+
+/// A service that is wanted again before its last connections have ended is back at once, as it was.
+#[test]
+fn what_is_wanted_again_meanwhile_was_never_away() {
+    let (mut lab, port) = Lab::serving();
+    let v1 = lab.service("web")["image"].as_str().unwrap().to_owned();
+    lab.write("services/stays.toml", &web(&v1, free_port(), ""));
+    let file = web(&v1, port, "").replace("drain = \"3s\"", "drain = \"10m\"");
+    lab.deploy("web", &file, "a longer drain");
+    lab.sync();
+    let mut stream = held(port);
+    take_off(&lab);
+    wait_for("the count", || (connections(&lab) == Some(1)).then_some(()));
+    let status = lab.ok(&["status"]);
+    assert!(status.contains("web: generation 1 drains: 1 connection, for "), "{status}");
+    assert!(TcpStream::connect(("127.0.0.1", port)).is_err());
+    // The next agent goes on with it.
+    lab.kill_agent();
+    lab.start_agent();
+    lab.wait_agent();
+    wait_for("the count again", || (connections(&lab) == Some(1)).then_some(()));
+    lab.deploy("web", &file, "web is back");
+    wait_for("an answer", || get(port, "/").ok().filter(|answer| answer == "version 1\n"));
+    assert_eq!(lab.service("web")["generation"], 1);
+    assert!(ask(&mut stream).unwrap().ends_with("version 1\n"));
+    lab.sync();
+    assert!(lab.history().iter().all(|it| it["result"] != "removed"), "{:?}", lab.history());
+}
+
+/// Going back by hand does not wait for the version before, which may drain for hours.
+#[test]
+fn going_back_does_not_wait_for_what_drains() {
+    let (lab, port) = Lab::serving();
+    let _stream = held(port);
+    let v2 = lab.image("2", Kind::Good);
+    lab.deploy("web", &web(&v2, port, "").replace("drain = \"3s\"", "drain = \"6h\""), "web 2");
+    wait_for(&format!("the drain; {}", lab.agent_log()), || (connections(&lab) == Some(1)).then_some(()));
+    lab.ok(&["rollback", "web"]);
+    wait_for("an answer", || get(port, "/").ok().filter(|answer| answer == "version 1\n"));
+    wait_for("the end", || lab.service("web")["rollout"].is_null().then_some(()));
+    assert_eq!(lab.service("web")["generation"], 3);
+}
+
+/// A connection from a port of the client's choice.
+fn from_port(local: u16, port: u16) -> std::io::Result<TcpStream> {
+    use std::os::fd::AsRawFd as _;
+
+    use nix::sys::socket::*;
+
+    let socket = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    setsockopt(&socket, sockopt::ReuseAddr, &true)?;
+    bind(socket.as_raw_fd(), &SockaddrIn::new(127, 0, 0, 1, local))?;
+    connect(socket.as_raw_fd(), &SockaddrIn::new(127, 0, 0, 1, port))?;
+    let stream = TcpStream::from(socket);
+    stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+    Ok(stream)
+}
+
+/// A client whose connection is reset may begin the next one from the same port. The kernel still knows the connection, and
+/// sends what begins another one where that one went: into a container that is about to go.
+#[test]
+fn a_port_that_a_client_uses_again_leads_to_what_serves() {
+    let (mut lab, port) = (Lab::new(), free_port());
+    let v1 = lab.image("1", Kind::Good);
+    // It reads nothing: its connections are reset when it ends.
+    let more = "command = [\"/bin/sh\", \"-c\", 'trap \"exit 0\" TERM; /bin/busybox nc -ll -p 8080 -e /bin/sleep 1000 & wait']";
+    let deaf = web(&v1, port, more).replace("http = \"/healthz\"", "tcp = 8080");
+    lab.deploy("web", &deaf, "web 1");
+    lab.start_agent();
+    lab.wait_agent();
+    lab.wait_serving("web", &v1);
+    let clients: Vec<_> = (0..20)
+        .map(|_| {
+            let local = free_port();
+            let mut stream = from_port(local, port).unwrap();
+            stream.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
+            std::thread::spawn(move || {
+                let ended = stream.read(&mut [0; 1]);
+                drop(stream);
+                let again = from_port(local, port).and_then(|mut stream| ask(&mut stream));
+                (local, ended, again)
+            })
+        })
+        .collect();
+    let v2 = lab.image("2", Kind::Good);
+    lab.deploy("web", &web(&v2, port, ""), "web 2");
+    for client in clients {
+        let (local, ended, again) = client.join().unwrap();
+        assert_eq!(ended.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+        let again = again.unwrap_or_else(|error| panic!("from port {local}: {error}; {}", lab.agent_log()));
+        assert!(again.ends_with("version 2\n"), "from port {local}: {again}");
+    }
+}

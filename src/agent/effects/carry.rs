@@ -102,6 +102,10 @@ fn start(hands: &Hands, step: &Step, request: &ContainerRequest) -> Result<(), E
 
 fn remove_all(hands: &Hands, instances: &[(InstanceId, Duration)]) -> Result<(), EngineError> {
     at_once(instances, |(id, grace)| {
+        // Only for clients that use a port again: nothing waits for what cannot be done.
+        if let Err(error) = hands.traffic.turn_away(id) {
+            tracing::warn!("{id}: {}", error.to_refusal());
+        }
         let stopped = hands.engine.stop(id, *grace);
         if stopped.is_ok() {
             end_connections(hands, id);

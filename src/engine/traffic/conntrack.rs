@@ -1,7 +1,7 @@
-//! Forgets UDP flows that go another way than the rules say: without a connection's end they would go on as they began
-//! for as long as a client does.
+//! Forgets UDP flows that go another way than the rules say, as without a connection's end they would go on as they began for as
+//! long as a client does; and TCP connections to a container that goes.
 //!
-//! Only UDP: to delete entries of TCP connections that are still open makes clients wait a second and more.
+//! Of TCP only those that are over: to delete entries of connections that are still open makes clients wait a second and more.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -20,6 +20,11 @@ const CTA_TUPLE_ORIG: u16 = 1 | 1 << 15;
 const FILTER_IP_SRC: u32 = 1;
 const FILTER_PROTO_NUM: u32 = 1 << 3;
 const NETLINK_NETFILTER: u16 = 12;
+const UDP: u8 = libc::IPPROTO_UDP as u8;
+const TCP: u8 = libc::IPPROTO_TCP as u8;
+/// `TCP_CONNTRACK_TIME_WAIT` and `TCP_CONNTRACK_CLOSE` of linux/netfilter/nf_conntrack_tcp.h: only what begins another
+/// connection comes of those.
+const OVER: [u8; 2] = [7, 8];
 const INET: u8 = libc::AF_INET as u8;
 const INET6: u8 = libc::AF_INET6 as u8;
 
@@ -32,25 +37,57 @@ pub fn forget_stale(
     all: bool,
     leads: impl Fn(SocketAddr) -> Vec<SocketAddr>,
 ) -> io::Result<usize> {
+    let from: Vec<(u8, Option<IpAddr>)> = match all {
+        true => [INET, INET6].map(|family| (family, None)).to_vec(),
+        false => answered_by(lost),
+    };
+    forget(UDP, &from, |attributes| {
+        ends(attributes).filter(|flow| is_stale(flow, lost, &leads)).map(|flow| flow.original)
+    })
+}
+
+/// Deletes the TCP connections that were redirected to one of `addresses`: those that are over, or `all`. Returns how many
+/// there were.
+pub fn forget_connections(addresses: &[IpAddr], all: bool) -> io::Result<usize> {
+    forget(TCP, &answered_by(addresses), |attributes| {
+        let flow = ends(attributes).filter(|flow| flow.protocol == TCP)?;
+        let state = || attributes.get_protoinfo().ok()?.get_protoinfo_tcp().ok()?.get_tcp_state().ok();
+        let ours = flow.from != flow.to && addresses.contains(&flow.from.ip());
+        (ours && (all || state().is_some_and(|state| OVER.contains(&state)))).then_some(flow.original)
+    })
+}
+
+/// What is answered by these addresses.
+fn answered_by(addresses: &[IpAddr]) -> Vec<(u8, Option<IpAddr>)> {
+    addresses.iter().map(|address| (family(*address), Some(*address))).collect()
+}
+
+/// Deletes flows of one protocol, of a family and answered by an address: those whose original direction `which` gives.
+/// Returns how many there were.
+fn forget(
+    protocol: u8,
+    from: &[(u8, Option<IpAddr>)],
+    which: impl Fn(&IterableConntrackAttrs<'_>) -> Option<Vec<u8>>,
+) -> io::Result<usize> {
     let mut netlink = NetlinkSocket::new();
     let mut flows = Vec::new();
     // Each look is a walk through the whole of the kernel's table.
-    let mut look = |family: u8, from: Option<IpAddr>| -> io::Result<()> {
-        let header = Nfgenmsg { nfgen_family: family, ..Default::default() };
+    for (family, from) in from {
+        let header = Nfgenmsg { nfgen_family: *family, ..Default::default() };
         let mut request = Request::new().op_get_dump(&header);
-        // The kernel picks them out since 5.8; an older one gives all flows, and `is_stale` does.
+        // The kernel picks them out since 5.8; an older one gives all flows, and `which` does.
         let answers = request.encode().nested_tuple_reply().nested_tuple_ip();
         let (answers, flags) = match from {
-            Some(IpAddr::V4(address)) => (answers.push_ip_v4_src(address), FILTER_IP_SRC | FILTER_PROTO_NUM),
+            Some(IpAddr::V4(address)) => (answers.push_ip_v4_src(*address), FILTER_IP_SRC | FILTER_PROTO_NUM),
             // Kernels compare IPv6 addresses the wrong way round here: those that are equal are left out.
-            Some(IpAddr::V6(address)) => (answers.push_ip_v6_src(address), FILTER_PROTO_NUM),
-            None if family == INET6 => (answers.push_ip_v6_src(Ipv6Addr::UNSPECIFIED), FILTER_PROTO_NUM),
+            Some(IpAddr::V6(address)) => (answers.push_ip_v6_src(*address), FILTER_PROTO_NUM),
+            None if *family == INET6 => (answers.push_ip_v6_src(Ipv6Addr::UNSPECIFIED), FILTER_PROTO_NUM),
             None => (answers.push_ip_v4_src(Ipv4Addr::UNSPECIFIED), FILTER_PROTO_NUM),
         };
         let _ = answers
             .end_nested()
             .nested_tuple_proto()
-            .push_proto_num(libc::IPPROTO_UDP as u8)
+            .push_proto_num(protocol)
             .end_nested()
             .end_nested()
             .nested_filter()
@@ -59,14 +96,8 @@ pub fn forget_stale(
         let mut reply = netlink.request(&request)?;
         while let Some(answer) = reply.recv() {
             let (_, attributes) = answer?;
-            let stale = ends(&attributes).filter(|flow| is_stale(flow, lost, &leads));
-            flows.extend(stale.map(|flow| (family, flow.original)));
+            flows.extend(which(&attributes).map(|original| (*family, original)));
         }
-        Ok(())
-    };
-    match all {
-        true => [INET, INET6].into_iter().try_for_each(|family| look(family, None))?,
-        false => lost.iter().try_for_each(|address| look(family(*address), Some(*address)))?,
     }
     for (family, flow) in &flows {
         let answer = netlink.request(&Delete::new(*family, flow))?.recv_ack();
@@ -79,8 +110,9 @@ pub fn forget_stale(
     Ok(flows.len())
 }
 
-/// A UDP flow.
+/// A UDP flow, or a TCP connection.
 struct Flow {
+    protocol: u8,
     /// Where the client sends to.
     to: SocketAddr,
     /// Where answers come from.
@@ -90,6 +122,9 @@ struct Flow {
 }
 
 fn is_stale(flow: &Flow, lost: &[IpAddr], leads: impl Fn(SocketAddr) -> Vec<SocketAddr>) -> bool {
+    if flow.protocol != UDP {
+        return false;
+    }
     match leads(flow.to).as_slice() {
         [] => flow.from != flow.to && lost.contains(&flow.from.ip()),
         wanted => !wanted.contains(&flow.from),
@@ -99,7 +134,8 @@ fn is_stale(flow: &Flow, lost: &[IpAddr], leads: impl Fn(SocketAddr) -> Vec<Sock
 fn ends(flow: &IterableConntrackAttrs<'_>) -> Option<Flow> {
     let (original, reply) = (flow.get_tuple_orig().ok()?, flow.get_tuple_reply().ok()?);
     let protocol = original.get_tuple_proto().ok()?.get_proto_num().ok()?;
-    if i32::from(protocol) != libc::IPPROTO_UDP {
+    // Others have no ports, or ones of their own kind.
+    if ![UDP, TCP].contains(&protocol) {
         return None;
     }
     let address = |tuple: &IterableTupleAttrs<'_>, to: bool| -> Option<IpAddr> {
@@ -114,7 +150,7 @@ fn ends(flow: &IterableConntrackAttrs<'_>) -> Option<Flow> {
     );
     let from =
         SocketAddr::new(address(&reply, false)?, reply.get_tuple_proto().ok()?.get_proto_src_port().ok()?);
-    Some(Flow { to, from, original: original.get_buf().to_vec() })
+    Some(Flow { protocol, to, from, original: original.get_buf().to_vec() })
 }
 
 fn family(address: IpAddr) -> u8 {
@@ -160,7 +196,7 @@ mod tests {
             |to: SocketAddr| (to == at("192.0.2.1:53")).then(|| at("10.98.1.8:5353")).into_iter().collect();
         let lost = ["10.98.1.7".parse().unwrap()];
         let stale = |to: &str, from: &str| {
-            is_stale(&Flow { to: at(to), from: at(from), original: Vec::new() }, &lost, leads)
+            is_stale(&Flow { protocol: UDP, to: at(to), from: at(from), original: Vec::new() }, &lost, leads)
         };
         // Led to the old generation; begun before the port was published; to a port that is no longer published.
         assert!(stale("192.0.2.1:53", "10.98.1.7:5353"));

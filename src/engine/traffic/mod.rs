@@ -5,6 +5,7 @@
 //! table, and a restart of the agent neither flushes nor recreates it, because that would cut established connections.
 
 mod conntrack;
+mod farewell;
 mod forward;
 mod listing;
 mod meaning;
@@ -254,6 +255,23 @@ impl NftTraffic {
         )
     }
 
+    /// Whether a container's network is its own: in one that it shares the connections are another one's, and its owner alone
+    /// has an interface.
+    fn has_own_network(&self, id: &InstanceId) -> bool {
+        matches!(Links::new().find(&self.frame.names.veth(id)), Ok(Some(_)))
+    }
+
+    /// The addresses that connections to a container are led to.
+    fn addresses_of(&self, id: &InstanceId) -> Result<Vec<IpAddr>, EngineError> {
+        let all = self.inside(id, || Ok(udp::addresses().collect::<Vec<_>>()))?;
+        let own = all.into_iter().flatten().filter_map(|address| match address {
+            IpAddr::V4(address) => Some(address).filter(|address| self.frame.subnet.usable(*address)),
+            IpAddr::V6(_) => None,
+        });
+        let own = own.flat_map(|address| ruleset::hairpins(address, self.frame.subnet6));
+        Ok(own.map(|(_, address)| address).collect())
+    }
+
     /// Runs `work` in the container's network namespace; `None` if there is none.
     fn inside<T: Send>(
         &self,
@@ -391,20 +409,26 @@ impl Traffic for NftTraffic {
 
     fn reset_connections(&self, id: &InstanceId) -> Result<(), EngineError> {
         let reset = || sockets::reset(&sockets::incoming()?, id);
-        self.inside(id, reset).map(|_| ())
+        self.inside(id, reset)?;
+        farewell::forget(id, &self.addresses_of(id)?, false);
+        Ok(())
+    }
+
+    fn turn_away(&self, id: &InstanceId) -> Result<(), EngineError> {
+        if self.has_own_network(id) {
+            self.inside(id, farewell::drop_new)?;
+            farewell::forget(id, &self.addresses_of(id)?, false);
+        }
+        Ok(())
     }
 
     fn end_connections(&self, id: &InstanceId, patience: Duration) -> Result<usize, EngineError> {
-        // In a network that it shares the connections are another one's: its owner alone has an interface.
-        if !matches!(Links::new().find(&self.frame.names.veth(id)), Ok(Some(_))) {
+        if !self.has_own_network(id) {
             return Ok(0);
         }
-        let mut own = Vec::new();
+        let own = self.addresses_of(id)?;
+        farewell::forget(id, &own, false);
         let end = || {
-            own.extend(udp::addresses().filter_map(|address| match address {
-                IpAddr::V4(address) => Some(address),
-                IpAddr::V6(_) => None,
-            }));
             let end = Instant::now() + patience;
             loop {
                 let left = sockets::unfinished()?;
@@ -415,10 +439,9 @@ impl Traffic for NftTraffic {
             }
         };
         let ended = self.inside(id, end);
+        farewell::forget(id, &own, true);
         // UDP has no end to tell of: whoever goes on sending is led where the rules lead by now.
-        let own = own.into_iter().filter(|address| self.frame.subnet.usable(*address));
-        let own = own.flat_map(|address| ruleset::hairpins(address, self.frame.subnet6));
-        udp::forget(id, &own.map(|(_, address)| address).collect::<Vec<_>>());
+        udp::forget(id, &own);
         Ok(ended?.unwrap_or(0))
     }
 

@@ -54,6 +54,15 @@ impl Rule {
                 "l4proto" => self.of_protocol(protocol(words.next()?)?),
                 _ => return None,
             },
+            "tcp" if words.peek() == Some("flags") => {
+                ["flags", "syn", "/", "fin,syn,rst,ack"]
+                    .into_iter()
+                    .try_for_each(|word| words.expect(word))?;
+                self.of_protocol(TCP);
+                self.made.payload(2, 13, 1, FIRST);
+                self.made.mask(&[0x17]);
+                self.made.compare(Compare::Equal, &[0x02]);
+            }
             "tcp" | "udp" => {
                 words.expect("dport")?;
                 self.of_protocol(protocol(word)?);
