@@ -28,18 +28,20 @@ pub struct Seen {
 /// Every container that drains.
 pub type Drains = BTreeMap<InstanceId, Seen>;
 
-/// What of a service drains as a whole: the former generation, or a new one that was given up.
+/// What of a service drains as a whole: all of it, where the repo no longer wants it, the former generation, or a new one that
+/// was given up.
 fn whole(record: &ServiceRecord) -> Option<Drain<'_>> {
-    Drain::former(record).or_else(|| Drain::given_up(record))
+    Drain::unwanted(record).or_else(|| Drain::former(record)).or_else(|| Drain::given_up(record))
 }
 
-/// The containers of a service that have had no new connections since then: those of a generation that drains, and those
-/// of which there are too many.
+/// The containers of a service that have had no new connections since then: those of generations that drain, and those of
+/// which there are too many.
 fn leaving<'a>(
     service: &'a ServiceName,
     record: &'a ServiceRecord,
 ) -> impl Iterator<Item = (InstanceId, Timestamp)> {
-    let drains = [Drain::former(record), Drain::given_up(record)].into_iter().flatten();
+    let drains = [Drain::former(record), Drain::given_up(record), Drain::unwanted(record)];
+    let drains = drains.into_iter().flatten();
     let all = drains.flat_map(move |it| it.of().instances(service).map(move |id| (id, it.since())));
     let one_too_many = record.incumbent.iter().flat_map(move |it| {
         it.replicas.iter().filter_map(move |(index, replica)| {
@@ -111,6 +113,7 @@ impl Agent {
         let record = self.journal.records.get(service)?;
         let (drain, generation) = match step {
             Step::Retire(generation) | Step::Discard(generation) => (whole(record)?, *generation),
+            Step::Remove(_) => Drain::unwanted(record).map(|drain| (drain, drain.of().generation))?,
             Step::DropReplica(generation, index) => (Drain::too_many(record, *index)?, *generation),
             _ => return None,
         };
@@ -124,7 +127,11 @@ impl Agent {
                 (vec![id], format!("replica {index} of generation {generation}"), "it left the others")
             }
             _ => {
-                let lost = if matches!(step, Step::Discard(_)) { "it was given up" } else { "the switch" };
+                let lost = match step {
+                    Step::Discard(_) => "it was given up",
+                    Step::Remove(_) => "it left the repo",
+                    _ => "the switch",
+                };
                 (of.instances(service).collect(), format!("generation {generation}"), lost)
             }
         };

@@ -204,17 +204,9 @@ impl Agent {
             Step::Return { to: Some(to), from } => {
                 let (record, deployed) = self.live(service, *to)?;
                 let result = traffic.point(&self.route(service, record, deployed));
-                // Of a network that it shares the connections are not its own.
-                let shared = deployed.spec.network_mode().is_shared();
-                // What is well, and goes for another reason, may end what it has begun before it is removed.
-                let drains = Drain::given_up(record).is_some();
-                if result.is_ok() && !shared && !drains {
-                    // Their clients come back at once, and reach the generation that works.
-                    for id in self.instances(service, *from) {
-                        if let Err(error) = traffic.reset_connections(&id) {
-                            tracing::warn!("{service}: {}", error.to_refusal());
-                        }
-                    }
+                if result.is_ok() {
+                    failpoint(step, "effect");
+                    self.end_of_sick(service, *from);
                 }
                 return at_once(result);
             }
@@ -268,6 +260,8 @@ impl Agent {
                 Effect::Remove(all.into_iter().map(|id| (id, grace)).collect())
             }
             Step::Discard(generation) => {
+                // Once more: an agent may have been ended between a return and this part of it.
+                self.end_of_sick(service, *generation);
                 let record = self.journal.records.get(service);
                 let drain =
                     record.and_then(Drain::given_up).filter(|drain| drain.of().generation == *generation);
@@ -290,6 +284,21 @@ impl Agent {
                 Effect::RemoveService(service.clone(), instances.collect())
             }
         }))
+    }
+
+    /// Ends the connections of a candidate that is given up for what ails it: their clients come back at once, and reach the
+    /// generation that works. What is well, and goes for another reason, may end what it has begun before it is removed.
+    fn end_of_sick(&self, service: &ServiceName, generation: Generation) {
+        let Ok((record, deployed)) = self.live(service, generation) else { return };
+        // Of a network that it shares the connections are not its own.
+        if deployed.spec.network_mode().is_shared() || Drain::given_up(record).is_some() {
+            return;
+        }
+        for id in self.instances(service, generation) {
+            if let Err(error) = self.hands.traffic.reset_connections(&id) {
+                tracing::warn!("{service}: {}", error.to_refusal());
+            }
+        }
     }
 
     /// A change in place, with the ports that have to be free on the host first.

@@ -206,8 +206,9 @@ impl Agent {
         crate::state::atomic::make_dir(&config.run_dir)?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
-            // Idle helpers cost memory; a few suffice, and more are made when more is under way.
-            .max_blocking_threads(64)
+            // Made when more is under way, and gone again when idle. Each container that takes its time to end has one: however
+            // many these are, a probe and a look at the repo find one, too.
+            .max_blocking_threads(4096)
             .thread_keep_alive(Duration::from_secs(5))
             .enable_all()
             .build()

@@ -183,6 +183,10 @@ pub fn of(
         (Step::Sweep(generation), _) => {
             say(Kind::Swept, format!("{service}: what was left of generation {generation} is away"))
         }
+        (Step::Withdraw, _) if before.is_some_and(leaves) => {
+            let text = format!("{service}: it is not in the repo any more, and gets no new connections");
+            with(say(Kind::Leaving, text), before.and_then(|record| record.incumbent.as_ref()))
+        }
         (Step::Withdraw, _) => say(Kind::Swept, format!("{service}: a route that led nowhere is away")),
         (Step::Release, _) => say(Kind::HoldEnded, format!("{service}: it follows the repo again")),
         (Step::Report(_), _) => ended(service, before, receipt?),
@@ -205,6 +209,11 @@ pub fn of(
         ) => return None,
     };
     Some(message)
+}
+
+/// Whether its connections are waited for before it is taken off this host.
+fn leaves(record: &ServiceRecord) -> bool {
+    record.incumbent.as_ref().is_some_and(|incumbent| incumbent.spec.schedule.is_none())
 }
 
 /// How long a one-shot ran.

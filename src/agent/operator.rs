@@ -227,6 +227,11 @@ impl Agent {
         let done = format!("{what}, and is held {until}`gitopsd resume {service}`");
         self.effects.clear(service);
         self.effects.cut_short(service, Some(&after));
+        // A former generation that ends its connections by itself may have hours for that.
+        let goes_back = after.rollout.as_ref().is_some_and(|rollout| rollout.cause == Cause::Rollback);
+        if let Some(former) = after.retiring.as_ref().filter(|_| goes_back) {
+            self.effects.hurry_ending(service, former.old.spec.stop_grace_period);
+        }
         self.keep(service, after, message, done)
     }
 }

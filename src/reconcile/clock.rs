@@ -29,9 +29,8 @@ pub fn put_right(record: &mut ServiceRecord, now: Timestamp) -> bool {
         ];
         times.into_iter().flatten().for_each(&mut past);
     }
-    if let Some(retiring) = &mut record.retiring {
-        past(&mut retiring.since);
-    }
+    let leaving = record.leaving_since.iter_mut();
+    leaving.chain(record.retiring.as_mut().map(|retiring| &mut retiring.since)).for_each(&mut past);
     if let Some(incumbent) = &mut record.incumbent {
         let replicas = incumbent.replicas.values_mut();
         replicas.filter_map(|replica| replica.leaving_since.as_mut()).for_each(&mut past);

@@ -1,13 +1,13 @@
-//! What has lost its traffic and is on its way out, the former incumbent, a candidate that was given up though it is well, or
-//! a container that is too many: until when its connections are waited for, and how long it is given to end.
+//! What has lost its traffic and is on its way out, the former incumbent, a candidate that was given up though it is well,
+//! a container that is too many, or a service that the repo no longer wants: until when its connections are waited for, and how long it is given to end.
 
 use std::time::Duration;
 
-use super::record::{Deployed, Phase, Rollout, ServiceRecord};
+use super::record::{Cause, Deployed, Phase, Rollout, ServiceRecord};
 use super::step::{Next, Step};
 use super::view::View;
 use super::{jobs, joined, later, preflight, repair, replicas};
-use crate::types::{DrainSignal, InstanceId, Reason, ReplicaIndex, Strategy, Timestamp};
+use crate::types::{CommitInfo, DrainSignal, InstanceId, Reason, ReplicaIndex, Strategy, Timestamp};
 
 /// After the switch, before the first look at the old generation's sockets: connections whose first packet is still
 /// on its way are not counted yet.
@@ -25,15 +25,29 @@ pub struct Drain<'a> {
     of: &'a Deployed,
     since: Timestamp,
     limit: Duration,
+    is_early: bool,
 }
 
 impl<'a> Drain<'a> {
+    fn new(of: &'a Deployed, since: Timestamp, limit: Duration) -> Self {
+        Self { of, since, limit, is_early: of.spec.deploy.drain_signal == DrainSignal::Early }
+    }
+
     /// That of the former incumbent.
     pub fn former(record: &'a ServiceRecord) -> Option<Self> {
         let retiring = record.retiring.as_ref()?;
-        // What was just deployed says how long: the incumbent.
-        let limit = record.incumbent.as_ref().map_or(Duration::ZERO, |incumbent| incumbent.spec.deploy.drain);
-        Some(Self { of: &retiring.old, since: retiring.since, limit })
+        // What was just deployed says how long: the incumbent. Who goes back by hand does not wait for it.
+        let says = record.incumbent.as_ref().filter(|_| !goes_back(record));
+        let limit = says.map_or(Duration::ZERO, |incumbent| incumbent.spec.deploy.drain);
+        Some(Self::new(&retiring.old, retiring.since, limit))
+    }
+
+    /// That of what serves, once the repo no longer wants it. It is told to end late, whatever its `drain_signal`: it may be
+    /// wanted back meanwhile.
+    pub fn unwanted(record: &'a ServiceRecord) -> Option<Self> {
+        let of = record.incumbent.as_ref()?;
+        let late = Self::new(of, record.leaving_since?, of.spec.deploy.drain);
+        Some(Self { is_early: false, ..late })
     }
 
     /// That of a container which the incumbent has too much.
@@ -41,7 +55,7 @@ impl<'a> Drain<'a> {
         let incumbent = record.incumbent.as_ref()?;
         let since = incumbent.replicas.get(&index)?.leaving_since?;
         let newest = record.rollout.as_ref().map_or(incumbent, |rollout| &rollout.to);
-        Some(Self { of: incumbent, since, limit: newest.spec.deploy.drain })
+        Some(Self::new(incumbent, since, newest.spec.deploy.drain))
     }
 
     /// That of a candidate which was given up, is well, and had new connections until they went back, or until somebody took
@@ -53,7 +67,7 @@ impl<'a> Drain<'a> {
         let stays = of.spec.strategy() == Strategy::BlueGreen && !is_sick(rollout);
         let had_them = rollout.switched_at.or(rollout.canary_since).map(|_| rollout.phase_since);
         let since = rollout.returned_at.or(had_them)?;
-        Some(Self { of, since, limit: of.spec.deploy.drain }).filter(|_| stays)
+        Some(Self::new(of, since, of.spec.deploy.drain)).filter(|_| stays)
     }
 
     /// Which generation it is, or which one it is a container of.
@@ -74,7 +88,7 @@ impl<'a> Drain<'a> {
     /// Whether it is told to end at once, and ends its connections by itself. Its own spec rules: it is its own program
     /// that has to know how.
     pub fn is_early(&self) -> bool {
-        self.of.spec.deploy.drain_signal == DrainSignal::Early
+        self.is_early
     }
 
     /// From the stop signal to SIGKILL.
@@ -107,6 +121,11 @@ impl<'a> Drain<'a> {
     }
 }
 
+/// Whether an operator has it go back to the version before.
+fn goes_back(record: &ServiceRecord) -> bool {
+    record.rollout.as_ref().is_some_and(|rollout| rollout.cause == Cause::Rollback)
+}
+
 /// Whether a candidate is given up for what ails it.
 fn is_sick(rollout: &Rollout) -> bool {
     match rollout.trouble.as_ref().map(|trouble| trouble.reason) {
@@ -135,17 +154,60 @@ pub(super) fn given_up(view: &View<'_>, record: &ServiceRecord) -> Option<Next> 
     Some(replicas::or_sooner(Next::Wait { until: Some(look), why }, serves))
 }
 
-/// Takes in that new connections are about to be led away from a candidate that is given up, or from what serves no more. Each
-/// time anew: as long as that does not work, it has them.
-pub(super) fn begins(record: &mut ServiceRecord, step: &Step, now: Timestamp) {
+/// Takes in where new connections are about to be led: away from a candidate that is given up, from what serves no more or
+/// is not wanted any more, or back to what is wanted again. Each time anew: as long as that does not work, they are where they
+/// were.
+pub(super) fn led(record: &mut ServiceRecord, step: &Step, now: Timestamp) {
+    match step {
+        Step::Route(_) => record.leaving_since = None,
+        Step::Withdraw => {
+            // Where what serves now runs at times, until now the former one had them.
+            if let Some(retiring) = &mut record.retiring {
+                retiring.since = now;
+            }
+            let serves = record.incumbent.as_ref().is_some_and(|incumbent| incumbent.spec.schedule.is_none());
+            record.leaving_since = serves.then_some(now);
+        }
+        _ => {}
+    }
     let given_up = |rollout: &&mut Rollout| rollout.phase == Phase::Abandoning;
-    if let Some(rollout) = record.rollout.as_mut().filter(given_up) {
+    if let Some(rollout) =
+        record.rollout.as_mut().filter(given_up).filter(|_| !matches!(step, Step::Route(_)))
+    {
         rollout.returned_at = Some(now);
     }
-    // Where what serves now runs at times, until now the former one had them.
-    if let (Step::Withdraw, Some(retiring)) = (step, &mut record.retiring) {
-        retiring.since = now;
+}
+
+/// What the repo no longer wants: nobody is led to it from now on, and it goes once its connections have ended, or their time
+/// is over. Should a commit want it meanwhile, it is there. What is always stopped before another one starts goes at once:
+/// others may wait for what it has.
+pub(super) fn unwanted(view: &View<'_>, record: &ServiceRecord, commit: &CommitInfo) -> Next {
+    let remove = Next::Do(Step::Remove(commit.clone().into()));
+    let drains = |it: &&Deployed| {
+        let spec = &it.spec;
+        spec.schedule.is_none() && spec.strategy() == Strategy::BlueGreen && !spec.deploy.drain.is_zero()
+    };
+    let Some(serves) = record.incumbent.as_ref().filter(drains).filter(|it| view.any_runs(it)) else {
+        return remove;
+    };
+    let Some(drain) = Drain::unwanted(record).filter(|_| view.route().is_none()) else {
+        return Next::Do(Step::Withdraw);
+    };
+    match drain.look(view, serves.instances(view.name)) {
+        Ok(()) => remove,
+        Err(look) => {
+            let why =
+                format!("it is not in the repo any more, and generation {} is draining", serves.generation);
+            Next::Wait { until: Some(look), why }
+        }
     }
+}
+
+/// Two generations at a time are enough: where somebody goes back by hand, the former one goes first, though it may have drained
+/// for hours.
+pub(super) fn before(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Option<Next> {
+    let hurries = rollout.cause == Cause::Rollback && rollout.phase < Phase::Starting;
+    next(view, record).filter(|_| hurries)
 }
 
 /// The former incumbent goes once its connections have ended, or `drain` is over.

@@ -15,7 +15,7 @@ pub fn removal_refusal(
     policy: &Policy,
 ) -> Option<Refusal> {
     let here = || records.iter().filter(|(_, record)| !record.is_absent());
-    let begun = |record: &ServiceRecord| record.removing.is_some();
+    let begun = |record: &ServiceRecord| record.removing.is_some() || record.leaving_since.is_some();
     // What the commit names as meant to go is no accident.
     let meant = |name: &ServiceName| desired.removed.contains(name);
     let leaving = here()

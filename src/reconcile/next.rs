@@ -87,7 +87,8 @@ fn choose(view: &View<'_>) -> Planned {
         return Planned { situation: situation(record), next: Next::Do(step) };
     }
     if let Some(rollout) = &record.rollout {
-        let next = rolling::next(view, record, rollout);
+        let next = drain::before(view, record, rollout);
+        let next = next.unwrap_or_else(|| rolling::next(view, record, rollout));
         return Planned { situation: situation(record), next };
     }
     if record.is_absent() && view.wanted().is_none() {
@@ -101,7 +102,7 @@ fn choose(view: &View<'_>) -> Planned {
             None if order::dependant(view).is_some() => {
                 kept(view, record).unwrap_or_else(|| after_dependant(view))
             }
-            None => Next::Do(Step::Remove(desired.commit.clone().into())),
+            None => drain::unwanted(view, record, &desired.commit),
         };
         return Planned { situation: Situation::Orphaned, next };
     }

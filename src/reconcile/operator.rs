@@ -76,12 +76,6 @@ pub fn rollback(record: &ServiceRecord) -> Result<Step, Refusal> {
     let Some(previous) = &record.previous else {
         return Err(Refusal::new(Reason::OperatorRollback, "there is no previous generation to go back to"));
     };
-    if record.retiring.is_some() {
-        return Err(Refusal::new(
-            Reason::OperatorRollback,
-            "the previous generation is still draining; try again shortly",
-        ));
-    }
     Ok(Step::Begin {
         generation: Generation(record.last_generation.0.saturating_add(1)),
         spec: Box::new(previous.spec.clone()),

@@ -34,6 +34,9 @@ pub struct ServiceRecord {
     pub failure: Option<Failure>,
     /// An operator's word to stay put.
     pub hold: Option<Hold>,
+    /// The repo no longer wants it: when its new connections were led away, so that those that it has may end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub leaving_since: Option<Timestamp>,
     /// The repo no longer wants it, and its removal has begun.
     pub removing: Option<Removing>,
     /// Its one-shots.
@@ -53,6 +56,7 @@ impl ServiceRecord {
             retiring: None,
             failure: None,
             hold: None,
+            leaving_since: None,
             removing: None,
             jobs: Jobs::default(),
         }

@@ -104,7 +104,7 @@ pub fn intend(record: &ServiceRecord, step: &Step, end: Option<&Exit>, now: Time
                 rollout.to.last_exit = end.cloned().or_else(|| rollout.to.last_exit.take());
             }
         }
-        Step::Return { .. } | Step::Withdraw => drain::begins(&mut record, step, now),
+        Step::Return { .. } | Step::Withdraw | Step::Route(_) => drain::led(&mut record, step, now),
         Step::Amend(amendment) => {
             if let Some(incumbent) = record.incumbent.as_mut() {
                 let since = incumbent.amending.take().filter(|it| it.commit == amendment.commit.id);

@@ -76,6 +76,7 @@ kinds! {
     RollingBack "rolling-back" "86f2b5d0c4e7491ba3d9f6c81e0a7b25" Error "A new generation is given up."
     RolledBack "rolled-back" "2d94e7a1f60b4c38b5c2d8f3a97e1046" Error "The old generation has its traffic back, and the new one is away."
     DeployFailed "deploy-failed" "9ac58d3f0e174b62a6f1c7e4d2b8503f" Error "A new generation was given up before it had traffic; the old one went on serving."
+    Leaving "leaving" "c5f2a8d07b314e69a1d40e93b67c85f1" Info "A service that the repo no longer wants gets no new connections from now on; it goes once those that it has have ended, or their time is over."
     Removed "removed" "6f0e8b2d94c34a17b8e5d1a7c3f96024" Info "A service is off this host."
     Ended "ended" "6a4b1f0d92c84e75b8d3e60c7f15a2e8" Info "A container ended, and its restart policy leaves it so."
     OomKilled "oom-killed" "e91d7c3a5f0b4826a4c7d2f8b63e1095" Warning "The kernel killed a process in a container for want of memory, and the container goes on."

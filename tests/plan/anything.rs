@@ -217,7 +217,7 @@ fn record() -> BoxedStrategy<ServiceRecord> {
     (
         (address(), generation(), option::of(deployed()), option::of(deployed())),
         (option::of(rollout()), option::of(retiring), option::of(failure)),
-        (option::weighted(0.2, hold), option::weighted(0.1, removing), jobs()),
+        (option::weighted(0.2, hold), option::weighted(0.1, time()), option::weighted(0.1, removing), jobs()),
     )
         .prop_map(|((service_address, last_generation, incumbent, previous), a, b)| ServiceRecord {
             service_address,
@@ -228,8 +228,9 @@ fn record() -> BoxedStrategy<ServiceRecord> {
             retiring: a.1,
             failure: a.2,
             hold: b.0,
-            removing: b.1,
-            jobs: b.2,
+            leaving_since: b.1,
+            removing: b.2,
+            jobs: b.3,
         })
         .boxed()
 }

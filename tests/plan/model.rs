@@ -481,10 +481,11 @@ impl Host {
                     Some((id, &incumbent.spec, replica.leaving_since?))
                 })
             });
-            let given_up = Drain::given_up(record).into_iter().flat_map(|drain| {
+            let as_a_whole = [Drain::given_up(record), Drain::unwanted(record)].into_iter().flatten();
+            let as_a_whole = as_a_whole.flat_map(|drain| {
                 drain.of().instances(name).map(move |id| (id, &drain.of().spec, drain.since()))
             });
-            for (id, spec, since) in former.chain(too_many).chain(given_up) {
+            for (id, spec, since) in former.chain(too_many).chain(as_a_whole) {
                 let lingers = self.behaviour_of_spec(spec).lingers;
                 let polls = self.idle_polls.entry(id).or_insert(0);
                 *polls = if self.now >= later(since, lingers) { *polls + 1 } else { 0 };

@@ -231,6 +231,19 @@ impl Effects {
         }
     }
 
+    /// Has containers that are on their way out end within `grace` from now: somebody waits for it.
+    pub fn hurry_ending(&self, service: &ServiceName, grace: Duration) {
+        let ids = self.ending.get(service).map(|running| running.ids.clone()).unwrap_or_default();
+        for id in ids {
+            let engine = self.hands.engine.clone();
+            self.hands.runtime.spawn_blocking(move || {
+                if let Err(error) = engine.stop(&id, grace) {
+                    tracing::warn!("{id}: {}", error.to_refusal());
+                }
+            });
+        }
+    }
+
     /// Cuts short what nothing in the service's record hangs on any more: the pull of a candidate that is given up.
     pub fn cut_short(&self, service: &ServiceName, record: Option<&ServiceRecord>) {
         let rollout = record.and_then(|record| record.rollout.as_ref());

@@ -310,6 +310,10 @@ impl Host {
                 }
             }
             Step::Remove(_) => {
+                for id in self.incumbent(name).map(|it| self.all_of(name, it.generation)).unwrap_or_default()
+                {
+                    self.audit_drained(name, step, &id);
+                }
                 self.containers.retain(|id, _| id.service != *name);
                 return self.point_traffic(name, None);
             }
