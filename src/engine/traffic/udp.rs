@@ -140,10 +140,14 @@ fn walk(changes: &BTreeMap<ServiceName, Change>) {
         let by = |change: &Change| Some(leads(change.new.as_ref()?, change.subnet6, &local, to));
         changes.values().filter_map(by).find(|found| !found.is_empty()).unwrap_or_default()
     };
+    let services = || changes.keys().map(ServiceName::as_str).collect::<Vec<_>>().join(", ");
     // The switch itself is done; these flows follow once their clients have been silent for a while.
     if let Err(error) = conntrack::forget_stale(&lost, all, leads) {
-        let services: Vec<&str> = changes.keys().map(ServiceName::as_str).collect();
-        tracing::warn!("cannot move UDP flows of {}: {error}", services.join(", "));
+        tracing::warn!("cannot move UDP flows of {}: {error}", services());
+    }
+    // A TCP client that uses a port again is to be led by the rules, and not where its former connection went (`farewell`).
+    if let Err(error) = conntrack::forget_connections(&lost, false) {
+        tracing::warn!("cannot forget connections of {} that are over: {error}", services());
     }
 }
 
