@@ -457,6 +457,7 @@ impl Host {
             self.demand(record.rollout.is_none(), "after any crash the host converges (rollout)", name);
             self.demand(record.retiring.is_none(), "after any crash the host converges (retiring)", name);
             self.demand(record.removing.is_none(), "after any crash the host converges (removing)", name);
+            self.demand(record.leaving_since.is_none(), "what stays does not leave", name);
         }
         let incumbent = self.incumbent(name).map(|incumbent| incumbent.generation);
         for id in self.containers.keys().filter(|id| id.service == *name) {
