@@ -27,7 +27,9 @@ peers_open() {
   printf 'nameserver %s\n' "$host4" >"$lab/resolv.conf"
   mount --bind "$lab/resolv.conf" /etc/resolv.conf
   export DOCKER_HOST=unix://$lab/docker.sock
-  mkdir -p "$lab/docker" "$lab/docker.run" "$lab/podman"
+  mkdir -p "$lab/docker" "$lab/docker.run" "$lab/podman" /run/containers
+  # Where Podman keeps its networks' addresses and its DNS, whatever its other directories are.
+  mount -t tmpfs tmpfs /run/containers
   # crun refuses a machine with both kinds of control groups.
   [ -e /sys/fs/cgroup/cgroup.controllers ] || umount /sys/fs/cgroup/unified 2>/dev/null || true
   dockerd --data-root "$lab/docker" --exec-root "$lab/docker.run" --pidfile "$lab/docker.pid" --host "$DOCKER_HOST" \
