@@ -89,10 +89,10 @@ end_process() {
   wait "$pid" 2>/dev/null || true
 }
 
-# build_tool NAME: compiles tests/support/NAME.rs, unless that has been done since it was changed; prints the program.
+# build_tool NAME: compiles tests/support/NAME.rs, unless that has been done since anything there was changed; prints the program.
 build_tool() {
   local program=${CARGO_TARGET_DIR:-$root/target}/tools/$1
-  if [ ! -x "$program" ] || [ -n "$(find "$root/tests/support/$1" "$root/tests/support/$1.rs" -newer "$program")" ]; then
+  if [ ! -x "$program" ] || [ -n "$(find "$root/tests/support" -name '*.rs' -newer "$program")" ]; then
     mkdir -p "${program%/*}"
     (cd "$root" && rustc --edition 2024 -O -A dead_code -C target-feature=+crt-static -C strip=symbols -o "$program" "tests/support/$1.rs" >&2)
   fi

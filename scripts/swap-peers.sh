@@ -1,23 +1,35 @@
 # shellcheck shell=bash
-# shellcheck disable=SC2154
+# shellcheck disable=SC2034,SC2154
 # How others swap a container behind a port of the host, for scripts/bench-swap, which sources this: Docker and Podman by stop
 # and run, Compose by `up`, HAProxy and nginx as a proxy with a reload between two containers.
 
-dockerd_pid='' proxy_pid=''
+dockerd_pid='' proxy_pid='' resolver_pid=''
 
 podman() {
   command podman --root "$lab/podman" --runroot "$lab/podman.run" --tmpdir "$lab/podman.tmp" --storage-driver overlay \
-    --cgroup-manager cgroupfs --events-backend file --runtime "$(command -v crun || command -v runc)" "$@"
+    --network-config-dir "$lab/podman.networks" --cgroup-manager cgroupfs --events-backend file --runtime "$(command -v crun || command -v runc)" "$@"
 }
 # A machine may forbid to raise them, which Podman would do.
 podman_limits=(--ulimit "nofile=$(ulimit -Hn):$(ulimit -Hn)" --ulimit nproc=30000:30000)
+
+# How Docker and Podman show a container, and to whom they tell its name: those of a network that is not everybody's.
+published=(--network web --publish 80:8080 --publish 80:8080/udp)
 
 peers_open() {
   local i
   [ -n "$peers" ] || return 0
   step "Prepare: Docker, Podman, the same images in both"
+  # Their DNS asks the machine's about names that it does not know, such as that of a container that is gone: one that knows none
+  # answers at once.
+  dnsmasq --keep-in-foreground --conf-file=/dev/null --pid-file= --user=root --no-resolv --no-hosts --bind-interfaces \
+    --listen-address "$host4" --address=/#/ --log-facility "$lab/dnsmasq.log" &
+  resolver_pid=$!
+  printf 'nameserver %s\n' "$host4" >"$lab/resolv.conf"
+  mount --bind "$lab/resolv.conf" /etc/resolv.conf
   export DOCKER_HOST=unix://$lab/docker.sock
-  mkdir -p "$lab/docker" "$lab/docker.run" "$lab/podman"
+  mkdir -p "$lab/docker" "$lab/docker.run" "$lab/podman" /run/containers
+  # Where Podman keeps its networks' addresses and its DNS, whatever its other directories are.
+  mount -t tmpfs tmpfs /run/containers
   # crun refuses a machine with both kinds of control groups.
   [ -e /sys/fs/cgroup/cgroup.controllers ] || umount /sys/fs/cgroup/unified 2>/dev/null || true
   dockerd --data-root "$lab/docker" --exec-root "$lab/docker.run" --pidfile "$lab/docker.pid" --host "$DOCKER_HOST" \
@@ -37,6 +49,7 @@ peers_close() {
     end_process "$dockerd_pid" 20
   fi
   if [ -n "$lab" ] && [ -d "$lab/podman" ]; then podman rm --all --force --time 0 >/dev/null 2>&1 || true; fi
+  [ -z "$resolver_pid" ] || end_process "$resolver_pid" 2
   if [ -n "$lab" ]; then grep -o " $lab/[^ ]*" /proc/mounts | sort -r | xargs -r -n 1 umount -l 2>/dev/null || true; fi
 }
 
@@ -48,14 +61,13 @@ peer_swaps() {
   conntrack -F >>"$lab/commands.log" 2>&1
   "${peer}_begin" "$app" >>"$lab/commands.log" 2>&1
   answers 0
+  in_container=(docker exec client) http2_port='' name_port=:8080 without=''
+  case $peer in
+    podman) in_container=(podman exec client) ;;
+    haproxy) name_port='' without='|UDP, same port|' ;;
+    nginx) name_port='' http2_port=:8081 ;;
+  esac
   clients_begin "$app"
-  client 'a new connection each' outside "http://$host4/"
-  client 'kept, retries' outside "http://$host4/" --mode keepalive --retry-stale
-  client 'kept, does not retry' outside "http://$host4/" --mode keepalive
-  client 'kept for 1 s at most' outside "http://$host4/" --mode keepalive --max-age 1
-  # A port without TLS is for one version of HTTP there.
-  [ "$peer" = nginx ] || client 'HTTP/2' outside "http://$host4/" --mode http2
-  client '127.0.0.1, new' host http://127.0.0.1/
   sleep 1
   started=$SECONDS
   for i in $(seq 1 "$swaps"); do
@@ -76,11 +88,19 @@ answers_now() { [ "$(outside curl -s --max-time 2 "http://$host4/")" = "version 
 
 # shellcheck disable=SC2046
 docker_run() { docker run --detach --name "$1" "${@:4}" "$registry/app:$3" $(app_command "$2"); }
-docker_begin() { docker_run web "$1" 0 --publish 80:8080; }
-docker_swap() {
-  docker stop --time 5 web && docker rm web && docker_run web "$1" "$2" --publish 80:8080
+docker_client() { docker run --detach --name client --volume "$lab/shared:/lab" "$@" "$registry/app:0" /app --manner dies; }
+docker_begin() {
+  docker network create web
+  docker_client --network web
+  docker_run web "$1" 0 "${published[@]}"
 }
-docker_end() { docker rm --force web; }
+docker_swap() {
+  docker stop --time 5 web && docker rm web && docker_run web "$1" "$2" "${published[@]}"
+}
+docker_end() {
+  docker rm --force web client
+  docker network rm web
+}
 
 # ---- docker-compose up ------------------------------------------------------------------------------------
 
@@ -92,8 +112,13 @@ services:
   web:
     image: $registry/app:$2
     command: $(app_command "$1")
-    ports: ["80:8080"]
+    ports: ["80:8080", "80:8080/udp"]
     stop_grace_period: 5s
+  client:
+    image: $registry/app:0
+    container_name: client
+    command: /app --manner dies
+    volumes: ["$lab/shared:/lab"]
 YML
   (cd "$lab/compose" && docker-compose up --detach)
 }
@@ -104,12 +129,25 @@ compose_end() { (cd "$lab/compose" && docker-compose down --timeout 1); }
 # ---- podman -----------------------------------------------------------------------------------------------
 
 # shellcheck disable=SC2046
-podman_run() { podman run --detach "${podman_limits[@]}" --name web --publish 80:8080 "$registry/app:$2" $(app_command "$1"); }
-podman_begin() { podman_run "$1" 0; }
+podman_run() { podman run --detach "${podman_limits[@]}" --name web "${published[@]}" "$registry/app:$2" $(app_command "$1"); }
+podman_begin() {
+  podman network create --ipv6 --subnet 10.222.16.0/24 --subnet fd00:222:16::/64 web
+  podman run --detach "${podman_limits[@]}" --name client --network web --volume "$lab/shared:/lab" "$registry/app:0" /app --manner dies
+  podman_run "$1" 0
+}
 podman_swap() { podman stop --time 5 web && podman rm web && podman_run "$1" "$2"; }
-podman_end() { podman rm --force --time 0 web; }
+podman_end() {
+  podman rm --force --time 0 web client
+  podman network rm web
+}
 
 # ---- a proxy in front -------------------------------------------------------------------------------------
+
+# proxy_begin APP: the first version, and a container whose hosts file says that the name is the host, where the proxy is.
+proxy_begin() {
+  docker_client --add-host web:host-gateway
+  beside "$1" 0
+}
 
 # Starts version $2 beside the other one; sets backend once it answers.
 beside() {
@@ -131,16 +169,18 @@ defaults
   timeout connect 2s
   timeout client 30s
   timeout server 30s
+  timeout tunnel 1h
   retries 3
 frontend web
   bind :80
+  bind :::80 v6only
   default_backend web
 backend web
   server web $backend
 CFG
 }
 haproxy_begin() {
-  beside "$1" 0
+  proxy_begin "$1"
   haproxy_file
   haproxy -W -f "$lab/haproxy.cfg" &
   proxy_pid=$!
@@ -155,16 +195,20 @@ haproxy_swap() {
 haproxy_end() {
   end_process "$proxy_pid" 2
   proxy_pid=''
-  docker rm --force "web$swaps"
+  docker rm --force "web$swaps" client
 }
 
 nginx_file() {
   mkdir -p "$lab/nginx"
   cat >"$lab/nginx/nginx.conf" <<CONF
 daemon off;
+load_module modules/ngx_stream_module.so;
 pid $lab/nginx/pid;
 error_log stderr error;
 events {}
+stream {
+  server { listen 80 udp; listen [::]:80 udp; proxy_pass $backend; }
+}
 http {
   access_log off;
   client_body_temp_path $lab/nginx/body;
@@ -173,15 +217,23 @@ http {
   uwsgi_temp_path $lab/nginx/uwsgi;
   scgi_temp_path $lab/nginx/scgi;
   upstream web { server $backend; keepalive 16; }
+  map \$http_upgrade \$connection_upgrade { default upgrade; "" ""; }
   server {
     listen 80;
-    location / { proxy_pass http://web; proxy_http_version 1.1; proxy_set_header Connection ""; }
+    listen [::]:80;
+    listen 8081 http2;
+    location / {
+      proxy_pass http://web;
+      proxy_http_version 1.1;
+      proxy_set_header Upgrade \$http_upgrade;
+      proxy_set_header Connection \$connection_upgrade;
+    }
   }
 }
 CONF
 }
 nginx_begin() {
-  beside "$1" 0
+  proxy_begin "$1"
   nginx_file
   nginx -c "$lab/nginx/nginx.conf" -e stderr &
   proxy_pid=$!
@@ -195,10 +247,11 @@ nginx_swap() {
 }
 nginx_end() { haproxy_end; }
 
-# What could not be measured, and why.
+# What is done in another way than by gitopsd, and what could not be measured, and why.
 peers_notes() {
-  printf '\nWhat the table does not have of peers was not measured. Never compared: UDP, IPv6 and requests by name from a container, which each\n'
-  printf 'of them does in a way of its own; WebSocket, as the program leaves out of its handshake what HAProxy asks for; and HTTP/2 of nginx, whose ports\n'
-  printf 'without TLS are for one version of HTTP.\n'
+  printf '\nA container that asks by name looks the name up for each connection: by the DNS of Docker, or of Podman (netavark, aardvark-dns), in a\n'
+  printf 'network that it has in common with the program; HAProxy and nginx are on the host, whose address is in its hosts file. HTTP/2 of nginx\n'
+  printf 'is at a port of its own, since its ports without TLS are for one version of HTTP. UDP of nginx is by its stream module; UDP of HAProxy\n'
+  printf 'is missing, since it has none.\n'
   [ -e /proc/net/ip_vs ] || printf '\nSwarm is missing: its routing needs IPVS, which this kernel does not have.\n'
 }

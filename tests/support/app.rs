@@ -13,6 +13,7 @@ mod http2;
 mod http2_frame;
 #[path = "app/websocket.rs"]
 mod websocket;
+mod websocket_key;
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};

@@ -20,6 +20,7 @@ use load::{Mode, Options, run};
 const USAGE: &str = "\
 usage: load --url http://HOST[:PORT]/PATH [options]
 
+  --url URL           a host's name is looked up for each connection
   --rate N            requests a second, all together (default 100)
   --seconds N         how long at most (default 10)
   --mode new|keepalive|http2|websocket|udp    a new connection for each request (default), or kept ones that speak this;

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use super::App;
 use super::ending::Ending;
 use super::http1::{is_pause, linger};
+use super::websocket_key::accept_of;
 
 const TEXT: u8 = 1;
 const CLOSE: u8 = 8;
@@ -19,11 +20,12 @@ const MAX_FRAME: usize = 64 * 1024;
 /// How long the other side may take to answer a close frame.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// The answer to a request for an upgrade. Clients check that the server has understood it by what it makes of the key;
-/// those beside this program do not, which spares it SHA-1.
+/// The answer to a request for an upgrade. Clients and proxies check by what it makes of the key that the server has understood it.
 pub fn accept(key: &str) -> String {
     format!(
-        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nX-Key: {key}\r\n\r\n"
+        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+         Sec-WebSocket-Accept: {}\r\n\r\n",
+        accept_of(key)
     )
 }
 

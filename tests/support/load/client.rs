@@ -7,16 +7,33 @@ use std::time::Duration;
 /// An answer larger than this is a failure: a page of the demo has a dozen bytes.
 const MAX_ANSWER: usize = 1024 * 1024;
 
-/// `http://host[:port]/path`, resolved once.
+/// `http://host[:port]/path`.
 #[derive(Debug, Clone)]
 pub struct Target {
-    address: SocketAddr,
+    place: Place,
     host: String,
     path: String,
 }
 
+/// Where it is.
+#[derive(Debug, Clone)]
+enum Place {
+    Address(SocketAddr),
+    /// Host and port: looked up for each connection, as who is called so may have moved.
+    Name(String),
+}
+
+impl Place {
+    fn find(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Address(address) => Some(*address),
+            Self::Name(name) => name.to_socket_addrs().ok()?.next(),
+        }
+    }
+}
+
 impl Target {
-    /// Reads a URL; only plain http.
+    /// Reads a URL; only plain http, and only of a host that is known now.
     pub fn parse(url: &str) -> Result<Self, String> {
         let rest = url.strip_prefix("http://").ok_or_else(|| format!("{url}: not an http:// URL"))?;
         let (host, path) = match rest.split_once('/') {
@@ -25,19 +42,16 @@ impl Target {
         };
         let has_port = host.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
         let with_port = if has_port { host.to_owned() } else { format!("{host}:80") };
-        let address = with_port
-            .to_socket_addrs()
-            .map_err(|error| format!("{url}: {error}"))?
-            .next()
-            .ok_or_else(|| format!("{url}: no address"))?;
-        Ok(Self { address, host: host.to_owned(), path })
+        let place = with_port.parse().map_or(Place::Name(with_port), Place::Address);
+        place.find().ok_or_else(|| format!("{url}: no address of this host"))?;
+        Ok(Self { place, host: host.to_owned(), path })
     }
 }
 
 impl Target {
-    /// Where it is.
-    pub fn address(&self) -> SocketAddr {
-        self.address
+    /// Where it is now.
+    pub fn address(&self) -> Result<SocketAddr, Failure> {
+        self.place.find().ok_or(Failure::Unknown)
     }
 
     /// Host and port as the URL has them.
@@ -54,6 +68,8 @@ impl Target {
 /// Why a request has no good answer. The names are those of the report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Failure {
+    /// Nobody knows the name.
+    Unknown,
     /// Nobody listens.
     ConnectRefused,
     /// No answer to the connection attempt in time.
@@ -80,6 +96,7 @@ impl Failure {
     /// Its name in the report.
     pub fn name(self) -> String {
         match self {
+            Self::Unknown => "unknown-name".to_owned(),
             Self::ConnectRefused => "connect-refused".to_owned(),
             Self::ConnectTimeout => "connect-timeout".to_owned(),
             Self::ConnectOther => "connect-other".to_owned(),
@@ -139,8 +156,8 @@ pub struct Broken {
 impl Connection {
     /// Opens one.
     pub fn open(target: &Target, timeout: Duration) -> Result<Self, Failure> {
-        let stream =
-            TcpStream::connect_timeout(&target.address, timeout).map_err(|error| Failure::connect(&error))?;
+        let stream = TcpStream::connect_timeout(&target.address()?, timeout)
+            .map_err(|error| Failure::connect(&error))?;
         let set = stream
             .set_nodelay(true)
             .and_then(|()| stream.set_read_timeout(Some(timeout)))

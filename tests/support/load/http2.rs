@@ -76,7 +76,7 @@ impl Http2 {
                     continue;
                 }
                 match frame.kind {
-                    HEADERS if frame.payload.first() != Some(&STATUS_200) => {
+                    HEADERS if first_field(&frame.payload) != Some(STATUS_200) => {
                         return Err(Broken { failure: Failure::Malformed, stale: false });
                     }
                     HEADERS => answered = true,
@@ -114,4 +114,10 @@ impl Http2 {
         };
         self.connection.stream().write_all(&answer).map_err(|error| Failure::transfer(&error))
     }
+}
+
+/// The first byte of a header block that is no new size of the dynamic table (RFC 7541, section 6.3), of which there may be some
+/// at the very beginning; those of 31 and more are not read here.
+fn first_field(block: &[u8]) -> Option<u8> {
+    block.iter().copied().find(|byte| byte & 0xe0 != 0x20)
 }

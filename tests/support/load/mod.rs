@@ -12,6 +12,8 @@ mod http2_frame;
 pub mod report;
 mod udp;
 mod websocket;
+#[path = "../websocket_key.rs"]
+pub mod websocket_key;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};

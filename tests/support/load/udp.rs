@@ -15,12 +15,13 @@ pub struct Udp {
 
 impl Udp {
     pub fn open(target: &Target, timeout: Duration) -> Result<Self, Failure> {
-        let any: SocketAddr = match target.address() {
+        let address = target.address()?;
+        let any: SocketAddr = match address {
             SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
             SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
         };
         let socket = UdpSocket::bind(any)
-            .and_then(|socket| socket.connect(target.address()).map(|()| socket))
+            .and_then(|socket| socket.connect(address).map(|()| socket))
             .map_err(|_| Failure::ConnectOther)?;
         Ok(Self { socket, timeout, sent: 0 })
     }

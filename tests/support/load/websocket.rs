@@ -3,11 +3,14 @@
 use std::io::Write as _;
 
 use super::client::{Answer, Broken, Connection, Failure, Target, version_in};
+use super::websocket_key::accept_of;
 
 const TEXT: u8 = 1;
 const CLOSE: u8 = 8;
 const PING: u8 = 9;
 const PONG: u8 = 10;
+/// 16 bytes, which ought to be random: a proxy that answered from a cache would be found out (section 4.1).
+const KEY: &str = "bG9hZCBnZW5lcmF0b3IgIQ==";
 /// Clients mask what they send, so that it looks like nothing that a proxy knows (section 10.3); which number is all the same
 /// here.
 const MASK: [u8; 4] = [0x5a, 0xa5, 0x0f, 0xf0];
@@ -24,7 +27,7 @@ impl WebSocket {
     pub fn open(mut connection: Connection, target: &Target) -> Result<Self, Failure> {
         let request = format!(
             "GET {} HTTP/1.1\r\nHost: {}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
-             Sec-WebSocket-Key: bG9hZCBnZW5lcmF0b3IgIQ==\r\n\r\n",
+             Sec-WebSocket-Key: {KEY}\r\n\r\n",
             target.path(),
             target.host()
         );
@@ -38,10 +41,8 @@ impl WebSocket {
                 return Err(Failure::Closed);
             }
         };
-        if !read.starts_with(b"HTTP/1.1 101 ") {
-            return Err(Failure::Malformed);
-        }
-        read.drain(..end);
+        let head: Vec<u8> = read.drain(..end).collect();
+        is_upgrade(&String::from_utf8_lossy(&head))?;
         Ok(Self { connection, read, sent: 0 })
     }
 
@@ -84,6 +85,27 @@ impl WebSocket {
             }
         }
     }
+}
+
+/// Whether the server has understood what was asked for (section 4.2.2).
+fn is_upgrade(head: &str) -> Result<(), Failure> {
+    let (first, lines) = head.split_once("\r\n").ok_or(Failure::Malformed)?;
+    let status = first.strip_prefix("HTTP/1.1 ").and_then(|rest| rest.get(..3)?.parse().ok());
+    match status {
+        Some(101) => {}
+        Some(other) => return Err(Failure::Status(other)),
+        None => return Err(Failure::Malformed),
+    }
+    let fields = || lines.split("\r\n").filter_map(|line| line.split_once(':'));
+    let has = |name: &str, is: &dyn Fn(&str) -> bool| {
+        fields().any(|(found, value)| found.eq_ignore_ascii_case(name) && is(value.trim()))
+    };
+    let good = has("upgrade", &|value| value.eq_ignore_ascii_case("websocket"))
+        && has("connection", &|value| {
+            value.split(',').any(|word| word.trim().eq_ignore_ascii_case("upgrade"))
+        })
+        && has("sec-websocket-accept", &|value| value == accept_of(KEY));
+    if good { Ok(()) } else { Err(Failure::Malformed) }
 }
 
 /// A whole masked frame; `payload` has fewer than 126 bytes.

@@ -4,7 +4,11 @@ use std::io::{Read, Write};
 use std::net::{TcpStream, UdpSocket};
 use std::time::Duration;
 
+use base64::Engine as _;
+use sha1::Digest as _;
+
 use super::load::client::Failure;
+use super::load::websocket_key::accept_of;
 use super::load::{Mode, Options, run};
 use super::tests::{assert_good, options, read_request, server};
 
@@ -20,11 +24,15 @@ fn message(stream: &mut TcpStream) -> Option<Vec<u8>> {
     Some(payload)
 }
 
+/// The answer of a server that has understood the key of `load`.
+const UPGRADE: &str = "HTTP/1.1 101 Switching Protocols\r\nupgrade: WebSocket\r\nConnection: keep-alive, Upgrade\r\n\
+    Sec-WebSocket-Accept: V7WmSmo10AuM1NxPFiRuAtGIfsM=\r\n\r\n";
+
 /// A WebSocket server that echoes so many messages, and does something else with the next.
 fn socket_server(served: usize, last: &'static [u8]) -> String {
     server(move |mut stream| {
         read_request(&mut stream);
-        let _ = stream.write_all(b"HTTP/1.1 101 Switching Protocols\r\n\r\n");
+        let _ = stream.write_all(UPGRADE.as_bytes());
         for _ in 0..served {
             let Some(text) = message(&mut stream) else { return };
             let _ = stream.write_all(&[0x81, u8::try_from(text.len() + 10).unwrap()]);
@@ -48,6 +56,33 @@ fn a_websocket_that_says_good_bye_is_asked_again_elsewhere() {
     assert_eq!(rude.failed_with(Failure::Closed) + rude.failed_with(Failure::Reset), rude.failed());
     assert!(rude.failed() > 0);
     assert_eq!(rude.retries, 0);
+}
+
+#[test]
+fn a_websocket_server_shows_that_it_has_understood() {
+    // The example of RFC 6455, section 1.3.
+    assert_eq!(accept_of("dGhlIHNhbXBsZSBub25jZQ=="), "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
+    // Every length around the ends of blocks, with the crates that `load` does without.
+    for length in 0..200 {
+        let key = "k".repeat(length);
+        let hash = sha1::Sha1::digest(format!("{key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11"));
+        assert_eq!(accept_of(&key), base64::engine::general_purpose::STANDARD.encode(hash), "{length}");
+    }
+
+    let wrong = UPGRADE.replace("V7Wm", "V7Wn");
+    let missing = UPGRADE.replace("upgrade: WebSocket\r\n", "");
+    let refused = UPGRADE.replace("101 Switching Protocols", "502 Bad Gateway");
+    for (answer, failure) in
+        [(wrong, Failure::Malformed), (missing, Failure::Malformed), (refused, Failure::Status(502))]
+    {
+        let url = server(move |mut stream| {
+            read_request(&mut stream);
+            let _ = stream.write_all(answer.as_bytes());
+        });
+        let report = run(&options(&url, Mode::WebSocket));
+        assert!(report.requests() > 0);
+        assert_eq!(report.failed_with(failure), report.requests(), "{report:?}");
+    }
 }
 
 /// An HTTP/2 server that answers so many streams, and then sends this GOAWAY: right after the last answer, or instead of the
@@ -76,7 +111,8 @@ fn stream_server(served: u32, instead: bool) -> String {
             let mut frames = Vec::new();
             if !over {
                 let body = b"version 8\n";
-                frames.extend_from_slice(&[0, 0, 1, 1, 4, head[5], head[6], head[7], head[8], 0x88]);
+                // With a new size of the dynamic table, as the first answer of nginx has it.
+                frames.extend_from_slice(&[0, 0, 2, 1, 4, head[5], head[6], head[7], head[8], 0x20, 0x88]);
                 frames.extend_from_slice(&[0, 0, 10, 0, 1, head[5], head[6], head[7], head[8]]);
                 frames.extend_from_slice(body);
                 answered += 1;
