@@ -12,6 +12,7 @@ use super::layer::{self, LayerWriter, Unpacked};
 use super::manifest::{self, Descriptor};
 use super::retry::Budget;
 use super::source::Source;
+use super::store::Store;
 use super::worker::Product;
 use super::{PullError, Registry, download, space};
 use crate::engine::ImageConfig;
@@ -126,11 +127,12 @@ pub(super) async fn pull(
 ) -> Result<Pulled, PullError> {
     let store = &registry.store;
     let _gate = registry.underway.image(&image.digest).await;
-    if let Some(local) = store.image(&image.digest)
+    mend_dirs(store, &image.digest).await;
+    if let Some(record) = store.image(&image.digest).and_then(|_| store.image_record(&image.digest))
         && store.note_pull(&image.digest, &image.reference)
     {
         // A look-up may have brought it, and nobody was told of that yet.
-        let layers = local.layers.len();
+        let layers = record.diff_ids.len();
         let here = Pulled { bytes: 0, layers_total: layers, layers_reused: layers };
         return Ok(registry.take_brought(&image.digest).unwrap_or(here));
     }
@@ -152,6 +154,15 @@ pub(super) async fn pull(
         }
     }
     Err(error.with(&also))
+}
+
+/// An image that lost its own directories alone has them again from its layers.
+async fn mend_dirs(store: &Arc<Store>, image: &Digest) {
+    if store.image(image).is_none() && store.image_record(image).is_some_and(|record| record.dirs) {
+        let (store, image) = (store.clone(), image.clone());
+        // Where that fails, pulling it says why.
+        let _ = tokio::task::spawn_blocking(move || store.dress(&image)).await;
+    }
 }
 
 /// Pulls from one place. `received` counts all bytes that come.
@@ -274,7 +285,12 @@ async fn pull_within(
                 }
             }
             store.admit(&barrier, &fetched)?;
-            store.record(&digest, &ids, config, Some(config_digest), &reference)
+            store.record(&digest, &ids, config, Some(config_digest), &reference)?;
+            // They may have been missing to other images, too.
+            if !fetched.is_empty() {
+                store.dress_users(fetched.keys());
+            }
+            Ok(())
         };
         keep().map_err(|error| {
             let places: Vec<_> = fetched.values().map(|layer| layer.place.clone()).collect();

@@ -281,7 +281,10 @@ impl Registry {
             one.values().try_for_each(|unpacked| {
                 store.describe(unpacked, &media_type, &reference)?;
                 store.replace(&barrier, &layer, unpacked)
-            })
+            })?;
+            // It looks as the one image has it.
+            store.dress_users(one.keys());
+            Ok(())
         });
         placed.await.map_err(|error| PullError::retry(Reason::Internal, format!("repairing: {error}")))?
     }
@@ -295,6 +298,9 @@ impl Registry {
         let former = self.store.image_record(image);
         if let Some(record) = &former {
             self.store.rewrite(record)?;
+            let (store, id) = (self.store.clone(), image.clone());
+            let dressed = tokio::task::spawn_blocking(move || store.dress(&id)).await;
+            dressed.map_err(|error| PullError::retry(Reason::Internal, format!("repairing: {error}")))??;
             if self.store.image(image).is_some() {
                 return Ok(Remedy::Rebuilt);
             }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::sizes::measure;
-use super::{PullError, Store, Temporary, layer_path};
+use super::{PullError, Store, Temporary, dirs, layer_path};
 use crate::config::agent::{ImagesConfig, MinFree};
 use crate::types::{Digest, ImageRef, Timestamp};
 
@@ -43,7 +43,7 @@ pub struct Gone {
     pub used_at: Option<Timestamp>,
     /// Layers that go with it; one that goes with several images is counted for the first.
     pub layers: usize,
-    /// Bytes of those, and of its record.
+    /// Bytes of those, of its record, and of its own directories.
     pub bytes: u64,
 }
 
@@ -246,7 +246,8 @@ impl Store {
 
     fn record_bytes(&self, digest: &Digest) -> u64 {
         let path = self.image_path(digest);
-        let files = ["json", "previous.json", "used"].map(|extension| path.with_extension(extension));
+        let files = ["json", "previous.json", "used", dirs::EXTENSION]
+            .map(|extension| path.with_extension(extension));
         files.iter().map(|file| measure(file)).sum()
     }
 

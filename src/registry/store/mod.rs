@@ -6,6 +6,7 @@
 //!                       /layer.json   where it can be had again
 //! store/images/<manifest>.json        an image: its layers, its configuration, its names
 //!              <manifest>.used        its time is when a service last needed the image
+//!              <manifest>.dirs        directories above its layers, where its record says so
 //! store/archives/<address>.json       what an archive held, as long as it is the same
 //! store/configs/<manifest>.json       the configuration of an image whose archives may have to stand in for it
 //! store/quarantine/<diff-id>.…        damaged layers, for as long as something may still run on them
@@ -15,6 +16,7 @@
 mod archives;
 mod block_groups;
 mod clock;
+mod dirs;
 mod fsck;
 mod gc;
 mod quarantine;
@@ -118,7 +120,9 @@ impl Store {
         block_groups::keep_children_apart(&temporary);
         // Names differ from one start to the next: ext4 takes the place of a directory from a hash of its name.
         let count = AtomicU64::new(now().as_millisecond().unsigned_abs());
-        Ok(Self { root, count, ..Self::default() })
+        let store = Self { root, count, ..Self::default() };
+        store.sweep_dirs();
+        Ok(store)
     }
 
     /// The store below a state directory that an agent may be at work on: to read only.
@@ -129,7 +133,10 @@ impl Store {
     /// An image whose layers are all here.
     pub fn image(&self, digest: &Digest) -> Option<LocalImage> {
         let record = self.image_record(digest)?;
-        let layers: Vec<PathBuf> = record.diff_ids.iter().map(|diff_id| self.tree(diff_id)).collect();
+        let mut layers: Vec<PathBuf> = record.diff_ids.iter().map(|diff_id| self.tree(diff_id)).collect();
+        if record.dirs {
+            layers.push(self.dirs_path(&record.digest));
+        }
         let complete = layers.iter().all(|layer| layer.is_dir());
         complete.then_some(LocalImage { digest: record.digest, layers, config: record.config })
     }

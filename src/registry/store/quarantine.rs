@@ -1,7 +1,8 @@
 //! Layers that are put aside: damaged, but some container may still run on them, and a tree that is mounted must not
-//! lose its files. They go with the boot, or with the last container that is older than they are.
+//! lose its files. They go with the boot, or with the last container that is older than they are. So do the own
+//! directories of images.
 //!
-//! The name says all there is to know: `<diff-id>.<unix seconds>.<number>.<boot id>`.
+//! The name says all there is to know: `<diff-id or manifest>.<unix seconds>.<number>.<boot id>`.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -22,7 +23,7 @@ const STARTING: i64 = 10;
 /// A layer that was put aside.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Aside {
-    /// Which layer.
+    /// Which layer, or the manifest of the image whose directories they are.
     pub layer: Digest,
     /// What begins after this runs on something else.
     pub since: Timestamp,
@@ -53,14 +54,22 @@ impl Store {
         let failed =
             |error: std::io::Error| PullError::io(format_args!("putting layer {diff_id} in place"), &error);
         rustix::fs::syncfs(barrier).map_err(|error| failed(error.into()))?;
-        let (place, aside) = (layer_path(&self.root, diff_id), self.aside(diff_id)?);
+        self.exchange(diff_id, layer.place.path(), &layer_path(&self.root, diff_id))
+    }
+
+    /// Puts what is at `from` in the place of a damaged layer, or of an image's own directories.
+    pub(super) fn exchange(&self, digest: &Digest, from: &Path, place: &Path) -> Result<(), PullError> {
+        let failed = |error: std::io::Error| {
+            PullError::io(format_args!("putting {} in place", place.display()), &error)
+        };
+        let aside = self.aside(digest)?;
         // Out of tmp first: after a crash tmp is wiped, and the exchange may have put the damaged one there.
-        std::fs::rename(layer.place.path(), &aside).map_err(failed)?;
+        std::fs::rename(from, &aside).map_err(failed)?;
         crate::failpoint::hit("repair::before_exchange");
-        match renameat_with(CWD, &aside, CWD, &place, RenameFlags::EXCHANGE) {
+        match renameat_with(CWD, &aside, CWD, place, RenameFlags::EXCHANGE) {
             Ok(()) => {}
             // It had been put aside before.
-            Err(Errno::NOENT) => std::fs::rename(&aside, &place).map_err(failed)?,
+            Err(Errno::NOENT) => std::fs::rename(&aside, place).map_err(failed)?,
             Err(error) => {
                 // Nobody else knows of it.
                 let _ = std::fs::remove_dir_all(&aside);

@@ -7,11 +7,16 @@ use std::sync::PoisonError;
 use serde::{Deserialize, Serialize};
 
 use super::gc::NOTED_EVERY;
-use super::{PullError, Store, Temporary, clock, layer_path};
+use super::{PullError, Store, Temporary, clock, dirs, layer_path};
 use crate::engine::ImageConfig;
 use crate::registry::layer::Unpacked;
+use crate::registry::unpack::{self, Implied};
+use crate::registry::worker;
 use crate::state::atomic;
 use crate::types::{Digest, ImageRef, Timestamp};
+
+/// Most that a layer's record says of what it implies, as [`unpack::remembered`] counts: a state file has its bounds.
+const MAX_IMPLIED: usize = 8 << 20;
 
 /// An image whose layers are here: `images/<hex>.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -31,6 +36,9 @@ pub(in crate::registry) struct ImageRecord {
     /// `None`: by a version that did not write it down.
     #[serde(default)]
     pub pulled_at: Option<Timestamp>,
+    /// Whether it has directories of its own above its layers: `images/<hex>.dirs`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub dirs: bool,
 }
 
 /// A layer, and where it can be had again: `layers/<hex>/layer.json`.
@@ -43,6 +51,10 @@ pub(in crate::registry) struct LayerRecord {
     pub size: u64,
     /// An image that had it.
     pub reference: ImageRef,
+    /// Directories of which it says nothing itself. None also by a version that did not write them down, and where
+    /// there are more than fit.
+    #[serde(default, skip_serializing_if = "Implied::is_empty", with = "worker::paths")]
+    pub implied: Implied,
 }
 
 /// A layer as it is packed in a registry.
@@ -70,11 +82,13 @@ impl Store {
         reference: &ImageRef,
     ) -> Result<(), PullError> {
         let (blob, size) = layer.blob.clone();
+        let fits = layer.implied.keys().map(|path| unpack::remembered(path)).sum::<usize>() <= MAX_IMPLIED;
         let record = LayerRecord {
             diff_id: layer.diff_id.clone(),
             blob: BlobRecord { digest: blob, size, media_type: media_type.to_owned() },
             size: layer.size,
             reference: reference.clone(),
+            implied: if fits { layer.implied.clone() } else { Implied::new() },
         };
         let path = layer.place.record();
         let text = atomic::encode(&path, &record).map_err(|error| from_state(&error))?;
@@ -95,6 +109,9 @@ impl Store {
         let former = self.image_record(digest);
         let mut references = former.as_ref().map(|former| former.references.clone()).unwrap_or_default();
         references.insert(reference.clone());
+        let dirs = self.make_dirs(digest, diff_ids, former.is_some_and(|former| former.dirs))?;
+        // A collection holds them: it must not take the directories from under the record.
+        let _pins = self.pins.lock().unwrap_or_else(PoisonError::into_inner);
         let record = ImageRecord {
             digest: digest.clone(),
             diff_ids: diff_ids.to_vec(),
@@ -102,6 +119,7 @@ impl Store {
             config_digest,
             references,
             pulled_at: Some(clock::now()),
+            dirs: self.put_dirs(digest, &dirs)?,
         };
         atomic::write(&self.image_path(digest), &record).map_err(|error| from_state(&error))
     }
@@ -152,7 +170,10 @@ impl Store {
         let path = self.image_path(digest);
         // Only a time.
         let _ = std::fs::remove_file(path.with_extension("used"));
-        atomic::remove(&path).map_err(|error| from_state(&error))
+        atomic::remove(&path).map_err(|error| from_state(&error))?;
+        crate::failpoint::hit("gc::before_dirs");
+        dirs::remove(&self.dirs_path(digest));
+        Ok(())
     }
 
     /// Where a layer came from; `None` where that is damaged, or was never written down.
@@ -172,4 +193,33 @@ pub(super) fn read_layer_record(layer: &Path) -> Result<Option<LayerRecord>, cra
 /// The store's files are state files.
 pub(super) fn from_state(error: &crate::state::StateError) -> PullError {
     PullError::retry(error.reason(), error.to_refusal().message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// However short their paths are: what is written can be read.
+    #[test]
+    fn what_a_layer_implies_fits_a_state_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let digest = Digest::from_sha256(&[7; 32]);
+        let blob = BlobRecord { digest: digest.clone(), size: 1, media_type: "x".to_owned() };
+        let paths = (0u32..).map(|number| std::path::PathBuf::from(format!("{number:x}")));
+        let mut size = 0;
+        let fitting = paths.take_while(|path| {
+            size += unpack::remembered(path);
+            size <= MAX_IMPLIED
+        });
+        let implied = fitting.map(|path| (path, false)).collect();
+        let reference = "r.io/app:1".parse().unwrap();
+        let record = LayerRecord { diff_id: digest, blob, size: 1, reference, implied };
+        atomic::write_plain(
+            &dir.path().join("layer.json"),
+            &atomic::encode(Path::new("layer.json"), &record).unwrap(),
+        )
+        .unwrap();
+        assert!(record.implied.len() > 100_000);
+        assert_eq!(read_layer_record(dir.path()).unwrap(), Some(record));
+    }
 }

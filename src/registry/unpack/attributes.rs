@@ -4,8 +4,8 @@ use std::os::fd::AsFd;
 use std::path::Path;
 
 use rustix::fs::{
-    Gid, Mode, RawMode, Timespec, Timestamps, Uid, XattrFlags, fchmod, fchown, fsetxattr, fstat, fstatfs,
-    futimens,
+    Gid, Mode, RawMode, Timespec, Timestamps, Uid, XattrFlags, fchmod, fchown, fgetxattr, flistxattr,
+    flistxattr_query, fsetxattr, fstat, fstatfs, futimens,
 };
 use rustix::io::Errno;
 
@@ -20,13 +20,16 @@ const SECONDS: std::ops::RangeInclusive<i64> = -(1 << 31)..=(3 << 32) + (1 << 31
 /// What the kernel takes (xattr(7)).
 const MAX_XATTR: usize = 64 << 10;
 
-#[derive(Clone)]
+/// Names and values.
+type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
+
+#[derive(Debug, Clone, PartialEq)]
 pub(super) struct Attributes {
     pub mode: Mode,
     pub uid: Uid,
     pub gid: Gid,
     mtime: (i64, u32),
-    xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    xattrs: Xattrs,
 }
 
 impl Attributes {
@@ -49,14 +52,42 @@ impl Attributes {
         })
     }
 
-    /// Those of a directory in a layer below.
-    pub fn of_stat(stat: &rustix::fs::Stat) -> Self {
-        Self {
+    /// Those of a directory that is on the disk.
+    pub fn of_folder(folder: &impl AsFd) -> Result<Self, Errno> {
+        let stat = fstat(folder)?;
+        let xattrs = match kept_xattrs(folder) {
+            // A file system without them.
+            Err(Errno::OPNOTSUPP) => Vec::new(),
+            xattrs => xattrs?,
+        };
+        Ok(Self {
             mode: Mode::from_raw_mode(stat.st_mode & 0o7777),
             uid: Uid::from_raw(stat.st_uid),
             gid: Gid::from_raw(stat.st_gid),
             mtime: (stat.st_mtime, u32::try_from(stat.st_mtime_nsec).unwrap_or(0)),
-            xattrs: Vec::new(),
+            xattrs,
+        })
+    }
+
+    /// Those of a directory that no layer says anything of: root's, open to all, and as old as can be.
+    pub fn of_nobody() -> Self {
+        let (uid, gid) = (Uid::from_raw(0), Gid::from_raw(0));
+        Self { mode: Mode::from_raw_mode(0o755), uid, gid, mtime: (0, 0), xattrs: Vec::new() }
+    }
+
+    /// What is other than it ought to be, for people.
+    pub fn unlike(&self, ought: &Self) -> Option<String> {
+        let owner = |of: &Self| format!("{}:{}", of.uid.as_raw(), of.gid.as_raw());
+        let time = |of: &Self| format!("{}.{:09}", of.mtime.0, of.mtime.1);
+        if self.mode != ought.mode {
+            let (is, ought) = (self.mode.as_raw_mode(), ought.mode.as_raw_mode());
+            Some(format!("has mode {is:04o}, and should have {ought:04o}"))
+        } else if (self.uid, self.gid) != (ought.uid, ought.gid) {
+            Some(format!("belongs to {}, and should to {}", owner(self), owner(ought)))
+        } else if self.mtime != ought.mtime {
+            Some(format!("says it was changed at {}, and should say {}", time(self), time(ought)))
+        } else {
+            (self.xattrs != ought.xattrs).then(|| "has other extended attributes than it should".to_owned())
         }
     }
 
@@ -128,6 +159,25 @@ fn kept((seconds, nanoseconds): (i64, u32)) -> (i64, u32) {
         seconds if SECONDS.contains(&seconds) => (seconds, nanoseconds),
         seconds => (seconds.clamp(*SECONDS.start(), *SECONDS.end()), 0),
     }
+}
+
+/// Of the extended attributes those that a layer can have, by name.
+pub(in crate::registry) fn kept_xattrs(file: &impl AsFd) -> Result<Xattrs, Errno> {
+    let mut found = Vec::new();
+    // Asked for its length first: most files have none.
+    if flistxattr_query(file)? == 0 {
+        return Ok(found);
+    }
+    let mut list = vec![0u8; MAX_XATTR];
+    let length = flistxattr(file, &mut list[..])?;
+    for name in list[..length].split(|byte| *byte == 0).filter(|name| is_kept(name)) {
+        let mut value = vec![0u8; MAX_XATTR];
+        let length = fgetxattr(file, name, &mut value[..])?;
+        value.truncate(length);
+        found.push((name.to_vec(), value));
+    }
+    found.sort();
+    Ok(found)
 }
 
 /// Overlay's own attributes would change how the layer is read, the others belong to the host's policy.

@@ -9,6 +9,7 @@ mod fields;
 mod folders;
 mod leftovers;
 pub(super) mod listing;
+mod merged;
 mod parents;
 mod pax;
 pub(super) mod reader;
@@ -25,7 +26,8 @@ use rustix::io::Errno;
 
 use super::PullError;
 use crate::types::Reason;
-pub(super) use attributes::is_kept;
+pub(super) use attributes::kept_xattrs;
+pub(super) use merged::Merged;
 pub(super) use parents::{Unsettled, inherit};
 use reader::Reader;
 pub(super) use reader::Stream;

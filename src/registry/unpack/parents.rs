@@ -4,8 +4,9 @@
 //! Where no layer says anything of one, it is root's, open to all, and as old as can be (1970): the time of unpacking
 //! would make another tree of the same layer on each host.
 //!
-//! A layer has one tree for all images that hold it, and its implied directories are those of the image it was pulled
-//! for. Images that share a layer mostly share what is below it too.
+//! A layer has one tree for all images that hold it, and its implied directories are those of the image it was unpacked
+//! for. An image in which they look otherwise has directories of its own above all its layers (`merged`). What was left
+//! out of that tree (`leftovers`) is left out for all images.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -13,7 +14,7 @@ use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat, fgetxattr, fstat, openat2, statat};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, fgetxattr, openat2, statat};
 use rustix::io::Errno;
 
 use super::attributes::Attributes;
@@ -22,9 +23,9 @@ use super::listing::{Kind, Record};
 use super::{Error, Implied, disk, leftovers};
 
 /// What one layer says about a directory.
-enum Found {
-    /// It has it.
-    Here(Stat),
+pub(super) enum Found {
+    /// It has it. `alone`: it hides what layers below it have in its place, by a directory on the way.
+    Here { attributes: Attributes, alone: bool },
     /// It does not know of it.
     Nothing,
     /// It hides it, or has something else in the place of a directory on its way: what is further below does not show.
@@ -79,7 +80,10 @@ pub(in crate::registry) fn inherit(
             continue;
         }
         let failed = |error| disk(path, error);
-        let found = look_up(&lowers, path)?;
+        let found = match (look_up(&lowers, path)?, in_layer(&root, path).map_err(failed)?) {
+            (Found::Here { .. }, Found::Here { alone: true, .. }) => Found::Hidden,
+            (found, _) => found,
+        };
         if matches!(found, Found::Other) {
             let parent = beneath(&root, path.parent().unwrap_or(Path::new(""))).map_err(failed)?;
             if leftovers::clear(&parent, path, implied).map_err(failed)? {
@@ -90,8 +94,8 @@ pub(in crate::registry) fn inherit(
         }
         let folder = beneath(&root, path).map_err(failed)?;
         let attributes = match found {
-            Found::Here(stat) => Attributes::of_stat(&stat),
-            _ => Attributes::of_stat(&fstat(&folder).map_err(failed)?).without_time(),
+            Found::Here { attributes, .. } => attributes,
+            _ => Attributes::of_folder(&folder).map_err(failed)?.without_time(),
         };
         attributes.set(&folder, path)?;
         attributes.set_times(&folder, path)?;
@@ -112,13 +116,17 @@ fn look_up(lowers: &[Option<OwnedFd>], path: &Path) -> Result<Found, Unsettled> 
     Ok(Found::Nothing)
 }
 
-fn in_layer(lower: &OwnedFd, path: &Path) -> Result<Found, Errno> {
+/// What a layer says. Its root it has in any case.
+pub(super) fn in_layer(lower: &OwnedFd, path: &Path) -> Result<Found, Errno> {
     let mut opaque = false;
     let mut so_far = PathBuf::new();
     for part in path.components() {
         so_far.push(part);
         match beneath(lower, &so_far) {
-            Ok(folder) if so_far == path => return fstat(&folder).map(Found::Here),
+            Ok(folder) if so_far == path => {
+                let attributes = Attributes::of_folder(&folder)?;
+                return Ok(Found::Here { attributes, alone: opaque });
+            }
             Ok(folder) => {
                 let mut value = [0u8; 1];
                 opaque |= matches!(fgetxattr(&folder, "trusted.overlay.opaque", &mut value), Ok(1))
@@ -134,12 +142,11 @@ fn in_layer(lower: &OwnedFd, path: &Path) -> Result<Found, Errno> {
             Err(error) => return Err(error),
         }
     }
-    let root = fstat(lower)?;
-    debug_assert_eq!(FileType::from_raw_mode(root.st_mode), FileType::Directory);
-    Ok(Found::Here(root))
+    Ok(Found::Here { attributes: Attributes::of_folder(lower)?, alone: false })
 }
 
-fn beneath(root: &OwnedFd, path: &Path) -> Result<OwnedFd, Errno> {
+/// Opens a directory of a tree.
+pub(super) fn beneath(root: &OwnedFd, path: &Path) -> Result<OwnedFd, Errno> {
     let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let how = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;

@@ -143,7 +143,7 @@ fn prepare(order: &Order) -> std::io::Result<(File, OwnedFd, File)> {
 }
 
 /// Paths are bytes, and JSON is text.
-mod paths {
+pub(super) mod paths {
     use std::ffi::OsString;
     use std::os::unix::ffi::OsStringExt;
 

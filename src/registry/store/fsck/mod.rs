@@ -3,6 +3,7 @@
 mod content;
 mod tree;
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
@@ -89,7 +90,7 @@ pub struct ImageReport {
     pub references: Vec<ImageRef>,
     /// Lowest first.
     pub layers: Vec<Digest>,
-    /// What is wrong with its record.
+    /// What is wrong with its record, or with its own directories.
     pub trouble: Option<String>,
 }
 
@@ -150,7 +151,7 @@ impl Findings {
 }
 
 /// Names in images are anybody's: they are not to reach a terminal as they are.
-fn shown(path: &Path) -> String {
+pub(super) fn shown(path: &Path) -> String {
     path.as_os_str().as_bytes().escape_ascii().to_string()
 }
 
@@ -166,7 +167,8 @@ impl Store {
         let names = self.names("layers", |name| Some(name.to_owned()))?;
         let images = self.names("images", |name| {
             let stem = atomic::stem_of(name).or_else(|| name.strip_suffix(".previous.json"));
-            stem.or_else(|| name.strip_suffix(".used")).map(str::to_owned)
+            let stem = stem.or_else(|| name.strip_suffix(".used"));
+            stem.or_else(|| name.strip_suffix(".dirs")).map(str::to_owned)
         })?;
         let mut checked = Checked { layers: names.known.len(), ..Checked::default() };
         checked.total = names.known.iter().map(|layer| self.listed_bytes(layer)).sum();
@@ -183,7 +185,12 @@ impl Store {
         strays.extend(images.strays);
         let mut ids = images.known;
         ids.dedup();
-        let images = ids.iter().filter_map(|image| self.check_image(image)).collect();
+        let unsound: BTreeSet<Digest> = layers
+            .iter()
+            .filter(|layer| layer.state != LayerState::Sound)
+            .map(|layer| layer.layer.clone())
+            .collect();
+        let images = ids.iter().filter_map(|image| self.check_image(image, &unsound)).collect();
         Ok(Report { layers, images, strays })
     }
 
@@ -281,8 +288,9 @@ impl Store {
         Ok(Some(LayerReport { layer: layer.clone(), state, findings: first, count, paths, bytes }))
     }
 
-    /// Looks at the record of one image; `None`: it is not here (any more).
-    pub fn check_image(&self, image: &Digest) -> Option<ImageReport> {
+    /// Looks at the record of one image, and at its own directories where none of its layers is `unsound`: those have the
+    /// say. `None`: it is not here (any more).
+    fn check_image(&self, image: &Digest, unsound: &BTreeSet<Digest>) -> Option<ImageReport> {
         let path = self.image_path(image);
         let report = |record: Option<ImageRecord>, trouble| {
             let (references, layers) = record.map_or_else(Default::default, |record| {
@@ -296,7 +304,12 @@ impl Store {
             }
             Ok(Some(record)) => {
                 let lost = record.diff_ids.iter().find(|layer| !self.has_layer(layer));
-                let trouble = lost.map(|layer| format!("its layer {layer} is not here"));
+                let trouble = match lost {
+                    Some(layer) => Some(format!("its layer {layer} is not here")),
+                    None if record.diff_ids.iter().any(|layer| unsound.contains(layer)) => None,
+                    // What an agent removes meanwhile loses its record first.
+                    None => self.dirs_trouble(&record).filter(|_| path.exists()),
+                };
                 report(Some(record), trouble)
             }
             Ok(None) => None,

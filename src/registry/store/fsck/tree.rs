@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FileType, Mode, Stat, fgetxattr, flistxattr, fstat, openat, readlinkat};
+use rustix::fs::{FileType, Mode, Stat, fgetxattr, fstat, openat, readlinkat};
 use rustix::io::Errno;
 
 use super::content::Reader;
 use super::{Depth, FOLDER, Findings, TREE, in_tree};
 use crate::registry::store::walk::{self, Event, Found};
-use crate::registry::unpack::is_kept;
+use crate::registry::unpack::kept_xattrs;
 use crate::registry::unpack::listing::{self, Kind, Record};
 use crate::types::Digest;
 
@@ -272,14 +272,6 @@ fn word(kind: FileType) -> &'static str {
 
 /// Of the extended attributes those that a layer can have.
 fn attributes(file: &impl AsFd) -> Result<Option<Digest>, Errno> {
-    let mut list = vec![0u8; 64 << 10];
-    let length = flistxattr(file, &mut list[..])?;
-    let mut found = Vec::new();
-    for name in list[..length].split(|byte| *byte == 0).filter(|name| is_kept(name)) {
-        let mut value = vec![0u8; 64 << 10];
-        let length = fgetxattr(file, name, &mut value[..])?;
-        value.truncate(length);
-        found.push((name, value));
-    }
-    Ok(listing::xattrs(found.iter().map(|(name, value)| (*name, &value[..]))))
+    let found = kept_xattrs(file)?;
+    Ok(listing::xattrs(found.iter().map(|(name, value)| (&name[..], &value[..]))))
 }

@@ -106,8 +106,12 @@ fn build(world: &World) -> (tempfile::TempDir, Arc<Store>) {
             config_digest: None,
             references: BTreeSet::from([reference]),
             pulled_at: Some(ago(image.pulled)),
+            dirs: number % 2 == 1,
         };
         let path = store.image_path(&record.digest);
+        if record.dirs {
+            std::fs::create_dir_all(store.dirs_path(&record.digest).join("app/deep")).unwrap();
+        }
         // Twice: with a former version.
         atomic::write(&path, &record).unwrap();
         atomic::write(&path, &record).unwrap();

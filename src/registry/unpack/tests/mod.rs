@@ -6,6 +6,7 @@ mod differential;
 mod forge;
 mod layers;
 mod limits;
+mod merged;
 mod table;
 
 use std::fs::File;
