@@ -290,7 +290,8 @@ impl Store {
     }
 }
 
-fn layer_path(root: &Path, diff_id: &Digest) -> PathBuf {
+/// Where a layer is below the store's root.
+pub(super) fn layer_path(root: &Path, diff_id: &Digest) -> PathBuf {
     root.join("layers").join(diff_id.hex())
 }
 
