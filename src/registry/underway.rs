@@ -1,4 +1,4 @@
-//! What pulls beside each other have in common: nothing comes twice.
+//! What pulls beside each other have in common: nothing comes twice, and only so much at once.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -8,9 +8,14 @@ use tokio::sync::{AcquireError, Notify, OwnedMutexGuard, Semaphore, SemaphorePer
 use crate::types::Digest;
 
 /// Layers at once beside the first of each image, on the whole host: three of one image, as the other engines have it.
-/// An image never waits for another one's layers to be had: one that comes slowly delays nobody but those that need the very
-/// layer.
+/// An image never waits for another one's layers to be had: up to [`FIRST`] of them, one that comes slowly delays nobody
+/// but those that need the very layer.
 const BESIDE_THE_FIRST: usize = 2;
+
+/// Images at once that have a first layer under way, on the whole host: a commit that moves every service would else start
+/// as many processes that unpack as there are services, each with a window of up to 128 MiB, on a host of 1 GiB too. More of
+/// them keep neither a line nor a disk busier.
+const FIRST: usize = 16;
 
 /// A gate for each image that is on its way: who comes second waits, and finds it here.
 #[derive(Default)]
@@ -51,6 +56,7 @@ impl Drop for Claim {
 
 /// How many layers come at once.
 pub(super) struct Slots {
+    first: Semaphore,
     beside: Semaphore,
 }
 
@@ -60,8 +66,12 @@ type Slot<'a> = Result<SemaphorePermit<'a>, AcquireError>;
 impl Slots {
     /// Waits for one. `own` is the image's: it has one permit, for its first layer. Whoever has a slot waits for no other one,
     /// nor for a claim.
-    pub async fn take<'a>(&'a self, own: &'a Semaphore) -> Slot<'a> {
-        tokio::select! { slot = own.acquire() => slot, slot = self.beside.acquire() => slot }
+    pub async fn take<'a>(&'a self, own: &'a Semaphore) -> (Slot<'a>, Option<Slot<'a>>) {
+        let first = async {
+            let own = own.acquire().await;
+            (own, Some(self.first.acquire().await))
+        };
+        tokio::select! { slot = first => slot, slot = self.beside.acquire() => (slot, None) }
     }
 }
 
@@ -75,7 +85,7 @@ pub(super) struct Underway {
 
 impl Default for Underway {
     fn default() -> Self {
-        let slots = Slots { beside: Semaphore::new(BESIDE_THE_FIRST) };
+        let slots = Slots { first: Semaphore::new(FIRST), beside: Semaphore::new(BESIDE_THE_FIRST) };
         Self { images: Gates::default(), claimed: Arc::default(), slots: Arc::new(slots) }
     }
 }
