@@ -36,6 +36,8 @@ mod network;
 mod pull;
 #[path = "registry/refusals.rs"]
 mod refusals;
+#[path = "registry/stages.rs"]
+mod stages;
 #[path = "registry/tokens.rs"]
 mod tokens;
 #[path = "registry/transfers.rs"]

@@ -91,9 +91,14 @@ impl PullError {
         self.is_the_registrys() || (self.reason == Reason::DigestMismatch && self.may_pass())
     }
 
+    /// Whether a disk has no room, or fails.
+    pub(super) fn is_the_disks(&self) -> bool {
+        matches!(self.reason, Reason::DiskSpace | Reason::StorageIo)
+    }
+
     /// Whether it is about this host, and no other source can do better.
     pub(super) fn is_the_hosts(&self) -> bool {
-        matches!(self.reason, Reason::DiskSpace | Reason::StorageIo | Reason::Internal)
+        self.is_the_disks() || self.reason == Reason::Internal
     }
 
     /// With more to say.

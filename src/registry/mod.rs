@@ -1,7 +1,7 @@
 //! Images: from a registry to verified, durable layers on disk.
 //!
-//! A layer gets its final name after both of its digests were checked and one `syncfs` for its whole image succeeded:
-//! a final name means complete and durable, and there is no flag beside it that could disagree.
+//! A layer gets its final name after both of its digests were checked and a `syncfs` succeeded, one for its whole image where
+//! that comes quickly: a final name means complete and durable, and there is no flag beside it that could disagree.
 
 mod address;
 mod ahead;
@@ -32,10 +32,12 @@ mod session;
 mod sha256;
 mod source;
 mod space;
+mod stage;
 mod store;
 mod tags;
 mod token;
 mod trouble;
+mod underway;
 mod unpack;
 mod worker;
 
@@ -81,7 +83,7 @@ pub struct Registry {
     /// How layers are unpacked: by this program.
     workers: layer::Workers,
     /// What is on its way: one download of an image, and of a layer, at a time.
-    underway: pull::Underway,
+    underway: underway::Underway,
     /// What layers need that did not fit.
     needs: space::Needs,
 }
@@ -98,7 +100,7 @@ impl Registry {
             client: Arc::new(client),
             manifests: Mutex::default(),
             workers: layer::Workers::default(),
-            underway: pull::Underway::default(),
+            underway: underway::Underway::default(),
             needs: space::Needs::default(),
         })
     }

@@ -1,26 +1,24 @@
-//! One pull: what is missing, three layers at a time, and one durable end.
+//! One pull: what is missing, three layers of it at a time, and one durable end. What takes long has its finished layers made
+//! durable on the way (`stage.rs`), and what fails keeps them; what pulls beside each other share is in `underway.rs`.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tokio::sync::{OwnedMutexGuard, Semaphore};
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use super::layer::{self, LayerWriter, Unpacked};
+use super::layer::{self, LayerWriter};
 use super::manifest::{self, Descriptor};
 use super::retry::Budget;
 use super::source::Source;
+use super::stage::Stages;
 use super::store::Store;
 use super::worker::Product;
 use super::{PullError, Registry, download, space};
 use crate::engine::ImageConfig;
 use crate::types::{Digest, ImageRef, PinnedImage, Reason, RegistryRef, SafeUrl};
-
-/// Layers at once beside the first of each image, on the whole host: three of one image, as the other engines have it.
-/// An image never waits for another one's layers to be had: one that comes slowly delays nobody.
-const BESIDE_THE_FIRST: usize = 2;
 
 /// Packed bytes after which the disk is given something to do: by what comes, not by the clock, so that a slow network makes
 /// nobody else's writes durable more often than they asked for.
@@ -48,7 +46,7 @@ pub struct Pulled {
     pub bytes: u64,
     /// Layers of the image.
     pub layers_total: usize,
-    /// Of these, layers that were here already.
+    /// Of these, layers that were here when it began: also those that an earlier pull left behind, which failed.
     pub layers_reused: usize,
 }
 
@@ -69,46 +67,13 @@ pub(super) struct Contents {
     pub received: u64,
 }
 
-/// A gate for each thing that is on its way: who comes second waits, and finds it here.
+/// What came in one pull, from whichever places.
 #[derive(Default)]
-struct Gates(Mutex<HashMap<Digest, Arc<tokio::sync::Mutex<()>>>>);
-
-impl Gates {
-    async fn pass(&self, what: &Digest) -> OwnedMutexGuard<()> {
-        let gate = {
-            let mut gates = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            // Gates that nobody holds any more.
-            gates.retain(|_, gate| Arc::strong_count(gate) > 1);
-            gates.entry(what.clone()).or_default().clone()
-        };
-        gate.lock_owned().await
-    }
-}
-
-/// What pulls beside each other have in common. Whoever has a layer's gate waits for no image's.
-pub(super) struct Underway {
-    images: Gates,
-    layers: Gates,
-    slots: Arc<Semaphore>,
-}
-
-impl Default for Underway {
-    fn default() -> Self {
-        let slots = Arc::new(Semaphore::new(BESIDE_THE_FIRST));
-        Self { images: Gates::default(), layers: Gates::default(), slots }
-    }
-}
-
-impl Underway {
-    /// One at a time has an image brought here, or an archive looked into.
-    pub async fn image(&self, image: &Digest) -> OwnedMutexGuard<()> {
-        self.images.pass(image).await
-    }
-
-    /// One at a time fetches a layer. Several are to be asked for in the order of their digests.
-    pub async fn layer(&self, diff_id: &Digest) -> OwnedMutexGuard<()> {
-        self.layers.pass(diff_id).await
-    }
+struct Came {
+    /// Over the network.
+    bytes: Arc<AtomicU64>,
+    /// Layers that a try which failed has left behind.
+    layers: AtomicUsize,
 }
 
 /// Where an image is looked for.
@@ -136,15 +101,15 @@ pub(super) async fn pull(
         let here = Pulled { bytes: 0, layers_total: layers, layers_reused: layers };
         return Ok(registry.take_brought(&image.digest).unwrap_or(here));
     }
-    let received = Arc::new(AtomicU64::new(0));
-    let error = match pull_from(registry, image, &At::Name, &received, progress).await {
+    let came = Came::default();
+    let error = match pull_from(registry, image, &At::Name, &came, progress).await {
         Err(error) if error.another_place_may_do() => error,
         result => return result,
     };
     let mut also = String::new();
     for url in super::fallbacks(&image.reference, Some(&image.digest), fallback) {
         let result = match url {
-            Ok(url) => pull_from(registry, image, &At::StandIn(url), &received, progress).await,
+            Ok(url) => pull_from(registry, image, &At::StandIn(url), &came, progress).await,
             Err(error) => Err(error),
         };
         match result {
@@ -165,12 +130,12 @@ async fn mend_dirs(store: &Arc<Store>, image: &Digest) {
     }
 }
 
-/// Pulls from one place. `received` counts all bytes that come.
+/// Pulls from one place.
 async fn pull_from(
     registry: &Registry,
     image: &PinnedImage,
     at: &At,
-    received: &Arc<AtomicU64>,
+    came: &Came,
     progress: &(dyn Fn(Progress) + Send + Sync),
 ) -> Result<Pulled, PullError> {
     // One for all of it: a registry that is ill is not asked by every part of an image anew.
@@ -181,7 +146,7 @@ async fn pull_from(
             Err(error) => return (Err(error), false),
         };
         let source = contents.source.clone();
-        let pulled = pull_within(registry, image, contents, (received, &budget), progress).await;
+        let pulled = pull_within(registry, image, contents, (came, &budget), progress).await;
         (pulled, source.has_moved())
     };
     match once().await {
@@ -239,87 +204,74 @@ pub(super) async fn pull_contents(
     contents: Contents,
     progress: &(dyn Fn(Progress) + Send + Sync),
 ) -> Result<Pulled, PullError> {
-    pull_within(registry, image, contents, (&Arc::default(), &Arc::default()), progress).await
+    pull_within(registry, image, contents, (&Came::default(), &Arc::default()), progress).await
 }
 
 async fn pull_within(
     registry: &Registry,
     image: &PinnedImage,
     contents: Contents,
-    (received, budget): (&Arc<AtomicU64>, &Arc<Budget>),
+    (came, budget): (&Came, &Arc<Budget>),
     progress: &(dyn Fn(Progress) + Send + Sync),
 ) -> Result<Pulled, PullError> {
     let store = &registry.store;
     let name = image.reference.to_string();
     let Contents { source, is_local, config, config_digest, diff_ids, layers: descriptors, .. } = contents;
-    received.fetch_add(contents.received, Ordering::Relaxed);
+    came.bytes.fetch_add(contents.received, Ordering::Relaxed);
     let _pins = store.pin(&diff_ids);
+    let claims = registry.underway.layers(&diff_ids, |layer| store.has_layer(layer)).await;
     let mut missing: Vec<(Digest, Descriptor)> = Vec::new();
     for (diff_id, layer) in diff_ids.iter().zip(&descriptors) {
-        if !store.has_layer(diff_id) && !missing.iter().any(|(known, _)| known == diff_id) {
+        if claims.contains_key(diff_id) && !missing.iter().any(|(known, _)| known == diff_id) {
             missing.push((diff_id.clone(), layer.clone()));
         }
     }
-    // In one order for everybody, so that two pulls that wait for each other's layers cannot lock up.
-    missing.sort_by(|a, b| a.0.cmp(&b.0));
-    let mut gates = Vec::new();
-    for (diff_id, _) in &missing {
-        gates.push(registry.underway.layer(diff_id).await);
-    }
-    missing.retain(|(diff_id, _)| !store.has_layer(diff_id));
     let watch = space::Watch::begin(store.root(), &name, &missing, &registry.needs)?;
-    let barrier = store.barrier()?;
-    let layers = descriptors.len();
-    let seen = Progress { layers, layers_here: layers - missing.len(), ..Progress::default() };
-    let counted = if is_local { Arc::default() } else { received.clone() };
-    let fetched = fetch_all(registry, &source, &watch, &missing, (&counted, budget), seen, progress).await?;
-    let (store, digest, ids) = (store.clone(), image.digest.clone(), diff_ids.clone());
-    let (reference, described) = (image.reference.clone(), missing.clone());
-    let needs = registry.needs.clone();
-    let done = tokio::task::spawn_blocking(move || {
-        let keep = || {
-            store.settle(&ids, &fetched)?;
-            for (diff_id, descriptor) in &described {
-                if let Some(layer) = fetched.get(diff_id) {
-                    store.describe(layer, &descriptor.media_type, &reference)?;
-                }
-            }
-            store.admit(&barrier, &fetched)?;
-            store.record(&digest, &ids, config, Some(config_digest), &reference)?;
-            // They may have been missing to other images, too.
-            if !fetched.is_empty() {
-                store.dress_users(fetched.keys());
-            }
-            Ok(())
-        };
-        keep().map_err(|error| {
-            let places: Vec<_> = fetched.values().map(|layer| layer.place.clone()).collect();
-            watch.explain(error, &described, &places, 0, &needs)
-        })
+    let (ids, reference) = (diff_ids.clone(), image.reference.clone());
+    let mut stages = Stages::begin(store.clone(), reference.clone(), ids, &missing, claims)?;
+    let (layers, done) = (descriptors.len(), came.layers.load(Ordering::Relaxed));
+    let layers_here = layers.saturating_sub(missing.len() + done);
+    let seen = Progress { layers, layers_here, layers_done: done, ..Progress::default() };
+    let counted = if is_local { Arc::default() } else { came.bytes.clone() };
+    let to_fetch = (missing.as_slice(), &mut stages);
+    let fetched = fetch_all(registry, &source, &watch, to_fetch, (&counted, budget), seen, progress).await;
+    if let Err(error) = fetched {
+        came.layers.fetch_add(stages.named().len(), Ordering::Relaxed);
+        return Err(error);
+    }
+    let (digest, needs) = (image.digest.clone(), registry.needs.clone());
+    let finishing = tokio::task::spawn_blocking(move || {
+        stages.finish(
+            |store| store.record(&digest, &diff_ids, config, Some(config_digest), &reference),
+            |error, named, finished| {
+                let places: Vec<_> = finished.values().map(|layer| layer.place.clone()).collect();
+                watch.explain(error, (&missing, named), &places, 0, &needs)
+            },
+        )
     });
-    done.await.map_err(|error| PullError::retry(Reason::Internal, format!("pulling {name}: {error}")))??;
+    finishing
+        .await
+        .map_err(|error| PullError::retry(Reason::Internal, format!("pulling {name}: {error}")))??;
     crate::failpoint::hit("pull::after_record");
-    drop(gates);
-    let bytes = received.load(Ordering::Relaxed);
-    Ok(Pulled { bytes, layers_total: layers, layers_reused: layers - missing.len() })
+    let bytes = came.bytes.load(Ordering::Relaxed);
+    Ok(Pulled { bytes, layers_total: layers, layers_reused: layers_here })
 }
 
-/// Fetches and unpacks layers into temporary directories; on the first error the others are given up.
+/// Fetches and unpacks layers, and hands them to `stages`; on the first error those that are not finished are given up.
 async fn fetch_all(
     registry: &Registry,
     source: &Source,
     watch: &space::Watch,
-    missing: &[(Digest, Descriptor)],
+    (missing, stages): (&[(Digest, Descriptor)], &mut Stages),
     (received, budget): (&Arc<AtomicU64>, &Arc<Budget>),
     mut seen: Progress,
     progress: &(dyn Fn(Progress) + Send + Sync),
-) -> Result<BTreeMap<Digest, Unpacked>, PullError> {
+) -> Result<(), PullError> {
     let name = watch.name();
     let first = Arc::new(Semaphore::new(1));
     let (counter, mut counts) = tokio::sync::mpsc::unbounded_channel::<u64>();
     let (present, mut gone) = tokio::sync::mpsc::channel(1);
     let mut tasks = JoinSet::new();
-    let mut finished = BTreeMap::new();
     let mut trouble = None;
     // Kept to the end, so that what was written can be measured before it goes.
     let places = Arc::new(Mutex::new(Vec::new()));
@@ -346,7 +298,7 @@ async fn fetch_all(
         let (source, store, largest) = (source.clone(), registry.store.clone(), largest.cloned());
         let (mut workers, present, places) = (registry.workers.clone(), present.clone(), places.clone());
         tasks.spawn(async move {
-            let _slot = tokio::select! { slot = first.acquire() => slot, slot = slots.acquire() => slot };
+            let _slot = slots.take(&first).await;
             let next = queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
             // There are as many as tasks.
             let Some(job) = next else { return Ok(None) };
@@ -360,8 +312,7 @@ async fn fetch_all(
                 places.lock().unwrap_or_else(PoisonError::into_inner).push(to.place());
                 Ok(to)
             };
-            let unpacked = download::fetch(&source, &job, start).await?;
-            Ok(Some((job.diff_id, unpacked)))
+            download::fetch(&source, &job, start).await.map(Some)
         });
     }
     drop((counter, present, queue));
@@ -373,11 +324,18 @@ async fn fetch_all(
     loop {
         tokio::select! {
             _ = ticks.tick(), if !tasks.is_empty() && trouble.is_none() => {
-                if let Err(error) = watch.look() {
-                    trouble = Some(error);
-                    tasks.abort_all();
+                match watch.look() {
+                    Ok(()) => stages.tend(),
+                    Err(error) => {
+                        trouble = Some(error);
+                        tasks.abort_all();
+                    }
                 }
             }
+            Some(ended) = stages.ended() => if let Err(error) = ended {
+                trouble.get_or_insert(error);
+                tasks.abort_all();
+            },
             Some(count) = counts.recv() => {
                 seen.bytes += count;
                 progress(seen);
@@ -391,8 +349,8 @@ async fn fetch_all(
             }
             Some(ended) = tasks.join_next() => match ended {
                 Ok(Ok(None)) => {}
-                Ok(Ok(Some((diff_id, layer)))) => {
-                    finished.insert(diff_id, layer);
+                Ok(Ok(Some(layer))) => {
+                    stages.finished(layer);
                     seen.layers_done += 1;
                     progress(seen);
                 }
@@ -413,24 +371,25 @@ async fn fetch_all(
     }
     // Nothing is under way once the pull is over.
     while flushing.join_next().await.is_some() {}
-    match trouble {
-        None => Ok(finished),
-        Some(error) => {
-            let rest = seen.total.saturating_sub(seen.bytes);
-            let (watch, missing, needs) = (watch.clone(), missing.to_vec(), registry.needs.clone());
-            // Measuring and removing trees takes its time.
-            let explained = tokio::task::spawn_blocking(move || {
-                let places = std::mem::take(&mut *places.lock().unwrap_or_else(PoisonError::into_inner));
-                let error = watch.explain(error, &missing, &places, rest, &needs);
-                drop((finished, places));
-                error
-            });
-            let error = explained.await.unwrap_or_else(|error| {
-                PullError::retry(Reason::Internal, format!("pulling {name}: {error}"))
-            });
-            // Whoever hears of the error finds nothing half done.
-            let _ = gone.recv().await;
-            Err(error)
-        }
+    let Some(error) = trouble else { return Ok(()) };
+    // What a disk took that fails, or is full, is not to be believed, or is in the way.
+    if !error.is_the_disks() {
+        stages.rescue().await;
     }
+    let rest = seen.total.saturating_sub(seen.bytes);
+    let (watch, missing, needs) = (watch.clone(), missing.to_vec(), registry.needs.clone());
+    let (named, nameless) = (stages.named().clone(), stages.give_up());
+    // Measuring and removing trees takes its time.
+    let explained = tokio::task::spawn_blocking(move || {
+        let places = std::mem::take(&mut *places.lock().unwrap_or_else(PoisonError::into_inner));
+        let error = watch.explain(error, (&missing, &named), &places, rest, &needs);
+        drop((nameless, places));
+        error
+    });
+    let error = explained
+        .await
+        .unwrap_or_else(|error| PullError::retry(Reason::Internal, format!("pulling {name}: {error}")));
+    // Whoever hears of the error finds nothing half done.
+    let _ = gone.recv().await;
+    Err(error)
 }

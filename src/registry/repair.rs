@@ -159,7 +159,7 @@ impl Registry {
         received: &Arc<AtomicU64>,
         tell: Tell<'_>,
     ) -> Result<Remedy, PullError> {
-        let _gate = self.underway.layer(layer).await;
+        let _claim = self.underway.layer(layer).await;
         let mut users: Vec<&ImageRecord> =
             records.iter().filter(|record| record.diff_ids.contains(layer)).collect();
         // The layer is put together for the first: for one, where there is one, that has all which is below it.

@@ -4,7 +4,7 @@
 //! So only what is certain is refused, and what most layers take is said with it. A pull that turns out not to fit is
 //! remembered with what it had written, and is not begun again in as little room.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use super::PullError;
 use super::manifest::{self, Descriptor, Packing};
-use super::store::Temporary;
-use crate::types::{ByteSize, Digest, Reason};
+use super::store::{Temporary, layer_path};
+use crate::types::{ByteSize, Digest, Reason, plural};
 
 /// How often a pull looks at what is left: at 1 GB/s this is 25 MB.
 pub(super) const LOOK_EVERY: Duration = Duration::from_millis(25);
@@ -194,12 +194,13 @@ impl Watch {
         }
     }
 
-    /// Adds the numbers to an error for lack of room, and remembers them for the next try. `places`: what was written,
-    /// still there; `rest`: bytes of layers that did not come yet.
+    /// Adds the numbers to an error for lack of room, and remembers them for the next try. `named`: those of the missing layers
+    /// that got their names meanwhile; `places`: what else was written, still there; `rest`: bytes of layers that did not
+    /// come yet.
     pub fn explain(
         &self,
         error: PullError,
-        missing: &[(Digest, Descriptor)],
+        (missing, named): (&[(Digest, Descriptor)], &BTreeSet<Digest>),
         places: &[Arc<Temporary>],
         rest: u64,
         needs: &Needs,
@@ -209,14 +210,25 @@ impl Watch {
         }
         let mut need = Amount { bytes: rest, inodes: 1 };
         let mut linked = HashSet::new();
+        // What has its name is no longer there.
         for place in places {
             measure(place.path(), &mut linked, &mut need);
         }
+        let mut left = ids(missing);
+        left.retain(|layer| !named.contains(layer));
+        needs.remember(left, need);
+        // A collection may take those that have their names: then all of it comes again.
+        for layer in named {
+            measure(&layer_path(&self.root, layer), &mut linked, &mut need);
+        }
         needs.remember(ids(missing), need);
+        let kept = match named.len() {
+            0 => "nothing of it was kept".to_owned(),
+            count => format!("{} of it kept", plural(count, "layer is", "layers are")),
+        };
         let (root, free) = (self.root.display(), self.begun.free);
         error.and(format_args!(
-            "the image needs at least {need}, and {free} were free on the file system of {root} at its begin; nothing of \
-             it was kept: {HINT}"
+            "the image needs at least {need}, and {free} were free on the file system of {root} at its begin; {kept}: {HINT}"
         ))
     }
 }

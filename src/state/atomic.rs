@@ -59,6 +59,12 @@ pub fn write_plain(path: &Path, bytes: &[u8]) -> Result<(), StateError> {
     with_reserve(path, || try_write(path, bytes).map_err(|error| StateError::io("writing", path, error)))
 }
 
+/// Gives a file or directory beside the state another name, of which nothing is durable yet. For what makes room: where there
+/// is none even for that, the reserve is given back.
+pub fn rename(from: &Path, to: &Path) -> Result<(), StateError> {
+    with_reserve(to, || std::fs::rename(from, to).map_err(|error| StateError::io("moving", from, error)))
+}
+
 /// Does it once more with the reserve given back, where the file system is full.
 fn with_reserve(path: &Path, mut act: impl FnMut() -> Result<(), StateError>) -> Result<(), StateError> {
     match act() {

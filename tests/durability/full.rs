@@ -1,6 +1,7 @@
 //! No room: of bytes, of inodes, before a pull and in the middle of one. What else is on the disk does not notice, and
 //! the same process goes on when there is room again.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -8,7 +9,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use gitopsd::registry::{Depth, Disposition, PullError, Registry, Store};
+use gitopsd::config::agent::ImagesConfig;
+use gitopsd::registry::{Depth, Disposition, Pressure, PullError, Registry, Store};
 use gitopsd::state::{StateDir, atomic};
 use gitopsd::types::{ImageRef, PinnedImage, Reason};
 
@@ -256,24 +258,7 @@ async fn state_is_written_on_a_full_disk() {
         let state = StateDir::open(&root).unwrap();
         let (known, new) = (root.join("services/known.json"), root.join("receipts/new.json"));
         atomic::write(&known, &"before").unwrap();
-        let ballast = disk.root().join("ballast");
-        fs::create_dir(&ballast).unwrap();
-        if inodes {
-            let full = (0..).find_map(|number: u32| fs::write(ballast.join(number.to_string()), b"").err());
-            assert!(atomic::is_full(&full.unwrap()));
-        } else {
-            let mut file = fs::File::create(ballast.join("file")).unwrap();
-            while file.write_all(&[1; 64 << 10]).is_ok() {}
-            file.sync_all().unwrap();
-            // The last blocks, one a file: the file system sets some aside, and gives them when it is asked again.
-            let mut refused = 0;
-            for number in 0.. {
-                refused += u32::from(write_once(&ballast.join(number.to_string())).is_err());
-                if refused == 20 {
-                    break;
-                }
-            }
-        }
+        let ballast = to_the_brim(&disk, inodes);
         let stat = rustix::fs::statvfs(&root).unwrap();
         let left = format!("{} blocks and {} inodes were free", stat.f_bfree, stat.f_ffree);
         atomic::write(&known, &"after").unwrap();
@@ -288,6 +273,98 @@ async fn state_is_written_on_a_full_disk() {
         state.refill_reserve();
         assert_eq!(fs::metadata(&reserve).unwrap().len(), 8 << 20);
     }
+}
+
+/// Takes the last inode, or the last byte, also those that only root may take. Gives the folder to remove.
+fn to_the_brim(disk: &Disk, inodes: bool) -> PathBuf {
+    let ballast = disk.root().join("ballast");
+    fs::create_dir(&ballast).unwrap();
+    if inodes {
+        let full = (0..).find_map(|number: u32| fs::write(ballast.join(number.to_string()), b"").err());
+        assert!(atomic::is_full(&full.unwrap()));
+        return ballast;
+    }
+    let mut file = fs::File::create(ballast.join("file")).unwrap();
+    while file.write_all(&[1; 64 << 10]).is_ok() {}
+    file.sync_all().unwrap();
+    // The last blocks, one a file: the file system sets some aside, and gives them when it is asked again.
+    let mut refused = 0;
+    for number in 0.. {
+        refused += u32::from(write_once(&ballast.join(number.to_string())).is_err());
+        if refused == 20 {
+            break;
+        }
+    }
+    ballast
+}
+
+/// What makes room needs none: `gitopsd gc` on a disk whose last byte, or last inode, is gone.
+#[tokio::test(flavor = "multi_thread")]
+async fn images_are_collected_on_a_full_disk() {
+    let _alone = alone().await;
+    let truth = Truth::new().await;
+    for inodes in [false, true] {
+        let memory = Memory::new(160);
+        let disk = Disk::below(memory.root(), EXT4_FEW, 96);
+        let root = disk.root().join("state");
+        drop(StateDir::open(&root).unwrap());
+        super::puller::pull(&root, &truth.image(&truth.server.address(), "2")).await.unwrap();
+        let host = tempfile::tempdir().unwrap();
+        let config = host.path().join("gitopsd.toml");
+        let own = host.path().display();
+        let text = format!(
+            "state_dir = \"{}\"\nrun_dir = \"{own}/run\"\n[repo]\nurl = \"{own}/repo.git\"\n\
+             [images]\nkeep = \"0s\"\nkeep_count = 0\n",
+            root.display()
+        );
+        fs::write(&config, text).unwrap();
+        let _ballast = to_the_brim(&disk, inodes);
+        assert!(fs::create_dir(disk.root().join("anything")).is_err(), "it is full");
+        let free = || {
+            let stat = rustix::fs::statvfs(&root).unwrap();
+            (stat.f_bfree * stat.f_frsize, stat.f_ffree)
+        };
+        let before = free();
+        let mut gc = std::process::Command::new(env!("CARGO_BIN_EXE_gitopsd"));
+        let output = gc.args(["gc", "--config"]).arg(&config).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        println!("{said}");
+        assert!(output.status.success(), "inodes: {inodes}: {output:?}");
+        assert!(said.contains("/app:2 ") && said.contains("1 image: ") && said.contains(" freed"), "{said}");
+        let store = root.join("store");
+        for folder in ["layers", "images", "tmp"] {
+            assert_eq!(names(&store.join(folder)), Vec::<String>::new(), "{folder}");
+        }
+        // 2,300 files of some 9 MB.
+        let after = free();
+        assert!(after.0 > before.0 + (5 << 20) && after.1 > before.1 + 2000, "{before:?} {after:?}");
+        assert!(root.join("reserve/space").exists(), "it was not needed for that");
+    }
+}
+
+/// Where there is no room even for a further name, the reserve makes it.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_reserve_is_for_collections_too() {
+    let _alone = alone().await;
+    let truth = Truth::new().await;
+    let memory = Memory::new(160);
+    let disk = Disk::below(memory.root(), EXT4_FEW, 96);
+    let root = disk.root().join("state");
+    drop(StateDir::open(&root).unwrap());
+    super::puller::pull(&root, &truth.image(&truth.server.address(), "2")).await.unwrap();
+    let store = Store::open(&root).unwrap();
+    let ballast = to_the_brim(&disk, false);
+    // Further names of one file fill the folder that layers go by, until a name as long as theirs needs another block.
+    let (file, tmp) = (ballast.join("file"), root.join("store/tmp"));
+    let full = (0..).find_map(|number: u64| fs::hard_link(&file, tmp.join(format!("{number:0>13}"))).err());
+    assert!(atomic::is_full(&full.unwrap()));
+    let config = ImagesConfig { keep: Duration::ZERO, keep_count: 0, ..ImagesConfig::default() };
+    let now = gitopsd::types::Timestamp::from_second(4_000_000_000).unwrap();
+    let doomed = store.collect(&config, &BTreeSet::new(), Pressure::Configured, now, false).unwrap();
+    assert!(!root.join("reserve/space").exists(), "the reserve was given back");
+    let gone = doomed.finish();
+    assert!(gone.images.len() == 1 && gone.images[0].layers == 4 && gone.freed > 5 << 20, "{gone:?}");
+    assert_eq!(names(&root.join("store/layers")), Vec::<String>::new());
 }
 
 /// ext4 finds something wrong with itself, and turns read-only in the middle of a pull.

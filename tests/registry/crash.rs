@@ -65,6 +65,7 @@ fn start(state: &Path, image: &PinnedImage, failpoints: &str) -> Child {
 }
 
 /// Trees and image of a host where nothing went wrong.
+#[derive(Clone)]
 struct Truth {
     image: PinnedImage,
     trees: Vec<(String, String)>,
@@ -149,6 +150,45 @@ async fn a_kill_in_the_middle_of_a_layer() {
     assert_eq!(check(dir.path(), &truth), (0, 0));
     assert!(!names(&dir.path().join("store/tmp")).is_empty(), "it was in the middle");
     recover(dir.path(), &server.address(), &truth).await;
+}
+
+/// A pull that takes long gives names to what is finished; what is killed then has that much less to do again.
+#[tokio::test(flavor = "multi_thread")]
+#[cfg_attr(not(feature = "failpoints"), ignore = "needs the feature failpoints")]
+async fn kills_in_a_long_pull() {
+    let server = Server::new();
+    let blobs = [layer(1), layer(2), layer(3)];
+    server.push("1", &blobs).await;
+    let digest = blobs[2].digest();
+    let held = move |proxied: &str| proxied.contains(&digest);
+    let proxy = Proxy::new(&server, move |request, upstream| {
+        let mut answer = upstream.get(request);
+        if held(&request.path) {
+            (answer.cut, answer.hold) = (Some(answer.body.len() / 2), true);
+        }
+        answer
+    });
+    let truth = truth(&server.address()).await;
+    let reference = format!("{}/app:1", proxy.address()).parse().unwrap();
+    let through = PinnedImage { reference, ..truth.image.clone() };
+    for (point, named) in [("pull::before_rename", 0), ("pull::after_rename", 2), ("", 2)] {
+        let dir = tempfile::tempdir().unwrap();
+        let failpoint = if point.is_empty() { String::new() } else { format!("{point}=return") };
+        let mut child = start(dir.path(), &through, &failpoint);
+        if point.is_empty() {
+            let layers = dir.path().join("store/layers");
+            wait_for("the first names", || (names(&layers).len() == 2).then_some(()));
+            child.kill().unwrap();
+        }
+        assert_eq!(child.wait().unwrap().signal(), Some(9), "{point}");
+        assert_eq!(check(dir.path(), &truth), (named, 0), "{point}");
+        let counting = Proxy::counting(&server);
+        let reference = format!("{}/app:1", counting.address()).parse().unwrap();
+        let again = Truth { image: PinnedImage { reference, ..truth.image.clone() }, ..truth.clone() };
+        recover(dir.path(), &counting.address(), &again).await;
+        let came: Vec<bool> = blobs.iter().map(|blob| counting.count(&blob.digest()) > 0).collect();
+        assert_eq!(came, [named == 0, named == 0, true], "{point}: which layers came again");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -243,6 +243,37 @@ async fn so_many_layers_at_once() {
     assert_eq!(most.load(Ordering::SeqCst), 4, "of two");
 }
 
+/// However many images come: the first layers of 16, and two more.
+#[tokio::test(flavor = "multi_thread")]
+async fn so_many_layers_of_many_images_at_once() {
+    const IMAGES: u64 = 24;
+    let server = Server::new();
+    for number in 0..IMAGES {
+        server.push(&number.to_string(), &[layer(number)]).await;
+    }
+    let (now, most) = (AtomicUsize::new(0), Arc::new(AtomicUsize::new(0)));
+    let its_most = most.clone();
+    let digests: Vec<String> = (0..IMAGES).map(|number| layer(number).digest()).collect();
+    let proxy = Proxy::new(&server, move |request, upstream| {
+        if digests.iter().any(|digest| request.path.contains(digest)) {
+            its_most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+            // Long enough for all that may to be under way.
+            std::thread::sleep(std::time::Duration::from_secs(2));
+            now.fetch_sub(1, Ordering::SeqCst);
+        }
+        upstream.get(request)
+    });
+    let address = proxy.address();
+    let host = Arc::new(Host::new(&[&address]));
+    let mut pulls = tokio::task::JoinSet::new();
+    for number in 0..IMAGES {
+        let (host, name) = (host.clone(), format!("{address}/app:{number}"));
+        pulls.spawn(async move { host.pull(&name).await.unwrap() });
+    }
+    assert_eq!(pulls.join_all().await.len() as u64, IMAGES);
+    assert_eq!(most.load(Ordering::SeqCst), 18);
+}
+
 /// An image that is asked for by two comes once, its documents too.
 #[tokio::test(flavor = "multi_thread")]
 async fn one_image_comes_once() {

@@ -272,7 +272,9 @@ async fn all_of_a_pull_has_one_budget() {
     assert!(text.contains("all 20 further tries of this pull are used up"), "{text}");
     let asked: usize = digests.iter().map(|digest| proxy.count(digest)).sum();
     assert!((20..=32).contains(&asked), "{asked} requests");
-    host.assert_empty();
+    // Of the layers that came, those may have their names below which none is missing.
+    assert_eq!(host.names("images"), Vec::<String>::new());
+    host.assert_tmp_clean();
     // One that never comes says how often it was tried.
     let digest = digests[0].clone();
     let proxy = Proxy::new(&server, move |request, upstream| {

@@ -1,6 +1,8 @@
 //! An archive that is read as a whole: from its begin to its end into one file of the store's own, inflated by a
 //! confined process.
 
+use std::collections::BTreeSet;
+
 use super::place::{Part, Place};
 use crate::registry::layer::{LayerWriter, Unpacked};
 use crate::registry::manifest::{self, Descriptor, Packing};
@@ -65,7 +67,7 @@ pub(super) async fn spool(
         Err(error) => error,
     };
     let rest = size.saturating_sub(place.received());
-    let error = watch.explain(error, &parts, &[written], rest, &registry.needs);
+    let error = watch.explain(error, (&parts, &BTreeSet::new()), &[written], rest, &registry.needs);
     // Whoever hears of the error finds nothing half done.
     let _ = gone.recv().await;
     Err(error)

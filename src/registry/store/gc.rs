@@ -1,10 +1,10 @@
 //! What may go, and taking it away: records first, then layers that no record names, by way of tmp. A crash in between
-//! leaves layers without an image, which are found the next time.
+//! leaves layers without an image, which are found the next time, as are those of a pull that failed. Nothing is made on the way:
+//! the disk may be full to its last byte and inode.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::ErrorKind;
 use std::path::PathBuf;
-use std::sync::{Arc, PoisonError};
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -89,22 +89,39 @@ pub enum Pressure {
 #[derive(Debug)]
 pub struct Doomed {
     collection: Collection,
-    images: Vec<(usize, Vec<PathBuf>)>,
-    unused: Vec<PathBuf>,
-    _place: Option<Arc<Temporary>>,
+    images: Vec<(usize, Vec<Going>)>,
+    unused: Vec<Going>,
+}
+
+/// A layer that goes, or would.
+#[derive(Debug)]
+enum Going {
+    /// It has no name any more, and goes with this value.
+    Gone(Temporary),
+    /// It stays.
+    Here(PathBuf),
+}
+
+impl Going {
+    fn bytes(&self) -> u64 {
+        match self {
+            Self::Gone(place) => measure(place.path()),
+            Self::Here(path) => measure(path),
+        }
+    }
 }
 
 impl Doomed {
     /// Measures it, and removes it for good.
     pub fn finish(mut self) -> Collection {
-        for (index, paths) in &self.images {
-            let bytes: u64 = paths.iter().map(|path| measure(path)).sum();
+        for (index, layers) in &self.images {
+            let bytes: u64 = layers.iter().map(Going::bytes).sum();
             if let Some(gone) = self.collection.images.get_mut(*index) {
                 gone.bytes += bytes;
             }
             self.collection.freed += bytes;
         }
-        self.collection.unused_bytes = self.unused.iter().map(|path| measure(path)).sum();
+        self.collection.unused_bytes = self.unused.iter().map(Going::bytes).sum();
         self.collection.freed += self.collection.unused_bytes;
         self.collection
     }
@@ -187,13 +204,15 @@ impl Store {
             collection: Collection { short_of_space: lacking > 0, ..Collection::default() },
             images: Vec::new(),
             unused: Vec::new(),
-            _place: None,
         };
-        let place =
-            if dry_run || (parts.is_empty() && unused.is_empty()) { None } else { Some(self.temporary()?) };
+        let take = |layers: &[Digest]| -> Result<Vec<Going>, PullError> {
+            let here = |layer| Ok(Going::Here(layer_path(&self.root, layer)));
+            let gone = |layer| self.take_out(layer).map(Going::Gone);
+            layers.iter().map(|layer| if dry_run { here(layer) } else { gone(layer) }).collect()
+        };
         for (index, (image, layers)) in parts.iter().enumerate() {
             let record = self.record_bytes(&image.digest);
-            if place.is_some() {
+            if !dry_run {
                 self.forget_image(&image.digest)?;
             }
             doomed.collection.freed += record;
@@ -205,32 +224,15 @@ impl Store {
                 bytes: record,
             });
             crate::failpoint::hit("gc::after_record");
-            let paths = layers.iter().map(|layer| self.take_away(layer, place.as_deref()));
-            doomed.images.push((index, paths.collect::<Result<_, _>>()?));
+            doomed.images.push((index, take(layers)?));
         }
-        doomed.unused = unused
-            .iter()
-            .map(|layer| self.take_away(layer, place.as_deref()))
-            .collect::<Result<_, PullError>>()?;
+        doomed.unused = take(&unused)?;
         doomed.collection.unused = unused;
-        if place.is_some() {
+        let nothing = doomed.images.is_empty() && doomed.unused.is_empty();
+        if !(dry_run || nothing) {
             self.sync_names().map_err(|error| PullError::io("removing layers", &error))?;
         }
-        doomed._place = place;
         Ok(doomed)
-    }
-
-    /// Moves a layer to where it is removed with all that is there; where it is then.
-    fn take_away(&self, layer: &Digest, to: Option<&Temporary>) -> Result<PathBuf, PullError> {
-        let from = layer_path(&self.root, layer);
-        let Some(to) = to else { return Ok(from) };
-        let path = to.path().join(layer.hex());
-        match std::fs::rename(&from, &path) {
-            Err(error) if error.kind() != ErrorKind::NotFound => {
-                Err(PullError::io(format_args!("removing layer {layer}"), &error))
-            }
-            _ => Ok(path),
-        }
     }
 
     fn known(&self, digest: &Digest) -> Option<Known> {

@@ -36,7 +36,7 @@ use super::PullError;
 use super::layer::Unpacked;
 use super::unpack::{self, listing};
 use crate::engine::LocalImage;
-use crate::state::atomic;
+use crate::state::{StateError, atomic};
 use crate::types::{Digest, Reason};
 pub(super) use clock::now;
 pub use fsck::{Checked, Depth, Finding, ImageReport, LayerReport, LayerState, Report};
@@ -167,14 +167,30 @@ impl Store {
 
     /// A fresh directory for something unfinished, on the same file system as the final names.
     pub(super) fn temporary(&self) -> Result<Arc<Temporary>, PullError> {
-        let number = self.count.fetch_add(1, Ordering::Relaxed);
-        let place = Temporary(self.root.join("tmp").join(number.to_string()));
+        let place = self.nameless();
         atomic::make_dir(&place.tree()).map_err(|error| from_state(&error))?;
         // A layer that says nothing of its root has an ordinary one (the store above it is root's alone).
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         std::fs::set_permissions(place.tree(), mode)
             .map_err(|error| PullError::io(format_args!("preparing {}", place.0.display()), &error))?;
         Ok(Arc::new(place))
+    }
+
+    /// A place for something unfinished, where nothing is yet.
+    fn nameless(&self) -> Temporary {
+        let number = self.count.fetch_add(1, Ordering::Relaxed);
+        Temporary(self.root.join("tmp").join(number.to_string()))
+    }
+
+    /// Takes a layer's name away. What it was goes with the result, or with the next start. Nothing is made for that: a full
+    /// disk has no room for a directory.
+    fn take_out(&self, diff_id: &Digest) -> Result<Temporary, PullError> {
+        let doomed = self.nameless();
+        match atomic::rename(&layer_path(&self.root, diff_id), doomed.path()) {
+            Err(StateError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => Ok(doomed),
+            Err(error) => Err(from_state(&error)),
+            Ok(()) => Ok(doomed),
+        }
     }
 
     /// What [`Self::admit`] syncs by. To be had before the first write: a descriptor hears of those errors only that
@@ -254,14 +270,9 @@ impl Store {
         if pins.contains_key(diff_id) {
             return Ok(false);
         }
-        let failed = |error: &std::io::Error| PullError::io(format_args!("removing layer {diff_id}"), error);
-        let doomed = self.temporary()?;
-        match std::fs::rename(layer_path(&self.root, diff_id), doomed.path().join("layer")) {
-            Err(error) if error.kind() != ErrorKind::NotFound => return Err(failed(&error)),
-            _ => {}
-        }
+        let _doomed = self.take_out(diff_id)?;
         drop(pins);
-        self.sync_names().map_err(|error| failed(&error))?;
+        self.sync_names().map_err(|error| PullError::io(format_args!("removing layer {diff_id}"), &error))?;
         Ok(true)
     }
 
@@ -286,7 +297,8 @@ impl Store {
     }
 }
 
-fn layer_path(root: &Path, diff_id: &Digest) -> PathBuf {
+/// Where a layer is below the store's root.
+pub(super) fn layer_path(root: &Path, diff_id: &Digest) -> PathBuf {
     root.join("layers").join(diff_id.hex())
 }
 
