@@ -224,7 +224,7 @@ impl Watch {
         needs.remember(ids(missing), need);
         let kept = match named.len() {
             0 => "nothing of it was kept".to_owned(),
-            count => format!("{} of it kept", plural(count, "layer is", "layers are")),
+            count => format!("{} kept", plural(count, "layer of it is", "layers of it are")),
         };
         let (root, free) = (self.root.display(), self.begun.free);
         error.and(format_args!(
@@ -304,6 +304,28 @@ mod tests {
         let huge = [layer("+gzip", u64::MAX), layer("+zstd", u64::MAX)];
         assert!(likely(&huge) > 1 << 60 && packed(&huge) == u64::MAX);
         assert_eq!(likely(&[layer("+of-something-else", 7)]), 7);
+    }
+
+    /// Those layers are there, and a collection may take them.
+    #[test]
+    fn layers_that_have_their_names_are_needed_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let layer = |text: &[u8], size| {
+            let digest = manifest::sha256(text);
+            (digest.clone(), Descriptor::of_layer(String::new(), digest, size))
+        };
+        let missing = [layer(b"named", 10), layer(b"on its way", 20)];
+        let tree = layer_path(dir.path(), &missing[0].0).join("fs");
+        std::fs::create_dir_all(&tree).unwrap();
+        std::fs::write(tree.join("file"), vec![1; 100_000]).unwrap();
+        let watch = Watch { root: dir.path().to_owned(), name: "app".to_owned(), begun: ROOM };
+        let (needs, named) = (Needs::default(), BTreeSet::from([missing[0].0.clone()]));
+        let full = PullError::retry(Reason::DiskSpace, "full");
+        let error = watch.explain(full, (&missing, &named), &[], 20, &needs).to_string();
+        assert!(error.contains("; 1 layer of it is kept: make room"), "{error}");
+        assert_eq!(needs.get(&ids(&missing[1..])), Amount { bytes: 20, inodes: 1 }, "with that layer");
+        let all = needs.get(&ids(&missing));
+        assert!((100_020..200_000).contains(&all.bytes) && all.inodes == 4, "without it: {all}");
     }
 
     #[test]
