@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::launch::{Launch, Report};
-use super::layout::RunFiles;
+use super::layout::{Layout, RunFiles};
 use super::observe::{foreign, is_supervised, running, this_boot};
 use super::record::{self, ExitRecord, ProcessId, boot_id, wait_readable};
 use super::supervisor::Order;
@@ -19,7 +19,8 @@ use crate::types::{InstanceId, NetworkMode, Options, Reason};
 
 /// How long a start that somebody else began may take before ours gives up.
 const OTHERS_START: Duration = Duration::from_secs(60);
-/// How long a shim may take to report. A start takes some 30 ms; a disk on its knees takes longer.
+/// How long a shim may take to report, or to say that it makes progress. A start takes some 30 ms; a disk on its knees
+/// takes longer, and so does a first fill of a volume, which goes on as long as it gets on.
 const REPORT: Duration = Duration::from_secs(120);
 /// How long systemd may take from the end of a shim to letting go of its lock.
 const LETTING_GO: Duration = Duration::from_secs(2);
@@ -249,10 +250,11 @@ fn run_shim(
         .open(run.shim_log())
         .map_err(|e| failed("shim.log cannot be opened".into(), e))?;
     let report = begin(engine, run, mode, launch, &lock, &shim_log)?;
+    let patience = patience(&launch.layout, REPORT);
     drop((lock, shim_log));
     let mut report = File::from(report);
     let mut line = Vec::new();
-    let end = Instant::now() + REPORT;
+    let mut end = Instant::now() + patience;
     while line.last() != Some(&b'\n') {
         let left = end.saturating_duration_since(Instant::now());
         let ready =
@@ -264,12 +266,18 @@ fn run_shim(
             continue;
         }
         if !ready {
-            let what = format!("{name}: its shim did not report within {} s", REPORT.as_secs());
+            let what = format!("{name}: its shim did not report within {} s", patience.as_secs());
             return Err(EngineError::plain(Reason::StartFailed, what));
         }
         let mut chunk = [0; 4096];
         let length = report.read(&mut chunk).map_err(|e| failed("its shim's report".into(), e))?;
-        line.extend_from_slice(chunk.get(..length).unwrap_or_default());
+        let chunk = chunk.get(..length).unwrap_or_default();
+        let said = if line.is_empty() { chunk.trim_ascii_start() } else { chunk };
+        if said.len() < chunk.len() {
+            // Word of progress: see `PROGRESS`.
+            end = Instant::now() + patience;
+        }
+        line.extend_from_slice(said);
         if length == 0 || line.len() as u64 > MAX_REPORT {
             break;
         }
@@ -282,6 +290,16 @@ fn run_shim(
             Err(EngineError::plain(Reason::StartFailed, format!("{name}: its shim died{said}")))
         }
     }
+}
+
+/// How long a start without progress is waited for: `usual`, unless a test is in a hurry.
+#[cfg_attr(not(feature = "failpoints"), expect(unused_variables, reason = "only tests are in a hurry"))]
+fn patience(layout: &Layout, usual: Duration) -> Duration {
+    #[cfg(feature = "failpoints")]
+    if shim::is_wanted(layout, "hurried") {
+        return Duration::from_secs(3);
+    }
+    usual
 }
 
 /// Starts a shim under the first name that is to be had, and writes down for it what it is to run.
