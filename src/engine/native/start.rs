@@ -6,7 +6,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::launch::{Launch, Report};
 use super::layout::{Layout, RunFiles};
@@ -17,7 +17,7 @@ use super::{NativeEngine, etc_files, limits, lock, shim, stop, storage_reason};
 use crate::engine::{ContainerRequest, ContainerState, EngineError};
 use crate::types::{InstanceId, NetworkMode, Options, Reason};
 
-/// How long a start that somebody else began may take before ours gives up.
+/// How long a start that somebody else began may take, or go without word of progress, before ours gives up.
 const OTHERS_START: Duration = Duration::from_secs(60);
 /// How long a shim may take to report, or to say that it makes progress. A start takes some 30 ms; a disk on its knees
 /// takes longer, and so does a first fill of a volume, which goes on as long as it gets on.
@@ -48,13 +48,18 @@ pub(super) fn start(engine: &NativeEngine, request: &ContainerRequest) -> Result
     };
     // Held by a shim that is about to start it (of an agent that was killed), or about to write down its end.
     let mut lock = None;
-    let end = Instant::now() + OTHERS_START;
+    let patience = patience(&engine.layout, OTHERS_START);
+    let (mut end, mut word) = (Instant::now() + patience, last_word(&run));
     while lock.is_none() && Instant::now() < end {
         lock = lock::try_take(&run).map_err(|e| failed("its lock", e))?;
         if running(&run, &boot).is_some() {
             return Ok(());
         }
         if lock.is_none() {
+            let now = last_word(&run);
+            if now != word {
+                (end, word) = (Instant::now() + patience, now);
+            }
             if shim_has_died(&run) {
                 // With the agent that had begun this: what it has made half waits for it, and for nobody else.
                 stop::kill_half_made(engine, &run, id);
@@ -332,6 +337,11 @@ fn begin(
             Err(error) => return Err(failed("its shim cannot be started", error)),
         }
     }
+}
+
+/// When a shim has said last that it makes progress, or who it is, to those who have not its report.
+fn last_word(run: &RunFiles) -> Option<SystemTime> {
+    fs::metadata(run.shim()).and_then(|found| found.modified()).ok()
 }
 
 /// Whether the shim that said who it is runs no more. What it has begun may still hold the report pipe open.

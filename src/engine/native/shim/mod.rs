@@ -180,7 +180,7 @@ fn begin(
     let launch: launch::Launch = record::read(&run.launch())
         .ok_or_else(|| EngineError::plain(Reason::StartFailed, failed("launch.json cannot be read")))?;
     if mode == START {
-        return create::create(run, launch, &mut progress::Progress::new(report));
+        return create::create(run, launch, &mut progress::Progress::new(run, report));
     }
     let init = adoptable(run).ok_or_else(|| {
         EngineError::plain(Reason::StartFailed, failed("nothing runs that could be adopted"))
