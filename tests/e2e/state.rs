@@ -66,6 +66,16 @@ fn a_read_only_state_directory_stops_no_restart_and_is_told() {
         "mine\n",
         "what it wrote before is there"
     );
+    // What it writes is in memory, and as much as it has room there: the rest of /run is the host's.
+    let flood = "/bin/busybox dd if=/dev/zero of=/flood bs=1M count=200";
+    let flood = lab.run(&["exec", "web", "--", "/bin/sh", "-c", flood]);
+    let said = String::from_utf8_lossy(&flood.stderr).into_owned();
+    assert!(!flood.status.success() && said.contains("No space left"), "{said}");
+    let used = Command::new("du").arg("-sxk").arg(lab.path("run")).output().unwrap();
+    let used = String::from_utf8(used.stdout).unwrap();
+    let kib: u64 = used.split_whitespace().next().unwrap().parse().unwrap();
+    assert!(kib < 16 << 10, "{used}");
+    assert_eq!(get(port, "/").unwrap(), "version 1\n");
     told(&lab, "storage-io");
     // Also by an agent that finds it so.
     lab.kill_agent();

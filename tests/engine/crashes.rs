@@ -4,7 +4,7 @@ use std::fs;
 use std::time::Duration;
 
 use gitopsd::engine::{ContainerState, Engine};
-use gitopsd::types::InstanceId;
+use gitopsd::types::{InstanceId, VolumeMount, VolumeSource};
 
 use crate::containers::{self, Rig, look_after, wait_for};
 
@@ -82,6 +82,28 @@ fn agent_and_shim_killed_at_once_in_the_middle_of_a_start_hold_up_no_next_start(
     }
 }
 
+/// The patience of agents is made short and the copy slow, by `weak`.
+#[test]
+fn a_first_fill_that_goes_on_is_finished_for_the_next_agent() {
+    let rig = Rig::new();
+    let prepared = rig.path("layer/var/lib/shop");
+    fs::create_dir_all(&prepared).unwrap();
+    (0..60).for_each(|number| fs::write(prepared.join(number.to_string()), "seed").unwrap());
+    fs::create_dir_all(rig.path("state")).unwrap();
+    fs::write(rig.path("state/weak"), "slow hurried").unwrap();
+    let mut agent = an_agent(&rig);
+    wait_for("the fill", || rig.path("state/volumes/shop/.data.new").exists().then_some(()));
+    agent.kill().unwrap();
+    agent.wait().unwrap();
+    let id: InstanceId = "shop.1".parse().unwrap();
+    let shim = rig.shim_pid(&id);
+    let begun = std::time::Instant::now();
+    rig.start(&containers::script_request(rig.dir.path(), "shop.1", AGENT_SCRIPT));
+    assert!(begun.elapsed() > Duration::from_secs(4), "it was not slow: {:?}", begun.elapsed());
+    assert_eq!(rig.shim_pid(&id), shim, "it was begun anew");
+    assert_eq!(fs::read_dir(rig.path("state/volumes/shop/data")).unwrap().count(), 60);
+}
+
 const AGENT_SCRIPT: &str = "trap 'exit 9' TERM; i=0; while :; do i=$((i+1)); echo tick $i; sleep 0.05; done";
 
 /// Another process with an engine of this rig, which starts `shop.1`: see [`agent_child`].
@@ -101,7 +123,12 @@ fn agent_child() {
     let Some(dir) = std::env::var_os("GITOPSD_TEST_DIR").map(std::path::PathBuf::from) else { return };
     gitopsd::report::journal::init();
     let engine = containers::engine_at(&dir, &std::env::var("GITOPSD_TEST_INSTANCE").unwrap());
-    engine.start(&containers::script_request(&dir, "shop.1", AGENT_SCRIPT)).unwrap();
+    let mut request = containers::script_request(&dir, "shop.1", AGENT_SCRIPT);
+    if dir.join("layer/var/lib/shop").exists() {
+        let data = VolumeSource::Named("data".into());
+        request.spec.volumes = vec![VolumeMount::new(data, "/var/lib/shop", false)];
+    }
+    engine.start(&request).unwrap();
     // Another start of it by the same agent.
     if std::env::var_os("GITOPSD_TEST_AGAIN").is_some() {
         engine.remove(&"shop.1".parse().unwrap()).unwrap();

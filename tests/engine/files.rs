@@ -196,6 +196,43 @@ fn a_path_inside_a_volume_is_mounted_and_leads_nowhere_else() {
     assert_eq!(rig.run(&request).1, ["l"], "a link within the volume");
 }
 
+/// The agent's patience is made short and the copy slow, by `weak`.
+#[test]
+fn a_first_fill_takes_as_long_as_it_makes_progress() {
+    let rig = Rig::new();
+    let prepared = rig.path("layer/var/lib/shop");
+    fs::create_dir_all(&prepared).unwrap();
+    // Longer than one piece that is copied at once.
+    let size = (64 << 20) + 4321;
+    let long = fs::File::create(prepared.join("0")).unwrap();
+    long.set_len(size).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&long, b"the end", size - 7).unwrap();
+    (1..50).for_each(|number| fs::write(prepared.join(number.to_string()), "seed").unwrap());
+    fs::create_dir_all(rig.path("state")).unwrap();
+    fs::write(rig.path("state/weak"), "slow hurried").unwrap();
+    let mut request =
+        rig.script("shop.1", "cd /var/lib/shop; stat -c %s 0; tail -c 7 0; echo; cat 49; echo; ls | wc -l");
+    request.spec.volumes = vec![named("data", "/var/lib/shop")];
+
+    // One that stands still is given up, and leaves nothing that would be taken for the volume.
+    let unfinished = rig.path("state/volumes/shop/.data.new");
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            wait_for("the fill", || unfinished.exists().then_some(()));
+            let shim = nix::unistd::Pid::from_raw(rig.shim_pid(&request.id));
+            nix::sys::signal::kill(shim, nix::sys::signal::Signal::SIGSTOP).unwrap();
+        });
+        let message = rig.engine.start(&request).unwrap_err().to_refusal().message;
+        assert!(message.contains("its shim did not report within 3 s"), "{message}");
+    });
+    assert!(!rig.path("state/volumes/shop/data").exists());
+
+    let begun = std::time::Instant::now();
+    let (exit, log) = rig.run(&request);
+    assert!(begun.elapsed() > Duration::from_secs(4), "it was not slow: {:?}", begun.elapsed());
+    assert_eq!(log, [size.to_string().as_str(), "the end", "seed", "50"], "{exit}");
+}
+
 #[test]
 fn a_volume_without_a_copy_begins_empty() {
     let rig = Rig::new();

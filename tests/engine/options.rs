@@ -319,6 +319,22 @@ fn a_first_process_reaps_and_passes_signals_on() {
     let log = rig.engine.log_tail(&request.id, 99);
     assert_ne!(log[0], "me=1");
     assert_eq!(log[1..], ["0", "up", "told"]);
+    // Real-time signals too: one from inside, one that asks it to end, and one that the program ends by.
+    let mut request = rig.script(
+        "shop.3",
+        "trap 'echo passed on' 36; trap 'echo told; exit 3' 37; kill -36 1; sleep 0.3; echo up
+         while :; do sleep 0.02; done",
+    );
+    request.spec.options.init = Some(true);
+    request.spec.options.stop_signal = Some("SIGRTMIN+3".into());
+    rig.start(&request);
+    rig.wait_log(&request.id, "up");
+    rig.engine.stop(&request.id, std::time::Duration::from_secs(20)).unwrap();
+    assert_eq!(rig.wait_exit(&request.id).code, Some(3));
+    assert_eq!(rig.engine.log_tail(&request.id, 99), ["passed on", "up", "told"]);
+    let mut request = rig.script("shop.4", "kill -38 $$");
+    request.spec.options.init = Some(true);
+    assert_eq!(rig.run(&request).0.code, Some(128 + 38));
     // A program that is not there is told all the same.
     let mut request = rig.script("shop.2", "");
     request.spec.options.init = Some(true);

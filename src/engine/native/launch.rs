@@ -110,6 +110,10 @@ fn default_grace() -> Duration {
     Duration::from_secs(10)
 }
 
+/// What a shim writes on the pipe of its report, before that, while it does something that takes long. A space, which is
+/// nothing to those who read JSON: agents of older versions wait no longer for it.
+pub(super) const PROGRESS: u8 = b' ';
+
 /// What a shim says to the agent, once, as a line of JSON.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Report {
@@ -280,6 +284,13 @@ mod tests {
         for bad in ["SIGFOO", "0", "99", "-1", "RTMIN+99", "RTMIN-1", "RTMIN3"] {
             assert_eq!(parse_signal(bad), None, "{bad}");
         }
+    }
+
+    /// As agents of older versions read it: the line as a whole.
+    #[test]
+    fn a_report_after_word_of_progress_is_one_to_older_versions_too() {
+        let line = [&[PROGRESS; 3][..], &serde_json::to_vec(&Report::Started).unwrap(), b"\n"].concat();
+        assert!(matches!(serde_json::from_slice(&line), Ok(Report::Started)));
     }
 
     #[test]

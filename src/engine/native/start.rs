@@ -6,10 +6,10 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::launch::{Launch, Report};
-use super::layout::RunFiles;
+use super::layout::{Layout, RunFiles};
 use super::observe::{foreign, is_supervised, running, this_boot};
 use super::record::{self, ExitRecord, ProcessId, boot_id, wait_readable};
 use super::supervisor::Order;
@@ -17,9 +17,10 @@ use super::{NativeEngine, etc_files, limits, lock, shim, stop, storage_reason};
 use crate::engine::{ContainerRequest, ContainerState, EngineError};
 use crate::types::{InstanceId, NetworkMode, Options, Reason};
 
-/// How long a start that somebody else began may take before ours gives up.
+/// How long a start that somebody else began may take, or go without word of progress, before ours gives up.
 const OTHERS_START: Duration = Duration::from_secs(60);
-/// How long a shim may take to report. A start takes some 30 ms; a disk on its knees takes longer.
+/// How long a shim may take to report, or to say that it makes progress. A start takes some 30 ms; a disk on its knees
+/// takes longer, and so does a first fill of a volume, which goes on as long as it gets on.
 const REPORT: Duration = Duration::from_secs(120);
 /// How long systemd may take from the end of a shim to letting go of its lock.
 const LETTING_GO: Duration = Duration::from_secs(2);
@@ -47,13 +48,18 @@ pub(super) fn start(engine: &NativeEngine, request: &ContainerRequest) -> Result
     };
     // Held by a shim that is about to start it (of an agent that was killed), or about to write down its end.
     let mut lock = None;
-    let end = Instant::now() + OTHERS_START;
+    let patience = patience(&engine.layout, OTHERS_START);
+    let (mut end, mut word) = (Instant::now() + patience, last_word(&run));
     while lock.is_none() && Instant::now() < end {
         lock = lock::try_take(&run).map_err(|e| failed("its lock", e))?;
         if running(&run, &boot).is_some() {
             return Ok(());
         }
         if lock.is_none() {
+            let now = last_word(&run);
+            if now != word {
+                (end, word) = (Instant::now() + patience, now);
+            }
             if shim_has_died(&run) {
                 // With the agent that had begun this: what it has made half waits for it, and for nobody else.
                 stop::kill_half_made(engine, &run, id);
@@ -249,10 +255,11 @@ fn run_shim(
         .open(run.shim_log())
         .map_err(|e| failed("shim.log cannot be opened".into(), e))?;
     let report = begin(engine, run, mode, launch, &lock, &shim_log)?;
+    let patience = patience(&launch.layout, REPORT);
     drop((lock, shim_log));
     let mut report = File::from(report);
     let mut line = Vec::new();
-    let end = Instant::now() + REPORT;
+    let mut end = Instant::now() + patience;
     while line.last() != Some(&b'\n') {
         let left = end.saturating_duration_since(Instant::now());
         let ready =
@@ -264,12 +271,18 @@ fn run_shim(
             continue;
         }
         if !ready {
-            let what = format!("{name}: its shim did not report within {} s", REPORT.as_secs());
+            let what = format!("{name}: its shim did not report within {} s", patience.as_secs());
             return Err(EngineError::plain(Reason::StartFailed, what));
         }
         let mut chunk = [0; 4096];
         let length = report.read(&mut chunk).map_err(|e| failed("its shim's report".into(), e))?;
-        line.extend_from_slice(chunk.get(..length).unwrap_or_default());
+        let chunk = chunk.get(..length).unwrap_or_default();
+        let said = if line.is_empty() { chunk.trim_ascii_start() } else { chunk };
+        if said.len() < chunk.len() {
+            // Word of progress: see `PROGRESS`.
+            end = Instant::now() + patience;
+        }
+        line.extend_from_slice(said);
         if length == 0 || line.len() as u64 > MAX_REPORT {
             break;
         }
@@ -282,6 +295,16 @@ fn run_shim(
             Err(EngineError::plain(Reason::StartFailed, format!("{name}: its shim died{said}")))
         }
     }
+}
+
+/// How long a start without progress is waited for: `usual`, unless a test is in a hurry.
+#[cfg_attr(not(feature = "failpoints"), expect(unused_variables, reason = "only tests are in a hurry"))]
+fn patience(layout: &Layout, usual: Duration) -> Duration {
+    #[cfg(feature = "failpoints")]
+    if shim::is_wanted(layout, "hurried") {
+        return Duration::from_secs(3);
+    }
+    usual
 }
 
 /// Starts a shim under the first name that is to be had, and writes down for it what it is to run.
@@ -314,6 +337,11 @@ fn begin(
             Err(error) => return Err(failed("its shim cannot be started", error)),
         }
     }
+}
+
+/// When a shim has said last that it makes progress, or who it is, to those who have not its report.
+fn last_word(run: &RunFiles) -> Option<SystemTime> {
+    fs::metadata(run.shim()).and_then(|found| found.modified()).ok()
 }
 
 /// Whether the shim that said who it is runs no more. What it has begun may still hold the report pipe open.

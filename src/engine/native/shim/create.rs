@@ -25,6 +25,7 @@ use super::last_look::Look;
 use super::mapped::{self, Mapped};
 use super::notify::Notify;
 use super::program::Program;
+use super::progress::Progress;
 use super::supervise::Supervised;
 use super::{configs, devices, open_reader, rootfs, volumes};
 use crate::engine::EngineError;
@@ -35,7 +36,11 @@ use crate::types::Reason;
 const MAX_MESSAGE: u64 = 4096;
 
 /// Makes and starts the container; its program has been executed when this returns.
-pub(super) fn create(run: &RunFiles, launch: Launch) -> Result<Supervised, EngineError> {
+pub(super) fn create(
+    run: &RunFiles,
+    launch: Launch,
+    progress: &mut Progress<'_>,
+) -> Result<Supervised, EngineError> {
     let id = launch.id.clone();
     let failed = |what: &str, error: io::Error| start_failed(&format!("{id}: {what}"), error);
     if let Some(message) = limits::out_of_reach(&launch.options) {
@@ -49,7 +54,10 @@ pub(super) fn create(run: &RunFiles, launch: Launch) -> Result<Supervised, Engin
     let root = rootfs::mount(&state, &run.scratch(), &launch.layers)
         .map_err(|e| failed("the image's layers cannot be mounted", e))?;
     #[cfg(feature = "failpoints")]
-    super::weak::Weak::of(&launch).spoil_root(&root);
+    {
+        super::weak::Weak::of(&launch).spoil_root(&root);
+        progress.slow = super::weak::is_wanted(&launch.layout, "slow");
+    }
     let root_dir = File::open(&root).map_err(|e| failed("its root cannot be opened", e))?;
     let identity =
         user::look_up(&root_dir, &launch.user, launch.options.group_add.as_deref().unwrap_or_default())
@@ -59,7 +67,7 @@ pub(super) fn create(run: &RunFiles, launch: Launch) -> Result<Supervised, Engin
         in_root::create_dir_all(&root_dir, &launch.cwd)
             .map_err(|e| failed(&format!("working directory {}", launch.cwd.display()), e))?;
     }
-    let mut binds = volumes::prepare(&launch, root_dir.as_fd())?;
+    let mut binds = volumes::prepare(&launch, root_dir.as_fd(), progress)?;
     binds.extend(configs::prepare(&launch, run, &identity)?);
     drop(root_dir);
     let notify = if launch.notify { Some(Notify::open(run)) } else { None };

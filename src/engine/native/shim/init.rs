@@ -1,10 +1,13 @@
 //! The small first process of a container with `init = true`: passes signals on to the program, takes away children that
 //! nobody else waits for, and ends as the program does. It is this very process, which does not execute anything: the
 //! image needs to hold nothing for it.
+//!
+//! Signals are plain numbers here: `nix` knows no real-time signals by name, which programs send and end by as well.
 
-use nix::sys::signal::{SigSet, Signal, kill};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::libc;
+use nix::sys::signal::SigSet;
 use nix::unistd::{ForkResult, Pid, fork, setpgid};
+use rustix::process::{WaitOptions, wait};
 
 /// Comes back in the process that is to execute the program; the other one stays, under the same `profile` of AppArmor as
 /// the program will have, and never comes back.
@@ -47,23 +50,24 @@ fn stay(program: Pid, everything: &SigSet) -> ! {
     let _ = nix::sys::prctl::set_dumpable(false);
     let _ = nix::sys::prctl::set_name(c"init");
     // SAFETY: nothing that is closed here is used again.
-    unsafe { nix::libc::close_range(3, u32::MAX, 0) };
+    unsafe { libc::close_range(3, u32::MAX, 0) };
     loop {
-        while let Ok(status) = waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-            let code = match status {
-                WaitStatus::Exited(pid, code) if pid == program => code,
-                WaitStatus::Signaled(pid, signal, _) if pid == program => 128 + signal as i32,
-                WaitStatus::StillAlive => break,
-                _ => continue,
-            };
-            // SAFETY: ends the process; destructors are not wanted, there is nothing to put in order.
-            unsafe { nix::libc::_exit(code) };
-        }
-        match everything.wait() {
-            Ok(Signal::SIGCHLD) | Err(_) => {}
-            Ok(signal) => {
-                let _ = kill(program, signal);
+        while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
+            if pid.as_raw_pid() != program.as_raw() {
+                continue;
             }
+            let code = status.exit_status().or_else(|| Some(128 + status.terminating_signal()?));
+            if let Some(code) = code {
+                // SAFETY: ends the process; destructors are not wanted, there is nothing to put in order.
+                unsafe { libc::_exit(code) };
+            }
+        }
+        let mut signal = 0;
+        // SAFETY: both are ours and initialized, and live as long as the call.
+        let error = unsafe { libc::sigwait(everything.as_ref(), &raw mut signal) };
+        if error == 0 && signal != libc::SIGCHLD {
+            // SAFETY: takes two numbers. The program is our child and was not waited for yet, so its number is its own.
+            unsafe { libc::kill(program.as_raw(), signal) };
         }
     }
 }

@@ -3,7 +3,7 @@
 //!
 //! It is synchronous and single-threaded, because libcontainer forks and runs code in between (`chdir`, allocation):
 //! call [`main`] before any thread exists. Its standard input is the container's lock, its standard output the pipe on
-//! which it reports once, its standard error `shim.log`.
+//! which it reports once (and says before that it makes progress), its standard error `shim.log`.
 
 mod configs;
 mod create;
@@ -17,6 +17,7 @@ mod last_look;
 mod mapped;
 mod notify;
 mod program;
+mod progress;
 mod rootfs;
 mod subpath;
 mod supervise;
@@ -48,7 +49,7 @@ pub(super) use notify::VARIABLE as NOTIFY_VARIABLE;
 pub use program::NOT_FOUND;
 pub(super) use program::{Program, reset_signals};
 #[cfg(feature = "failpoints")]
-pub(super) use weak::Weak;
+pub(super) use weak::{Weak, is_wanted};
 
 /// Name of the subcommand.
 pub(super) const COMMAND: &str = "internal-shim";
@@ -139,7 +140,7 @@ fn work(run: &RunFiles, mode: &str, as_unit: bool, lock: OwnedFd, mut report: Fi
         // SAFETY: SIG_IGN runs no code of ours.
         let _ = unsafe { signal(ignored, SigHandler::SigIgn) };
     }
-    let started = begin(run, mode, as_unit);
+    let started = begin(run, mode, as_unit, &report);
     let message = match &started {
         Ok(_) => launch::Report::Started,
         Err(error) => launch::Report::Failed(error.to_refusal()),
@@ -165,7 +166,12 @@ fn work(run: &RunFiles, mode: &str, as_unit: bool, lock: OwnedFd, mut report: Fi
     code
 }
 
-fn begin(run: &RunFiles, mode: &str, as_unit: bool) -> Result<supervise::Supervised, EngineError> {
+fn begin(
+    run: &RunFiles,
+    mode: &str,
+    as_unit: bool,
+    report: &File,
+) -> Result<supervise::Supervised, EngineError> {
     let failed = |what: &str| format!("{}: {what}", run.dir.display());
     let me = ProcessId::of(std::process::id().cast_signed())
         .and_then(|me| record::write(&run.shim(), &me))
@@ -174,7 +180,7 @@ fn begin(run: &RunFiles, mode: &str, as_unit: bool) -> Result<supervise::Supervi
     let launch: launch::Launch = record::read(&run.launch())
         .ok_or_else(|| EngineError::plain(Reason::StartFailed, failed("launch.json cannot be read")))?;
     if mode == START {
-        return create::create(run, launch);
+        return create::create(run, launch, &mut progress::Progress::new(run, report));
     }
     let init = adoptable(run).ok_or_else(|| {
         EngineError::plain(Reason::StartFailed, failed("nothing runs that could be adopted"))

@@ -9,10 +9,15 @@ use std::path::{Path, PathBuf};
 
 use nix::mount::{MntFlags, MsFlags, umount2};
 
+/// What a container may write in memory where its own directory cannot be written: it counts as the container's memory
+/// and is bounded beside that, as the memory is the host's.
+const SCRATCH: &str = "size=128m,nr_inodes=32768,mode=0700";
+
 /// Mounts the layers (lowest first) and gives back the mount point, below the container's state directory `state`.
 ///
 /// Where that cannot be written to (a disk that was made read-only, or is full), what the container wrote before is
-/// read, and what it writes from now on lies below `scratch`, in memory: it runs, and that is lost at its next start.
+/// read, and what it writes from now on lies below `scratch`, in a small file system in memory that this mount namespace
+/// and the container alone have: it runs, and that is lost with it.
 pub(super) fn mount(state: &Path, scratch: &Path, layers: &[PathBuf]) -> io::Result<PathBuf> {
     let error = match mount_overlay(state, layers) {
         Err(error) if cannot_write(state, &error) => error,
@@ -25,7 +30,15 @@ pub(super) fn mount(state: &Path, scratch: &Path, layers: &[PathBuf]) -> io::Res
         layers.push(kept);
     }
     // What cannot be mounted there either is the first trouble's fault.
-    mount_overlay(scratch, &layers).map_err(|_| error)
+    mount_scratch(scratch).and_then(|()| mount_overlay(scratch, &layers)).map_err(|_| error)
+}
+
+/// Without it what the container writes would be `/run`'s, and would fill it for the whole host.
+fn mount_scratch(scratch: &Path) -> io::Result<()> {
+    // Where the root is has to be a directory to those outside as well: commands in the container are begun there.
+    fs::create_dir_all(scratch.join("rootfs"))?;
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    Ok(nix::mount::mount(Some("tmpfs"), scratch, Some("tmpfs"), flags, Some(SCRATCH))?)
 }
 
 fn cannot_write(state: &Path, error: &io::Error) -> bool {
@@ -84,7 +97,8 @@ fn mount_overlay(state: &Path, layers: &[PathBuf]) -> io::Result<PathBuf> {
     Ok(state.join("rootfs"))
 }
 
-/// Takes the root away again, once nothing runs in it.
+/// Takes the root away again, once nothing runs in it. Its writable layer stays, also one in memory: that goes with this
+/// process.
 pub(super) fn unmount(state: &Path, scratch: &Path) {
     // The namespace ends with the shim in any case; this only makes it sooner.
     for dir in [state, scratch] {

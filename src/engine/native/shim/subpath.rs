@@ -3,20 +3,20 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use nix::fcntl::{AT_FDCWD, OFlag, RenameFlags, renameat2};
 
 use super::super::in_root;
-use super::volumes::make_unfinished;
+use super::volumes::{Fill, make_unfinished};
 
 /// So often is a path looked up again that somebody renames something of: openat2(2), EAGAIN.
 const TRIES: u32 = 100;
 
 /// Opens `path` of the volume `volume`. What is not there is made: a directory that begins as the one of the image that
 /// it covers (`fill`), as a volume of its own would.
-pub(super) fn open(volume: &Path, path: &Path, fill: Option<(BorrowedFd<'_>, &Path)>) -> io::Result<OwnedFd> {
+pub(super) fn open(volume: &Path, path: &Path, fill: Option<Fill<'_, '_>>) -> io::Result<OwnedFd> {
     let root = File::open(volume)?;
     match look(&root, path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}

@@ -16,12 +16,17 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 use super::super::launch::Launch;
 use super::super::spec::BindMount;
 use super::super::{etc_files, in_root, storage_reason};
+use super::progress::Progress;
 use super::{fill, subpath};
 use crate::engine::EngineError;
 use crate::types::{Reason, VolumeMount, VolumeSource};
 
 /// Prepares every mount of the container. `root` is its root directory.
-pub(super) fn prepare(launch: &Launch, root: BorrowedFd<'_>) -> Result<Vec<BindMount>, EngineError> {
+pub(super) fn prepare(
+    launch: &Launch,
+    root: BorrowedFd<'_>,
+    progress: &mut Progress<'_>,
+) -> Result<Vec<BindMount>, EngineError> {
     clear_dangling_links(root);
     let state = launch.layout.state(&launch.id);
     let run = launch.layout.run(&launch.id);
@@ -37,7 +42,11 @@ pub(super) fn prepare(launch: &Launch, root: BorrowedFd<'_>) -> Result<Vec<BindM
         let source = match &volume.source {
             VolumeSource::Named(name) => {
                 let dir = launch.layout.volume(&launch.id.service, name);
-                let fill = (!volume.nocopy).then_some((root, volume.target.as_path()));
+                let fill = (!volume.nocopy).then_some(Fill {
+                    root,
+                    target: &volume.target,
+                    progress: &mut *progress,
+                });
                 match &volume.subpath {
                     None => make_named(&dir, fill).map(|()| dir),
                     Some(path) => make_named(&dir, None)
@@ -71,10 +80,19 @@ fn describe(volume: &VolumeMount) -> String {
     }
 }
 
-/// Makes the directory of a named volume. A new one begins as the directory of the image that it covers (`fill`: root
-/// and place), with owner, mode and content, so that an image which prepared that directory finds it so; else it is
+/// What a new volume begins with.
+pub(super) struct Fill<'a, 'r> {
+    /// The root of the image.
+    pub root: BorrowedFd<'a>,
+    /// The place in it.
+    pub target: &'a Path,
+    /// Where word of it goes.
+    pub progress: &'a mut Progress<'r>,
+}
+
+/// Makes the directory of a named volume. A new one begins as the directory of the image that it covers, with owner, mode and content, so that an image which prepared that directory finds it so; else it is
 /// empty. It gets its name when it is complete.
-fn make_named(dir: &Path, fill: Option<(BorrowedFd<'_>, &Path)>) -> io::Result<()> {
+fn make_named(dir: &Path, fill: Option<Fill<'_, '_>>) -> io::Result<()> {
     if dir.symlink_metadata().is_ok() {
         return Ok(());
     }
@@ -86,7 +104,7 @@ fn make_named(dir: &Path, fill: Option<(BorrowedFd<'_>, &Path)>) -> io::Result<(
 /// A directory that is about to be a volume, or one in it, beside the volume `dir`, where no container can reach it.
 pub(super) fn make_unfinished<'a>(
     dir: &'a Path,
-    fill: Option<(BorrowedFd<'_>, &Path)>,
+    fill: Option<Fill<'_, '_>>,
 ) -> io::Result<(PathBuf, &'a Path)> {
     let (Some(parent), Some(name)) = (dir.parent(), dir.file_name()) else {
         return Err(io::Error::other("it has no name"));
@@ -99,11 +117,10 @@ pub(super) fn make_unfinished<'a>(
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => fs::create_dir(&unfinished)?,
     }
-    if let Some((root, target)) = fill
+    if let Some(Fill { root, target, progress }) = fill
         && let Ok(covered) = in_root::open(root, target, OFlag::O_RDONLY | OFlag::O_DIRECTORY)
     {
-        fill::fill(&covered, &unfinished)?;
-        rustix::fs::syncfs(File::open(&unfinished)?)?;
+        fill::fill(&covered, &unfinished, progress)?;
     }
     Ok((unfinished, parent))
 }

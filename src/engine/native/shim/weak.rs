@@ -1,5 +1,5 @@
 //! Ways in which runtimes were broken once, for tests alone: a test of an escape shows with them that it would see it.
-//! Compiled with the feature `failpoints` only. What is wanted stands as words in the file `weak` of the state directory.
+//! A slow disk and a hurried agent, too. Compiled with the feature `failpoints` only. What is wanted stands as words in the file `weak` of the state directory.
 
 use std::fs::File;
 use std::io;
@@ -10,6 +10,7 @@ use nix::mount::{MsFlags, mount};
 use serde_json::{Value, json};
 
 use super::super::launch::Launch;
+use super::super::layout::Layout;
 
 /// What is broken.
 #[derive(Debug, Clone, Copy, Default)]
@@ -30,11 +31,16 @@ pub(in super::super) struct Weak {
     unlooked: bool,
 }
 
+/// Whether the test asks for this.
+pub(in super::super) fn is_wanted(layout: &Layout, word: &str) -> bool {
+    let words = std::fs::read_to_string(layout.state_dir.join("weak")).unwrap_or_default();
+    words.split_whitespace().any(|found| found == word)
+}
+
 impl Weak {
     /// What the test asks for.
     pub fn of(launch: &Launch) -> Self {
-        let words = std::fs::read_to_string(launch.layout.state_dir.join("weak")).unwrap_or_default();
-        let has = |word: &str| words.split_whitespace().any(|found| found == word);
+        let has = |word: &str| is_wanted(&launch.layout, word);
         Self {
             unmasked: has("unmasked"),
             false_proc: has("false-proc"),
