@@ -109,6 +109,12 @@ impl Registry {
         self
     }
 
+    /// Whether layers are kept as they came, beside what they unpacked to.
+    pub fn with_keep_blobs(mut self, keep: bool) -> Self {
+        self.workers.keep_blobs = keep;
+        self
+    }
+
     /// Another program to unpack with, for those who use this as a library: it has to be a `gitopsd`.
     pub fn with_program(mut self, program: PathBuf) -> Self {
         self.workers.program = program;

@@ -256,7 +256,8 @@ async fn pull_within(
         gates.push(registry.underway.layer(diff_id).await);
     }
     missing.retain(|(diff_id, _)| !store.has_layer(diff_id));
-    let watch = space::Watch::begin(store.root(), &name, &missing, &registry.needs)?;
+    let keep_blobs = registry.workers.keep_blobs;
+    let watch = space::Watch::begin(store.root(), &name, &missing, keep_blobs, &registry.needs)?;
     let barrier = store.barrier()?;
     let layers = descriptors.len();
     let seen = Progress { layers, layers_here: layers - missing.len(), ..Progress::default() };

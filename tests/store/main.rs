@@ -17,4 +17,5 @@ mod support;
 mod command;
 mod crash;
 mod damage;
+mod kept;
 mod sizes;

@@ -4,6 +4,7 @@
 //! store/layers/<diff-id>/fs           the layer's tree
 //!                       /listing      each path of it, so that a flipped bit can be found
 //!                       /layer.json   where it can be had again
+//!                       /blob         its bytes as they came, where the host keeps them
 //! store/images/<manifest>.json        an image: its layers, its configuration, its names
 //!              <manifest>.used        its time is when a service last needed the image
 //! store/archives/<address>.json       what an archive held, as long as it is the same
@@ -13,6 +14,7 @@
 //! ```
 
 mod archives;
+mod blob;
 mod block_groups;
 mod clock;
 mod fsck;
@@ -92,6 +94,11 @@ impl Temporary {
     /// What the layer holds, path by path.
     pub fn listing(&self) -> PathBuf {
         self.0.join("listing")
+    }
+
+    /// Its bytes as they come.
+    pub fn blob(&self) -> PathBuf {
+        self.0.join(blob::NAME)
     }
 }
 
