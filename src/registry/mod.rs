@@ -26,6 +26,7 @@ mod platform;
 mod proxies;
 mod pull;
 mod rate;
+mod remedy;
 mod repair;
 mod retry;
 mod session;
@@ -48,7 +49,8 @@ pub use error::{Disposition, PullError};
 pub(crate) use http::client_for;
 pub use pack::{Packed, PackedLayer};
 pub use pull::{Progress, Pulled};
-pub use repair::{Known, Remedy, RepairProgress, Repaired};
+pub use remedy::{Remedy, Repaired};
+pub use repair::{Known, RepairProgress};
 pub use store::{
     Aside, Checked, Collection, Depth, Doomed, Finding, Gone, ImageReport, ImageUsage, LayerReport,
     LayerState, Pressure, Report, Store, Usage,

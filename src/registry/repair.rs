@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::archive::Archive;
 use super::manifest::Descriptor;
+use super::remedy::{Remedy, Repaired};
 use super::retry::Budget;
 use super::source::Source;
 use super::store::record::ImageRecord;
@@ -17,62 +18,6 @@ use super::worker::Product;
 use super::{Depth, PullError, Registry, download};
 use crate::reconcile::uses::Use;
 use crate::types::{Digest, ImageRef, PinnedImage, Reason, SafeUrl};
-
-/// What was done about something damaged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Remedy {
-    /// It is here again, as it was.
-    Rebuilt,
-    /// The layer was sound: what is kept of it packed is here again, as it was.
-    BlobRebuilt,
-    /// The layer is sound: what was kept of it packed was damaged, and is gone.
-    BlobRemoved,
-    /// Nothing used it, and it is gone.
-    Removed,
-    /// It could not be had again: nothing new runs on it, and it is pulled when something needs it.
-    Quarantined,
-    /// It is as it was found.
-    Left,
-}
-
-impl Remedy {
-    /// The word for people.
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Rebuilt => "rebuilt",
-            Self::BlobRebuilt => "sound, and what is kept of it packed is, too, again",
-            Self::BlobRemoved => "sound; what was kept of it packed was not, and is removed",
-            Self::Removed => "removed, as nothing used it",
-            Self::Quarantined => "taken out of use",
-            Self::Left => "left as it is",
-        }
-    }
-}
-
-/// What came of one repair.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Repaired {
-    /// The layer's diff-ID, or the image's manifest.
-    pub digest: Digest,
-    /// What was done.
-    pub remedy: Remedy,
-    /// Bytes that came over the network for it.
-    pub pulled_bytes: u64,
-    /// Wall time.
-    pub seconds: f64,
-    /// Why it could not be had again.
-    pub reason: Option<Reason>,
-    /// The same, for people.
-    pub message: Option<String>,
-}
-
-impl Repaired {
-    /// Whether nothing is wrong with it any more.
-    pub fn is_well(&self) -> bool {
-        !matches!(self.remedy, Remedy::Quarantined | Remedy::Left)
-    }
-}
 
 /// How far a repair is: a layer of the list, and its bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -146,9 +91,30 @@ impl Registry {
     /// Has layers and image records again. `known`: images by the names that services have for them.
     pub async fn repair(
         &self,
-        mut layers: Vec<Digest>,
+        layers: Vec<Digest>,
         images: Vec<Digest>,
         known: &[Known],
+        tell: Tell<'_>,
+    ) -> Vec<Repaired> {
+        let mut results = self.repair_layers(layers, Some(known), tell).await;
+        for image in images {
+            let begun = Instant::now();
+            let received = Arc::new(AtomicU64::new(0));
+            let result = self.repair_image(&image, known, &received).await;
+            results.push(repaired(image, result, Remedy::Left, &received, begun));
+        }
+        results
+    }
+
+    /// Has layers again from what is kept of them packed, and from nobody else.
+    pub async fn repair_alone(&self, layers: Vec<Digest>, tell: Tell<'_>) -> Vec<Repaired> {
+        self.repair_layers(layers, None, tell).await
+    }
+
+    async fn repair_layers(
+        &self,
+        mut layers: Vec<Digest>,
+        known: Option<&[Known]>,
         tell: Tell<'_>,
     ) -> Vec<Repaired> {
         let records = self.store.image_records();
@@ -166,12 +132,6 @@ impl Registry {
             let received = Arc::new(AtomicU64::new(0));
             let result = self.repair_layer(&layer, (&records, known), &received, tell).await;
             results.push(self.conclude(layer, result, &received, begun));
-        }
-        for image in images {
-            let begun = Instant::now();
-            let received = Arc::new(AtomicU64::new(0));
-            let result = self.repair_image(&image, known, &received).await;
-            results.push(repaired(image, result, Remedy::Left, &received, begun));
         }
         results
     }
@@ -204,7 +164,7 @@ impl Registry {
     async fn repair_layer(
         &self,
         layer: &Digest,
-        (records, known): (&[ImageRecord], &[Known]),
+        (records, known): (&[ImageRecord], Option<&[Known]>),
         received: &Arc<AtomicU64>,
         tell: Tell<'_>,
     ) -> Result<Remedy, Lost> {
@@ -273,9 +233,13 @@ impl Registry {
         &self,
         work: &Work<'_>,
         users: &[&ImageRecord],
-        known: &[Known],
+        known: Option<&[Known]>,
     ) -> Result<(), PullError> {
         let layer = work.layer;
+        let Some(known) = known else {
+            let what = format!("layer {layer}: nobody is asked for it now");
+            return Err(PullError::retry(Reason::LayerMissing, what));
+        };
         let mut trouble = None;
         // What its own record says needs no further trip; what the images say is as good.
         if let Some(record) = self.store.layer_record(layer)
