@@ -1,6 +1,7 @@
 //! What operators ask of the store. All of it runs beside the loop.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -11,7 +12,9 @@ use super::control::{Answer, Answers, Reply};
 use super::wake::Wake;
 use crate::reconcile::uses::uses;
 use crate::reconcile::world::{Desired, DesiredService};
-use crate::registry::{Depth, Known, LayerReport, LayerState, PullError, PullResult, Repaired, Wanted};
+use crate::registry::{
+    Depth, Known, LayerReport, LayerState, PullError, PullResult, Remedy, Repaired, Wanted,
+};
 use crate::report::Message;
 use crate::report::message::Kind;
 use crate::types::{ContainerState, Digest, ImageRef, Reason, Refusal, ServiceName, plural};
@@ -126,8 +129,8 @@ impl Agent {
 }
 
 impl Agent {
-    /// After a power cut: what was pulled last is looked at before anything runs on it. What is not whole is taken out
-    /// of use, and pulled again like anything that is not here.
+    /// After a power cut: what was pulled last is looked at before anything runs on it. What is not whole is rebuilt from
+    /// what is kept of it, else taken out of use, and pulled again like anything that is not here.
     pub(super) fn look_at_store(&mut self) {
         match self.state.begin_look() {
             Ok(tries) if tries > MOST_LOOKS => {
@@ -147,6 +150,7 @@ impl Agent {
             "the last boot did not end in order: looking at {}",
             plural(layers.len(), "layer", "layers")
         );
+        let mut damaged = Vec::new();
         for layer in layers {
             let report = self.check_at_start(&layer);
             crate::failpoint::hit("look::after_layer");
@@ -167,10 +171,26 @@ impl Agent {
             );
             let refusal = Refusal::new(Reason::StorageIo, what.clone());
             self.tell(Some(Message::new(Kind::StoreDamaged, what).because(&refusal)));
-            if let Err(error) = self.store.quarantine(&layer) {
-                tracing::warn!("{error}");
+            damaged.push(layer);
+        }
+        for Repaired { digest, remedy, .. } in self.repair_at_start(damaged) {
+            if remedy == Remedy::Rebuilt {
+                tracing::info!("layer {} is rebuilt from what this host keeps of it", digest.short());
             }
         }
+    }
+
+    /// Nothing waits for the network before the agent is ready.
+    fn repair_at_start(&self, layers: Vec<Digest>) -> Vec<Repaired> {
+        let (notifier, told) = (&self.notifier, Mutex::new(Instant::now()));
+        let tell = |_| {
+            let mut told = told.lock().unwrap_or_else(PoisonError::into_inner);
+            if told.elapsed() >= LONGEST_SILENCE / 10 {
+                notifier.not_yet(LONGEST_SILENCE);
+                *told = Instant::now();
+            }
+        };
+        self.hands.runtime.block_on(self.hands.registry.repair_alone(layers, &tell))
     }
 
     /// A quick look at a layer before the agent is ready: the service manager hears that it goes on.

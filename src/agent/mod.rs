@@ -236,7 +236,8 @@ impl Agent {
         let registry = registry.map_err(|error| AgentError::Host(error.to_refusal()))?;
         let engine = Arc::new(engine);
         let behind = engine.clone();
-        let registry = registry.with_s3(config.s3.clone()).with_put_behind(move |pid| behind.put_behind(pid));
+        let registry = registry.with_s3(config.s3.clone()).with_keep_blobs(config.keep_blobs);
+        let registry = registry.with_put_behind(move |pid| behind.put_behind(pid));
         let registry = Arc::new(registry);
         let repository = Repository::open(&config.repo, &config.state_dir.join("git"));
         let mut repository = repository.map_err(|error| AgentError::Host(error.to_refusal()))?;

@@ -151,5 +151,6 @@ pub(super) fn registry(config: &AgentConfig) -> Result<(tokio::runtime::Runtime,
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let store = Store::open(&config.state_dir).map_err(|error| error.to_refusal())?;
     let registry = Registry::new(store.into(), config.registries.clone());
-    Ok((runtime, registry.map_err(|error| error.to_refusal())?.with_s3(config.s3.clone())))
+    let registry = registry.map_err(|error| error.to_refusal())?.with_s3(config.s3.clone());
+    Ok((runtime, registry.with_keep_blobs(config.keep_blobs)))
 }

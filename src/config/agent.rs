@@ -29,6 +29,8 @@ pub struct AgentConfig {
     pub policy: Policy,
     /// How long images are kept.
     pub images: ImagesConfig,
+    /// Whether layers are kept as they came, beside what they unpacked to.
+    pub keep_blobs: bool,
     /// Whether a tag stands for what the first host of the fleet found that it does.
     pub follow: bool,
     /// How often the tags of what runs are looked at again, to say that they moved; `None`: never.

@@ -16,6 +16,8 @@ pub(super) struct ImagesPart {
     pub follow: Option<bool>,
     /// How often the tags of what runs are looked at again.
     pub check_tags: Option<Duration>,
+    /// Whether layers are kept as they came, too.
+    pub keep_blobs: Option<bool>,
 }
 
 impl ImagesPart {
@@ -35,6 +37,7 @@ impl ImagesPart {
             }),
             follow: section.boolean("follow"),
             check_tags: section.duration("check_tags"),
+            keep_blobs: section.boolean("keep_blobs"),
         };
         section.finish(|_| None);
         part
@@ -48,6 +51,7 @@ impl ImagesPart {
             min_free: over.min_free.or(self.min_free),
             follow: over.follow.or(self.follow),
             check_tags: over.check_tags.or(self.check_tags),
+            keep_blobs: over.keep_blobs.or(self.keep_blobs),
         }
     }
 

@@ -432,6 +432,7 @@ impl Part {
             },
             follow: self.images.follow.unwrap_or(false),
             check_tags: Some(self.images.check_tags.unwrap_or(CHECK_TAGS)).filter(|every| !every.is_zero()),
+            keep_blobs: self.images.keep_blobs.unwrap_or(false),
             images: self.images.finish(),
             report,
             webhook,

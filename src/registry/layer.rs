@@ -67,6 +67,8 @@ pub(super) struct Workers {
     pub program: PathBuf,
     /// Steps of nice(2).
     pub nice: i32,
+    /// Whether a layer's bytes are kept as they came, beside its tree.
+    pub keep_blobs: bool,
     /// Told of each, to put it behind what serves.
     pub put_behind: Option<PutBehind>,
 }
@@ -136,6 +138,7 @@ impl LayerWriter {
         let order = Order {
             tree: place.tree(),
             listing: place.listing(),
+            blob: (workers.keep_blobs && product == Product::Tree).then(|| place.blob()),
             packing,
             product,
             most: MAX_UNPACKED,
@@ -243,6 +246,6 @@ impl LayerWriter {
 // This program, also when its package was replaced meanwhile (proc(5), "/proc/pid/exe").
 impl Default for Workers {
     fn default() -> Self {
-        Self { program: PathBuf::from("/proc/self/exe"), nice: NICE, put_behind: None }
+        Self { program: PathBuf::from("/proc/self/exe"), nice: NICE, keep_blobs: false, put_behind: None }
     }
 }

@@ -26,6 +26,7 @@ mod platform;
 mod proxies;
 mod pull;
 mod rate;
+mod remedy;
 mod repair;
 mod retry;
 mod session;
@@ -50,7 +51,8 @@ pub use error::{Disposition, PullError};
 pub(crate) use http::client_for;
 pub use pack::{Packed, PackedLayer};
 pub use pull::{Progress, Pulled};
-pub use repair::{Known, Remedy, RepairProgress, Repaired};
+pub use remedy::{Remedy, Repaired};
+pub use repair::{Known, RepairProgress};
 pub use store::{
     Aside, Checked, Collection, Depth, Doomed, Finding, Gone, ImageReport, ImageUsage, LayerReport,
     LayerState, Pressure, Report, Store, Usage,
@@ -108,6 +110,12 @@ impl Registry {
     /// Where S3 is.
     pub fn with_s3(mut self, config: S3Config) -> Self {
         self.s3 = Arc::new(archive::S3::new(config));
+        self
+    }
+
+    /// Whether layers are kept as they came, beside what they unpacked to.
+    pub fn with_keep_blobs(mut self, keep: bool) -> Self {
+        self.workers.keep_blobs = keep;
         self
     }
 

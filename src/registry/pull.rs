@@ -226,7 +226,8 @@ async fn pull_within(
             missing.push((diff_id.clone(), layer.clone()));
         }
     }
-    let watch = space::Watch::begin(store.root(), &name, &missing, &registry.needs)?;
+    let keep_blobs = registry.workers.keep_blobs;
+    let watch = space::Watch::begin(store.root(), &name, &missing, keep_blobs, &registry.needs)?;
     let (ids, reference) = (diff_ids.clone(), image.reference.clone());
     let mut stages = Stages::begin(store.clone(), reference.clone(), ids, &missing, claims)?;
     let (layers, done) = (descriptors.len(), came.layers.load(Ordering::Relaxed));

@@ -1,5 +1,5 @@
-//! Damaged layers, had again: pulled by digest, unpacked, verified, put in the damaged one's place while containers
-//! run. A layer that cannot be had again is taken out of use.
+//! Damaged layers, had again: from what the host keeps of them packed, else pulled by digest; unpacked, verified, put in
+//! the damaged one's place while containers run. A layer that cannot be had again is taken out of use.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -8,64 +8,16 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
+use super::archive::Archive;
 use super::manifest::Descriptor;
+use super::remedy::{Remedy, Repaired};
 use super::retry::Budget;
 use super::source::Source;
 use super::store::record::ImageRecord;
 use super::worker::Product;
-use super::{PullError, Registry, download};
+use super::{Depth, PullError, Registry, download};
 use crate::reconcile::uses::Use;
 use crate::types::{Digest, ImageRef, PinnedImage, Reason, SafeUrl};
-
-/// What was done about something damaged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Remedy {
-    /// It is here again, as it was.
-    Rebuilt,
-    /// Nothing used it, and it is gone.
-    Removed,
-    /// It could not be had again: nothing new runs on it, and it is pulled when something needs it.
-    Quarantined,
-    /// It is as it was found.
-    Left,
-}
-
-impl Remedy {
-    /// The word for people.
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Rebuilt => "rebuilt",
-            Self::Removed => "removed, as nothing used it",
-            Self::Quarantined => "taken out of use",
-            Self::Left => "left as it is",
-        }
-    }
-}
-
-/// What came of one repair.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Repaired {
-    /// The layer's diff-ID, or the image's manifest.
-    pub digest: Digest,
-    /// What was done.
-    pub remedy: Remedy,
-    /// Bytes that came over the network for it.
-    pub pulled_bytes: u64,
-    /// Wall time.
-    pub seconds: f64,
-    /// Why it could not be had again.
-    pub reason: Option<Reason>,
-    /// The same, for people.
-    pub message: Option<String>,
-}
-
-impl Repaired {
-    /// Whether nothing is wrong with it any more.
-    pub fn is_well(&self) -> bool {
-        matches!(self.remedy, Remedy::Rebuilt | Remedy::Removed)
-    }
-}
 
 /// How far a repair is: a layer of the list, and its bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -93,16 +45,76 @@ impl From<Use> for Known {
     }
 }
 
+/// What messages call the place of what is kept packed.
+const KEPT: &str = "what this host keeps";
+
 /// Who hears of the progress.
 type Tell<'a> = &'a (dyn Fn(RepairProgress) + Send + Sync);
+
+/// What of a layer is damaged.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Part {
+    /// Its tree, for all that is known.
+    Tree,
+    /// What is kept of it packed, and nothing else.
+    Blob,
+}
+
+/// A layer on its way back.
+struct Work<'a> {
+    layer: &'a Digest,
+    part: Part,
+    /// The image that it is put together for.
+    inherits_from: &'a ImageRecord,
+    received: &'a Arc<AtomicU64>,
+    tell: Tell<'a>,
+}
+
+/// A place that may have a layer.
+struct Place<'a> {
+    /// Whose it is.
+    reference: &'a ImageRef,
+    source: Source,
+    descriptor: Descriptor,
+}
+
+/// A layer that could not be had again, and what of it is damaged.
+struct Lost(PullError, Part);
+
+impl From<PullError> for Lost {
+    fn from(error: PullError) -> Self {
+        Self(error, Part::Tree)
+    }
+}
 
 impl Registry {
     /// Has layers and image records again. `known`: images by the names that services have for them.
     pub async fn repair(
         &self,
-        mut layers: Vec<Digest>,
+        layers: Vec<Digest>,
         images: Vec<Digest>,
         known: &[Known],
+        tell: Tell<'_>,
+    ) -> Vec<Repaired> {
+        let mut results = self.repair_layers(layers, Some(known), tell).await;
+        for image in images {
+            let begun = Instant::now();
+            let received = Arc::new(AtomicU64::new(0));
+            let result = self.repair_image(&image, known, &received).await;
+            results.push(repaired(image, result, Remedy::Left, &received, begun));
+        }
+        results
+    }
+
+    /// Has layers again from what is kept of them packed, and from nobody else.
+    pub async fn repair_alone(&self, layers: Vec<Digest>, tell: Tell<'_>) -> Vec<Repaired> {
+        self.repair_layers(layers, None, tell).await
+    }
+
+    async fn repair_layers(
+        &self,
+        mut layers: Vec<Digest>,
+        known: Option<&[Known]>,
         tell: Tell<'_>,
     ) -> Vec<Repaired> {
         let records = self.store.image_records();
@@ -121,12 +133,6 @@ impl Registry {
             let result = self.repair_layer(&layer, (&records, known), &received, tell).await;
             results.push(self.conclude(layer, result, &received, begun));
         }
-        for image in images {
-            let begun = Instant::now();
-            let received = Arc::new(AtomicU64::new(0));
-            let result = self.repair_image(&image, known, &received).await;
-            results.push(repaired(image, result, Remedy::Left, &received, begun));
-        }
         results
     }
 
@@ -135,30 +141,33 @@ impl Registry {
     fn conclude(
         &self,
         layer: Digest,
-        result: Result<Remedy, PullError>,
+        result: Result<Remedy, Lost>,
         received: &AtomicU64,
         begun: Instant,
     ) -> Repaired {
-        let otherwise = match result {
-            Ok(_) => Remedy::Left,
-            Err(_) => match self.store.quarantine(&layer) {
-                Ok(()) => Remedy::Quarantined,
-                Err(error) => {
-                    tracing::warn!("{error}");
-                    Remedy::Left
-                }
-            },
+        let (done, remedy) = match &result {
+            Ok(remedy) => (Ok(()), *remedy),
+            Err(Lost(_, Part::Tree)) => (self.store.quarantine(&layer), Remedy::Quarantined),
+            // Nothing runs on that.
+            Err(Lost(_, Part::Blob)) => (self.store.remove_blob(&layer), Remedy::BlobRemoved),
         };
-        repaired(layer, result, otherwise, received, begun)
+        let otherwise = match done {
+            Ok(()) => remedy,
+            Err(error) => {
+                tracing::warn!("{error}");
+                Remedy::Left
+            }
+        };
+        repaired(layer, result.map_err(|Lost(error, _)| error), otherwise, received, begun)
     }
 
     async fn repair_layer(
         &self,
         layer: &Digest,
-        (records, known): (&[ImageRecord], &[Known]),
+        (records, known): (&[ImageRecord], Option<&[Known]>),
         received: &Arc<AtomicU64>,
         tell: Tell<'_>,
-    ) -> Result<Remedy, PullError> {
+    ) -> Result<Remedy, Lost> {
         let _claim = self.underway.layer(layer).await;
         let mut users: Vec<&ImageRecord> =
             records.iter().filter(|record| record.diff_ids.contains(layer)).collect();
@@ -168,45 +177,107 @@ impl Registry {
             return if self.store.discard(layer)? { Ok(Remedy::Removed) } else { Ok(Remedy::Left) };
         };
         let _pins = self.store.pin(&inherits_from.diff_ids);
+        let mut work = Work { layer, part: Part::Tree, inherits_from, received, tell };
+        let Some(result) = self.rebuild_from_blob(&work).await else {
+            return Ok(self.pull_again(&work, &users, known).await.map(|()| Remedy::Rebuilt)?);
+        };
+        let of_blob = match result {
+            Ok(()) => return Ok(Remedy::Rebuilt),
+            // From elsewhere it would fare no better. A disk that cannot read the blob may well take another one.
+            Err(error) if matches!(error.reason, Reason::DiskSpace | Reason::LayerMissing) => {
+                return Err(error.into());
+            }
+            Err(error) => error,
+        };
+        work.part = self.damaged_part(layer).await;
+        if work.part == Part::Blob && !self.workers.keep_blobs {
+            // It was kept by a former configuration.
+            return Ok(self.store.remove_blob(layer).map(|()| Remedy::BlobRemoved)?);
+        }
+        match self.pull_again(&work, &users, known).await {
+            Ok(()) if work.part == Part::Blob => Ok(Remedy::BlobRebuilt),
+            Ok(()) => Ok(Remedy::Rebuilt),
+            Err(error) => Err(Lost(error.and(of_blob), work.part)),
+        }
+    }
+
+    /// Has a layer again without anybody, from what is kept of it packed; `None`: nothing is, for all that is written down.
+    async fn rebuild_from_blob(&self, work: &Work<'_>) -> Option<Result<(), PullError>> {
+        let (path, record) = self.store.blob(work.layer)?;
+        let blob = record.blob;
+        let descriptor = Descriptor::of_layer(blob.media_type, blob.digest, blob.size);
+        let archive = match Archive::of_layer(KEPT, &path, &descriptor) {
+            Ok(archive) => archive,
+            Err(error) => return Some(Err(error)),
+        };
+        let source = Source::Archive(Arc::new(archive));
+        let place = Place { reference: &record.reference, source, descriptor };
+        // Nothing of it comes over the network.
+        let work = Work { received: &Arc::default(), ..*work };
+        Some(self.rebuild(&work, KEPT, place).await)
+    }
+
+    /// Reads all of a layer: only where its blob turned out to be damaged.
+    async fn damaged_part(&self, layer: &Digest) -> Part {
+        let (store, layer) = (self.store.clone(), layer.clone());
+        let looking =
+            tokio::task::spawn_blocking(move || store.check_layer(&layer, Depth::Full, &mut |_| {}));
+        match looking.await {
+            Ok(Ok(Some(report))) if report.lacks_its_blob_alone() => Part::Blob,
+            _ => Part::Tree,
+        }
+    }
+
+    /// Has a layer again from where it came from.
+    async fn pull_again(
+        &self,
+        work: &Work<'_>,
+        users: &[&ImageRecord],
+        known: Option<&[Known]>,
+    ) -> Result<(), PullError> {
+        let layer = work.layer;
+        let Some(known) = known else {
+            let what = format!("layer {layer}: nobody is asked for it now");
+            return Err(PullError::retry(Reason::LayerMissing, what));
+        };
         let mut trouble = None;
         // What its own record says needs no further trip; what the images say is as good.
-        let own = self.store.layer_record(layer).and_then(|record| {
+        if let Some(record) = self.store.layer_record(layer)
             // Where it is in an archive, only the archive says.
-            let ImageRef::Registry(place) = &record.reference else { return None };
+            && let ImageRef::Registry(place) = &record.reference
+        {
+            let (reference, blob) = (&record.reference, record.blob);
             let source = Source::Registry(self.client.clone(), place.clone());
-            let blob = record.blob;
-            Some((record.reference, (source, Descriptor::of_layer(blob.media_type, blob.digest, blob.size))))
-        });
-        if let Some((reference, found)) = own {
-            match self.rebuild(layer, inherits_from, &reference, found, received, tell).await {
-                Ok(()) => return Ok(Remedy::Rebuilt),
-                Err(error) if is_final(&error) => return Err(error),
-                Err(error) => trouble = Some(error),
+            let descriptor = Descriptor::of_layer(blob.media_type, blob.digest, blob.size);
+            let place = Place { reference, source, descriptor };
+            match self.rebuild(work, &reference.to_string(), place).await {
+                Err(error) if !is_final(&error) => trouble = Some(error),
+                result => return result,
             }
         }
-        for record in &users {
+        for record in users {
             for reference in &record.references {
                 let result = match self.find_layer(record, layer, reference).await {
-                    Ok(found) => self.rebuild(layer, inherits_from, reference, found, received, tell).await,
+                    Ok(place) => self.rebuild(work, &reference.to_string(), place).await,
                     Err(error) => Err(error),
                 };
                 match result {
-                    Ok(()) => return Ok(Remedy::Rebuilt),
-                    Err(error) if is_final(&error) => return Err(error),
-                    Err(error) => trouble = Some(error),
+                    Err(error) if !is_final(&error) => trouble = Some(error),
+                    result => return result,
                 }
             }
         }
-        for record in &users {
+        for record in users {
             for url in stand_ins(&record.digest, known) {
                 let result = match url {
-                    Ok(url) => self.rebuild_from(layer, (record, inherits_from), &url, received, tell).await,
+                    Ok(url) => self.rebuild_from(work, record, &url).await,
                     Err(error) => Err(error),
                 };
                 match result {
-                    Ok(()) => return Ok(Remedy::Rebuilt),
-                    Err(error) if is_final(&error) => return Err(error),
-                    Err(error) => trouble = Some(trouble.map_or(error.clone(), |first| first.and(error))),
+                    Err(error) if !is_final(&error) => {
+                        trouble = Some(trouble.map_or(error.clone(), |first: PullError| first.and(error)));
+                    }
+                    result => return result,
                 }
             }
         }
@@ -221,12 +292,12 @@ impl Registry {
     }
 
     /// What a layer is in an image, and where it can be had.
-    async fn find_layer(
+    async fn find_layer<'a>(
         &self,
         record: &ImageRecord,
         layer: &Digest,
-        reference: &ImageRef,
-    ) -> Result<(Source, Descriptor), PullError> {
+        reference: &'a ImageRef,
+    ) -> Result<Place<'a>, PullError> {
         let (source, layers) = match reference {
             ImageRef::Registry(place) => {
                 let manifest = self.manifest(place, &record.digest, &Budget::default()).await?;
@@ -237,53 +308,53 @@ impl Registry {
                 (contents.source, contents.layers)
             }
         };
-        Ok((source, descriptor_of(record, layer, layers, reference)?))
+        Ok(Place { reference, source, descriptor: descriptor_of(record, layer, layers, reference)? })
     }
 
     /// Has a layer again from an archive that stands in for its image.
     async fn rebuild_from(
         &self,
-        layer: &Digest,
-        (record, inherits_from): (&ImageRecord, &ImageRecord),
+        work: &Work<'_>,
+        record: &ImageRecord,
         url: &SafeUrl,
-        received: &Arc<AtomicU64>,
-        tell: Tell<'_>,
     ) -> Result<(), PullError> {
         let config = self.config_of(&record.digest);
         let contents = self.fallback(url, &record.digest, config.as_ref(), &|_| {}).await?;
         let reference = ImageRef::Archive(url.clone());
-        let descriptor = descriptor_of(record, layer, contents.layers, &reference)?;
-        self.rebuild(layer, inherits_from, &reference, (contents.source, descriptor), received, tell).await
+        let descriptor = descriptor_of(record, work.layer, contents.layers, &reference)?;
+        let place = Place { reference: &reference, source: contents.source, descriptor };
+        self.rebuild(work, &reference.to_string(), place).await
     }
 
-    /// Fetches one layer and puts it in its place, with what it only implies as it is in the image that it `inherits_from`.
-    async fn rebuild(
-        &self,
-        layer: &Digest,
-        inherits_from: &ImageRecord,
-        reference: &ImageRef,
-        (source, descriptor): (Source, Descriptor),
-        received: &Arc<AtomicU64>,
-        tell: Tell<'_>,
-    ) -> Result<(), PullError> {
-        let name = reference.to_string();
+    /// Fetches one layer and puts it in its place, with what it only implies as it is in the image that it inherits from.
+    /// `name` is for messages.
+    async fn rebuild(&self, work: &Work<'_>, name: &str, place: Place<'_>) -> Result<(), PullError> {
+        let Work { layer, part, inherits_from, received, tell } = *work;
+        let Place { reference, source, descriptor } = place;
         let barrier = self.store.barrier()?;
         let (media_type, total) = (descriptor.media_type.clone(), descriptor.size);
         let tell = |bytes| tell(RepairProgress { layer: layer.clone(), bytes, total });
         let wanted = (layer, &descriptor);
         let unpacked =
-            download::fetch_alone(self, &source, &name, wanted, received, Product::Tree, &tell).await?;
+            download::fetch_alone(self, &source, name, wanted, received, Product::Tree, &tell).await?;
         let (store, ids) = (self.store.clone(), inherits_from.diff_ids.clone());
         let (reference, layer) = (reference.clone(), layer.clone());
         let placed = tokio::task::spawn_blocking(move || {
             let one = BTreeMap::from([(layer.clone(), unpacked)]);
-            store.settle(&ids, &one)?;
+            if part == Part::Tree {
+                store.settle(&ids, &one)?;
+            }
             one.values().try_for_each(|unpacked| {
                 store.describe(unpacked, &media_type, &reference)?;
-                store.replace(&barrier, &layer, unpacked)
+                match part {
+                    Part::Tree => store.replace(&barrier, &layer, unpacked),
+                    Part::Blob => store.replace_blob(&barrier, &layer, unpacked),
+                }
             })?;
             // It looks as the one image has it.
-            store.dress_users(one.keys());
+            if part == Part::Tree {
+                store.dress_users(one.keys());
+            }
             Ok(())
         });
         placed.await.map_err(|error| PullError::retry(Reason::Internal, format!("repairing: {error}")))?

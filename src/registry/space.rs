@@ -122,17 +122,38 @@ pub(super) struct Watch {
     root: PathBuf,
     name: String,
     begun: Room,
+    /// Whether layers are kept as they come, beside what they unpack to.
+    keep_blobs: bool,
+}
+
+/// What is to come, and what that takes.
+struct Parts<'a> {
+    missing: &'a [(Digest, Descriptor)],
+    /// Bytes that it takes at the least, and most likely.
+    least: u64,
+    likely: u64,
+    keep_blobs: bool,
+}
+
+impl<'a> Parts<'a> {
+    fn of(missing: &'a [(Digest, Descriptor)], keep_blobs: bool) -> Self {
+        let packed = packed(missing);
+        let kept = if keep_blobs { packed } else { 0 };
+        let (least, likely) = (packed.saturating_add(kept), likely(missing).saturating_add(kept));
+        Self { missing, least, likely, keep_blobs }
+    }
 }
 
 impl Watch {
-    /// Refuses what cannot fit.
+    /// Refuses what cannot fit. `keep_blobs`: what comes is kept as it comes, too.
     pub fn begin(
         root: &Path,
         name: &str,
         missing: &[(Digest, Descriptor)],
+        keep_blobs: bool,
         needs: &Needs,
     ) -> Result<Self, PullError> {
-        Self::refuse(root, name, "its missing layers need", (missing, likely(missing)), needs)
+        Self::refuse(root, name, "its missing layers need", &Parts::of(missing, keep_blobs), needs)
     }
 
     /// The same for an archive that is read as a whole: `parts` is one of its size. What it is packed as is not known yet.
@@ -142,21 +163,24 @@ impl Watch {
         parts: &[(Digest, Descriptor)],
         needs: &Needs,
     ) -> Result<Self, PullError> {
-        Self::refuse(root, name, "it is read as a whole, which needs", (parts, packed(parts)), needs)
+        let least = packed(parts);
+        let parts = Parts { missing: parts, least, likely: least, keep_blobs: false };
+        Self::refuse(root, name, "it is read as a whole, which needs", &parts, needs)
     }
 
     fn refuse(
         root: &Path,
         name: &str,
         what_needs: &str,
-        (missing, likely): (&[(Digest, Descriptor)], u64),
+        parts: &Parts<'_>,
         needs: &Needs,
     ) -> Result<Self, PullError> {
+        let Parts { missing, least, likely, keep_blobs } = *parts;
         let begun = Room::of(root)?;
-        let watch = Self { root: root.to_owned(), name: name.to_owned(), begun };
+        let watch = Self { root: root.to_owned(), name: name.to_owned(), begun, keep_blobs };
         let known = needs.get(&ids(missing));
         let need = Amount {
-            bytes: packed(missing).max(known.bytes),
+            bytes: least.max(known.bytes),
             // A directory each, and what is in it.
             inodes: (2 * missing.len() as u64).max(known.inodes),
         };
@@ -166,6 +190,9 @@ impl Watch {
                 // Once something is known, nothing is guessed; and a lack of inodes is none of bytes.
                 let bytes_lack = begun.shortage(Amount { inodes: 0, ..need }).is_some();
                 let most_likely = match known == Amount::default() && bytes_lack && likely > need.bytes {
+                    true if keep_blobs => {
+                        format!(" (packed and unpacked about {})", ByteSize(likely).human())
+                    }
                     true => format!(" (unpacked about {})", ByteSize(likely).human()),
                     false => String::new(),
                 };
@@ -208,7 +235,8 @@ impl Watch {
         if error.reason != Reason::DiskSpace {
             return error;
         }
-        let mut need = Amount { bytes: rest, inodes: 1 };
+        let rest_kept = if self.keep_blobs { rest } else { 0 };
+        let mut need = Amount { bytes: rest.saturating_add(rest_kept), inodes: 1 };
         let mut linked = HashSet::new();
         // What has its name is no longer there.
         for place in places {
@@ -301,7 +329,11 @@ mod tests {
         let layers = [layer("+gzip", 1000), layer("+zstd", 100), layer("", 10)];
         assert_eq!(likely(&layers), 2200 + 220 + 10);
         assert_eq!(packed(&layers), 1110);
+        let takes = |keep_blobs| Parts::of(&layers, keep_blobs);
+        assert_eq!((takes(false).least, takes(false).likely), (1110, 2430));
+        assert_eq!((takes(true).least, takes(true).likely), (2220, 3540), "what comes is kept beside it");
         let huge = [layer("+gzip", u64::MAX), layer("+zstd", u64::MAX)];
+        assert_eq!(Parts::of(&huge, true).least, u64::MAX);
         assert!(likely(&huge) > 1 << 60 && packed(&huge) == u64::MAX);
         assert_eq!(likely(&[layer("+of-something-else", 7)]), 7);
     }

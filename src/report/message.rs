@@ -99,7 +99,7 @@ kinds! {
     ReceiptsOnBranch "receipts-on-branch" "a7e27e6c44c0ce2cde84c6eaa0a14a59" Warning "The git server refuses git notes of this host; its receipts are pushed to a branch from now on."
     StatusStuck "status-stuck" "0879a1a57b4c3e0c3def76ad37c8c2c3" Warning "The forge does not take the commit status of this host; it is tried again."
     ImagesCollected "images-collected" "3d5b8f07c2e14a96b0f7d9a4c6e21853" Info "Images that nothing needs were removed."
-    StoreDamaged "store-damaged" "94c1f6a8e0d74b3586a2c7f3d9e05b1f" Error "A layer is not as it was unpacked: nothing new runs on it, and it is pulled again."
+    StoreDamaged "store-damaged" "94c1f6a8e0d74b3586a2c7f3d9e05b1f" Error "A layer is not as it was unpacked: nothing new runs on it, and it is rebuilt from what is kept of it, or pulled again."
     StateTrouble "state-trouble" "a6e8c2f4d0b7495183c9f5e1b7d02a46" Error "State could not be read or written."
     StateMended "state-mended" "1f7ac93b5e284d60b8d2046cf3917ea5" Info "State can be written again."
 }

@@ -9,13 +9,13 @@ use super::s3::{Moto, counting_relay, moto, put};
 use super::server::{Answer, Request, Server, file};
 
 /// S3, of which only who asks is looked at.
-fn s3() -> Server {
+pub fn s3() -> Server {
     let archive = docker_save(&small());
     Server::new(move |request| file(request, &archive, "\"1\""))
 }
 
 /// Pulls, with nothing in the environment but this.
-fn pull(
+pub fn pull(
     endpoint: &str,
     more: &str,
     variables: &[(&str, &str)],
@@ -41,14 +41,14 @@ fn pull(
     (dir, output)
 }
 
-const URL: &str = "s3://images/app.tar";
+pub const URL: &str = "s3://images/app.tar";
 
-fn text(output: &Output) -> String {
+pub fn text(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }
 
 /// The key, region and token that each request was signed with.
-fn signers(server: &Server) -> Vec<(String, String, Option<String>)> {
+pub fn signers(server: &Server) -> Vec<(String, String, Option<String>)> {
     let query = |request: &Request, key: &str| {
         let rest = request.path.split(['?', '&']).find_map(|pair| pair.strip_prefix(&format!("{key}=")));
         rest.map(|value| value.replace("%2F", "/"))
@@ -68,12 +68,12 @@ fn signers(server: &Server) -> Vec<(String, String, Option<String>)> {
 }
 
 #[track_caller]
-fn assert_signed(server: &Server, output: &Output, key: &str, region: &str, token: Option<&str>) {
+pub fn assert_signed(server: &Server, output: &Output, key: &str, region: &str, token: Option<&str>) {
     assert!(output.status.success(), "{}", text(output));
     assert_eq!(signers(server), [(key.to_owned(), region.to_owned(), token.map(str::to_owned))]);
 }
 
-fn credentials(dir: &Path, name: &str, content: &str) -> String {
+pub fn credentials(dir: &Path, name: &str, content: &str) -> String {
     let path = dir.join(name);
     std::fs::write(&path, content).unwrap();
     path.display().to_string()
@@ -140,7 +140,7 @@ fn a_program_that_a_profile_names() {
         ("credential_process = /bin/false\n", "/bin/false: exit status: 1"),
         ("credential_process = /bin/echo secret\n", "/bin/echo did not write credentials"),
         ("credential_process = '/bin/echo\n", "a quote is not closed"),
-        ("role_arn = arn:aws:iam::1:role/x\nsource_profile = y\n", "`role_arn` is a way"),
+        ("mfa_serial = arn:aws:iam::1:mfa/x\n", "`mfa_serial` is a way"),
     ] {
         let config = credentials(dir.path(), "config", &format!("[default]\n{line}"));
         let (_, output) = pull(&server.url(""), "", &[("AWS_CONFIG_FILE", &config)], &[URL]);

@@ -6,10 +6,10 @@ use std::process::Command;
 use std::time::{Duration, SystemTime};
 
 use gitopsd::config::agent::{ImagesConfig, MinFree, S3Config};
-use gitopsd::registry::Pressure;
-use gitopsd::types::{Reason, Timestamp};
+use gitopsd::registry::{Depth, Pressure, Remedy};
+use gitopsd::types::{Digest, Reason, Timestamp};
 
-use super::make::{docker_save, gzip, image, noise, small, tar};
+use super::make::{docker_save, gzip, hex, image, noise, oci, small, tar};
 use super::support::names;
 use super::{host, host_at};
 
@@ -74,6 +74,59 @@ async fn an_archive_that_cannot_fit_is_refused_before_it_is_read() {
     host.pull(&url).await.unwrap();
 }
 
+/// A host that keeps layers as they come takes room for both, and says so before it begins.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_kept_packed_needs_room_too() {
+    let disk = Disk::new(24);
+    let outside = tempfile::tempdir().unwrap();
+    let path = outside.path().join("app.tar");
+    std::fs::write(&path, docker_save(&image(vec![tar(&[("x", &noise(13 << 20, 1))])]))).unwrap();
+    let url = format!("file://{}", path.display());
+    let mut host = host_at(
+        tempfile::tempdir_in(disk.0.path()).unwrap(),
+        S3Config::default(),
+        std::collections::BTreeMap::new(),
+    );
+    host.registry = host.registry.with_keep_blobs(true);
+    let error = host.pull(&url).await.unwrap_err();
+    assert_eq!(error.reason, Reason::DiskSpace, "{error}");
+    assert!(error.to_string().contains("its missing layers need at least 26.0 MiB"), "{error}");
+    host.assert_nothing_unfinished();
+    host.registry = host.registry.with_keep_blobs(false);
+    host.pull(&url).await.unwrap();
+}
+
+/// What is kept of an archive's layer is what is in there, packed or not, and a damaged one is rebuilt without the archive.
+#[tokio::test(flavor = "multi_thread")]
+async fn layers_of_archives_are_kept_as_they_are_in_there() {
+    let image = small();
+    let packed: fn(&[u8]) -> Vec<u8> = gzip;
+    let media = "application/vnd.oci.image.layer.v1.tar+gzip";
+    let root = tar(&[("etc/app", b"app"), ("srv/x", &noise(70_000, 3))]);
+    for (archive, layer, kept) in [
+        (docker_save(&image), &image.layers[1], image.layers[1].clone()),
+        (gzip(&docker_save(&image)), &image.layers[1], image.layers[1].clone()),
+        (oci(&image, media, packed), &image.layers[1], packed(&image.layers[1])),
+        // Of what is read as a whole, once it is inflated.
+        (gzip(&root), &root, root.clone()),
+    ] {
+        let mut host = host(S3Config::default());
+        host.registry = host.registry.with_keep_blobs(true);
+        let url = host.put("app.tar", &archive);
+        let (digest, _) = host.pull(&url).await.unwrap();
+        let id: Digest = format!("sha256:{}", hex(layer)).parse().unwrap();
+        let folder = host.dir.path().join("state/store/layers").join(id.hex());
+        assert!(std::fs::read(folder.join("blob")).unwrap() == kept);
+        assert!(host.store.check(Depth::Full, &mut |_| {}).unwrap().is_sound());
+        std::fs::remove_file(url.strip_prefix("file://").unwrap()).unwrap();
+        std::fs::write(folder.join("fs/srv/x"), "damaged").unwrap();
+        let repaired = host.registry.repair(vec![id], vec![], &[], &|_| {}).await;
+        assert_eq!(repaired[0].remedy, Remedy::Rebuilt, "{repaired:?}");
+        assert_eq!(host.file(&digest, "srv/x"), Some(noise(70_000, 3)));
+        assert!(host.store.check(Depth::Full, &mut |_| {}).unwrap().is_sound());
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_remembered_of_archives_goes_with_them() {
     let host = host(S3Config::default());
@@ -88,7 +141,7 @@ async fn what_is_remembered_of_archives_goes_with_them() {
     let notes = || names(&folder).into_iter().filter(|name| !name.contains(".previous")).collect::<Vec<_>>();
     assert_eq!(notes().len(), 3);
     let age = |url: &str, days: u64| {
-        let path = folder.join(format!("{}.json", super::make::hex(url.as_bytes())));
+        let path = folder.join(format!("{}.json", hex(url.as_bytes())));
         let file = std::fs::File::options().write(true).open(&path).unwrap();
         file.set_modified(now() - Duration::from_secs(days * 86400)).unwrap();
         path

@@ -19,6 +19,7 @@ mod keep;
 mod make;
 mod network;
 mod pack;
+mod roles;
 mod s3;
 mod server;
 mod standins;

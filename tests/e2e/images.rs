@@ -272,6 +272,22 @@ fn after_a_power_cut_what_came_last_is_looked_at() {
     assert_eq!(events(&lab, "store-damaged").len(), 1);
 }
 
+/// A host that keeps layers as they came needs nobody.
+#[test]
+fn after_a_power_cut_what_is_kept_is_enough() {
+    let (mut lab, port) = serving("[images]\nkeep_blobs = true\n");
+    lose_the_page(&mut lab);
+    lab.stop_registry();
+    lab.start_agent();
+    lab.wait_agent();
+    wait_for(&format!("web; {}", lab.agent_log()), || {
+        get(port, "/").is_ok_and(|body| body == "version 1\n").then_some(())
+    });
+    assert_eq!(events(&lab, "store-damaged").len(), 1);
+    lab.ok(&["fsck", "--full"]);
+    lab.kill_agent();
+}
+
 /// An agent that is killed during the look, as systemd does to one that takes too long, leaves it to the next one.
 #[test]
 #[cfg_attr(not(feature = "failpoints"), ignore = "needs the feature failpoints")]

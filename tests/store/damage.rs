@@ -83,7 +83,7 @@ fn change(path: &Path, act: impl FnOnce(&fs::File)) {
     file.sync_all().unwrap();
 }
 
-fn flip(path: &Path, at: u64) {
+pub fn flip(path: &Path, at: u64) {
     use std::os::unix::fs::FileExt;
     change(path, |file| {
         let mut byte = [0u8];

@@ -18,4 +18,5 @@ mod command;
 mod crash;
 mod damage;
 mod dirs;
+mod kept;
 mod sizes;

@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::command::Machine;
 use super::damage::{other, rich};
 
-fn du(path: &Path) -> u64 {
+pub fn du(path: &Path) -> u64 {
     let output = Command::new("du").args(["-s", "--block-size=1"]).arg(path).output().unwrap();
     String::from_utf8(output.stdout).unwrap().split_whitespace().next().unwrap().parse().unwrap()
 }

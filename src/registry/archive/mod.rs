@@ -13,6 +13,7 @@ mod spool;
 mod table;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -53,6 +54,13 @@ pub(super) struct Archive {
 }
 
 impl Archive {
+    /// A layer that is a file of its own. `name` is for messages.
+    pub fn of_layer(name: &str, file: &Path, layer: &Descriptor) -> Result<Self, PullError> {
+        let place = Place::copy(name, file)?;
+        let layers = BTreeMap::from([(layer.digest.clone(), (0, layer.size))]);
+        Ok(Self { watched: place.watched.clone(), place, layers, spooled: None })
+    }
+
     /// Opens a layer at `offset`.
     pub async fn open(&self, layer: &Descriptor, offset: u64) -> Result<Part, PullError> {
         let Some((begins, size)) = self.layers.get(&layer.digest) else {

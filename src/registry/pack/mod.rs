@@ -87,7 +87,7 @@ impl Registry {
         let name = image.to_string();
         let all: Vec<(Digest, Descriptor)> =
             contents.diff_ids.iter().cloned().zip(contents.layers.iter().cloned()).collect();
-        let watch = space::Watch::begin(self.store.root(), &name, &all, &self.needs)?;
+        let watch = space::Watch::begin(self.store.root(), &name, &all, false, &self.needs)?;
         let total = all.iter().fold(0u64, |total, (_, layer)| total.saturating_add(layer.size));
         let mut seen = Progress { total, layers: all.len(), ..Progress::default() };
         let mut layers = Vec::new();

@@ -169,7 +169,8 @@ impl Store {
         };
         let chosen = choose(&known, needed, config, lacking, now, &|layer| {
             // What it has unpacked is close to what it takes.
-            self.layer_record(layer).map_or(0, |record| record.size)
+            let unpacked = self.layer_record(layer).map_or(0, |record| record.size);
+            unpacked.saturating_add(self.blob_bytes(layer))
         });
         let kept: BTreeSet<&Digest> = known
             .iter()

@@ -4,6 +4,7 @@
 //! store/layers/<diff-id>/fs           the layer's tree
 //!                       /listing      each path of it, so that a flipped bit can be found
 //!                       /layer.json   where it can be had again
+//!                       /blob         its bytes as they came, where the host keeps them
 //! store/images/<manifest>.json        an image: its layers, its configuration, its names
 //!              <manifest>.used        its time is when a service last needed the image
 //!              <manifest>.dirs        directories above its layers, where its record says so
@@ -14,6 +15,7 @@
 //! ```
 
 mod archives;
+mod blob;
 mod block_groups;
 mod clock;
 mod dirs;
@@ -94,6 +96,11 @@ impl Temporary {
     /// What the layer holds, path by path.
     pub fn listing(&self) -> PathBuf {
         self.0.join("listing")
+    }
+
+    /// Its bytes as they come.
+    pub fn blob(&self) -> PathBuf {
+        self.0.join(blob::NAME)
     }
 }
 

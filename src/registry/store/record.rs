@@ -66,10 +66,13 @@ pub(in crate::registry) struct BlobRecord {
     pub media_type: String,
 }
 
+/// The record's name in a layer's directory.
+pub(super) const RECORD: &str = "layer.json";
+
 impl Temporary {
     /// Where the layer came from.
-    fn record(&self) -> std::path::PathBuf {
-        self.0.join("layer.json")
+    pub(super) fn record(&self) -> std::path::PathBuf {
+        self.0.join(RECORD)
     }
 }
 
@@ -187,7 +190,7 @@ impl Store {
 
 /// The record in a layer's directory. `Ok(None)`: it has none.
 pub(super) fn read_layer_record(layer: &Path) -> Result<Option<LayerRecord>, crate::state::StateError> {
-    atomic::read_one(&layer.join("layer.json"))
+    atomic::read_one(&layer.join(RECORD))
 }
 
 /// The store's files are state files.

@@ -31,6 +31,8 @@ pub(super) struct Order {
     pub tree: PathBuf,
     /// Where the listing goes; not there yet.
     pub listing: PathBuf,
+    /// Where the packed bytes are kept as they come, if they are; not there yet.
+    pub blob: Option<PathBuf>,
     pub packing: Packing,
     pub product: Product,
     /// Most bytes that the layer may unpack to.
@@ -124,22 +126,30 @@ pub(crate) fn main(args: &[OsString]) -> ExitCode {
 
 fn work(order: &Order) -> Outcome {
     match prepare(order) {
-        Ok((input, root, listing)) => {
+        Ok(Prepared { input, root, listing, blob }) => {
             let mut listing = BufWriter::with_capacity(64 << 10, listing);
-            stages::run(input, order, root, &mut listing, confine::seal)
+            stages::run((input, blob), order, root, &mut listing, confine::seal)
                 .map_or_else(Outcome::from, Outcome::Done)
         }
         Err(error) => Outcome::Unconfined(error.to_string()),
     }
 }
 
-/// The input, the layer's root and its listing, all that this process can reach from here on.
-fn prepare(order: &Order) -> std::io::Result<(File, OwnedFd, File)> {
+/// All that this process can reach from here on.
+struct Prepared {
+    input: File,
+    root: OwnedFd,
+    listing: File,
+    blob: Option<File>,
+}
+
+fn prepare(order: &Order) -> std::io::Result<Prepared> {
     confine::die_with(order.parent)?;
     let input = File::from(std::io::stdin().as_fd().try_clone_to_owned()?);
-    let listing = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&order.listing)?;
+    let create = |path: &PathBuf| OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+    let (listing, blob) = (create(&order.listing)?, order.blob.as_ref().map(create).transpose()?);
     confine::enter(&order.tree, order.most, order.nice)?;
-    Ok((input, File::open("/")?.into(), listing))
+    Ok(Prepared { input, root: File::open("/")?.into(), listing, blob })
 }
 
 /// Paths are bytes, and JSON is text.

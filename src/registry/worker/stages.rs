@@ -32,9 +32,10 @@ const MOST_RATIO: u64 = 1100;
 /// What may come out before the ratio counts.
 const ALLOWANCE: u64 = 64 << 20;
 
-/// Unpacks `input` below `root`. `seal` is called once all threads are there, before the first byte is read.
+/// Unpacks `input` below `root`, and keeps it as it is in `blob`, where there is one. `seal` is called once all threads are
+/// there, before the first byte is read.
 pub(super) fn run(
-    input: File,
+    (input, blob): (File, Option<File>),
     order: &Order,
     root: OwnedFd,
     listing: &mut dyn Write,
@@ -50,8 +51,8 @@ pub(super) fn run(
     let (go, gone) = sync_channel::<()>(1);
     std::thread::scope(move |scope| {
         let inflating = scope.spawn(move || match gone.recv() {
-            Ok(()) => inflate(input, packing, most, &empty, &inflated),
-            Err(_) => Err(io::Error::other("it was not confined")),
+            Ok(()) => inflate((input, blob), packing, most, &empty, &inflated),
+            Err(_) => Err(Error::Broken(io::Error::other("it was not confined"))),
         });
         // The thread waits for a word, or for its sender to be gone.
         let go = go;
@@ -65,7 +66,7 @@ pub(super) fn run(
         let hash = stream.end();
         let inflated = inflating.join().map_err(|_| Error::Broken(io::Error::other("inflating panicked")))?;
         // What broke there also broke the writing: its error says more.
-        inflated.map_err(Error::Broken)?;
+        inflated?;
         let implied = written?;
         Ok(Done { size: hash.length(), diff_id: hash.finish(), implied })
     })
@@ -91,14 +92,15 @@ fn spool(stream: &mut Inflated, root: &OwnedFd) -> Result<(), Error> {
 
 /// The first thread: all of the input, whatever becomes of it, so that whoever hands it over can check it to its end.
 fn inflate(
-    input: File,
+    (input, blob): (File, Option<File>),
     packing: Packing,
     most: u64,
     empty: &Receiver<Vec<u8>>,
     full: &SyncSender<Vec<u8>>,
-) -> io::Result<()> {
+) -> Result<(), Error> {
     let taken = Cell::new(0);
-    let mut packed = BufReader::with_capacity(CHUNK, Counted { inner: input, count: &taken });
+    let input = Input { inner: input, count: &taken, blob, unkept: None };
+    let mut packed = BufReader::with_capacity(CHUNK, input);
     let mut sink = Sink { size: 0, most, taken: &taken, empty, full };
     let copied = match packing {
         Packing::Plain => sink.take(&mut packed),
@@ -112,8 +114,15 @@ fn inflate(
             sink.take(&mut decoder)
         }),
     };
-    io::copy(&mut packed, &mut io::sink())?;
-    copied
+    if copied.is_err() {
+        // Nobody will have it.
+        packed.get_mut().blob = None;
+    }
+    let rest = io::copy(&mut packed, &mut io::sink());
+    if let Some(error) = packed.get_mut().unkept.take() {
+        return Err(Error::Disk("keeping it packed".to_owned(), error));
+    }
+    rest.and(copied).map_err(Error::Broken)
 }
 
 /// Where unpacked bytes go to.
@@ -163,16 +172,25 @@ fn fill(from: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
     Ok(filled)
 }
 
-/// Counts what came in.
-struct Counted<'a> {
+/// What comes in: counted, and kept where it is to be.
+struct Input<'a> {
     inner: File,
     count: &'a Cell<u64>,
+    blob: Option<File>,
+    /// Why it could not be kept.
+    unkept: Option<io::Error>,
 }
 
-impl Read for Counted<'_> {
+impl Read for Input<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let count = self.inner.read(buffer)?;
         self.count.set(self.count.get() + count as u64);
+        if let Some(blob) = &mut self.blob
+            && let Err(error) = blob.write_all(&buffer[..count])
+        {
+            (self.blob, self.unkept) = (None, Some(error));
+            return Err(io::Error::other("it could not be kept"));
+        }
         Ok(count)
     }
 }
@@ -243,7 +261,7 @@ mod tests {
 
     fn order(packing: Packing, most: u64) -> Order {
         let (tree, listing) = ("/nowhere".into(), "/nowhere".into());
-        Order { tree, listing, packing, product: Product::Tree, most, parent: 0, nice: 0 }
+        Order { tree, listing, blob: None, packing, product: Product::Tree, most, parent: 0, nice: 0 }
     }
 
     /// Runs the stages on a packed tar with one file of `size` zeros.
@@ -275,11 +293,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("blob"), &blob).unwrap();
         std::fs::create_dir(dir.path().join("fs")).unwrap();
-        let (blob, root) = (File::open(dir.path().join("blob")), File::open(dir.path().join("fs")));
+        let (input, root) = (File::open(dir.path().join("blob")), File::open(dir.path().join("fs")));
+        let kept = File::create(dir.path().join("kept")).unwrap();
         let mut listing = Vec::new();
-        let order = order(packing, most);
-        let result = run(blob.unwrap(), &order, root.unwrap().into(), &mut listing, || Ok(()));
+        let (input, order) = ((input.unwrap(), Some(kept)), order(packing, most));
+        let result = run(input, &order, root.unwrap().into(), &mut listing, || Ok(()));
         if let Ok(done) = &result {
+            assert!(std::fs::read(dir.path().join("kept")).unwrap() == blob, "{packing:?}: kept as it came");
             assert_eq!(done.diff_id, Digest::from_sha256(&sha2::Sha256::digest(&tar).into()));
             assert_eq!(done.size, tar.len() as u64);
         }
@@ -318,7 +338,22 @@ mod tests {
         let root: OwnedFd = File::open(dir.path()).unwrap().into();
         let input = File::open("/dev/zero").unwrap();
         let refuse = || Err(io::Error::other("no"));
-        let result = run(input, &order(Packing::Plain, 1 << 20), root, &mut Vec::new(), refuse);
+        let result = run((input, None), &order(Packing::Plain, 1 << 20), root, &mut Vec::new(), refuse);
         assert!(matches!(result, Err(Error::Disk(..))), "{result:?}");
+    }
+
+    #[test]
+    fn a_disk_that_is_full_for_what_is_kept_is_told_as_one() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("blob"), vec![0; 1 << 20]).unwrap();
+        std::fs::create_dir(dir.path().join("fs")).unwrap();
+        let open = |name: &str| File::open(dir.path().join(name)).unwrap();
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        for packing in [Packing::Plain, Packing::Gzip] {
+            let (input, root) = ((open("blob"), Some(full.try_clone().unwrap())), open("fs").into());
+            let result = run(input, &order(packing, 2 << 20), root, &mut Vec::new(), || Ok(()));
+            let full = |error: &io::Error| error.kind() == io::ErrorKind::StorageFull;
+            assert!(matches!(&result, Err(Error::Disk(_, error)) if full(error)), "{result:?}");
+        }
     }
 }

@@ -1,15 +1,17 @@
 //! Whose word S3 takes: credentials by the usual AWS chain, kept until shortly before they expire.
 //!
-//! The chain: the environment; a web identity (`AWS_WEB_IDENTITY_TOKEN_FILE`); the profile in the shared files, with its
-//! own keys, web identity, `credential_process` or login (SSO); the container's endpoint (ECS, EKS); the instance's (IMDSv2). The
-//! first that is set up counts: where it fails, that is told, and no other identity is tried. A host that has none of
+//! The chain: the environment; a web identity (`AWS_WEB_IDENTITY_TOKEN_FILE`); the profile in the shared files, with a role
+//! that it takes by other credentials, its own keys, web identity, `credential_process` or login (SSO); the container's endpoint
+//! (ECS, EKS); the instance's (IMDSv2). The first that is set up counts: where it fails, that is told, and no other identity is tried. A host that has none of
 //! them asks unsigned, as for a public bucket.
 //!
 //! Source: docs.aws.amazon.com, SDKs and Tools reference, "Standardized credential providers".
 
 mod endpoints;
 mod process;
+mod role;
 pub(super) mod settings;
+mod sigv4;
 mod sso;
 mod sts;
 
@@ -22,6 +24,7 @@ use crate::registry::PullError;
 use crate::registry::http::Door;
 use crate::registry::store::now;
 use crate::types::{Reason, Timestamp};
+use settings::Profile;
 
 /// Credentials are replaced so long before they end.
 const EARLY: Duration = Duration::from_secs(300);
@@ -103,36 +106,61 @@ fn span(end: Timestamp, now: Timestamp) -> Duration {
 
 async fn look(door: &Door, region: &str) -> Result<Found, PullError> {
     if let Some(found) = Credentials::from_env() {
+        // They may be there for a role alone, if the profile that is named says so.
+        if let Some(roles) = environments_roles() {
+            return roles.credentials(door, region).await.map(Some);
+        }
         return Ok(Some((found, None)));
     }
     if let Some(identity) = sts::Identity::from_env() {
         return identity.assume(door, region).await.map(Some);
     }
     let profile = settings::profile()?;
-    if let Some(found) = profile.keys() {
-        return Ok(Some((found, None)));
-    }
-    if let Some(identity) = sts::Identity::of(&profile) {
-        return identity.assume(door, region).await.map(Some);
-    }
-    if let Some(command) = profile.get("credential_process") {
-        return process::run(command).await.map(|given| Some(given.into_parts()));
-    }
     // A role that is taken by other credentials counts before them.
-    if let Some(key) = ["role_arn", "mfa_serial"].iter().find(|key| profile.get(key).is_some()) {
-        let what = format!(
-            "{profile}: `{key}` is a way to credentials that this version does not know; \
-             `credential_process = aws configure export-credentials --profile NAME` takes every way that the AWS CLI knows"
-        );
-        return Err(auth(what));
+    if let Some(roles) = role::Roles::of(&profile)? {
+        return roles.credentials(door, region).await.map(Some);
     }
-    if let Some(login) = sso::Login::of(&profile)? {
-        return login.credentials(door).await.map(Some);
+    if let Some(found) = of_profile(&profile, door, region).await? {
+        return Ok(Some(found));
     }
     if let Some(given) = endpoints::container().await? {
         return Ok(Some(given.into_parts()));
     }
     Ok(endpoints::instance().await?.map(Given::into_parts))
+}
+
+/// The roles of the profile that `AWS_PROFILE` names, if they are taken by what the environment holds.
+fn environments_roles() -> Option<role::Roles> {
+    settings::variable("AWS_PROFILE")?;
+    let roles = role::Roles::of(&settings::profile().ok()?).ok()??;
+    roles.begin_with_environment().then_some(roles)
+}
+
+/// What a profile holds, without a role that it takes by others.
+async fn of_profile(profile: &Profile, door: &Door, region: &str) -> Result<Found, PullError> {
+    if let Some(found) = profile.keys() {
+        return Ok(Some((found, None)));
+    }
+    if let Some(identity) = sts::Identity::of(profile) {
+        return identity.assume(door, region).await.map(Some);
+    }
+    if let Some(command) = profile.get("credential_process") {
+        return process::run(command).await.map(|given| Some(given.into_parts()));
+    }
+    if profile.get("mfa_serial").is_some() {
+        return Err(unknown(profile, "mfa_serial"));
+    }
+    match sso::Login::of(profile)? {
+        Some(login) => login.credentials(door).await.map(Some),
+        None => Ok(None),
+    }
+}
+
+fn unknown(profile: &Profile, key: &str) -> PullError {
+    auth(format!(
+        "{profile}: `{key}` is a way to credentials that this version does not know; \
+         `credential_process = aws configure export-credentials --profile NAME` takes every way that the AWS CLI knows"
+    ))
 }
 
 fn auth(what: impl Into<String>) -> PullError {

@@ -29,10 +29,17 @@ pub(in crate::registry::archive) fn region() -> Result<String, PullError> {
 }
 
 /// The settings of one profile.
-#[derive(Debug, Default, PartialEq)]
+#[derive(Clone, Default, PartialEq)]
 pub(super) struct Profile {
     name: String,
     settings: BTreeMap<String, String>,
+}
+
+/// Its settings may be secrets.
+impl std::fmt::Debug for Profile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Profile").field("name", &self.name).finish_non_exhaustive()
+    }
 }
 
 impl std::fmt::Display for Profile {
@@ -42,6 +49,10 @@ impl std::fmt::Display for Profile {
 }
 
 impl Profile {
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     pub fn get(&self, key: &str) -> Option<&str> {
         self.settings.get(key).map(String::as_str).filter(|value| !value.is_empty())
     }
@@ -58,17 +69,21 @@ impl Profile {
 
 /// The profile that `AWS_PROFILE` names. One that is named has to be there.
 pub(super) fn profile() -> Result<Profile, PullError> {
-    let named = variable("AWS_PROFILE");
-    let name = named.clone().unwrap_or_else(|| "default".to_owned());
-    let credentials = read("AWS_SHARED_CREDENTIALS_FILE", "credentials")?;
-    let config = read("AWS_CONFIG_FILE", "config")?;
-    match of_profile(&name, &config, &credentials) {
+    let wanted = variable("AWS_PROFILE");
+    let name = wanted.clone().unwrap_or_else(|| "default".to_owned());
+    match named(&name)? {
         Some(profile) => Ok(profile),
-        None if named.is_some() => {
+        None if wanted.is_some() => {
             Err(auth(format!("AWS_PROFILE names `{name}`, which is in neither of AWS's shared files")))
         }
         None => Ok(Profile { name, ..Profile::default() }),
     }
+}
+
+/// A profile by its name.
+pub(super) fn named(name: &str) -> Result<Option<Profile>, PullError> {
+    let credentials = read("AWS_SHARED_CREDENTIALS_FILE", "credentials")?;
+    Ok(of_profile(name, &read("AWS_CONFIG_FILE", "config")?, &credentials))
 }
 
 /// A session that profiles share.
@@ -97,7 +112,7 @@ fn read(variable_of_it: &str, name: &str) -> Result<String, PullError> {
 }
 
 /// A profile from both files: what the credentials file says counts.
-fn of_profile(name: &str, config: &str, credentials: &str) -> Option<Profile> {
+pub(super) fn of_profile(name: &str, config: &str, credentials: &str) -> Option<Profile> {
     // In `config` all but the default one are called `[profile NAME]`.
     let in_config = |title: &str| match title.split_once(char::is_whitespace) {
         Some(("profile", rest)) => rest.trim() == name,

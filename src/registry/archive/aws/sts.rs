@@ -1,18 +1,27 @@
-//! A role for a token that somebody else gave: `AssumeRoleWithWebIdentity` (docs.aws.amazon.com, STS API reference). The
-//! request is not signed; the token speaks for itself.
+//! STS gives credentials for a while (docs.aws.amazon.com, STS API reference): here those of a role for a token that somebody
+//! else gave, `AssumeRoleWithWebIdentity`. That request is not signed; the token speaks for itself.
 
 use std::time::Duration;
 
 use reqwest::Url;
 use rusty_s3::Credentials;
 
-use super::auth;
 use super::settings::{self, Profile, variable};
+use super::{auth, sigv4};
 use crate::registry::PullError;
 use crate::registry::http::Door;
+use crate::registry::store::now;
 use crate::types::Timestamp;
 
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Of the API.
+pub(super) const VERSION: &str = "2011-06-15";
+
+/// What a session is called that nobody has a name for.
+pub(super) const SESSION: &str = "gitopsd";
+
+const FORM: &str = "application/x-www-form-urlencoded";
 
 /// Largest answer.
 const MOST: usize = 256 << 10;
@@ -43,7 +52,7 @@ impl Identity {
     }
 
     fn new(token_file: String, role: String, session: Option<String>) -> Self {
-        Self { token_file, role, session: session.unwrap_or_else(|| "gitopsd".to_owned()) }
+        Self { token_file, role, session: session.unwrap_or_else(|| SESSION.to_owned()) }
     }
 
     /// Asks for the role.
@@ -60,40 +69,54 @@ impl Identity {
             return Err(failed(&format_args!("a token of {size} bytes")));
         }
         let token = std::fs::read_to_string(&self.token_file).map_err(|error| failed(&error))?;
-        let endpoint = variable("AWS_ENDPOINT_URL_STS")
-            .or_else(|| variable("AWS_ENDPOINT_URL"))
-            .unwrap_or_else(|| settings::endpoint("sts", region));
-        let endpoint: Url =
-            endpoint.parse().map_err(|error| failed(&format_args!("its endpoint: {error}")))?;
-        let body = form(&[
+        let pairs = [
             ("Action", "AssumeRoleWithWebIdentity"),
-            ("Version", "2011-06-15"),
+            ("Version", VERSION),
             ("RoleArn", &self.role),
             ("RoleSessionName", &self.session),
             ("WebIdentityToken", token.trim()),
-        ]);
-        let request = door
-            .direct(&endpoint)?
-            .post(endpoint)
-            .header("Content-Type", "application/x-www-form-urlencoded")
-            .timeout(PATIENCE)
-            .body(body);
-        let mut response = request.send().await.map_err(|error| failed(&error.without_url()))?;
-        let status = response.status();
-        let mut bytes = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(|error| failed(&error.without_url()))? {
-            if bytes.len() + chunk.len() > MOST {
-                return Err(failed(&"its answer is too long"));
-            }
-            bytes.extend_from_slice(&chunk);
-        }
-        let text = String::from_utf8_lossy(&bytes);
-        if !status.is_success() {
-            let said = element(&text, "Code").unwrap_or_default();
-            return Err(failed(&format_args!("STS answers {} {said}", status.as_u16())));
-        }
-        given(&text).ok_or_else(|| failed(&"STS answers without credentials"))
+        ];
+        ask(door, region, &pairs, None, &failed).await
     }
+}
+
+/// Asks STS for credentials, signed by those that are there already, where there are any.
+pub(super) async fn ask(
+    door: &Door,
+    region: &str,
+    pairs: &[(&str, &str)],
+    signer: Option<&Credentials>,
+    failed: &(dyn Fn(&dyn std::fmt::Display) -> PullError + Sync),
+) -> Result<(Credentials, Option<Timestamp>), PullError> {
+    let endpoint = variable("AWS_ENDPOINT_URL_STS")
+        .or_else(|| variable("AWS_ENDPOINT_URL"))
+        .unwrap_or_else(|| settings::endpoint("sts", region));
+    let mut url: Url = endpoint.parse().map_err(|error| failed(&format_args!("its endpoint: {error}")))?;
+    url.set_query(None);
+    let body = form(pairs);
+    let mut request = door.direct(&url)?.post(url.clone()).header("content-type", FORM).timeout(PATIENCE);
+    if let Some(signer) = signer {
+        let post = sigv4::Post { service: "sts", region, url: &url, content_type: FORM, body: &body };
+        for (name, value) in post.sign(signer, now()) {
+            request = request.header(name, value);
+        }
+    }
+    let sent = request.body(body).send().await;
+    let mut response = sent.map_err(|error| failed(&error.without_url()))?;
+    let status = response.status();
+    let mut bytes = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(|error| failed(&error.without_url()))? {
+        if bytes.len() + chunk.len() > MOST {
+            return Err(failed(&"its answer is too long"));
+        }
+        bytes.extend_from_slice(&chunk);
+    }
+    let text = String::from_utf8_lossy(&bytes);
+    if !status.is_success() {
+        let said = element(&text, "Code").unwrap_or_default();
+        return Err(failed(&format_args!("STS answers {} {said}", status.as_u16())));
+    }
+    given(&text).ok_or_else(|| failed(&"STS answers without credentials"))
 }
 
 fn given(text: &str) -> Option<(Credentials, Option<Timestamp>)> {

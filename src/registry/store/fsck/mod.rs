@@ -1,5 +1,6 @@
 //! Whether the store still is what was put into it. Changes nothing.
 
+mod blob;
 mod content;
 mod tree;
 
@@ -13,7 +14,7 @@ use rustix::fs::{CWD, Mode, openat};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use super::record::{ImageRecord, read_layer_record};
+use super::record::{ImageRecord, RECORD, read_layer_record};
 use super::walk::{self, FOLDER};
 use super::{PullError, Store};
 use crate::registry::unpack::listing::{self, Kind};
@@ -79,6 +80,13 @@ pub struct LayerReport {
     pub paths: u64,
     /// Bytes that were read.
     pub bytes: u64,
+}
+
+impl LayerReport {
+    /// Whether all that is wrong is what is kept of it packed.
+    pub(in crate::registry) fn lacks_its_blob_alone(&self) -> bool {
+        self.count == 1 && self.findings.iter().any(|finding| finding.path == super::blob::NAME)
+    }
 }
 
 /// What was found out about an image.
@@ -171,7 +179,8 @@ impl Store {
             stem.or_else(|| name.strip_suffix(".dirs")).map(str::to_owned)
         })?;
         let mut checked = Checked { layers: names.known.len(), ..Checked::default() };
-        checked.total = names.known.iter().map(|layer| self.listed_bytes(layer)).sum();
+        let blob = |layer: &Digest| if depth == Depth::Full { self.blob_bytes(layer) } else { 0 };
+        checked.total = names.known.iter().map(|layer| self.listed_bytes(layer) + blob(layer)).sum();
         let mut layers = Vec::new();
         for layer in &names.known {
             layers.extend(self.check_layer(layer, depth, &mut |bytes| {
@@ -251,19 +260,23 @@ impl Store {
         let (mut paths, mut bytes) = (0, 0);
         let unlisted = match listing::read(&here.join("listing")) {
             Ok(listing) => {
+                let mut record = None;
                 match read_layer_record(&here) {
-                    Ok(Some(record)) if record.diff_id == *layer => {}
-                    Ok(Some(_)) => findings.note(Path::new("layer.json"), "is of another layer"),
-                    Ok(None) => findings.note(Path::new("layer.json"), "is missing"),
-                    Err(error) => findings.note(Path::new("layer.json"), damage(&error)),
+                    Ok(Some(found)) if found.diff_id == *layer => record = Some(found),
+                    Ok(Some(_)) => findings.note(Path::new(RECORD), "is of another layer"),
+                    Ok(None) => findings.note(Path::new(RECORD), "is missing"),
+                    Err(error) => findings.note(Path::new(RECORD), damage(&error)),
                 }
                 (paths, bytes) = tree::compare(&folder, &listing, depth, &mut findings, tell);
+                if let Some(record) = record.filter(|_| depth == Depth::Full) {
+                    bytes += blob::compare(&folder, &record.blob, &mut findings, tell);
+                }
                 false
             }
             Err(listing::ListingError::Io(error)) if error.kind() == std::io::ErrorKind::NotFound => {
                 findings.note(Path::new("listing"), "is missing: there is nothing to compare the layer with");
                 // A layer of a version that knew no listing has no record either.
-                !here.join("layer.json").exists()
+                !here.join(RECORD).exists()
             }
             Err(error) => {
                 findings.note(Path::new("listing"), format!("is damaged: {error}"));
@@ -271,7 +284,7 @@ impl Store {
             }
         };
         for name in walk::names(&folder).unwrap_or_default() {
-            if ![b"fs".as_slice(), b"listing", b"layer.json"].contains(&name.as_bytes()) {
+            if ![TREE, "listing", RECORD, super::blob::NAME].map(OsStr::new).contains(&name.as_os_str()) {
                 findings.note(Path::new(&name), "is no part of a layer");
             }
         }
