@@ -154,9 +154,8 @@ pub(super) fn given_up(view: &View<'_>, record: &ServiceRecord) -> Option<Next> 
     Some(replicas::or_sooner(Next::Wait { until: Some(look), why }, serves))
 }
 
-/// Takes in where new connections are about to be led: away from a candidate that is given up, from what serves no more or
-/// is not wanted any more, or back to what is wanted again. Each time anew: as long as that does not work, they are where they
-/// were.
+/// Takes in where new connections are about to be led: away from a candidate that is given up or from what serves no more, or
+/// back to what is wanted again. Each time anew: as long as that does not work, they are where they were.
 pub(super) fn led(record: &mut ServiceRecord, step: &Step, now: Timestamp) {
     match step {
         Step::Route(_) => record.leaving_since = None,
@@ -165,8 +164,6 @@ pub(super) fn led(record: &mut ServiceRecord, step: &Step, now: Timestamp) {
             if let Some(retiring) = &mut record.retiring {
                 retiring.since = now;
             }
-            let serves = record.incumbent.as_ref().is_some_and(|incumbent| incumbent.spec.schedule.is_none());
-            record.leaving_since = serves.then_some(now);
         }
         _ => {}
     }
@@ -176,6 +173,13 @@ pub(super) fn led(record: &mut ServiceRecord, step: &Step, now: Timestamp) {
     {
         rollout.returned_at = Some(now);
     }
+}
+
+/// New connections are led nowhere any more: what serves, and is not wanted, leaves. Only once that is done: what has its
+/// connections all the same stays as it is if it is wanted again.
+pub(super) fn withdrawn(record: &mut ServiceRecord, now: Timestamp) {
+    let serves = record.incumbent.as_ref().is_some_and(|incumbent| incumbent.spec.schedule.is_none());
+    record.leaving_since = serves.then_some(now);
 }
 
 /// What the repo no longer wants: nobody is led to it from now on, and it goes once its connections have ended, or their time

@@ -264,8 +264,8 @@ pub fn conclude(
         // Written down before.
         | Step::Widen { .. }
         | Step::Route(_)
-        | Step::Sweep(_)
-        | Step::Withdraw => {}
+        | Step::Sweep(_) => {}
+        Step::Withdraw => drain::withdrawn(&mut record, now),
     }
     Applied { record: Some(record), receipt }
 }

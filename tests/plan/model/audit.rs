@@ -37,7 +37,7 @@ pub struct Audit {
     /// How often the agent was killed.
     pub crashes: u32,
     /// The one-shots that were started, and when that was written down.
-    jobs: BTreeSet<(InstanceId, Option<Timestamp>)>,
+    pub(super) jobs: BTreeSet<(InstanceId, Option<Timestamp>)>,
 }
 
 /// How many containers there may be of a service whose candidate comes in batches, as its commit says.

@@ -124,6 +124,9 @@ impl Host {
                 *started_at = (*started_at).min(to);
             }
         }
+        // A time that comes once more is another one, beyond what a schedule waits for.
+        let served = later(to, Duration::from_secs(60));
+        self.audit.jobs.retain(|(_, begun)| begun.is_none_or(|begun| begun <= served));
         for effect in self.busy.values_mut().chain(self.ending.values_mut()) {
             moved(&mut effect.since);
             moved(&mut effect.ends_at);
