@@ -350,7 +350,8 @@ mod tests {
         let tree = layer_path(dir.path(), &missing[0].0).join("fs");
         std::fs::create_dir_all(&tree).unwrap();
         std::fs::write(tree.join("file"), vec![1; 100_000]).unwrap();
-        let watch = Watch { root: dir.path().to_owned(), name: "app".to_owned(), begun: ROOM };
+        let watch =
+            Watch { root: dir.path().to_owned(), name: "app".to_owned(), begun: ROOM, keep_blobs: false };
         let (needs, named) = (Needs::default(), BTreeSet::from([missing[0].0.clone()]));
         let full = PullError::retry(Reason::DiskSpace, "full");
         let error = watch.explain(full, (&missing, &named), &[], 20, &needs).to_string();
