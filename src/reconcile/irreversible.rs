@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::record::{Cause, Deployed, Down, Phase, Rollout, ServiceRecord};
 use super::step::{Next, Step};
 use super::view::View;
-use super::{later, pending};
+use super::{later, pending, rolling};
 use crate::types::{ContainerState, Reason, Refusal, Strategy};
 
 /// From the end of a candidate that nothing can stand in for to its next start.
@@ -55,7 +55,9 @@ pub(super) fn instead(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout
             let at = later(exit.at, RESTART);
             match pending(view.now, at, RESTART) {
                 true => Next::Held { refusal, until: Some(at) },
-                false => Next::Do(Step::Start(generation)),
+                false if view.has_image(&rollout.to) => Next::Do(Step::Start(generation)),
+                // Thrown away meanwhile.
+                false => rolling::paused(view, rollout).unwrap_or(Next::Do(Step::Pull(generation))),
             }
         }
         _ => {

@@ -131,8 +131,7 @@ pub fn begin(
     let Step::Begin { generation, spec, commit, cause } = step else { return None };
     let mut record = record.cloned().unwrap_or_else(|| ServiceRecord::new(addresses.service));
     record.last_generation = record.last_generation.max(*generation);
-    record.failure = None;
-    record.jobs.pre = None;
+    (record.failure, record.jobs.pre, record.leaving_since) = (None, None, None);
     record.rollout = Some(Rollout {
         to: Deployed {
             generation: *generation,
