@@ -211,7 +211,10 @@ pub(super) fn unwanted(view: &View<'_>, record: &ServiceRecord, commit: &CommitI
 /// for hours.
 pub(super) fn before(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Option<Next> {
     let hurries = rollout.cause == Cause::Rollback && rollout.phase < Phase::Starting;
-    next(view, record).filter(|_| hurries)
+    // Where rules could not be written it may have new connections still.
+    let former = record.retiring.as_ref().map(|retiring| retiring.old.generation);
+    let is_led_to = view.route().is_some_and(|route| Some(route.generation) == former);
+    next(view, record).filter(|_| hurries && !is_led_to)
 }
 
 /// The former incumbent goes once its connections have ended, or `drain` is over.

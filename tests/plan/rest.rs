@@ -27,7 +27,7 @@ pub fn is_unfinished(host: &Host, plan: &Plan, name: &ServiceName) -> bool {
     let (mut seen, mut at) = (vec![name.clone()], name.clone());
     while let Some(other) = plan.services.get(&at).and_then(|planned| waits_for(&planned.next)) {
         if seen.contains(&other) {
-            return false;
+            return needs_what_is_to_go(host, &seen);
         }
         seen.push(other.clone());
         at = other;
@@ -39,6 +39,17 @@ pub fn is_unfinished(host: &Host, plan: &Plan, name: &ServiceName) -> bool {
         }
         _ => true,
     }
+}
+
+/// Whether one of these needs another one that the repo has no more: no order does both, and a check of the repo refuses it.
+fn needs_what_is_to_go(host: &Host, circle: &[ServiceName]) -> bool {
+    let Some(desired) = &host.desired else { return false };
+    let specs = circle.iter().filter_map(|name| match desired.services.get(name)? {
+        DesiredService::Run(spec) => Some(spec),
+        _ => None,
+    });
+    let mut needed = specs.flat_map(|spec| spec.dependencies());
+    needed.any(|needed| circle.contains(&needed.service) && !desired.services.contains_key(&needed.service))
 }
 
 /// Whether a service that is settled is what another one waits for.
