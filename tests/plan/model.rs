@@ -509,7 +509,12 @@ impl Host {
         self.agent_since = self.now;
         if crash == Crash::Reboot {
             self.routes.clear();
-            self.audit.branches.clear();
+            // Where batches have begun, the candidate was well with its part.
+            let has_begun = |id: &InstanceId| {
+                let incumbent = self.records.get(&id.service).and_then(|record| record.incumbent.as_ref());
+                incumbent.is_some_and(|incumbent| incumbent.quota.is_some())
+            };
+            self.audit.branches.retain(|id, _| has_begun(id));
             self.audit.lost.clear();
             for (id, container) in &mut self.containers {
                 // What was begun is known by a mark, and how it ended by a durable record.
