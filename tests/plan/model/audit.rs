@@ -108,7 +108,9 @@ impl Host {
                 rollout
                     .is_some_and(|it| !self.audit.stood_in.contains(&InstanceId::new(name, it.to.generation)))
             });
-            let right = most.is_none_or(|most| own.len() <= most);
+            // What a reboot left of one needs no room.
+            let there = own.iter().filter(|(_, it)| it.state != ContainerState::Remains).count();
+            let right = most.is_none_or(|most| there <= most);
             self.demand(right, "batches need room for one batch more", name);
             self.demand(generations.len() <= 2, "at most two generations exist at once", name);
             let named = |id: &InstanceId| {
