@@ -260,9 +260,12 @@ impl Agent {
                 Effect::Remove(all.into_iter().map(|id| (id, grace)).collect())
             }
             Step::Discard(generation) => {
-                // Once more: an agent may have been ended between a return and this part of it.
-                self.end_of_sick(service, *generation);
                 let record = self.journal.records.get(service);
+                // Once more: an agent may have been ended between a return and this part of it.
+                let rollout = record.and_then(|record| record.rollout.as_ref());
+                if rollout.is_some_and(|rollout| rollout.returned_at.is_some()) {
+                    self.end_of_sick(service, *generation);
+                }
                 let drain =
                     record.and_then(Drain::given_up).filter(|drain| drain.of().generation == *generation);
                 let grace = || self.grace(service, *generation);

@@ -150,7 +150,6 @@ impl Agent {
             "the last boot did not end in order: looking at {}",
             plural(layers.len(), "layer", "layers")
         );
-        let mut damaged = Vec::new();
         for layer in layers {
             let report = self.check_at_start(&layer);
             crate::failpoint::hit("look::after_layer");
@@ -171,11 +170,11 @@ impl Agent {
             );
             let refusal = Refusal::new(Reason::StorageIo, what.clone());
             self.tell(Some(Message::new(Kind::StoreDamaged, what).because(&refusal)));
-            damaged.push(layer);
-        }
-        for Repaired { digest, remedy, .. } in self.repair_at_start(damaged) {
-            if remedy == Remedy::Rebuilt {
-                tracing::info!("layer {} is rebuilt from what this host keeps of it", digest.short());
+            // At once: should this agent be ended during the rest of the look, nothing runs on it all the same.
+            for Repaired { digest, remedy, .. } in self.repair_at_start(vec![layer]) {
+                if remedy == Remedy::Rebuilt {
+                    tracing::info!("layer {} is rebuilt from what this host keeps of it", digest.short());
+                }
             }
         }
     }

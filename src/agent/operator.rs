@@ -229,9 +229,12 @@ impl Agent {
         self.effects.cut_short(service, Some(&after));
         // A former generation that ends its connections by itself may have hours for that.
         let goes_back = after.rollout.as_ref().is_some_and(|rollout| rollout.cause == Cause::Rollback);
-        if let Some(former) = after.retiring.as_ref().filter(|_| goes_back) {
-            self.effects.hurry_ending(service, former.old.spec.stop_grace_period);
+        let former = after.retiring.as_ref().filter(|_| goes_back);
+        let patience = former.map(|former| former.old.spec.stop_grace_period);
+        let reply = self.keep(service, after, message, done);
+        if let Some(patience) = patience.filter(|_| reply.code == 0) {
+            self.effects.hurry_ending(service, patience);
         }
-        self.keep(service, after, message, done)
+        reply
     }
 }

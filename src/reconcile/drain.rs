@@ -185,14 +185,26 @@ pub(super) fn withdrawn(record: &mut ServiceRecord, now: Timestamp) {
 /// What the repo no longer wants: nobody is led to it from now on, and it goes once its connections have ended, or their time
 /// is over. Should a commit want it meanwhile, it is there. What is always stopped before another one starts goes at once:
 /// others may wait for what it has.
+///
+/// A former generation has what is left of its own drain first.
 pub(super) fn unwanted(view: &View<'_>, record: &ServiceRecord, commit: &CommitInfo) -> Next {
+    match (leaving(view, record, commit), next(view, record)) {
+        (withdraw @ Next::Do(Step::Withdraw), _) => withdraw,
+        (Next::Do(_), Some(former)) | (_, Some(former @ Next::Do(_))) => former,
+        (own, former) => replicas::or_sooner(own, former),
+    }
+}
+
+/// What serves, and the repo no longer wants.
+fn leaving(view: &View<'_>, record: &ServiceRecord, commit: &CommitInfo) -> Next {
     let remove = Next::Do(Step::Remove(commit.clone().into()));
     let drains = |it: &&Deployed| {
         let spec = &it.spec;
         spec.schedule.is_none() && spec.strategy() == Strategy::BlueGreen && !spec.deploy.drain.is_zero()
     };
     let Some(serves) = record.incumbent.as_ref().filter(drains).filter(|it| view.any_runs(it)) else {
-        return remove;
+        let former = record.retiring.is_some() && view.route().is_some();
+        return if former { Next::Do(Step::Withdraw) } else { remove };
     };
     let Some(drain) = Drain::unwanted(record).filter(|_| view.route().is_none()) else {
         return Next::Do(Step::Withdraw);
@@ -208,13 +220,22 @@ pub(super) fn unwanted(view: &View<'_>, record: &ServiceRecord, commit: &CommitI
 }
 
 /// Two generations at a time are enough: where somebody goes back by hand, the former one goes first, though it may have drained
-/// for hours.
-pub(super) fn before(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Option<Next> {
-    let hurries = rollout.cause == Cause::Rollback && rollout.phase < Phase::Starting;
+/// for hours. `step`: what else there is to do.
+pub(super) fn before(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout, step: Next) -> Next {
     // Where rules could not be written it may have new connections still.
     let former = record.retiring.as_ref().map(|retiring| retiring.old.generation);
     let is_led_to = view.route().is_some_and(|route| Some(route.generation) == former);
-    next(view, record).filter(|_| hurries && !is_led_to)
+    if rollout.cause != Cause::Rollback || rollout.phase > Phase::Starting || is_led_to {
+        return step;
+    }
+    let starts =
+        |step: &Step| step.starts(view.name).is_some_and(|id| id.generation == rollout.to.generation);
+    match (step, next(view, record)) {
+        (_, Some(retire @ Next::Do(_))) => retire,
+        // Others that share its network have not left it.
+        (Next::Do(step), Some(wait)) if starts(&step) => wait,
+        (step, _) => step,
+    }
 }
 
 /// The former incumbent goes once its connections have ended, or `drain` is over.

@@ -87,8 +87,7 @@ fn choose(view: &View<'_>) -> Planned {
         return Planned { situation: situation(record), next: Next::Do(step) };
     }
     if let Some(rollout) = &record.rollout {
-        let next = drain::before(view, record, rollout);
-        let next = next.unwrap_or_else(|| rolling::next(view, record, rollout));
+        let next = drain::before(view, record, rollout, rolling::next(view, record, rollout));
         return Planned { situation: situation(record), next };
     }
     if record.is_absent() && view.wanted().is_none() {
@@ -97,12 +96,14 @@ fn choose(view: &View<'_>) -> Planned {
     }
     if let (Some(desired), None) = (view.desired, view.wanted()) {
         let next = match view.removal_refusal {
-            // What may not be removed is still kept as it should be.
-            Some(refusal) => kept(view, record).unwrap_or_else(|| held(refusal.clone())),
-            None if order::dependant(view).is_some() => {
+            // What may not be removed is still kept as it should be; what an earlier commit took away goes on going.
+            Some(refusal) if record.leaving_since.is_none() => {
+                kept(view, record).unwrap_or_else(|| held(refusal.clone()))
+            }
+            _ if order::dependant(view).is_some() => {
                 kept(view, record).unwrap_or_else(|| after_dependant(view))
             }
-            None => drain::unwanted(view, record, &desired.commit),
+            _ => drain::unwanted(view, record, &desired.commit),
         };
         return Planned { situation: Situation::Orphaned, next };
     }

@@ -12,13 +12,14 @@ use std::net::IpAddr;
 use super::{conntrack, owner};
 use crate::types::InstanceId;
 
-/// In the container's own network namespace, and gone with it. SYN alone begins a connection (RFC 9293, 3.10.7.2).
-const DEAF: &str = "\
+/// In the container's own network namespace, and gone with it. SYN alone begins a connection (RFC 9293, 3.10.7.2). What its
+/// programs ask each other goes on: they may need that for their last answers.
+const DEAF: &str = r#"
 add table inet gitopsd-end
 add chain inet gitopsd-end input { type filter hook input priority -300 ; policy accept ; }
 flush chain inet gitopsd-end input
-add rule inet gitopsd-end input tcp flags syn / fin,syn,rst,ack drop
-";
+add rule inet gitopsd-end input iifname != "lo" tcp flags syn / fin,syn,rst,ack drop
+"#;
 
 /// Has the calling thread's network namespace drop whatever begins a TCP connection.
 pub fn drop_new() -> io::Result<()> {

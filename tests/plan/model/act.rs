@@ -310,8 +310,10 @@ impl Host {
                 }
             }
             Step::Remove(_) => {
-                for id in self.incumbent(name).map(|it| self.all_of(name, it.generation)).unwrap_or_default()
-                {
+                let record = &self.records[name];
+                let former = record.retiring.as_ref().map(|retiring| &retiring.old);
+                let both: Vec<_> = record.incumbent.iter().chain(former).map(|it| it.generation).collect();
+                for id in both.into_iter().flat_map(|generation| self.all_of(name, generation)) {
                     self.audit_drained(name, step, &id);
                 }
                 self.containers.retain(|id, _| id.service != *name);

@@ -124,9 +124,13 @@ impl Host {
                 *started_at = (*started_at).min(to);
             }
         }
-        // A time that comes once more is another one, beyond what a schedule waits for.
-        let served = later(to, Duration::from_secs(60));
-        self.audit.jobs.retain(|(_, begun)| begun.is_none_or(|begun| begun <= served));
+        // Beyond what a schedule waits for, all times that come once more are other ones.
+        let far = |begun: &Timestamp| *begun > later(to, Duration::from_secs(60));
+        let jobs = &self.audit.jobs;
+        let again: Vec<_> =
+            jobs.iter().filter(|it| it.1.as_ref().is_some_and(far)).map(|it| it.0.service.clone()).collect();
+        let comes = |begun: Timestamp| begun > to;
+        self.audit.jobs.retain(|(id, begun)| !again.contains(&id.service) || !begun.is_some_and(comes));
         for effect in self.busy.values_mut().chain(self.ending.values_mut()) {
             moved(&mut effect.since);
             moved(&mut effect.ends_at);

@@ -9,7 +9,6 @@ use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, UTIME_NOW, utimensat};
 
 use super::super::launch::PROGRESS;
 use super::super::layout::RunFiles;
-use super::super::supervisor;
 
 /// Not more often than this: a pipe whose agent does not read holds 64 KiB, hours of it.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -51,8 +50,8 @@ impl<'a> Progress<'a> {
         let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
         let times = Timestamps { last_access: now, last_modification: now };
         let _ = utimensat(CWD, self.run.shim(), &times, AtFlags::empty());
-        let longer = u32::try_from(supervisor::START.as_micros()).unwrap_or(u32::MAX);
-        // Where it is no unit, nobody listens.
-        let _ = sd_notify::notify(&[sd_notify::NotifyState::ExtendTimeoutUsec(longer)]);
+        // A unit that has not started ends by a time-out, and holds up what comes after it: an agent that starts meanwhile. Where
+        // it is no unit, nobody listens.
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     }
 }

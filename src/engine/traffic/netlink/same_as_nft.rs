@@ -20,7 +20,7 @@ add rule inet gitopsd svc-shop tcp dport 80 numgen random mod 100 < 10 dnat ip t
 add rule inet gitopsd svc-shop tcp dport 80 jhash ip saddr mod 100 seed 0xdeadbeef < 10 dnat ip to 10.98.1.7:8080
 add rule inet gitopsd svc-shop tcp dport 80 jhash ip6 saddr mod 3 seed 0x0 < 1 dnat ip6 to [fd00::7]:8080
 insert rule inet gitopsd svc-shop ip saddr 10.0.0.0/8 ip daddr != 10.64.0.0/11 goto spare
-add rule inet gitopsd spare tcp flags syn / fin,syn,rst,ack drop
+add rule inet gitopsd spare iifname != "lo" tcp flags syn / fin,syn,rst,ack drop
 insert rule inet gitopsd svc-shop ct original ip daddr 10.98.0.0/17 udp dport 53 accept
 "#;
 
