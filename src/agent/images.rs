@@ -1,7 +1,6 @@
 //! What operators ask of the store. All of it runs beside the loop.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -181,15 +180,18 @@ impl Agent {
 
     /// Nothing waits for the network before the agent is ready.
     fn repair_at_start(&self, layers: Vec<Digest>) -> Vec<Repaired> {
-        let (notifier, told) = (&self.notifier, Mutex::new(Instant::now()));
-        let tell = |_| {
-            let mut told = told.lock().unwrap_or_else(PoisonError::into_inner);
-            if told.elapsed() >= LONGEST_SILENCE / 10 {
-                notifier.not_yet(LONGEST_SILENCE);
-                *told = Instant::now();
+        let repair = async {
+            let mut repair = std::pin::pin!(self.hands.registry.repair_alone(layers, &|_| {}));
+            // Whatever it is at: a sync may take long, too.
+            let mut ticks = tokio::time::interval(LONGEST_SILENCE / 10);
+            loop {
+                tokio::select! {
+                    repaired = &mut repair => return repaired,
+                    _ = ticks.tick() => self.notifier.not_yet(LONGEST_SILENCE),
+                }
             }
         };
-        self.hands.runtime.block_on(self.hands.registry.repair_alone(layers, &tell))
+        self.hands.runtime.block_on(repair)
     }
 
     /// A quick look at a layer before the agent is ready: the service manager hears that it goes on.

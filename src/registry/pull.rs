@@ -373,8 +373,8 @@ async fn fetch_all(
     // Nothing is under way once the pull is over.
     while flushing.join_next().await.is_some() {}
     let Some(error) = trouble else { return Ok(()) };
-    // What a disk took that fails, or is full, is not to be believed, or is in the way.
-    if !error.is_the_disks() {
+    // What a disk took that fails, or is full, is not to be believed, or is in the way. What comes again is to find the rest.
+    if !error.is_the_disks() && (error.may_pass() || error.another_place_may_do()) {
         stages.rescue().await;
     }
     let rest = seen.total.saturating_sub(seen.bytes);

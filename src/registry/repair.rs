@@ -185,7 +185,7 @@ impl Registry {
             Ok(()) => return Ok(Remedy::Rebuilt),
             // From elsewhere it would fare no better. A disk that cannot read the blob may well take another one.
             Err(error) if matches!(error.reason, Reason::DiskSpace | Reason::LayerMissing) => {
-                return Err(error.into());
+                return Err(Lost(error, self.damaged_part(layer).await));
             }
             Err(error) => error,
         };
@@ -352,10 +352,7 @@ impl Registry {
                 }
             })?;
             // It looks as the one image has it.
-            if part == Part::Tree {
-                store.dress_users(one.keys());
-            }
-            Ok(())
+            if part == Part::Tree { store.dress_users(one.keys()) } else { Ok(()) }
         });
         placed.await.map_err(|error| PullError::retry(Reason::Internal, format!("repairing: {error}")))?
     }

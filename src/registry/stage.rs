@@ -52,8 +52,11 @@ impl Stage {
         }
         store.admit(barrier, &self.layers)?;
         // They may have been missing to other images, too.
-        if !self.layers.is_empty() {
-            store.dress_users(self.layers.keys());
+        if !self.layers.is_empty()
+            && let Err(error) = store.dress_users(self.layers.keys())
+        {
+            // This image is none the worse for it; `fsck` tells of it.
+            tracing::warn!("{error}");
         }
         Ok(())
     }
@@ -140,7 +143,10 @@ impl Stages {
     ) -> Result<(), PullError> {
         let all = self.finished.keys().cloned().collect();
         let stage = self.stage(all);
-        let done = stage.admit().and_then(|()| record(&stage.plan.store));
+        let done = stage.admit().and_then(|()| {
+            self.named.extend(stage.layers.keys().cloned());
+            record(&stage.plan.store)
+        });
         done.map_err(|error| explain(error, &self.named, &stage.layers))
     }
 

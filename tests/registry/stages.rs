@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use gitopsd::config::agent::ImagesConfig;
+use gitopsd::config::agent::{ImagesConfig, MinFree};
 use gitopsd::registry::{Collection, Depth, Pressure};
 use gitopsd::types::{ImageRef, PinnedImage, Reason};
 
@@ -21,8 +21,8 @@ fn layer(seed: u64) -> Blob {
 }
 
 /// Of what no image has.
-fn collect(host: &Host, pressure: Pressure, dry_run: bool) -> Collection {
-    let config = ImagesConfig::default();
+fn collect(host: &Host, pressure: Pressure, min_free: u64, dry_run: bool) -> Collection {
+    let config = ImagesConfig { min_free: MinFree::Bytes(min_free), ..ImagesConfig::default() };
     host.store
         .collect(&config, &BTreeSet::new(), pressure, gitopsd::agent::clock::now(), dry_run)
         .unwrap()
@@ -104,8 +104,10 @@ async fn a_pull_that_fails_leaves_what_is_finished_to_the_next() {
     // They are layers as any others, and stay for a while though no image has them.
     let report = host.store.check(Depth::Full, &mut |_| {}).unwrap();
     assert!(report.is_sound() && report.layers.len() == 3 && report.strays.is_empty(), "{report:?}");
-    assert_eq!(collect(&host, Pressure::Configured, false).unused, []);
-    assert_eq!(collect(&host, Pressure::Everything, true).unused.len(), 3, "unless room is short");
+    assert_eq!(collect(&host, Pressure::Configured, 0, false).unused, []);
+    for (pressure, min_free) in [(Pressure::Everything, 0), (Pressure::Configured, u64::MAX)] {
+        assert_eq!(collect(&host, pressure, min_free, true).unused.len(), 3, "unless room is short");
+    }
     // The next one fetches the rest alone.
     let line = Proxy::counting(&server);
     let host = Host { registry: registry_of(&host, &line), ..host };

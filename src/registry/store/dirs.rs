@@ -107,7 +107,8 @@ impl Store {
         // As in `note_pull`.
         let _pins = self.pins.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(mut record) = self.image_record(image) else { return Ok(()) };
-        let has = self.put_dirs(image, &dirs)?;
+        // Somebody else may have found that it needs some, meanwhile.
+        let has = self.put_dirs(image, &dirs)? || record.dirs;
         if has == record.dirs {
             return Ok(());
         }
@@ -115,12 +116,21 @@ impl Store {
         atomic::write(&self.image_path(image), &record).map_err(|error| super::from_state(&error))
     }
 
-    /// The same for all images that have one of these layers, which were unpacked for one of them.
-    pub(in crate::registry) fn dress_users<'a>(&self, layers: impl Iterator<Item = &'a Digest> + Clone) {
+    /// The same for all images that have one of these layers, which were unpacked for one of them. One that cannot have what it
+    /// needs keeps no other from it.
+    pub(in crate::registry) fn dress_users<'a>(
+        &self,
+        layers: impl Iterator<Item = &'a Digest> + Clone,
+    ) -> Result<(), PullError> {
+        let has = |record: &ImageRecord| layers.clone().any(|layer| record.diff_ids.contains(layer));
+        let users = self.image_records().into_iter().filter(has);
+        users.map(|record| self.dress(&record.digest)).fold(Ok(()), Result::and)
+    }
+
+    /// The same for all images: an agent may have been ended when a layer had come back, and not been looked at for others yet.
+    pub(super) fn dress_all(&self) {
         for record in self.image_records() {
-            if layers.clone().any(|layer| record.diff_ids.contains(layer))
-                && let Err(error) = self.dress(&record.digest)
-            {
+            if let Err(error) = self.dress(&record.digest) {
                 // `fsck` tells of it.
                 tracing::warn!("{error}");
             }

@@ -167,11 +167,28 @@ impl Store {
             Pressure::Everything => u64::MAX,
             Pressure::Configured => self.lacking(config.min_free)?,
         };
-        let chosen = choose(&known, needed, config, lacking, now, &|layer| {
+        let size = |layer: &Digest| {
             // What it has unpacked is close to what it takes.
             let unpacked = self.layer_record(layer).map_or(0, |record| record.size);
             unpacked.saturating_add(self.blob_bytes(layer))
-        });
+        };
+        // A record that cannot be read may name any layer.
+        let unused: Vec<Digest> = if known.len() == names.len() {
+            let all = self.digests("layers")?;
+            let named = |layer: &Digest| known.iter().any(|image| image.layers.contains(layer));
+            all.into_iter()
+                .filter(|layer| !named(layer) && !pins.contains_key(layer))
+                .filter(|layer| lacking > 0 || self.is_old(layer, config.keep, now))
+                .collect()
+        } else {
+            Vec::new()
+        };
+        // What a pull left behind goes before an image does.
+        let still = match lacking {
+            u64::MAX => u64::MAX,
+            lacking => unused.iter().map(size).fold(lacking, u64::saturating_sub),
+        };
+        let chosen = choose(&known, needed, config, still, now, &size);
         let kept: BTreeSet<&Digest> = known
             .iter()
             .filter(|image| !chosen.contains(&image.digest))
@@ -186,17 +203,6 @@ impl Store {
                 layers.filter(|layer| going.insert((*layer).clone())).cloned().collect();
             parts.push((image, layers));
         }
-        // A record that cannot be read may name any layer.
-        let unused = if known.len() == names.len() {
-            let all = self.digests("layers")?;
-            let named = |layer: &Digest| known.iter().any(|image| image.layers.contains(layer));
-            all.into_iter()
-                .filter(|layer| !named(layer) && !kept.contains(layer))
-                .filter(|layer| lacking == u64::MAX || self.is_old(layer, config.keep, now))
-                .collect()
-        } else {
-            Vec::new()
-        };
         if !dry_run && known.len() == names.len() {
             let staying = known.iter().filter(|image| !chosen.contains(&image.digest));
             self.forget_notes(staying.map(|image| (&image.digest, &image.references)), config.keep, now);

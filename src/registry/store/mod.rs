@@ -129,6 +129,7 @@ impl Store {
         let count = AtomicU64::new(now().as_millisecond().unsigned_abs());
         let store = Self { root, count, ..Self::default() };
         store.sweep_dirs();
+        store.dress_all();
         Ok(store)
     }
 

@@ -122,7 +122,7 @@ impl Store {
             config_digest,
             references,
             pulled_at: Some(clock::now()),
-            dirs: self.put_dirs(digest, &dirs)?,
+            dirs: self.put_dirs(digest, &dirs)? || self.image_record(digest).is_some_and(|now| now.dirs),
         };
         atomic::write(&self.image_path(digest), &record).map_err(|error| from_state(&error))
     }

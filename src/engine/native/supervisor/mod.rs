@@ -16,7 +16,7 @@ use std::path::Path;
 
 use self::bus::Bus;
 pub(super) use self::names::{CONTAINER, SHIM, Tree};
-pub(super) use self::unit::{START, Turn, Unit};
+pub(super) use self::unit::{Turn, Unit};
 use super::launch::Launch;
 use super::layout::RunFiles;
 use super::shim;

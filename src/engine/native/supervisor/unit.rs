@@ -20,9 +20,8 @@ use super::wire::{Value, Writer};
 const SHIM_MEMORY: u64 = 64 << 20;
 /// Processes beside the container's: the shim, and helpers that run commands in the container.
 const SHIM_TASKS: u64 = 64;
-/// Longer than the agent waits for a shim's report: the agent is the one who gives up. Counts anew from each word of
-/// progress.
-pub(in super::super) const START: Duration = Duration::from_secs(180);
+/// Longer than the agent waits for a shim's report: the agent is the one who gives up.
+const START: Duration = Duration::from_secs(180);
 /// What a shim takes after its container has had its grace period.
 const ENDING: Duration = Duration::from_secs(30);
 /// The name is taken.

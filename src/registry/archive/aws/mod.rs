@@ -107,7 +107,7 @@ fn span(end: Timestamp, now: Timestamp) -> Duration {
 async fn look(door: &Door, region: &str) -> Result<Found, PullError> {
     if let Some(found) = Credentials::from_env() {
         // They may be there for a role alone, if the profile that is named says so.
-        if let Some(roles) = environments_roles() {
+        if let Some(roles) = environments_roles()? {
             return roles.credentials(door, region).await.map(Some);
         }
         return Ok(Some((found, None)));
@@ -129,11 +129,18 @@ async fn look(door: &Door, region: &str) -> Result<Found, PullError> {
     Ok(endpoints::instance().await?.map(Given::into_parts))
 }
 
-/// The roles of the profile that `AWS_PROFILE` names, if they are taken by what the environment holds.
-fn environments_roles() -> Option<role::Roles> {
-    settings::variable("AWS_PROFILE")?;
-    let roles = role::Roles::of(&settings::profile().ok()?).ok()??;
-    roles.begin_with_environment().then_some(roles)
+/// The roles of the profile that `AWS_PROFILE` names, if they are taken by what the environment holds. Where those cannot be
+/// taken, what the environment holds is for nothing else.
+fn environments_roles() -> Result<Option<role::Roles>, PullError> {
+    if settings::variable("AWS_PROFILE").is_none() {
+        return Ok(None);
+    }
+    let Ok(profile) = settings::profile() else { return Ok(None) };
+    match role::Roles::of(&profile) {
+        Ok(roles) => Ok(roles.filter(role::Roles::begin_with_environment)),
+        Err(error) if profile.get("credential_source") == Some("Environment") => Err(error),
+        Err(_) => Ok(None),
+    }
 }
 
 /// What a profile holds, without a role that it takes by others.
