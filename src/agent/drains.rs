@@ -28,21 +28,14 @@ pub struct Seen {
 /// Every container that drains.
 pub type Drains = BTreeMap<InstanceId, Seen>;
 
-/// What of a service drains as a whole: all of it, where the repo no longer wants it, the former generation, or a new one that
-/// was given up.
-fn whole(record: &ServiceRecord) -> Option<Drain<'_>> {
-    Drain::unwanted(record).or_else(|| Drain::former(record)).or_else(|| Drain::given_up(record))
-}
-
 /// The containers of a service that have had no new connections since then: those of generations that drain, and those of
 /// which there are too many.
 fn leaving<'a>(
     service: &'a ServiceName,
     record: &'a ServiceRecord,
 ) -> impl Iterator<Item = (InstanceId, Timestamp)> {
-    let drains = [Drain::former(record), Drain::given_up(record), Drain::unwanted(record)];
-    let drains = drains.into_iter().flatten();
-    let all = drains.flat_map(move |it| it.of().instances(service).map(move |id| (id, it.since())));
+    let all =
+        Drain::all(record).flat_map(move |it| it.of().instances(service).map(move |id| (id, it.since())));
     let one_too_many = record.incumbent.iter().flat_map(move |it| {
         it.replicas.iter().filter_map(move |(index, replica)| {
             Some((InstanceId::replica(service, it.generation, *index), replica.leaving_since?))
@@ -97,7 +90,7 @@ impl Agent {
 
     /// The drain of a service, for its status.
     pub(super) fn drain(&self, service: &ServiceName) -> Option<DrainStatus> {
-        let drain = whole(self.journal.records.get(service)?)?;
+        let drain = Drain::all(self.journal.records.get(service)?).next()?;
         let ids: Vec<InstanceId> = drain.of().instances(service).collect();
         Some(DrainStatus {
             generation: drain.of().generation,
@@ -112,7 +105,7 @@ impl Agent {
     pub(super) fn drained(&self, service: &ServiceName, step: &Step) -> Option<Message> {
         let record = self.journal.records.get(service)?;
         let (drain, generation) = match step {
-            Step::Retire(generation) | Step::Discard(generation) => (whole(record)?, *generation),
+            Step::Retire(generation) | Step::Discard(generation) => (Drain::all(record).next()?, *generation),
             Step::Remove(_) => Drain::unwanted(record).map(|drain| (drain, drain.of().generation))?,
             Step::DropReplica(generation, index) => (Drain::too_many(record, *index)?, *generation),
             _ => return None,

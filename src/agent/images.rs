@@ -181,7 +181,7 @@ impl Agent {
     /// Nothing waits for the network before the agent is ready.
     fn repair_at_start(&self, layers: Vec<Digest>) -> Vec<Repaired> {
         let repair = async {
-            let mut repair = std::pin::pin!(self.hands.registry.repair_alone(layers, &|_| {}));
+            let mut repair = std::pin::pin!(self.hands.registry.repair_alone(layers));
             // Whatever it is at: a sync may take long, too.
             let mut ticks = tokio::time::interval(LONGEST_SILENCE / 10);
             loop {

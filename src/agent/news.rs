@@ -1,6 +1,7 @@
 //! From a step that was carried out to the message about it.
 
 use crate::reconcile::canary;
+use crate::reconcile::drain::leads_to_incumbent;
 use crate::reconcile::receipt::{ReceiptResult, Transition};
 use crate::reconcile::record::{Cause, Deployed, Phase, Rollout, ServiceRecord};
 use crate::reconcile::step::Step;
@@ -183,7 +184,7 @@ pub fn of(
         (Step::Sweep(generation), _) => {
             say(Kind::Swept, format!("{service}: what was left of generation {generation} is away"))
         }
-        (Step::Withdraw, _) if before.is_some_and(leaves) => {
+        (Step::Withdraw, _) if before.is_some_and(leads_to_incumbent) => {
             let text = format!("{service}: it is not in the repo any more, and gets no new connections");
             with(say(Kind::Leaving, text), before.and_then(|record| record.incumbent.as_ref()))
         }
@@ -209,11 +210,6 @@ pub fn of(
         ) => return None,
     };
     Some(message)
-}
-
-/// Whether its connections are waited for before it is taken off this host.
-fn leaves(record: &ServiceRecord) -> bool {
-    record.incumbent.as_ref().is_some_and(|incumbent| incumbent.spec.schedule.is_none())
 }
 
 /// How long a one-shot ran.

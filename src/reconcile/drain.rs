@@ -70,6 +70,11 @@ impl<'a> Drain<'a> {
         Some(Self::new(of, since, of.spec.deploy.drain)).filter(|_| stays)
     }
 
+    /// Those of whole generations; what all else hangs on comes first.
+    pub fn all(record: &'a ServiceRecord) -> impl Iterator<Item = Self> {
+        [Self::unwanted(record), Self::former(record), Self::given_up(record)].into_iter().flatten()
+    }
+
     /// Which generation it is, or which one it is a container of.
     pub fn of(&self) -> &'a Deployed {
         self.of
@@ -178,8 +183,12 @@ pub(super) fn led(record: &mut ServiceRecord, step: &Step, now: Timestamp) {
 /// New connections are led nowhere any more: what serves, and is not wanted, leaves. Only once that is done: what has its
 /// connections all the same stays as it is if it is wanted again.
 pub(super) fn withdrawn(record: &mut ServiceRecord, now: Timestamp) {
-    let serves = record.incumbent.as_ref().is_some_and(|incumbent| incumbent.spec.schedule.is_none());
-    record.leaving_since = serves.then_some(now);
+    record.leaving_since = leads_to_incumbent(record).then_some(now);
+}
+
+/// Whether a route leads to what serves, and not to a former generation: nothing leads to what runs at times.
+pub fn leads_to_incumbent(record: &ServiceRecord) -> bool {
+    record.incumbent.as_ref().is_some_and(|incumbent| incumbent.spec.schedule.is_none())
 }
 
 /// What the repo no longer wants: nobody is led to it from now on, and it goes once its connections have ended, or their time

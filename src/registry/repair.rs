@@ -107,8 +107,8 @@ impl Registry {
     }
 
     /// Has layers again from what is kept of them packed, and from nobody else.
-    pub async fn repair_alone(&self, layers: Vec<Digest>, tell: Tell<'_>) -> Vec<Repaired> {
-        self.repair_layers(layers, None, tell).await
+    pub async fn repair_alone(&self, layers: Vec<Digest>) -> Vec<Repaired> {
+        self.repair_layers(layers, None, &|_| {}).await
     }
 
     async fn repair_layers(

@@ -272,20 +272,25 @@ fn after_a_power_cut_what_came_last_is_looked_at() {
     assert_eq!(events(&lab, "store-damaged").len(), 1);
 }
 
+/// The agent tells of one damaged layer, and web runs on a sound one.
+fn heals(lab: &mut Lab, port: u16) {
+    lab.start_agent();
+    lab.wait_agent();
+    wait_for(&format!("web; {}", lab.agent_log()), || {
+        get(port, "/").is_ok_and(|body| body == "version 1\n").then_some(())
+    });
+    assert_eq!(events(lab, "store-damaged").len(), 1);
+    lab.ok(&["fsck", "--full"]);
+    lab.kill_agent();
+}
+
 /// A host that keeps layers as they came needs nobody.
 #[test]
 fn after_a_power_cut_what_is_kept_is_enough() {
     let (mut lab, port) = serving("[images]\nkeep_blobs = true\n");
     lose_the_page(&mut lab);
     lab.stop_registry();
-    lab.start_agent();
-    lab.wait_agent();
-    wait_for(&format!("web; {}", lab.agent_log()), || {
-        get(port, "/").is_ok_and(|body| body == "version 1\n").then_some(())
-    });
-    assert_eq!(events(&lab, "store-damaged").len(), 1);
-    lab.ok(&["fsck", "--full"]);
-    lab.kill_agent();
+    heals(&mut lab, port);
 }
 
 /// An agent that is killed during the look, as systemd does to one that takes too long, leaves it to the next one.
@@ -298,14 +303,7 @@ fn a_look_after_a_power_cut_that_is_broken_off_is_done_anew() {
         lab.start_agent_with(&[("FAILPOINTS", "look::after_layer=return")]);
         wait_for("its end", || lab.agent_ended().then_some(()));
     }
-    lab.start_agent();
-    lab.wait_agent();
-    wait_for(&format!("web; {}", lab.agent_log()), || {
-        get(port, "/").is_ok_and(|body| body == "version 1\n").then_some(())
-    });
-    assert_eq!(events(&lab, "store-damaged").len(), 1);
-    lab.ok(&["fsck", "--full"]);
-    lab.kill_agent();
+    heals(&mut lab, port);
 }
 
 #[test]

@@ -472,20 +472,16 @@ impl Host {
 
     fn poll_sockets(&mut self) {
         for (name, record) in &self.records {
-            let former = record.retiring.iter().flat_map(|retiring| {
-                retiring.old.instances(name).map(move |id| (id, &retiring.old.spec, retiring.since))
-            });
             let too_many = record.incumbent.iter().flat_map(|incumbent| {
                 incumbent.replicas.iter().filter_map(move |(index, replica)| {
                     let id = InstanceId::replica(name, incumbent.generation, *index);
                     Some((id, &incumbent.spec, replica.leaving_since?))
                 })
             });
-            let as_a_whole = [Drain::given_up(record), Drain::unwanted(record)].into_iter().flatten();
-            let as_a_whole = as_a_whole.flat_map(|drain| {
+            let as_a_whole = Drain::all(record).flat_map(|drain| {
                 drain.of().instances(name).map(move |id| (id, &drain.of().spec, drain.since()))
             });
-            for (id, spec, since) in former.chain(too_many).chain(as_a_whole) {
+            for (id, spec, since) in too_many.chain(as_a_whole) {
                 let lingers = self.behaviour_of_spec(spec).lingers;
                 let polls = self.idle_polls.entry(id).or_insert(0);
                 *polls = if self.now >= later(since, lingers) { *polls + 1 } else { 0 };

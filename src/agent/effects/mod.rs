@@ -247,14 +247,12 @@ impl Effects {
     /// Cuts short what nothing in the service's record hangs on any more: the pull of a candidate that is given up.
     pub fn cut_short(&self, service: &ServiceName, record: Option<&ServiceRecord>) {
         let rollout = record.and_then(|record| record.rollout.as_ref());
-        let candidate = |generation| {
-            let under_way = |phase| phase != Phase::Abandoning;
-            rollout.is_some_and(|rollout| rollout.to.generation == generation && under_way(rollout.phase))
-        };
+        let candidate = rollout.filter(|rollout| rollout.phase != Phase::Abandoning);
+        let candidate = candidate.map(|rollout| rollout.to.generation);
         let incumbent = record.and_then(|record| record.incumbent.as_ref()).map(|it| it.generation);
         for running in self.running.get(service).into_iter().chain(self.pulling.get(service)) {
             let needed = match running.step {
-                Step::Pull(generation) => incumbent == Some(generation) || candidate(generation),
+                Step::Pull(generation) => [incumbent, candidate].contains(&Some(generation)),
                 _ => true,
             };
             if !needed {

@@ -41,19 +41,16 @@ pub fn forget_stale(
         true => [INET, INET6].map(|family| (family, None)).to_vec(),
         false => answered_by(lost),
     };
-    forget(UDP, &from, |attributes| {
-        ends(attributes).filter(|flow| is_stale(flow, lost, &leads)).map(|flow| flow.original)
-    })
+    forget(UDP, &from, |flow, _| is_stale(flow, lost, &leads))
 }
 
 /// Deletes the TCP connections that were redirected to one of `addresses`: those that are over, or `all`. Returns how many
 /// there were.
 pub fn forget_connections(addresses: &[IpAddr], all: bool) -> io::Result<usize> {
-    forget(TCP, &answered_by(addresses), |attributes| {
-        let flow = ends(attributes).filter(|flow| flow.protocol == TCP)?;
+    forget(TCP, &answered_by(addresses), |flow, attributes| {
         let state = || attributes.get_protoinfo().ok()?.get_protoinfo_tcp().ok()?.get_tcp_state().ok();
         let ours = flow.from != flow.to && addresses.contains(&flow.from.ip());
-        (ours && (all || state().is_some_and(|state| OVER.contains(&state)))).then_some(flow.original)
+        ours && (all || state().is_some_and(|state| OVER.contains(&state)))
     })
 }
 
@@ -62,12 +59,12 @@ fn answered_by(addresses: &[IpAddr]) -> Vec<(u8, Option<IpAddr>)> {
     addresses.iter().map(|address| (family(*address), Some(*address))).collect()
 }
 
-/// Deletes flows of one protocol, of a family and answered by an address: those whose original direction `which` gives.
-/// Returns how many there were.
+/// Deletes flows of one protocol, of a family and answered by an address: those that `goes` says. Returns how many there
+/// were.
 fn forget(
     protocol: u8,
     from: &[(u8, Option<IpAddr>)],
-    which: impl Fn(&IterableConntrackAttrs<'_>) -> Option<Vec<u8>>,
+    goes: impl Fn(&Flow, &IterableConntrackAttrs<'_>) -> bool,
 ) -> io::Result<usize> {
     let mut netlink = NetlinkSocket::new();
     let mut flows = Vec::new();
@@ -75,7 +72,7 @@ fn forget(
     for (family, from) in from {
         let header = Nfgenmsg { nfgen_family: *family, ..Default::default() };
         let mut request = Request::new().op_get_dump(&header);
-        // The kernel picks them out since 5.8; an older one gives all flows, and `which` does.
+        // The kernel picks them out since 5.8; an older one gives all flows, and `goes` does.
         let answers = request.encode().nested_tuple_reply().nested_tuple_ip();
         let (answers, flags) = match from {
             Some(IpAddr::V4(address)) => (answers.push_ip_v4_src(*address), FILTER_IP_SRC | FILTER_PROTO_NUM),
@@ -96,7 +93,8 @@ fn forget(
         let mut reply = netlink.request(&request)?;
         while let Some(answer) = reply.recv() {
             let (_, attributes) = answer?;
-            flows.extend(which(&attributes).map(|original| (*family, original)));
+            let flow = ends(&attributes, protocol).filter(|flow| goes(flow, &attributes));
+            flows.extend(flow.map(|flow| (*family, flow.original)));
         }
     }
     for (family, flow) in &flows {
@@ -112,7 +110,6 @@ fn forget(
 
 /// A UDP flow, or a TCP connection.
 struct Flow {
-    protocol: u8,
     /// Where the client sends to.
     to: SocketAddr,
     /// Where answers come from.
@@ -122,20 +119,17 @@ struct Flow {
 }
 
 fn is_stale(flow: &Flow, lost: &[IpAddr], leads: impl Fn(SocketAddr) -> Vec<SocketAddr>) -> bool {
-    if flow.protocol != UDP {
-        return false;
-    }
     match leads(flow.to).as_slice() {
         [] => flow.from != flow.to && lost.contains(&flow.from.ip()),
         wanted => !wanted.contains(&flow.from),
     }
 }
 
-fn ends(flow: &IterableConntrackAttrs<'_>) -> Option<Flow> {
+/// `None`: it is of another protocol. Others than these two have no ports, or ones of their own kind.
+fn ends(flow: &IterableConntrackAttrs<'_>, of: u8) -> Option<Flow> {
     let (original, reply) = (flow.get_tuple_orig().ok()?, flow.get_tuple_reply().ok()?);
     let protocol = original.get_tuple_proto().ok()?.get_proto_num().ok()?;
-    // Others have no ports, or ones of their own kind.
-    if ![UDP, TCP].contains(&protocol) {
+    if protocol != of {
         return None;
     }
     let address = |tuple: &IterableTupleAttrs<'_>, to: bool| -> Option<IpAddr> {
@@ -150,7 +144,7 @@ fn ends(flow: &IterableConntrackAttrs<'_>) -> Option<Flow> {
     );
     let from =
         SocketAddr::new(address(&reply, false)?, reply.get_tuple_proto().ok()?.get_proto_src_port().ok()?);
-    Some(Flow { protocol, to, from, original: original.get_buf().to_vec() })
+    Some(Flow { to, from, original: original.get_buf().to_vec() })
 }
 
 fn family(address: IpAddr) -> u8 {
@@ -196,7 +190,7 @@ mod tests {
             |to: SocketAddr| (to == at("192.0.2.1:53")).then(|| at("10.98.1.8:5353")).into_iter().collect();
         let lost = ["10.98.1.7".parse().unwrap()];
         let stale = |to: &str, from: &str| {
-            is_stale(&Flow { protocol: UDP, to: at(to), from: at(from), original: Vec::new() }, &lost, leads)
+            is_stale(&Flow { to: at(to), from: at(from), original: Vec::new() }, &lost, leads)
         };
         // Led to the old generation; begun before the port was published; to a port that is no longer published.
         assert!(stale("192.0.2.1:53", "10.98.1.7:5353"));

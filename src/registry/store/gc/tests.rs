@@ -37,6 +37,14 @@ struct World {
     greedy: bool,
 }
 
+impl World {
+    /// Images that are kept for a week, and nothing else.
+    fn of(images: Vec<Image>) -> Self {
+        let (orphans, pinned) = (Vec::new(), BTreeSet::new());
+        Self { images, orphans, pinned, keep: 7, count: 0, everything: false, greedy: false }
+    }
+}
+
 fn worlds() -> impl Strategy<Value = World> {
     let days = || 0i64..20;
     let image = (
@@ -234,21 +242,13 @@ fn a_record_that_cannot_be_read_protects_every_layer_without_an_image() {
 /// An image that is here is asked for again: it counts as pulled then, and as ahead of its next use.
 #[test]
 fn a_pull_of_what_is_here_keeps_it() {
-    let world = World {
-        images: vec![Image {
-            layers: BTreeSet::from([1]),
-            repository: 0,
-            pulled: 19,
-            used: Some(18),
-            needed: false,
-        }],
-        orphans: Vec::new(),
-        pinned: BTreeSet::new(),
-        keep: 7,
-        count: 0,
-        everything: false,
-        greedy: false,
-    };
+    let world = World::of(vec![Image {
+        layers: BTreeSet::from([1]),
+        repository: 0,
+        pulled: 19,
+        used: Some(18),
+        needed: false,
+    }]);
     let (_dir, store) = build(&world);
     let config =
         ImagesConfig { keep: Duration::from_secs(7 * 86_400), keep_count: 0, min_free: MinFree::Bytes(0) };
@@ -289,15 +289,7 @@ fn what_came_by_a_clock_that_was_ahead_can_go() {
         used,
         needed: false,
     };
-    let world = World {
-        images: vec![image(1, Some(8)), image(2, Some(1)), image(3, None)],
-        orphans: Vec::new(),
-        pinned: BTreeSet::new(),
-        keep: 7,
-        count: 0,
-        everything: false,
-        greedy: false,
-    };
+    let world = World::of(vec![image(1, Some(8)), image(2, Some(1)), image(3, None)]);
     let (_dir, store) = build(&world);
     let config =
         ImagesConfig { keep: Duration::from_secs(7 * 86_400), keep_count: 0, min_free: MinFree::Bytes(0) };
@@ -313,21 +305,13 @@ fn what_came_by_a_clock_that_was_ahead_can_go() {
 /// A collection that runs beside a pull has removed the image: it does not come back without its layers.
 #[test]
 fn a_pull_beside_a_collection_writes_nothing_back() {
-    let world = World {
-        images: vec![Image {
-            layers: BTreeSet::from([1]),
-            repository: 0,
-            pulled: 19,
-            used: None,
-            needed: false,
-        }],
-        orphans: Vec::new(),
-        pinned: BTreeSet::new(),
-        keep: 7,
-        count: 0,
-        everything: false,
-        greedy: false,
-    };
+    let world = World::of(vec![Image {
+        layers: BTreeSet::from([1]),
+        repository: 0,
+        pulled: 19,
+        used: None,
+        needed: false,
+    }]);
     let (_dir, store) = build(&world);
     let image = digest(2, 0);
     let former = store.image_record(&image).unwrap();
@@ -347,15 +331,7 @@ fn a_pull_beside_a_collection_writes_nothing_back() {
 #[test]
 fn a_use_counts_from_when_it_was_last_seen() {
     let image = Image { layers: BTreeSet::from([1]), repository: 0, pulled: 19, used: None, needed: true };
-    let world = World {
-        images: vec![image],
-        orphans: Vec::new(),
-        pinned: BTreeSet::new(),
-        keep: 7,
-        count: 0,
-        everything: false,
-        greedy: false,
-    };
+    let world = World::of(vec![image]);
     let (_dir, store) = build(&world);
     let needed = BTreeSet::from([digest(2, 0), digest(2, 77)]);
     store.note_uses(&needed, ago(8));
