@@ -188,7 +188,12 @@ async fn inodes_that_run_out_on_the_way() {
         fs::write(folder.join(number.to_string()), b"").unwrap();
         number += 1;
     }
-    let image = truth.image(&line.address(), "2");
+    // One layer alone: beside it a smaller one might be finished first, and would be kept.
+    let mut layer = Layer::default().dir("./", 0o755).dir("small/", 0o755);
+    for number in 0..2000 {
+        layer = layer.file(&format!("small/{number}"), &noise(number, 200));
+    }
+    let image = truth.push(&line.address(), "small", layer.gzip()).await;
     let room = host.room();
     let error = host.pull(&image).await.unwrap_err();
     host.assert_full(&error, &["the image needs at least ", "1000 inodes were free"]);
