@@ -192,12 +192,15 @@ pub struct Replica {
     /// It is one too many, and has had no new connections since.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub leaving_since: Option<Timestamp>,
+    /// It was told to end, and takes no new connections any more: it goes, also if one of its number is wanted again by now.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_ending: bool,
 }
 
 impl Replica {
     /// One that has never run.
     pub fn new(address: Ipv4Addr) -> Self {
-        Self { address, restarts: 0, started_at: None, untold: None, leaving_since: None }
+        Self { address, restarts: 0, started_at: None, untold: None, leaving_since: None, is_ending: false }
     }
 }
 

@@ -4,7 +4,12 @@
 //! The first container is looked after by the same modules as that of any service; here the others are, by the same rules.
 //! Nothing here is reached for a generation that has one container and is to have one.
 
+mod noted;
+
 use std::net::Ipv4Addr;
+
+pub use noted::scale;
+pub(super) use noted::{begins, dropped, ends, promoted};
 
 use super::drain::Drain;
 use super::health::{Verdict, judge};
@@ -84,7 +89,11 @@ pub fn lanes(
     }
     if good.is_empty() {
         // What is too many goes on as long as nothing that stays is well, and what was about to go, if it is taken back.
-        let goes_on = |index: &ReplicaIndex, address| is_in(address) || stays(deployed, *index);
+        // What was told to end takes no connection any more.
+        let is_ending =
+            |index: &ReplicaIndex| deployed.replicas.get(index).is_some_and(|replica| replica.is_ending);
+        let goes_on =
+            |index: &ReplicaIndex, address| !is_ending(index) && (is_in(address) || stays(deployed, *index));
         for index in last {
             let Some(address) = deployed.address_of(index).filter(|address| goes_on(&index, *address)) else {
                 continue;
@@ -186,10 +195,22 @@ pub(super) fn is_incomplete(view: &View<'_>, deployed: &Deployed) -> bool {
     is_several(deployed) && (is_off(deployed) || serving(deployed).any(gone))
 }
 
-/// Whether one that is to stay was about to go: it was given up for a candidate that is given up itself.
-pub(super) fn is_to_stay(deployed: &Deployed) -> bool {
+/// Whether one that is to stay was about to go.
+fn is_to_stay(deployed: &Deployed) -> bool {
     let mut staying = deployed.replicas.iter().filter(|(index, _)| stays(deployed, **index));
     staying.any(|(_, replica)| replica.leaving_since.is_some())
+}
+
+/// The end of one that was told to end: it is not there any more if one of its number is wanted again.
+fn ending(deployed: &Deployed) -> Option<Step> {
+    let (index, _) = deployed.replicas.iter().find(|(_, replica)| replica.is_ending)?;
+    Some(Step::DropReplica(deployed.generation, *index))
+}
+
+/// What brings back those that were to go for a candidate which is given up itself.
+pub(super) fn returning(deployed: &Deployed) -> Option<Step> {
+    let scale = || is_to_stay(deployed).then_some(Step::Scale(deployed.generation));
+    ending(deployed).or_else(scale)
 }
 
 /// What an incumbent with several containers needs; `first`: what its first one does. How many there are to be is another
@@ -268,6 +289,9 @@ fn needed<'a>(
 pub(super) fn scaling(view: &View<'_>, record: &ServiceRecord) -> Option<Next> {
     let incumbent = record.incumbent.as_ref().filter(|incumbent| is_several(incumbent))?;
     let generation = incumbent.generation;
+    if let Some(step) = ending(incumbent) {
+        return Some(Next::Do(step));
+    }
     let mut waits = Waits::default();
     if is_off(incumbent) {
         if may_scale(view, incumbent) {
@@ -409,76 +433,6 @@ pub(super) fn leads_to(deployed: &Deployed, route: Option<&Route>, wanted: &Rout
         true => route.is_some_and(|route| route.agrees(wanted)),
         false => route == Some(wanted),
     }
-}
-
-/// Writes down the containers that a generation is to have: `addresses` are for those it has not yet, and what is one too
-/// many has lost its traffic.
-pub fn scale(
-    record: &ServiceRecord,
-    generation: Generation,
-    addresses: &[Ipv4Addr],
-    now: Timestamp,
-) -> ServiceRecord {
-    let mut record = record.clone();
-    let Some(deployed) = live_mut(&mut record, generation) else { return record };
-    let mut addresses = addresses.iter();
-    for index in wanted(deployed).collect::<Vec<_>>() {
-        match deployed.replicas.get_mut(&index) {
-            Some(replica) => replica.leaving_since = None,
-            None => {
-                // Without an address there is nothing to write down: it is tried again.
-                let Some(address) = addresses.next() else { break };
-                deployed.replicas.insert(index, Replica::new(*address));
-            }
-        }
-    }
-    let most = deployed.size();
-    for (_, replica) in deployed.replicas.iter_mut().filter(|(index, _)| index.number() > most) {
-        replica.leaving_since.get_or_insert(now);
-    }
-    record
-}
-
-/// Takes in that a container of the incumbent is about to be started.
-pub(super) fn begins(
-    record: &mut ServiceRecord,
-    generation: Generation,
-    index: ReplicaIndex,
-    now: Timestamp,
-) {
-    let incumbent = record.incumbent.as_mut().filter(|incumbent| incumbent.generation == generation);
-    let Some(replica) = incumbent.and_then(|incumbent| incumbent.replicas.get_mut(&index)) else { return };
-    if let Some(last) = replica.started_at {
-        let recovered = now >= later(last, super::repair::RECOVERED_AFTER);
-        replica.restarts = if recovered { 1 } else { replica.restarts.saturating_add(1) };
-        if replica.restarts == 1 {
-            replica.untold.get_or_insert(now);
-        }
-    }
-    replica.started_at = Some(now);
-}
-
-/// Takes in that one is away.
-pub(super) fn dropped(record: &mut ServiceRecord, generation: Generation, index: ReplicaIndex) {
-    if let Some(deployed) = live_mut(record, generation)
-        && deployed.replicas.get(&index).is_some_and(|replica| replica.leaving_since.is_some())
-    {
-        deployed.replicas.remove(&index);
-    }
-}
-
-/// Takes in that a candidate is the incumbent now: its containers were started by then.
-pub(super) fn promoted(deployed: &mut Deployed, now: Timestamp) {
-    for replica in deployed.replicas.values_mut() {
-        replica.started_at.get_or_insert(now);
-    }
-}
-
-fn live_mut(record: &mut ServiceRecord, generation: Generation) -> Option<&mut Deployed> {
-    let candidate = record.rollout.as_mut().map(|rollout| &mut rollout.to);
-    let retiring = record.retiring.as_mut().map(|retiring| &mut retiring.old);
-    let mut live = record.incumbent.iter_mut().chain(candidate).chain(retiring);
-    live.find(|deployed| deployed.generation == generation)
 }
 
 #[cfg(test)]

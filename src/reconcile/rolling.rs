@@ -455,8 +455,8 @@ fn abandoning(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Nex
                     return Next::Do(Step::Route(incumbent.generation));
                 }
                 // What was about to go for the candidate, and has not gone yet, serves again at once.
-                if replicas::is_to_stay(incumbent) {
-                    return Next::Do(Step::Scale(incumbent.generation));
+                if let Some(step) = replicas::returning(incumbent) {
+                    return Next::Do(step);
                 }
             } else if stays(record, incumbent, view.container(incumbent.generation)).is_some() {
                 // It had ended before: there is nobody to wait for, and nobody to lead clients to.

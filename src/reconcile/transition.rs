@@ -90,6 +90,7 @@ pub fn intend(record: &ServiceRecord, step: &Step, end: Option<&Exit>, now: Time
             }
         }
         Step::StartReplica(generation, index) => replicas::begins(&mut record, *generation, *index, now),
+        Step::DropReplica(generation, index) => replicas::ends(&mut record, *generation, *index),
         Step::Stop(generation) => {
             if let Some(rollout) = &mut record.rollout {
                 rollout.yielded_at.get_or_insert(now);

@@ -231,13 +231,14 @@ async fn pull_within(
     let (ids, reference) = (diff_ids.clone(), image.reference.clone());
     let mut stages = Stages::begin(store.clone(), reference.clone(), ids, &missing, claims)?;
     let (layers, done) = (descriptors.len(), came.layers.load(Ordering::Relaxed));
-    let layers_here = layers.saturating_sub(missing.len() + done);
+    let to_come = stages.places(missing.iter().map(|(diff_id, _)| diff_id));
+    let layers_here = layers.saturating_sub(to_come + done);
     let seen = Progress { layers, layers_here, layers_done: done, ..Progress::default() };
     let counted = if is_local { Arc::default() } else { came.bytes.clone() };
     let to_fetch = (missing.as_slice(), &mut stages);
     let fetched = fetch_all(registry, &source, &watch, to_fetch, (&counted, budget), seen, progress).await;
     if let Err(error) = fetched {
-        came.layers.fetch_add(stages.named().len(), Ordering::Relaxed);
+        came.layers.fetch_add(stages.places(stages.named()), Ordering::Relaxed);
         return Err(error);
     }
     let (digest, needs) = (image.digest.clone(), registry.needs.clone());
@@ -351,8 +352,8 @@ async fn fetch_all(
             Some(ended) = tasks.join_next() => match ended {
                 Ok(Ok(None)) => {}
                 Ok(Ok(Some(layer))) => {
+                    seen.layers_done += stages.places([&layer.diff_id]);
                     stages.finished(layer);
-                    seen.layers_done += 1;
                     progress(seen);
                 }
                 Ok(Err(error)) => {

@@ -40,49 +40,55 @@ impl Random {
     }
 }
 
-/// How long a pull takes, and its part after the last byte came.
-struct Pace {
+/// One kind of pull.
+struct Way<'a> {
+    line: &'a Relay,
+    /// Whether its layers get their names on the way.
+    is_staged: bool,
+    /// Bytes of layers that are to come.
+    missing: u64,
+    /// How long it takes, and its part after the last byte came.
     all: Duration,
     tail: Duration,
 }
 
-/// A pull that nobody disturbs.
-fn undisturbed(truth: &Truth, line: &Relay, state: &Path, missing: u64) -> Pace {
-    let mut puller = Puller::start(state, &truth.image(&line.address(), "2"), "");
-    let (begun, before) = (Instant::now(), line.sent());
-    let mut last = begun;
-    while !puller.is_over() {
-        if line.sent() < before + missing {
-            last = Instant::now();
-        }
-        std::thread::sleep(Duration::from_micros(500));
+impl Way<'_> {
+    fn start(&self, truth: &Truth, state: &Path) -> Puller {
+        let failpoints = if self.is_staged { "pull::short_stages=return" } else { "" };
+        Puller::start(state, &truth.image(&self.line.address(), "2"), failpoints)
     }
-    assert_eq!(puller.end(), End::Done);
-    Pace { all: begun.elapsed(), tail: last.elapsed() }
+
+    /// Takes the time of a pull that nobody disturbs.
+    fn measure(&mut self, truth: &Truth, state: &Path) {
+        let mut puller = self.start(truth, state);
+        let (begun, before) = (Instant::now(), self.line.sent());
+        let mut last = begun;
+        while !puller.is_over() {
+            if self.line.sent() < before + self.missing {
+                last = Instant::now();
+            }
+            std::thread::sleep(Duration::from_micros(500));
+        }
+        assert_eq!(puller.end(), End::Done);
+        (self.all, self.tail) = (begun.elapsed(), last.elapsed());
+    }
 }
 
 /// Kills one pull at a random moment: one in three at any time, one between the last byte and the end, and one when the
 /// first final name is there.
-fn kill_one(
-    truth: &Truth,
-    line: &Relay,
-    state: &Path,
-    pace: &Pace,
-    missing: u64,
-    random: &mut Random,
-) -> End {
+fn kill_one(truth: &Truth, state: &Path, way: &Way<'_>, random: &mut Random) -> End {
     let layers = state.join("store/layers");
     let named = || std::fs::read_dir(&layers).map_or(0, Iterator::count);
-    let (before, named_before) = (line.sent(), named());
-    let mut puller = Puller::start(state, &truth.image(&line.address(), "2"), "");
+    let (before, named_before) = (way.line.sent(), named());
+    let mut puller = way.start(truth, state);
     let which = random.part();
     if which < 1.0 / 3.0 {
-        std::thread::sleep(random.within(pace.all));
+        std::thread::sleep(random.within(way.all));
     } else if which < 2.0 / 3.0 {
-        while line.sent() < before + missing && !puller.is_over() {
+        while way.line.sent() < before + way.missing && !puller.is_over() {
             std::thread::sleep(Duration::from_micros(200));
         }
-        std::thread::sleep(random.within(pace.tail));
+        std::thread::sleep(random.within(way.tail));
     } else {
         // Renames and record are a millisecond or two.
         while named() == named_before && !puller.is_over() {
@@ -100,19 +106,25 @@ async fn kill(times: u32) {
     let disk = Disk::below(memory.root(), EXT4, 400);
     let mut random = Random::new();
     let slow = Relay::new(&truth.server, 30 << 20);
+    let slower = Relay::new(&truth.server, 8 << 20);
     let fast = Relay::new(&truth.server, 1 << 40);
     // What most pulls are: a bump, on a host that has the layers below.
     let bumped = tempfile::tempdir_in(disk.root()).unwrap();
     puller::pull(bumped.path(), &truth.image(&truth.server.address(), "1")).await.unwrap();
-    let mut paces = Vec::new();
-    for missing in [truth.packed(&[0, 1, 2, 3]), truth.packed(&[2, 3])] {
-        let dir = tempfile::tempdir_in(disk.root()).unwrap();
-        if paces.len() == 1 {
-            copy(bumped.path(), dir.path());
+    let mut ways = Vec::new();
+    for (line, is_staged) in [(&slow, false), (&slower, true)] {
+        for (is_bump, layers) in [(false, &[0, 1, 2, 3][..]), (true, &[2, 3])] {
+            let dir = tempfile::tempdir_in(disk.root()).unwrap();
+            if is_bump {
+                copy(bumped.path(), dir.path());
+            }
+            let missing = truth.packed(layers);
+            let mut way = Way { line, is_staged, missing, all: Duration::ZERO, tail: Duration::ZERO };
+            way.measure(&truth, dir.path());
+            ways.push(way);
         }
-        paces.push((undisturbed(&truth, &slow, dir.path(), missing), missing));
     }
-    let (mut early, mut between, mut late, mut unfinished, mut twice) = (0, 0, 0, 0, 0);
+    let (mut early, mut between, mut late, mut unfinished, mut twice, mut staged) = (0, 0, 0, 0, 0, 0);
     for number in 0..times {
         let dir = tempfile::tempdir_in(disk.root()).unwrap();
         let state = dir.path();
@@ -120,8 +132,8 @@ async fn kill(times: u32) {
         if is_bump {
             copy(bumped.path(), state);
         }
-        let (pace, missing) = &paces[usize::from(is_bump)];
-        let mut end = kill_one(&truth, &slow, state, pace, *missing, &mut random);
+        let way = &ways[usize::from(is_bump) + 2 * usize::from(random.is_one_in(2))];
+        let mut end = kill_one(&truth, state, way, &mut random);
         // The next start may come before the kernel has ended what the killed process had started.
         if random.is_one_in(2) {
             drop(Store::open(state).unwrap());
@@ -132,7 +144,7 @@ async fn kill(times: u32) {
         let left = if left.layers.len() < 4 && random.is_one_in(4) {
             twice += 1;
             puller::wait_for_orphans(state);
-            end = kill_one(&truth, &slow, state, pace, *missing, &mut random);
+            end = kill_one(&truth, state, way, &mut random);
             truth.check(state).unwrap_or_else(|wrong| panic!("after kill {number}: {wrong}"))
         } else {
             left
@@ -142,7 +154,10 @@ async fn kill(times: u32) {
         }
         match (left.layers.len(), left.images.contains("2")) {
             (_, true) => late += 1,
-            (named, false) if named > if is_bump { 2 } else { 0 } => between += 1,
+            (named, false) if named > if is_bump { 2 } else { 0 } => {
+                between += 1;
+                staged += u32::from(named < 4);
+            }
             _ => early += 1,
         }
         if end == End::Done {
@@ -159,10 +174,12 @@ async fn kill(times: u32) {
         );
     }
     println!(
-        "{times} kills: {early} before the first name, {between} between it and the record, {late} after; {twice} twice, \
-         {unfinished} left something unfinished; a pull takes {:?}",
-        paces[0].0.all
+        "{times} kills: {early} before the first name, {between} between it and the record, \
+         {staged} of them with some layers of their names and others without, {late} after; {twice} twice, \
+         {unfinished} left something unfinished; a pull takes {:?} and {:?}",
+        ways[0].all, ways[2].all
     );
+    assert!(staged >= times / 20, "{staged} of {times} kills came when some layers had their names");
     assert!(early >= times / 5, "{early} of {times} kills came before the first name");
     assert!(unfinished >= times / 10, "{unfinished} of {times} kills left something unfinished");
 }

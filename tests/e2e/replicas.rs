@@ -152,3 +152,34 @@ fn an_agent_that_ends_leaves_them_as_they_are() {
     assert_eq!(who(port, 60).len(), 3);
     assert_eq!(get(port, "/").unwrap(), "version 1\n");
 }
+
+/// One that was told to end takes no new connections any more: wanted again, it is not taken back, also by an agent that knows it
+/// from its record alone.
+#[test]
+fn one_that_was_told_to_end_is_not_taken_back() {
+    let (mut lab, port) = (Lab::new(), free_port());
+    let v1 = lab.image("1", Kind::Good);
+    let file = |count: u32| {
+        let file = several(&v1, port, count).replace("exit 0", "sleep 8; exit 0");
+        file.replace("drain = \"3s\"", "drain_signal = \"early\"\ndrain = \"1m\"")
+    };
+    lab.deploy("web", &file(3), "three of it");
+    lab.start_agent();
+    lab.wait_agent();
+    lab.sync();
+    lab.deploy("web", &file(2), "two of it");
+    let message = wait_for("the signal", || {
+        told(&lab, "drained").first().map(|told| told["message"].as_str().unwrap().to_owned())
+    });
+    assert!(message.starts_with("web: replica 3 of generation 1 is told to end"), "{message}");
+    lab.kill_agent();
+    assert!(containers(&lab).contains(&"web.1-3".to_owned()), "it has not ended yet");
+    lab.start_agent();
+    lab.wait_agent();
+    let load = Load::begin(port, 50);
+    lab.deploy("web", &file(3), "three of it again");
+    wait_for("all three to serve", || (serving(&lab) == 3).then_some(()));
+    lab.sync();
+    assert_eq!(who(port, 60).len(), 3);
+    load.end_without_failure();
+}

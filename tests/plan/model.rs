@@ -512,6 +512,7 @@ impl Host {
             };
             self.audit.branches.retain(|id, _| has_begun(id));
             self.audit.lost.clear();
+            self.audit.deaf.clear();
             for (id, container) in &mut self.containers {
                 // What was begun is known by a mark, and how it ended by a durable record.
                 container.state = match (&container.state, id.job) {

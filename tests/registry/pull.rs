@@ -183,6 +183,14 @@ async fn nothing_comes_twice() {
     assert_eq!((pulled.layers_total, pulled.layers_reused), (3, 3));
     assert_eq!(host.layers(&found).len(), 3);
     assert_eq!(host.names("layers").len(), 3);
+    // Where nothing is here yet, it comes once and stands for both.
+    let host = Host::new(&[&address]);
+    let image = host.resolve(&format!("{address}/app:3")).await.unwrap();
+    let layers = Mutex::new(Vec::new());
+    let progress = |it: Progress| layers.lock().unwrap().push((it.layers_here, it.layers_done, it.layers));
+    let pulled = host.registry.pull(&image, &progress).await.unwrap();
+    assert_eq!((pulled.layers_total, pulled.layers_reused), (3, 0));
+    assert_eq!(layers.lock().unwrap().last(), Some(&(0, 3, 3)));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -136,6 +136,12 @@ fn what_is_well_shares_new_connections() {
     assert_eq!(spread(&fewer, &[Sick, Well, Well], &[1, 2, 3]), [2, 3]);
     assert_eq!(spread(&fewer, &[Sick, Sick, Over], &[1, 2, 3]), [1, 2]);
     assert_eq!(spread(&fewer, &[Sick, Well, Well], &[1]), [1], "what had lost them gets none again");
+    // What was told to end takes none, however things are.
+    let mut over = deployed(3);
+    for replica in over.replicas.values_mut() {
+        (replica.leaving_since, replica.is_ending) = (Some(START), true);
+    }
+    assert_eq!(spread(&over, &[Sick, Well, Well], &[1, 2, 3]), [1]);
 }
 
 #[test]
@@ -165,6 +171,18 @@ fn their_number_is_written_down_before_anything_is_made() {
     assert!(!is_off(&incumbent(&record)));
     dropped(&mut record, Generation(7), index(2));
     assert_eq!(incumbent(&record).indices().count(), 2, "only what leaves goes");
+    // Told to end, it goes first, and another one comes in its place.
+    let on_its_way = record.clone();
+    ends(&mut record, Generation(7), index(2));
+    assert_eq!(record, on_its_way, "only what leaves is told to end");
+    record.incumbent.as_mut().unwrap().spec.deploy.replicas = 1;
+    let mut record = scale(&record, Generation(7), &[], now);
+    ends(&mut record, Generation(7), index(2));
+    record.incumbent.as_mut().unwrap().spec.deploy.replicas = 2;
+    let mut record = scale(&record, Generation(7), &[], now);
+    assert_eq!(ending(&incumbent(&record)), Some(Step::DropReplica(Generation(7), index(2))));
+    dropped(&mut record, Generation(7), index(2));
+    assert_eq!((ending(&incumbent(&record)), missing(&incumbent(&record))), (None, 1));
 }
 
 #[test]

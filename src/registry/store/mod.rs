@@ -25,6 +25,7 @@ mod quarantine;
 pub(super) mod record;
 mod sizes;
 mod walk;
+mod wipe;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -32,7 +33,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::PullError;
 use super::layer::Unpacked;
@@ -46,9 +47,6 @@ pub use gc::{Collection, Doomed, Gone, Pressure};
 pub use quarantine::Aside;
 use record::from_state;
 pub use sizes::{ImageUsage, Usage};
-
-/// How long a process of a former agent may take to let go of what it had under way.
-const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Layers and images of this host.
 #[derive(Debug, Default)]
@@ -119,7 +117,7 @@ impl Store {
             PullError::io(format_args!("opening the store {}", root.display()), error)
         };
         let temporary = root.join("tmp");
-        wipe(&temporary).map_err(|error| failed(&error))?;
+        wipe::wipe(&temporary, wipe::LIMIT).map_err(|error| failed(&error))?;
         for folder in ["", "tmp", "layers", "images", "archives", "configs"] {
             // 0700: set-id programs of images are nobody's to run from here (CVE-2021-41091).
             atomic::make_dir(&root.join(folder)).map_err(|error| from_state(&error))?;
@@ -308,22 +306,4 @@ impl Store {
 /// Where a layer is below the store's root.
 pub(super) fn layer_path(root: &Path, diff_id: &Digest) -> PathBuf {
     root.join("layers").join(diff_id.hex())
-}
-
-/// Removes a directory with all that is in it. A process that unpacked for a former agent may still be about to end,
-/// and make things meanwhile.
-fn wipe(folder: &Path) -> std::io::Result<()> {
-    let begun = Instant::now();
-    loop {
-        match std::fs::remove_dir_all(folder) {
-            Err(error) if error.kind() == ErrorKind::NotFound && !folder.exists() => return Ok(()),
-            Err(error)
-                if matches!(error.kind(), ErrorKind::DirectoryNotEmpty | ErrorKind::NotFound)
-                    && begun.elapsed() < PATIENCE =>
-            {
-                std::thread::sleep(Duration::from_millis(20));
-            }
-            result => return result,
-        }
-    }
 }

@@ -149,7 +149,16 @@ impl Host {
             let over = later(since.unwrap_or(self.now), lingers).min(later(self.now, most));
             self.started_at(id).and_then(|_| Duration::try_from(over.duration_since(self.now)).ok())
         };
-        let length = self.ended_by(name, step).iter().filter_map(still).max().unwrap_or_default();
+        let ended = self.ended_by(name, step);
+        let length = ended.iter().filter_map(still).max().unwrap_or_default();
+        if !ended.is_empty() {
+            if let Step::DropReplica(generation, index) = step {
+                self.audit_told(&InstanceId::replica(name, *generation, *index));
+            }
+            // Before the program is told: a client that uses a port again is turned away.
+            self.point()?;
+            self.audit.deaf.extend(ended);
+        }
         if length > Duration::ZERO {
             self.point()?;
             let ends_at = later(self.now, length);
@@ -411,6 +420,10 @@ impl Host {
             .get(&id)
             .is_some_and(|container| matches!(container.state, ContainerState::Running { .. }));
         if !runs {
+            // One that only ended has the network that it had.
+            if self.containers.get(&id).is_none_or(|it| it.state == ContainerState::Remains) {
+                self.audit.deaf.remove(&id);
+            }
             let state = ContainerState::Running { pid: 4711, started_at: self.now };
             self.containers
                 .insert(id, Container { state, tag, born: self.now, limit: deployed.spec.mem_limit });

@@ -34,6 +34,8 @@ pub struct Audit {
     pub stood_in: BTreeSet<InstanceId>,
     /// When a container lost its new connections, where it has none.
     pub lost: BTreeMap<InstanceId, Timestamp>,
+    /// Containers that were about to be told to end: from then on they take no new connections.
+    pub deaf: BTreeSet<InstanceId>,
     /// How often the agent was killed.
     pub crashes: u32,
     /// The one-shots that were started, and when that was written down.
@@ -194,6 +196,14 @@ impl Host {
         self.demand(right, "a generation has as many containers as its commit says", name);
     }
 
+    /// One of several containers is about to be told to end. Once it was, it has to go, whoever is wanted again by now.
+    pub(super) fn audit_told(&self, id: &InstanceId) {
+        let live = self.records.get(&id.service).and_then(|record| record.live(id.generation));
+        let wanted = live.is_some_and(|live| id.index.number() <= live.size());
+        let told = self.audit.deaf.contains(id);
+        self.demand(!wanted || told, "only what is one too many is told to end", &id.service);
+    }
+
     /// One of several containers is about to be taken away.
     pub(super) fn audit_drop(&self, id: &InstanceId) {
         let name = &id.service;
@@ -201,8 +211,6 @@ impl Host {
         let Some(address) = live.and_then(|live| live.address_of(id.index)) else { return };
         let served = self.routes.get(name).is_some_and(|route| route.lanes().any(|lane| lane == address));
         self.demand(!served, "what is one too many has lost its traffic before it goes", name);
-        let wanted = live.is_some_and(|live| id.index.number() <= live.size());
-        self.demand(!wanted, "only what is one too many is taken away", name);
     }
 
     pub(super) fn audit_switch(&mut self, name: &ServiceName, generation: Generation, route: &Route) {
@@ -469,6 +477,8 @@ impl Host {
             let named = self.incumbent(name).is_some_and(|incumbent| incumbent.has(id.index));
             let own = incumbent == Some(id.generation) && id.job.is_none() && named;
             self.demand(job || own, &format!("nothing is left over ({id})"), name);
+            let hears = self.started_at(id).is_none() || !self.audit.deaf.contains(id);
+            self.demand(hears, "what was told to end does not stay", name);
         }
         self.audit_changed(name);
         if let Some(incumbent) = self.incumbent(name).filter(|it| it.down.is_none()) {

@@ -26,6 +26,10 @@ impl Host {
     pub(super) fn note_lost(&mut self, name: &ServiceName, before: &[InstanceId]) {
         let now = self.lanes_of(name);
         self.audit.lost.retain(|id, _| !now.contains(id));
+        for id in now.iter().filter(|id| !before.contains(id)) {
+            let hears = self.started_at(id).is_none() || !self.audit.deaf.contains(id);
+            self.demand(hears, "what was told to end gets no new connections", name);
+        }
         for id in before.iter().filter(|id| !now.contains(id)) {
             self.audit.lost.insert(id.clone(), self.now);
         }
