@@ -160,8 +160,10 @@ fn one_that_was_told_to_end_is_not_taken_back() {
     let (mut lab, port) = (Lab::new(), free_port());
     let v1 = lab.image("1", Kind::Good);
     let file = |count: u32| {
-        let file = several(&v1, port, count).replace("exit 0", "sleep 8; exit 0");
-        file.replace("drain = \"3s\"", "drain_signal = \"early\"\ndrain = \"1m\"")
+        // It does not end by itself.
+        let file =
+            several(&v1, port, count).replace("exit 0", ":").replace("& wait", "& while :; do wait; done");
+        file.replace("drain = \"3s\"", "drain_signal = \"early\"\ndrain = \"10s\"")
     };
     lab.deploy("web", &file(3), "three of it");
     lab.start_agent();
@@ -172,12 +174,14 @@ fn one_that_was_told_to_end_is_not_taken_back() {
         told(&lab, "drained").first().map(|told| told["message"].as_str().unwrap().to_owned())
     });
     assert!(message.starts_with("web: replica 3 of generation 1 is told to end"), "{message}");
+    // Wanted again while it is told to end: whoever comes next finds both.
+    lab.deploy("web", &file(3), "three of it again");
+    lab.ok(&["sync"]);
     lab.kill_agent();
     assert!(containers(&lab).contains(&"web.1-3".to_owned()), "it has not ended yet");
+    let load = Load::begin(port, 50);
     lab.start_agent();
     lab.wait_agent();
-    let load = Load::begin(port, 50);
-    lab.deploy("web", &file(3), "three of it again");
     wait_for("all three to serve", || (serving(&lab) == 3).then_some(()));
     lab.sync();
     assert_eq!(who(port, 60).len(), 3);
