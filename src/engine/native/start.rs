@@ -13,7 +13,7 @@ use super::layout::{Layout, RunFiles};
 use super::observe::{foreign, is_supervised, running, this_boot};
 use super::record::{self, ExitRecord, ProcessId, boot_id, wait_readable};
 use super::supervisor::Order;
-use super::{NativeEngine, etc_files, limits, lock, shim, stop, storage_reason};
+use super::{NativeEngine, etc_files, kernel, limits, lock, shim, stop, storage_reason};
 use crate::engine::{ContainerRequest, ContainerState, EngineError};
 use crate::types::{InstanceId, NetworkMode, Options, Reason};
 
@@ -41,6 +41,11 @@ pub(super) fn start(engine: &NativeEngine, request: &ContainerRequest) -> Result
     }
     if let Some(refusal) = foreign(&run, id, &ContainerState::Remains) {
         return Err(EngineError::plain(refusal.reason, refusal.message));
+    }
+    let choose = |name| super::runtime::choose(id, &request.spec.options, name);
+    let runtime = engine.runtime.as_deref().map(choose).transpose()?.flatten();
+    if let (None, Some(why)) = (&runtime, kernel::misfit()) {
+        return Err(EngineError::plain(Reason::StartFailed, format!("{id}: {why}")));
     }
     let failed = |what: &str, error: io::Error| {
         let reason = storage_reason(&error, Reason::StartFailed);
@@ -98,8 +103,7 @@ pub(super) fn start(engine: &NativeEngine, request: &ContainerRequest) -> Result
     }
     let netns = network(engine, request)?;
     let mut launch = Launch::new(request, &engine.layout, netns)?;
-    let choose = |name| super::runtime::choose(id, &request.spec.options, name);
-    launch.runtime = engine.runtime.as_deref().map(choose).transpose()?.flatten();
+    launch.runtime = runtime;
     launch.apparmor = engine.apparmor.profile(&engine.layout, &request.spec.options);
     if request.spec.options.user_namespace == Some(true) {
         launch.first_id = Some(engine.subuids.of(&engine.layout, id)?);
