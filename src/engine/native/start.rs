@@ -306,7 +306,8 @@ fn run_shim(
 fn patience(layout: &Layout, usual: Duration) -> Duration {
     #[cfg(feature = "failpoints")]
     if shim::is_wanted(layout, "hurried") {
-        return Duration::from_secs(3);
+        // Longer than a busy disk takes for a part of what is copied: of that there is no word.
+        return Duration::from_secs(10);
     }
     usual
 }
