@@ -79,6 +79,7 @@ const LONG: &[(&str, &str)] = &[];
 const UNSAFE: &[(&str, &str)] = &[
     ("src/agent/probes.rs", "tokio wants a promise about the descriptor"),
     ("src/engine/native/exec_terminal.rs", "an ioctl of terminals that no crate we have wraps"),
+    ("src/engine/native/kernel.rs", "a system call that no crate wraps"),
     ("src/engine/native/keyring.rs", "a system call that no crate wraps"),
     ("src/engine/native/record.rs", "a number of the C library that no crate wraps"),
     ("src/engine/native/runtime/cli.rs", "the runtime's process, between fork and exec"),

@@ -63,7 +63,12 @@ impl Agent {
         }
         failpoint(step, "before");
         match self.way(service, step) {
-            Ok(Way::Beside(effect)) => self.effects.begin(service, step.clone(), effect, clock::now()),
+            Ok(Way::Beside(effect)) => {
+                // That it was begun is written down, and its container is found again.
+                let yields =
+                    matches!(step, Step::Prepare(_) | Step::Start(_)) && !self.is_paced(service, step);
+                self.effects.begin(service, step.clone(), effect, yields, clock::now());
+            }
             Ok(Way::AtOnce(outcome)) => {
                 failpoint(step, "after");
                 self.conclude(service, step, &outcome);

@@ -5,7 +5,8 @@ use super::step::{Next, Planned, Situation, Step};
 use super::view::View;
 use super::world::{DesiredService, Ending};
 use super::{
-    amend, batches, drain, exchange, jobs, joined, order, preflight, repair, replicas, rolling, window,
+    amend, batches, drain, exchange, irreversible, jobs, joined, order, preflight, repair, replicas, rolling,
+    window,
 };
 use crate::types::{CommitInfo, Reason, Refusal};
 
@@ -44,7 +45,9 @@ fn choose(view: &View<'_>) -> Planned {
     if let Some(busy) = view.busy() {
         let situation = view.record.map_or(Situation::Absent, situation);
         // What only serves a candidate that a newer commit makes idle is not waited for.
-        let idle = view.record.and_then(|record| record.rollout.as_ref()).filter(|_| busy.yields);
+        let idle = view.record.filter(|_| busy.yields).and_then(|record| {
+            record.rollout.as_ref().filter(|rollout| !irreversible::holds(record, rollout))
+        });
         let idle = idle.and_then(|rollout| rolling::superseded(view, rollout));
         let step = idle.map(Step::Fail).or_else(|| replicas::spread(view));
         return Planned { situation, next: step.map_or_else(|| wait(busy.what.clone()), Next::Do) };

@@ -24,6 +24,8 @@ pub enum Kind {
     Checked,
     /// Serves, and has a HEALTHCHECK that does not.
     CheckedSick,
+    /// Serves, and has many files where a volume begins with them.
+    Seeded,
 }
 
 /// Writes an OCI layout with one image, and gives its folder.
@@ -43,7 +45,7 @@ pub fn build_with(dir: &Path, version: &str, kind: Kind, more: usize) -> PathBuf
         Kind::Decays => {
             "(sleep 2; rm /www/healthz) & trap 'exit 0' TERM; httpd -f -p 8080 -h /www & wait".to_owned()
         }
-        Kind::Good | Kind::Sick | Kind::Checked | Kind::CheckedSick => {
+        Kind::Good | Kind::Sick | Kind::Checked | Kind::CheckedSick | Kind::Seeded => {
             "trap 'exit 0' TERM; echo serving; httpd -f -p 8080 -h /www & wait".to_owned()
         }
     };
@@ -174,6 +176,11 @@ fn page_layer(version: &str, kind: Kind, more: usize) -> Vec<u8> {
     }
     let page = format!("version {version}\n");
     entry(&mut tar, "www/index.html", tar::EntryType::Regular, 0o644, page.as_bytes());
+    if kind == Kind::Seeded {
+        (0..100).for_each(|number| {
+            entry(&mut tar, &format!("data/{number}"), tar::EntryType::Regular, 0o644, b"seed");
+        });
+    }
     if kind != Kind::Sick {
         entry(&mut tar, "www/healthz", tar::EntryType::Regular, 0o644, b"ok\n");
     }

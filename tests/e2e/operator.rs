@@ -126,6 +126,48 @@ fn a_deploy_pre_that_hangs_holds_up_no_rollback_and_no_newer_commit() {
     assert!(events.contains("superseded"), "{events}");
 }
 
+/// The copy is made slow by `weak`, and stands still as its shim does.
+#[test]
+fn a_first_fill_that_hangs_holds_up_no_rollback_and_no_newer_commit() {
+    let (lab, port) = Lab::serving();
+    std::fs::write(lab.path("state/weak"), "slow").unwrap();
+    let hangs = |generation: u32| {
+        wait_for(&format!("the fill; {}", lab.agent_log()), || {
+            let shim = std::fs::read(lab.path(&format!("run/containers/web.{generation}/shim.json"))).ok()?;
+            let shim: Value = serde_json::from_slice(&shim).ok()?;
+            let filling = lab.path("state/volumes/web/.data.new").exists();
+            let pid = nix::unistd::Pid::from_raw(i32::try_from(shim["pid"].as_i64()?).ok()?);
+            filling.then(|| nix::sys::signal::kill(pid, Signal::SIGSTOP).unwrap())
+        });
+        assert_eq!(lab.service("web")["doing"], format!("starting generation {generation}"));
+    };
+    let v2 = lab.image("2", Kind::Seeded);
+    lab.deploy("web", &web(&v2, port, "volumes = [\"data:/data\"]").replace("20s", "10m"), "a volume");
+    hangs(2);
+    let begun = Instant::now();
+    lab.ok(&["rollback", "web"]);
+    wait_for(&format!("the end of it; {}", lab.agent_log()), || {
+        (lab.service("web")["rollout"] == Value::Null).then_some(())
+    });
+    assert!(begun.elapsed() < Duration::from_secs(25), "it took {:?}", begun.elapsed());
+    let service = lab.service("web");
+    assert_eq!((&service["state"], &service["reason"]), (&"held".into(), &"operator-rollback".into()));
+    assert_eq!(lab.history().pop().unwrap()["reason"], "operator-rollback");
+    assert_eq!(get(port, "/").unwrap(), "version 1\n");
+    assert!(!lab.path("run/containers/web.2").exists() && !lab.path("state/volumes/web/data").exists());
+    // The same again, and this time a newer commit comes.
+    std::fs::remove_dir_all(lab.path("state/volumes/web")).unwrap();
+    lab.ok(&["resume", "web"]);
+    hangs(3);
+    let v3 = lab.image("3", Kind::Good);
+    let begun = Instant::now();
+    lab.deploy("web", &web(&v3, port, ""), "without it");
+    lab.wait_serving("web", &v3);
+    assert!(begun.elapsed() < Duration::from_secs(50), "it took {:?}", begun.elapsed());
+    let events = lab.ok(&["events"]);
+    assert!(events.contains("superseded") && !events.contains("its shim died"), "{events}");
+}
+
 #[test]
 fn a_pull_that_a_newer_commit_makes_idle_is_cut_short() {
     let (lab, port, line) = by_a_line();

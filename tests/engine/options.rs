@@ -322,8 +322,8 @@ fn a_first_process_reaps_and_passes_signals_on() {
     // Real-time signals too: one from inside, one that asks it to end, and one that the program ends by.
     let mut request = rig.script(
         "shop.3",
-        "trap 'echo passed on' 36; trap 'echo told; exit 3' 37; kill -36 1; sleep 0.3; echo up
-         while :; do sleep 0.02; done",
+        "trap 'echo passed on; p=1' 36; trap 'echo told; exit 3' 37; kill -36 1
+         while [ -z \"$p\" ]; do sleep 0.02; done; echo up; while :; do sleep 0.02; done",
     );
     request.spec.options.init = Some(true);
     request.spec.options.stop_signal = Some("SIGRTMIN+3".into());

@@ -39,6 +39,7 @@ pub(super) fn carry_out(
     };
     match result {
         Ok(()) => Outcome::Done,
+        Err(_) if *cut.borrow() => Outcome::Dropped,
         Err(error) => Outcome::Failed(error.to_refusal()),
     }
 }

@@ -22,6 +22,9 @@ use crate::types::{
 };
 use pace::Pace;
 
+/// How often a start that is cut short is looked at.
+const UNDO: Duration = Duration::from_millis(50);
+
 /// What carries effects out.
 #[derive(Clone)]
 pub struct Hands {
@@ -90,7 +93,9 @@ struct Running {
     step: Step,
     /// The containers that it takes away.
     ids: BTreeSet<InstanceId>,
-    /// Ends it where that is possible: a pull.
+    /// What it starts, and how long that has to end.
+    start: Option<(InstanceId, Duration)>,
+    /// Ends it where that is possible: a pull, or a start.
     cut: watch::Sender<bool>,
     /// How far a pull is.
     progress: Arc<Mutex<Progress>>,
@@ -189,20 +194,19 @@ impl Effects {
         self.pace.clear(service);
     }
 
-    /// Begins an effect; its end is a wake.
-    pub fn begin(&mut self, service: &ServiceName, step: Step, effect: Effect, now: Timestamp) {
+    /// Begins an effect; its end is a wake. `yields`: see [`Busy::yields`].
+    pub fn begin(&mut self, service: &ServiceName, step: Step, effect: Effect, yields: bool, now: Timestamp) {
         let (cut, cutting) = watch::channel(false);
         let progress = Arc::<Mutex<Progress>>::default();
         let running = Running {
-            busy: Busy {
-                what: describe(&step, &effect),
-                since: now,
-                // That it was begun is written down, and its container is found again.
-                yields: matches!(step, Step::Prepare(_)),
-            },
+            busy: Busy { what: describe(&step, &effect), since: now, yields },
             ids: match &effect {
                 Effect::Remove(containers) => containers.iter().map(|(id, _)| id.clone()).collect(),
                 _ => BTreeSet::new(),
+            },
+            start: match &effect {
+                Effect::Start(request, _) => Some((request.id.clone(), request.spec.stop_grace_period)),
+                _ => None,
             },
             step: step.clone(),
             cut,
@@ -244,7 +248,8 @@ impl Effects {
         }
     }
 
-    /// Cuts short what nothing in the service's record hangs on any more: the pull of a candidate that is given up.
+    /// Cuts short what nothing in the service's record hangs on any more: the pull, or the start, of a candidate that is given
+    /// up. A start takes long where it fills a volume.
     pub fn cut_short(&self, service: &ServiceName, record: Option<&ServiceRecord>) {
         let rollout = record.and_then(|record| record.rollout.as_ref());
         let candidate = rollout.filter(|rollout| rollout.phase != Phase::Abandoning);
@@ -252,13 +257,30 @@ impl Effects {
         let incumbent = record.and_then(|record| record.incumbent.as_ref()).map(|it| it.generation);
         for running in self.running.get(service).into_iter().chain(self.pulling.get(service)) {
             let needed = match running.step {
-                Step::Pull(generation) => [incumbent, candidate].contains(&Some(generation)),
+                Step::Pull(generation) | Step::Start(generation) => {
+                    [incumbent, candidate].contains(&Some(generation))
+                }
                 _ => true,
             };
-            if !needed {
-                running.cut.send_replace(true);
+            if !needed
+                && !running.cut.send_replace(true)
+                && let Some(start) = &running.start
+            {
+                self.undo(start.clone(), running.cut.clone());
             }
         }
+    }
+
+    /// Takes away what is being started, until the start has come to its end: it may not have come to its shim yet.
+    fn undo(&self, (id, grace): (InstanceId, Duration), cut: watch::Sender<bool>) {
+        let engine = self.hands.engine.clone();
+        self.hands.runtime.spawn_blocking(move || {
+            while !cut.is_closed() {
+                // What is left of it is discarded in any case, and why it cannot be is told then.
+                let _ = engine.stop(&id, grace).and_then(|()| engine.remove(&id));
+                std::thread::sleep(UNDO);
+            }
+        });
     }
 }
 

@@ -16,6 +16,7 @@ mod exec_process;
 mod exec_session;
 mod exec_terminal;
 mod in_root;
+mod kernel;
 mod keyring;
 mod launch;
 mod layout;

@@ -1,7 +1,7 @@
 //! Starting a container from the agent's side: prepare what the shim needs, start it, hear its one report.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read as _};
+use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use super::layout::{Layout, RunFiles};
 use super::observe::{foreign, is_supervised, running, this_boot};
 use super::record::{self, ExitRecord, ProcessId, boot_id, wait_readable};
 use super::supervisor::Order;
-use super::{NativeEngine, etc_files, limits, lock, shim, stop, storage_reason};
+use super::{NativeEngine, etc_files, kernel, limits, lock, shim, stop, storage_reason};
 use crate::engine::{ContainerRequest, ContainerState, EngineError};
 use crate::types::{InstanceId, NetworkMode, Options, Reason};
 
@@ -28,7 +28,7 @@ const LETTING_GO: Duration = Duration::from_secs(2);
 const LOOK: Duration = Duration::from_millis(100);
 /// How many names of units are tried; one that is taken costs a millisecond.
 const NAMES: u32 = 1000;
-/// Longest report and longest log of a shim that is read.
+/// Longest report, and most of the end of a shim's log, that is read.
 const MAX_REPORT: u64 = 64 << 10;
 
 /// See [`crate::engine::Engine::start`].
@@ -41,6 +41,11 @@ pub(super) fn start(engine: &NativeEngine, request: &ContainerRequest) -> Result
     }
     if let Some(refusal) = foreign(&run, id, &ContainerState::Remains) {
         return Err(EngineError::plain(refusal.reason, refusal.message));
+    }
+    let choose = |name| super::runtime::choose(id, &request.spec.options, name);
+    let runtime = engine.runtime.as_deref().map(choose).transpose()?.flatten();
+    if let (None, Some(why)) = (&runtime, kernel::misfit()) {
+        return Err(EngineError::plain(Reason::StartFailed, format!("{id}: {why}")));
     }
     let failed = |what: &str, error: io::Error| {
         let reason = storage_reason(&error, Reason::StartFailed);
@@ -98,8 +103,7 @@ pub(super) fn start(engine: &NativeEngine, request: &ContainerRequest) -> Result
     }
     let netns = network(engine, request)?;
     let mut launch = Launch::new(request, &engine.layout, netns)?;
-    let choose = |name| super::runtime::choose(id, &request.spec.options, name);
-    launch.runtime = engine.runtime.as_deref().map(choose).transpose()?.flatten();
+    launch.runtime = runtime;
     launch.apparmor = engine.apparmor.profile(&engine.layout, &request.spec.options);
     if request.spec.options.user_namespace == Some(true) {
         launch.first_id = Some(engine.subuids.of(&engine.layout, id)?);
@@ -302,7 +306,8 @@ fn run_shim(
 fn patience(layout: &Layout, usual: Duration) -> Duration {
     #[cfg(feature = "failpoints")]
     if shim::is_wanted(layout, "hurried") {
-        return Duration::from_secs(3);
+        // Longer than a busy disk takes for a part of what is copied: of that there is no word.
+        return Duration::from_secs(10);
     }
     usual
 }
@@ -350,9 +355,15 @@ fn shim_has_died(run: &RunFiles) -> bool {
     record::read::<ProcessId>(&run.shim()).is_some_and(|shim| shim.open(&boot).is_none())
 }
 
+/// The last line that a shim has written. It may have died in the middle of one, or of a character.
 fn last_words(path: &Path) -> String {
-    let mut text = String::new();
-    let read = File::open(path).and_then(|file| file.take(MAX_REPORT).read_to_string(&mut text));
+    let mut bytes = Vec::new();
+    let read = File::open(path).and_then(|mut file| {
+        let length = file.metadata()?.len();
+        file.seek(SeekFrom::Start(length.saturating_sub(MAX_REPORT)))?;
+        file.take(MAX_REPORT).read_to_end(&mut bytes)
+    });
+    let text = String::from_utf8_lossy(&bytes);
     let last = text.lines().rev().map(str::trim).find(|line| !line.is_empty());
     match (read, last) {
         (Ok(_), Some(line)) => format!(": {line}"),
@@ -364,6 +375,20 @@ fn last_words(path: &Path) -> String {
 mod tests {
     use super::*;
     use crate::types::DeviceMapping;
+
+    #[test]
+    fn the_last_words_of_a_shim_are_the_last_and_any_bytes() {
+        let log = tempfile::NamedTempFile::new().unwrap();
+        let said = |text: &[u8]| {
+            fs::write(log.path(), text).unwrap();
+            last_words(log.path())
+        };
+        assert_eq!(said(b""), "");
+        assert_eq!(said(b"first\nlast\n\n"), ": last");
+        let long = [b"first\n".repeat(20_000), b"last \xff\xc3".to_vec()].concat();
+        assert_eq!(said(&long), ": last \u{fffd}\u{fffd}");
+        assert_eq!(last_words(Path::new("/not/there")), "");
+    }
 
     #[test]
     fn a_device_for_one_way_alone_and_the_right_to_make_devices_need_a_filter() {

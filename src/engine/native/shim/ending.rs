@@ -4,6 +4,7 @@
 //! by nobody, and ignores what a shutdown sends to every process.
 
 use std::io;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{SigSet, Signal};
 
@@ -13,6 +14,12 @@ use super::super::record::{self, PidFd};
 
 /// Little: the thread waits, and sends two signals.
 const STACK: usize = 128 << 10;
+
+/// How often systemd is asked for more time.
+const AGAIN: Duration = Duration::from_secs(10);
+
+/// What it is asked for, in microseconds: until the next time, and what a shim takes once its container has ended.
+const LONGER: u32 = 60_000_000;
 
 /// The signal that systemd sends (systemd.kill(5)). Kept for [`watch`] from the first moment on.
 fn told() -> SigSet {
@@ -38,7 +45,7 @@ pub(super) fn watch(launch: &Launch, container: PidFd) -> io::Result<()> {
         // What a later commit has changed in place counts.
         let grace = record::read::<Launch>(&run.launch()).map_or(grace, |now| now.grace);
         let _ = container.signal(signal);
-        if !container.wait(grace).unwrap_or(false) {
+        if !wait(&container, grace) {
             let _ = container.signal(nix::libc::SIGKILL);
             if let Ok(cgroups) = Cgroups::detect(&instance) {
                 cgroups.kill(&id);
@@ -46,4 +53,18 @@ pub(super) fn watch(launch: &Launch, container: PidFd) -> io::Result<()> {
         }
     };
     std::thread::Builder::new().stack_size(STACK).spawn(wait).map(|_| ())
+}
+
+/// Waits for the end of the container; `false` when `grace` was over first. The unit has the time that was asked for at the
+/// container's start (sd_notify(3), EXTEND_TIMEOUT_USEC): what was raised since is asked for as it is needed.
+fn wait(container: &PidFd, grace: Duration) -> bool {
+    let end = Instant::now() + grace;
+    loop {
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::ExtendTimeoutUsec(LONGER)]);
+        let left = end.saturating_duration_since(Instant::now());
+        match container.wait(left.min(AGAIN)) {
+            Ok(false) if left > AGAIN => {}
+            ended => return ended.unwrap_or(false),
+        }
+    }
 }
