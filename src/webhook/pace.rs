@@ -65,8 +65,7 @@ mod tests {
     async fn a_burst_is_free_and_the_rest_takes_time() {
         let pace = Pace::new(10_000, 1_000);
         let since = Instant::now();
-        pace.take(1_000).await;
-        assert!(since.elapsed() < Duration::from_millis(50));
+        assert_eq!(pace.try_take(1_000), None);
         for _ in 0..10 {
             pace.take(200).await;
         }

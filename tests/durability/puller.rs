@@ -92,7 +92,7 @@ impl Puller {
 
     pub fn end(mut self) -> End {
         let status = wait_for("the child to end", || self.process.try_wait().unwrap());
-        match self.said.recv_timeout(Duration::from_secs(5)) {
+        match self.said.recv_timeout(Duration::from_secs(60)) {
             Ok(line) if line == "child is done" => End::Done,
             Ok(line) => End::Failed(line.strip_prefix("child failed: ").unwrap().to_owned()),
             Err(_) => {

@@ -46,9 +46,10 @@ fn lose_data_on_the_way(truth: &Truth, failpoints: &str) -> (End, Disk, Memory) 
     let state = disk.root().join("state");
     std::fs::create_dir(&state).unwrap();
     sync(&disk.root()).unwrap();
-    let line = Relay::new(&truth.server, 5 << 20);
+    // Some five seconds of it.
+    let line = Relay::new(&truth.server, 2 << 20);
     let mut puller = Puller::start(&state, &truth.image(&line.address(), "2"), failpoints);
-    wait_for("half of the image", || (line.sent() > 5 << 20).then_some(()));
+    wait_for("a part of the image", || (line.sent() > 2 << 20).then_some(()));
     let ballast = fill_up(memory.root(), 0);
     let heard = wait_for("the loss", || sync(&disk.root()).err());
     println!("somebody else heard: {heard}");
@@ -73,7 +74,9 @@ async fn an_error_that_somebody_else_heard_is_heard() {
         other => panic!("{other:?}, with {:?}", truth.check(&disk.root().join("state"))),
     }
     let state = disk.root().join("state");
-    assert_eq!(truth.check(&state).unwrap(), Holds::default());
+    // Layers that were durable before the loss may have their names: they are whole.
+    let holds = truth.check(&state).unwrap();
+    assert!(holds.images.is_empty() && holds.layers.len() < 4, "{holds:?}");
     truth.recover(&state, "2", &truth.server.address()).await;
 }
 

@@ -11,9 +11,9 @@ use super::lab::{Lab, free_port, names, wait_for};
 use super::load::{Load, get};
 use super::replicas::{containers, serving, several, who};
 
-/// [`several`] of which one is replaced at a time.
+/// [`several`] of which one is replaced at a time, slowly enough to be seen.
 fn by_ones(image: &str, port: u16, count: u32) -> String {
-    format!("{}parallelism = 1\n", several(image, port, count))
+    format!("{}parallelism = 1\nmin_healthy_time = \"2s\"\n", several(image, port, count))
 }
 
 /// A lab whose agent serves version 1 with so many containers, on a port of the host.
@@ -122,7 +122,8 @@ fn one_that_falls_sick_gives_all_places_back() {
     let v2 = lab.image("2", Kind::Good);
     let load = Load::begin(port, 50);
     // The last one takes long enough to be proved for the third to fall sick meanwhile.
-    lab.deploy("web", &format!("{}min_healthy_time = \"2s\"\n", by_ones(&v2, port, 4)), "web 2");
+    let file = by_ones(&v2, port, 4).replace("min_healthy_time = \"2s\"", "min_healthy_time = \"6s\"");
+    lab.deploy("web", &file, "web 2");
     with_part(&lab, "batches", "75%");
     for index in ["1", "3"] {
         let sick = if index == "3" { "; /bin/busybox rm /w/healthz" } else { "" };
@@ -178,7 +179,7 @@ fn a_canary_of_three_is_one_of_them() {
     let (lab, port) = serve(3);
     let v2 = lab.image("2", Kind::Good);
     let (load, count) = (Load::begin(port, 50), Count::begin(&lab));
-    let file = format!("{}canary = \"30%\"\ncanary_time = \"5s\"\n", several(&v2, port, 3));
+    let file = format!("{}canary = \"30%\"\ncanary_time = \"20s\"\n", several(&v2, port, 3));
     lab.deploy("web", &file, "web 2");
     with_part(&lab, "canary", "30%");
     wait_for("its part", || (get(port, "/").unwrap() == "version 2\n").then_some(()));

@@ -13,7 +13,7 @@ use super::load::{Load, get};
 /// A connection that asks nothing yet.
 fn held(port: u16) -> TcpStream {
     let stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
     stream
 }
 
@@ -41,7 +41,7 @@ fn a_drain_lasts_as_long_as_its_connections() {
     let (lab, port) = Lab::serving();
     let mut streams = [held(port), held(port), held(port)];
     let v2 = lab.image("2", Kind::Good);
-    lab.deploy("web", &web(&v2, port, "").replace("drain = \"3s\"", "drain = \"60s\""), "web 2");
+    lab.deploy("web", &web(&v2, port, "").replace("drain = \"3s\"", "drain = \"10m\""), "web 2");
     wait_for(&format!("the count; {}", lab.agent_log()), || (connections(&lab) == Some(3)).then_some(()));
     let drain = lab.service("web")["drain"].clone();
     assert_eq!(drain["generation"], 1);
@@ -56,9 +56,7 @@ fn a_drain_lasts_as_long_as_its_connections() {
     wait_for("one less", || (connections(&lab) == Some(2)).then_some(()));
     assert!(ask(second).unwrap().ends_with("version 1\n"));
     assert!(ask(third).unwrap().ends_with("version 1\n"));
-    let begun = Instant::now();
     wait_for("the end of the drain", || (lab.service("web")["drain"] == Value::Null).then_some(()));
-    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
     let told = told(&lab, "drained");
     assert_eq!(told.len(), 1, "{told:?}");
     let message = told[0]["message"].as_str().unwrap();
@@ -81,11 +79,14 @@ fn what_outlasts_its_drain_is_cut_and_hears_of_it_at_once() {
         Ok(_) => panic!("an answer to nothing"),
         Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset),
     }
-    assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(50), "{:?}", begun.elapsed());
     wait_for("the end of the drain", || (lab.service("web")["drain"] == Value::Null).then_some(()));
     let told = told(&lab, "drained");
     let message = told[0]["message"].as_str().unwrap();
-    assert!(message.starts_with("web: generation 1 is stopped with 1 connection left, 5"), "{message}");
+    let lasted = message.strip_prefix("web: generation 1 is stopped with 1 connection left, ");
+    let lasted =
+        lasted.and_then(|rest| rest.strip_suffix(" after the switch")).unwrap_or_else(|| panic!("{message}"));
+    assert!((5..30).contains(&gitopsd::types::parse_duration(lasted).unwrap().as_secs()), "{message}");
     assert_eq!(get(port, "/").unwrap(), "version 2\n");
 }
 
@@ -95,7 +96,7 @@ fn an_early_signal_leaves_the_drain_to_the_program() {
     let mut lab = Lab::new();
     let port = super::lab::free_port();
     let v1 = lab.image("1", Kind::Good);
-    let command = "trap \"sleep 4; exit 0\" TERM; httpd -f -p 8080 -h /www & wait";
+    let command = "trap \"sleep 12; exit 0\" TERM; httpd -f -p 8080 -h /www & wait";
     let more = format!("command = [\"/bin/sh\", \"-c\", '{command}']");
     let file = |image: &str, more: &str| {
         web(image, port, more)
@@ -110,12 +111,12 @@ fn an_early_signal_leaves_the_drain_to_the_program() {
     let mut stream = held(port);
     let v2 = lab.image("2", Kind::Good);
     lab.deploy("web", &file(&v2, ""), "web 2");
-    let begun = Instant::now();
     let message = wait_for(&format!("the signal; {}", lab.agent_log()), || {
         told(&lab, "drained").first().map(|told| told["message"].as_str().unwrap().to_owned())
     });
     assert!(message.starts_with("web: generation 1 is told to end with 1 connection, "), "{message}");
     assert!(message.contains("after the switch; it has 3"), "{message}");
+    let begun = Instant::now();
     // It goes on with what it has: the grace period is long over by then.
     std::thread::sleep(Duration::from_secs(1));
     assert!(ask(&mut stream).unwrap().ends_with("version 1\n"));
@@ -130,9 +131,9 @@ fn what_serves_comes_back_while_the_old_version_ends() {
     let mut lab = Lab::new();
     let port = super::lab::free_port();
     let v1 = lab.image("1", Kind::Good);
-    let command = "trap \"sleep 20; exit 0\" TERM; httpd -f -p 8080 -h /www & wait";
+    let command = "trap \"sleep 50; exit 0\" TERM; httpd -f -p 8080 -h /www & wait";
     let more = format!("command = [\"/bin/sh\", \"-c\", '{command}']");
-    let file = |image: &str, more: &str| web(image, port, more).replace("drain = \"3s\"", "drain = \"40s\"");
+    let file = |image: &str, more: &str| web(image, port, more).replace("drain = \"3s\"", "drain = \"10m\"");
     lab.deploy("web", &file(&v1, &more).replace("[deploy]", "[deploy]\ndrain_signal = \"early\""), "web 1");
     lab.start_agent();
     lab.wait_agent();
@@ -149,8 +150,8 @@ fn what_serves_comes_back_while_the_old_version_ends() {
     super::replicas::kill(&lab, &of("2").unwrap());
     wait_for("the next start", || (lab.service("web")["restarts"].as_u64() >= Some(1)).then_some(()));
     wait_for("an answer", || get(port, "/").ok().filter(|answer| answer == "version 2\n"));
-    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
-    assert!(of("1").is_some(), "the old version had ended: {}", lab.agent_log());
+    let took = begun.elapsed();
+    assert!(of("1").is_some(), "the old version had ended by then, after {took:?}: {}", lab.agent_log());
 }
 
 /// A program that ends at once when it is told to, whatever it is at, and answers after a second.
@@ -161,7 +162,7 @@ environment = { SLOW = '''#!/bin/sh
 /bin/busybox printf "Content-Type: text/plain\r\n\r\n"
 /bin/busybox cat /w/index.html
 ''' }"##;
-    format!("{}{keys}\n", web(image, port, more).replace("drain = \"3s\"", "drain = \"20s\""))
+    format!("{}{keys}\n", web(image, port, more).replace("drain = \"3s\"", "drain = \"60s\""))
 }
 
 /// What is well and is given up all the same, for a newer commit or by a person, ends what it has begun.
@@ -241,7 +242,7 @@ fn what_is_removed_finishes_what_it_has_begun() {
         assert!(answer.ends_with("version 1\n"), "{answer:?}");
     }
     lab.sync();
-    assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(50), "{:?}", begun.elapsed());
     assert_eq!(lab.history().pop().unwrap()["result"], "removed");
 }
 
@@ -298,7 +299,8 @@ fn from_port(local: u16, port: u16) -> std::io::Result<TcpStream> {
     bind(socket.as_raw_fd(), &SockaddrIn::new(127, 0, 0, 1, local))?;
     connect(socket.as_raw_fd(), &SockaddrIn::new(127, 0, 0, 1, port))?;
     let stream = TcpStream::from(socket);
-    stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+    // It waits for a whole deploy.
+    stream.set_read_timeout(Some(Duration::from_secs(120)))?;
     Ok(stream)
 }
 

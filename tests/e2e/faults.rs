@@ -205,7 +205,7 @@ fn a_host_boots_its_last_good_state_alone() {
 fn a_power_cut_in_the_bake_ends_in_the_new_version() {
     let (mut lab, port) = Lab::serving();
     let v2 = lab.image("2", Kind::Good);
-    let file = web(&v2, port, "").replace("bake = \"500ms\"", "bake = \"4s\"");
+    let file = web(&v2, port, "").replace("bake = \"500ms\"", "bake = \"15s\"");
     lab.deploy("web", &file, "web 2");
     wait_for("the bake", || (lab.service("web")["rollout"]["phase"] == "baking").then_some(()));
     lab.kill_agent();

@@ -304,14 +304,14 @@ fn a_new_version_has_to_be_well_for_as_long_as_the_service_says() {
     let file = |image: &str| {
         super::lab::web(image, port, "")
             .replace("retries = 3", "retries = 1\nsuccess_threshold = 3")
-            .replace("[deploy]", "[deploy]\nmin_healthy_time = \"4s\"")
+            .replace("[deploy]", "[deploy]\nmin_healthy_time = \"8s\"")
     };
     lab.deploy("web", &file(&good), "web 1");
     lab.start_agent();
     lab.wait_agent();
     lab.sync();
-    assert!(lab.history().pop().unwrap()["healthy_seconds"].as_f64().unwrap() >= 4.0);
-    // It is well for two seconds.
+    assert!(lab.history().pop().unwrap()["healthy_seconds"].as_f64().unwrap() >= 8.0);
+    // It is well for four seconds.
     lab.deploy("web", &file(&decays), "web 2");
     assert_eq!(lab.run(&["sync", "--wait"]).status.code(), Some(1));
     let last = lab.history().pop().unwrap();
@@ -381,7 +381,7 @@ fn want_of_memory_and_an_end_after_the_switch_bring_the_old_version_back() {
         )
     };
     let now = |text: &str| text.replace("bake = \"30s\"", "bake = \"0s\"");
-    let hungry = "sleep 3; /bin/busybox tail /dev/zero; sleep 1000";
+    let hungry = "sleep 8; /bin/busybox tail /dev/zero; sleep 1000";
     lab.write("services/hungry.toml", &now(&service("sleep 1000")));
     lab.write("services/ends.toml", &now(&service("sleep 1000")));
     // It has always lived with that.
@@ -392,8 +392,8 @@ fn want_of_memory_and_an_end_after_the_switch_bring_the_old_version_back() {
     lab.sync();
     wait_for("what it lives with", || (lab.service("used")["oom_kills"] == 1).then_some(()));
     lab.write("services/hungry.toml", &service(hungry));
-    lab.write("services/ends.toml", &service("sleep 3; echo that is all; exit 4"));
-    lab.write("services/used.toml", &service(&format!(": again; {hungry}")).replace("30s", "6s"));
+    lab.write("services/ends.toml", &service("sleep 8; echo that is all; exit 4"));
+    lab.write("services/used.toml", &service(&format!(": again; {hungry}")).replace("30s", "14s"));
     lab.commit("bad");
     for (name, reason) in [("hungry", "out-of-memory"), ("ends", "exited")] {
         wait_for(&format!("the end of {name}"), || (lab.service(name)["state"] == "failed").then_some(()));

@@ -18,7 +18,7 @@ pub enum Kind {
     Sick,
     /// Ends at once with code 3.
     Exits,
-    /// Serves and is healthy for two seconds, then loses /healthz.
+    /// Serves and is healthy for four seconds, then loses /healthz.
     Decays,
     /// Serves, and has a HEALTHCHECK that passes.
     Checked,
@@ -43,7 +43,7 @@ pub fn build_with(dir: &Path, version: &str, kind: Kind, more: usize) -> PathBuf
     let serve = match kind {
         Kind::Exits => "echo no luck >&2; exit 3".to_owned(),
         Kind::Decays => {
-            "(sleep 2; rm /www/healthz) & trap 'exit 0' TERM; httpd -f -p 8080 -h /www & wait".to_owned()
+            "(sleep 4; rm /www/healthz) & trap 'exit 0' TERM; httpd -f -p 8080 -h /www & wait".to_owned()
         }
         Kind::Good | Kind::Sick | Kind::Checked | Kind::CheckedSick | Kind::Seeded => {
             "trap 'exit 0' TERM; echo serving; httpd -f -p 8080 -h /www & wait".to_owned()

@@ -313,7 +313,7 @@ fn the_status_says_how_far_a_pull_is() {
     let image = lab.image("1", Kind::Good);
     lab.deploy("web", &web(&image, free_port(), ""), "web 1");
     // All has come, and has no name yet.
-    lab.start_agent_with(&[("FAILPOINTS", "pull::before_rename=sleep(4000)")]);
+    lab.start_agent_with(&[("FAILPOINTS", "pull::before_rename=sleep(12000)")]);
     lab.wait_agent();
     let progress = wait_for("progress", || {
         let progress = lab.service("web")["rollout"]["progress"].clone();

@@ -40,7 +40,7 @@ fn a_scheduled_service_runs_at_its_times_and_a_new_version_from_the_next_one_on(
     lab.sync();
     let service = lab.service("tidy");
     let next = time(&service["schedule"]["next_run"]);
-    assert!(next > clock::now().checked_sub(SignedDuration::from_secs(5)).unwrap(), "{service}");
+    assert!(next > clock::now().checked_sub(SignedDuration::from_secs(60)).unwrap(), "{service}");
     wait_for("two runs", || (events(&lab, "job-ended").len() >= 2).then_some(()));
     // No two at once, though each takes longer than from one time to the next.
     let log = std::fs::read_to_string(lab.path("state/volumes/tidy/data/log")).unwrap();
@@ -160,7 +160,7 @@ fn what_one_commit_changes_is_changed_in_order_and_recreate_says_its_gap() {
     let (web, db) = (done("web"), done("db"));
     assert!(time(&web["switched_at"]) >= time(&db["finished_at"]), "{web}\n{db}");
     let gap = db["gap_seconds"].as_f64().unwrap();
-    assert!(gap > 0.0 && Duration::from_secs_f64(gap) < Duration::from_secs(15), "{db}");
+    assert!(gap > 0.0 && Duration::from_secs_f64(gap) < Duration::from_secs(60), "{db}");
     assert!(db["message"].as_str().unwrap().contains("; nothing served for "), "{db}");
     assert_eq!(web.get("gap_seconds"), None, "{web}");
     // Away: what depends goes first.

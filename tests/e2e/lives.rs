@@ -31,7 +31,8 @@ fn kill9(pid: i32) {
     kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
 }
 
-fn polled_rarely(lab: &Lab) {
+/// No poll wakes the loop in time.
+pub fn polled_rarely(lab: &Lab) {
     let text = fs::read_to_string(lab.config()).unwrap();
     fs::write(lab.config(), text.replace("poll = \"2s\"", "poll = \"1h\"")).unwrap();
 }
@@ -118,7 +119,6 @@ fn restart_policies_hold_and_ends_are_told_everywhere() {
 #[test]
 fn a_killed_supervisor_is_noticed_at_once_and_replaced() {
     let mut lab = Lab::new();
-    // Nothing else wakes the loop in time.
     polled_rarely(&lab);
     let port = lab.serve();
     let (container, shim) = processes(&lab, "web.1");
@@ -126,7 +126,9 @@ fn a_killed_supervisor_is_noticed_at_once_and_replaced() {
     let begun = Instant::now();
     kill9(shim);
     wait_for("another supervisor", || (processes(&lab, "web.1").1 != shim).then_some(()));
-    assert!(begun.elapsed() < Duration::from_secs(5), "it took {:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(30), "it took {:?}", begun.elapsed());
+    let log = fs::read_to_string(lab.path("agent.log")).unwrap();
+    assert!(log.contains("looking: a supervisor ended"), "it was seen by chance: {}", lab.agent_log());
     assert_eq!(processes(&lab, "web.1").0, container, "the container was not touched");
     load.end_without_failure();
     assert_eq!(lab.service("web")["restarts"], 0);
@@ -158,7 +160,7 @@ fn a_supervisor_that_is_long_in_coming_holds_up_nobody_else() {
     lab.write("services/web.toml", &web(&image, port, ""));
     lab.write("services/other.toml", &web(&image, other, ""));
     lab.commit("two services");
-    let slow = Duration::from_secs(10);
+    let slow = Duration::from_secs(30);
     lab.start_agent_with(&[("FAILPOINTS", &format!("adopt=sleep({})", slow.as_millis()))]);
     lab.wait_agent();
     lab.sync();
@@ -385,7 +387,7 @@ fn a_hold_gives_up_a_candidate_without_traffic() {
     let last = lab.wait_receipt("failed");
     assert_eq!(last["reason"], "held");
     // What has traffic already stays.
-    lab.deploy("web", &web(&v2, port, "").replace("bake = \"500ms\"", "bake = \"3s\""), "web 2");
+    lab.deploy("web", &web(&v2, port, "").replace("bake = \"500ms\"", "bake = \"15s\""), "web 2");
     lab.ok(&["resume", "web"]);
     wait_for("the bake", || (lab.service("web")["rollout"]["phase"] == "baking").then_some(()));
     let said = lab.ok(&["hold", "web", "--reason", "an incident"]);

@@ -14,7 +14,7 @@ pub fn get(port: u16, path: &str) -> std::io::Result<String> {
 
 /// One GET at an address; the body of a 200, else an error.
 pub fn get_at(address: SocketAddr, path: &str) -> std::io::Result<String> {
-    let limit = Duration::from_secs(5);
+    let limit = Duration::from_secs(10);
     let mut stream = TcpStream::connect_timeout(&address, limit)?;
     stream.set_read_timeout(Some(limit))?;
     stream.set_write_timeout(Some(limit))?;

@@ -4,10 +4,14 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use super::image::Kind;
 use super::lab::{Lab, free_port, wait_for, web};
 use super::load::get;
+
+/// How long what is under way may take to end.
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// Deploys first, so that everything is there that is made once.
 const WARM: usize = 2;
@@ -58,7 +62,7 @@ fn lives_leave_nothing(rounds: usize) {
         }
     };
     (0..WARM).for_each(|number| round(&mut lab, number));
-    let (mut before, resident) = count(&lab);
+    let (mut before, resident) = settled(&lab);
     before.entry(KEPT.to_owned()).or_default();
     for number in WARM..WARM + rounds {
         round(&mut lab, number);
@@ -75,11 +79,9 @@ fn lives_leave_nothing(rounds: usize) {
     };
     let (mut after, mut resident_after) = count_again();
     // What was under way at that moment ends.
-    for _ in 0..100 {
-        if after == before {
-            break;
-        }
-        std::thread::sleep(std::time::Duration::from_millis(50));
+    let begun = Instant::now();
+    while after != before && begun.elapsed() < LIMIT {
+        std::thread::sleep(Duration::from_millis(50));
         (after, resident_after) = count_again();
     }
     assert_eq!(after, before, "after {rounds} rounds");
@@ -88,6 +90,18 @@ fn lives_leave_nothing(rounds: usize) {
         "the agent has grown from {resident} to {resident_after} bytes in {rounds} rounds"
     );
     println!("{rounds} rounds: resident {resident} -> {resident_after}; {after:?}");
+}
+
+/// [`count`], once nothing has come or gone for a while: what was under way has ended.
+fn settled(lab: &Lab) -> (BTreeMap<String, usize>, u64) {
+    let (begun, mut last, mut same) = (Instant::now(), count(lab), 0);
+    while same < 2 && begun.elapsed() < LIMIT {
+        std::thread::sleep(Duration::from_millis(200));
+        let next = count(lab);
+        same = if next.0 == last.0 { same + 1 } else { 0 };
+        last = next;
+    }
+    last
 }
 
 /// What there is of the instance, by kind, and the resident memory of its agent.

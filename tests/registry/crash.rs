@@ -85,7 +85,7 @@ async fn truth(address: &str) -> Truth {
 #[track_caller]
 fn check(state: &Path, truth: &Truth) -> (usize, usize) {
     let store = state.join("store");
-    let layers = names(&store.join("layers"));
+    let layers = layers(state);
     for name in &layers {
         let (_, expected) =
             truth.trees.iter().find(|(known, _)| known == name).expect("a layer of the image");
@@ -114,6 +114,11 @@ async fn recover(state: &Path, address: &str, truth: &Truth) {
     assert!(store.image(&truth.image.digest).is_some());
     assert_eq!(check(state, truth), (truth.trees.len(), 1));
     assert_eq!(names(&state.join("store/tmp")), Vec::<String>::new());
+}
+
+/// The layers that have their names.
+fn layers(state: &Path) -> Vec<String> {
+    names(&state.join("store/layers"))
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -147,7 +152,10 @@ async fn a_kill_in_the_middle_of_a_layer() {
     wait_for("half a layer", half);
     child.kill().unwrap();
     assert_eq!(child.wait().unwrap().signal(), Some(9));
-    assert_eq!(check(dir.path(), &truth), (0, 0));
+    assert_eq!(check(dir.path(), &truth).1, 0);
+    // On a slow machine the other one may have its name by then.
+    let other = &blobs[0].diff_id["sha256:".len()..];
+    assert!(layers(dir.path()).iter().all(|name| name == other), "{:?}", layers(dir.path()));
     assert!(!names(&dir.path().join("store/tmp")).is_empty(), "it was in the middle");
     recover(dir.path(), &server.address(), &truth).await;
 }
@@ -171,23 +179,29 @@ async fn kills_in_a_long_pull() {
     let truth = truth(&server.address()).await;
     let reference = format!("{}/app:1", proxy.address()).parse().unwrap();
     let through = PinnedImage { reference, ..truth.image.clone() };
-    for (point, named) in [("pull::before_rename", 0), ("pull::after_rename", 2), ("", 2)] {
+    for (point, least) in [("pull::before_rename", 0), ("pull::after_rename", 1), ("", 2)] {
         let dir = tempfile::tempdir().unwrap();
         let failpoint = if point.is_empty() { String::new() } else { format!("{point}=return") };
         let mut child = start(dir.path(), &through, &failpoint);
         if point.is_empty() {
-            let layers = dir.path().join("store/layers");
-            wait_for("the first names", || (names(&layers).len() == 2).then_some(()));
+            wait_for("the first names", || (layers(dir.path()).len() == least).then_some(()));
             child.kill().unwrap();
         }
         assert_eq!(child.wait().unwrap().signal(), Some(9), "{point}");
-        assert_eq!(check(dir.path(), &truth), (named, 0), "{point}");
+        let (named, images) = check(dir.path(), &truth);
+        // On a slow machine the second one may not be unpacked yet when the first names are given.
+        let expected = if least == 0 { 0..=0 } else { least..=2 };
+        assert!(images == 0 && expected.contains(&named), "{point}: {named} layers, {images} images");
+        let named = layers(dir.path());
         let counting = Proxy::counting(&server);
         let reference = format!("{}/app:1", counting.address()).parse().unwrap();
         let again = Truth { image: PinnedImage { reference, ..truth.image.clone() }, ..truth.clone() };
         recover(dir.path(), &counting.address(), &again).await;
-        let came: Vec<bool> = blobs.iter().map(|blob| counting.count(&blob.digest()) > 0).collect();
-        assert_eq!(came, [named == 0, named == 0, true], "{point}: which layers came again");
+        for blob in &blobs {
+            let is_here = named.iter().any(|name| blob.diff_id.ends_with(name));
+            let came = counting.count(&blob.digest()) > 0;
+            assert_eq!(came, !is_here, "{point}: {} came again: {came}, of {named:?}", blob.diff_id);
+        }
     }
 }
 
@@ -223,16 +237,18 @@ async fn kills_around_each_name() {
     server.push("1", &[layer(1), layer(2)]).await;
     let truth = truth(&server.address()).await;
     let rows = [
-        ("pull::before_rename", (0, 0)),
-        ("pull::after_rename", (2, 0)),
-        ("pull::before_record", (2, 0)),
-        ("pull::after_record", (2, 1)),
+        ("pull::before_rename", 0..=0, 0),
+        // On a slow machine one of them may have its name before the other one is unpacked.
+        ("pull::after_rename", 1..=2, 0),
+        ("pull::before_record", 2..=2, 0),
+        ("pull::after_record", 2..=2, 1),
     ];
-    for (point, left) in rows {
+    for (point, layers, images) in rows {
         let dir = tempfile::tempdir().unwrap();
         let mut child = start(dir.path(), &truth.image, &format!("{point}=return"));
         assert_eq!(child.wait().unwrap().signal(), Some(9), "{point}");
-        assert_eq!(check(dir.path(), &truth), left, "{point}");
+        let left = check(dir.path(), &truth);
+        assert!(layers.contains(&left.0) && left.1 == images, "{point}: {left:?}");
         recover(dir.path(), &server.address(), &truth).await;
     }
 }

@@ -1,7 +1,5 @@
 //! Docker's `config.json` and credential helpers, by the program itself: what they give, how they fail, what is not said.
 
-use std::time::{Duration, Instant};
-
 use serde_json::{Value, json};
 
 use super::support::command::Machine;
@@ -161,13 +159,11 @@ async fn a_helper_that_hangs_goes_with_its_children() {
         "(trap '' TERM HUP; sleep 1000) & echo $! >> {0}; echo $$ >> {0}; wait",
         children.display()
     ));
-    let begun = Instant::now();
     let (came, said) = lab.pull();
     assert!(!came && said.contains("no answer within 10 s"), "{said}");
-    assert!(begun.elapsed() < Duration::from_secs(30), "one time-out, not one for each request");
     let left: Vec<String> =
         std::fs::read_to_string(children).unwrap().lines().map(|pid| format!("/proc/{pid}/stat")).collect();
-    assert!(left.len() >= 2);
+    assert_eq!(left.len(), 2, "one time-out, not one for each request");
     // Gone, or dead and waiting for whoever takes it in.
     let is_gone = |stat: &String| std::fs::read_to_string(stat).map_or(true, |text| text.contains(") Z "));
     wait_for("its processes to go", || left.iter().all(is_gone).then_some(()));

@@ -27,7 +27,8 @@ async fn a_byte_that_flips_is_seen_wherever_it_is() {
     let rows: Vec<(Blob, &[f64])> =
         vec![(layer(1), &[0.0001, 0.00001, 0.5, 0.9999]), (packed(1), &[0.0, 0.5, 0.999_999])];
     for (blob, places) in rows {
-        server.push("1", &[layer(2), blob.clone()]).await;
+        let right = layer(2);
+        server.push("1", &[right.clone(), blob.clone()]).await;
         for place in places {
             let at = (blob.bytes.len() as f64 * place) as usize;
             let digest = blob.digest();
@@ -42,11 +43,8 @@ async fn a_byte_that_flips_is_seen_wherever_it_is() {
             let error = host.pull(&format!("{}/app:1", proxy.address())).await.unwrap_err();
             assert_eq!(error.reason, Reason::DigestMismatch, "{} at {at}: {error}", blob.media);
             assert!(error.may_pass(), "the next try may get the right ones");
-            assert_eq!(host.names("images"), Vec::<String>::new());
             // The other one may have come before.
-            let right = &layer(2).diff_id["sha256:".len()..];
-            assert!(host.names("layers").iter().all(|name| name == right), "{:?}", host.names("layers"));
-            host.assert_tmp_clean();
+            host.assert_nothing_but(&[&right]);
         }
     }
 }
@@ -237,7 +235,9 @@ async fn a_registry_that_always_breaks_off_is_given_up() {
 #[tokio::test(flavor = "multi_thread")]
 async fn one_layer_that_cannot_be_stops_the_others() {
     let server = Server::new();
-    let (slow, bad) = (layer(1), layer(2));
+    // The largest one is unpacked as quickly as the machine can.
+    let slow = layer(1);
+    let bad = Layer::default().file("file-2", &noise(2, 2 << 20)).plain();
     let lie = Blob { diff_id: layer(3).diff_id, ..bad };
     server.push("1", &[slow.clone(), lie]).await;
     let digest = slow.digest();
@@ -252,7 +252,8 @@ async fn one_layer_that_cannot_be_stops_the_others() {
     let begun = Instant::now();
     let error = host.pull(&format!("{}/app:1", proxy.address())).await.unwrap_err();
     assert_eq!(error.reason, Reason::DigestMismatch, "{error}");
-    assert!(begun.elapsed() < Duration::from_secs(20), "it does not wait for the one that hangs");
+    // That one would be given 30 seconds.
+    assert!(begun.elapsed() < Duration::from_secs(28), "it does not wait for the one that hangs");
     host.assert_empty();
 }
 

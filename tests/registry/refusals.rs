@@ -222,7 +222,8 @@ async fn pages_without_end_are_told_shortly() {
         let text = error.to_string();
         assert!(text.contains(word) && text.len() < 500, "{text}");
         assert_eq!(error.reason, Reason::Auth);
-        assert!(begun.elapsed() < Duration::from_secs(15), "{word}: it is not waited for");
+        // Those that do not end would be waited for for 30 seconds and more.
+        assert!(begun.elapsed() < Duration::from_secs(28), "{word}: it is not waited for");
     }
 }
 

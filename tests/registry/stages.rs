@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use gitopsd::config::agent::{ImagesConfig, MinFree};
-use gitopsd::registry::{Collection, Depth, Pressure};
+use gitopsd::registry::{Collection, Depth, Pressure, Progress};
 use gitopsd::types::{ImageRef, PinnedImage, Reason};
 
 use super::support::image::{Blob, Layer, noise};
@@ -59,7 +59,7 @@ async fn images_on_one_base_wait_for_no_others_top() {
     });
     let names = [2, 3].map(|tag| format!("{address}/app:{tag}"));
     let others = async { tokio::join!(host.pull(&names[0]), host.pull(&names[1])) };
-    let (second, third) = tokio::time::timeout(Duration::from_secs(30), others).await.expect("in time");
+    let (second, third) = tokio::time::timeout(Duration::from_secs(120), others).await.expect("in time");
     for (found, pulled) in [second.unwrap(), third.unwrap()] {
         assert_eq!(host.layers(&found).len(), 2);
         assert_eq!((pulled.layers_total, pulled.layers_reused), (2, 1), "the base is the first one's");
@@ -74,27 +74,33 @@ async fn images_on_one_base_wait_for_no_others_top() {
     assert_eq!((pulled.layers_total, pulled.layers_reused), (2, 1));
 }
 
-/// Serves four layers, the last of which is not there; each of the others is, by the time that is said.
-async fn three_of_four(server: &Server) -> (Vec<Blob>, Proxy) {
+/// Serves four layers, the last of which is not there; each of the others is, by the time that is said: whoever pulls tells
+/// `unpacked` of them.
+async fn three_of_four(server: &Server) -> (Vec<Blob>, Proxy, impl Fn(Progress) + Send + Sync) {
     let blobs: Vec<Blob> = (1..=4).map(layer).collect();
     server.push("1", &blobs).await;
-    let digest = blobs[3].digest();
+    let (digest, done) = (blobs[3].digest(), Arc::new(AtomicBool::new(false)));
+    let its_done = done.clone();
     let proxy = Proxy::new(server, move |request, upstream| {
         if request.path.contains(&digest) {
-            std::thread::sleep(Duration::from_secs(2));
+            wait_for("the other three", || its_done.load(Ordering::SeqCst).then_some(()));
             return Answer::new(404, b"{}");
         }
         upstream.get(request)
     });
-    (blobs, proxy)
+    let unpacked = move |progress: Progress| {
+        done.fetch_or(progress.layers_done >= 3, Ordering::SeqCst);
+    };
+    (blobs, proxy, unpacked)
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pull_that_fails_leaves_what_is_finished_to_the_next() {
     let server = Server::new();
-    let (blobs, proxy) = three_of_four(&server).await;
+    let (blobs, proxy, unpacked) = three_of_four(&server).await;
     let host = Host::new(&[&proxy.address(), &server.address()]);
-    let error = host.pull(&format!("{}/app:1", proxy.address())).await.unwrap_err();
+    let image = host.resolve(&format!("{}/app:1", proxy.address())).await.unwrap();
+    let error = host.registry.pull(&image, &unpacked).await.unwrap_err();
     assert_eq!(error.reason, Reason::ImageNotFound, "{error}");
     host.assert_tmp_clean();
     assert_eq!(host.names("images"), Vec::<String>::new());
@@ -135,7 +141,7 @@ fn registry_of(host: &Host, proxy: &Proxy) -> gitopsd::registry::Registry {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_fallback_finds_done_was_not_here_before() {
     let server = Server::new();
-    let (_, proxy) = three_of_four(&server).await;
+    let (_, proxy, unpacked) = three_of_four(&server).await;
     let host = Host::new(&[&proxy.address(), &server.address()]);
     let from: ImageRef = format!("{}/app:1", server.address()).parse().unwrap();
     let archive = host.dir.path().join("image.tar");
@@ -143,7 +149,7 @@ async fn what_a_fallback_finds_done_was_not_here_before() {
     let reference: ImageRef = format!("{}/app:1", proxy.address()).parse().unwrap();
     let digest = host.registry.resolve(&reference).await.unwrap();
     let image = PinnedImage { reference, digest };
-    let pulled = host.registry.pull_or(&image, &[format!("file://{}", archive.display())], &|_| {}).await;
+    let pulled = host.registry.pull_or(&image, &[format!("file://{}", archive.display())], &unpacked).await;
     let pulled = pulled.unwrap();
     assert_eq!((pulled.layers_total, pulled.layers_reused), (4, 0));
     assert!(pulled.bytes >= proxy.blob_bytes() as u64 && proxy.blob_bytes() > 300_000, "{pulled:?}");

@@ -53,7 +53,7 @@ fn what_was_written_last_arrives() {
             std::thread::sleep(Duration::from_millis(5));
         }
     });
-    let reset = agent.traffic.end_connections(&id("shop.1"), Duration::from_secs(5)).unwrap();
+    let reset = agent.traffic.end_connections(&id("shop.1"), Duration::from_secs(60)).unwrap();
     agent.network.detach(&id("shop.1")).unwrap();
     assert_eq!(reader.join().unwrap().unwrap(), written);
     assert_eq!(reset, 0);
@@ -73,7 +73,7 @@ fn who_does_not_listen_hears_a_reset() {
     let begun = Instant::now();
     let reset = agent.traffic.end_connections(&id("shop.1"), Duration::from_millis(300)).unwrap();
     assert_eq!(reset, 1);
-    assert!((Duration::from_millis(300)..Duration::from_secs(3)).contains(&begun.elapsed()));
+    assert!((Duration::from_millis(300)..Duration::from_secs(20)).contains(&begun.elapsed()));
     agent.network.detach(&id("shop.1")).unwrap();
     // What had come before is there; then the client hears that there is no more, rather than wait.
     let mut rest = Vec::new();

@@ -155,7 +155,7 @@ fn looking_is_cheap_while_nothing_changes() {
         agent.traffic.point(&route).unwrap();
     }
     // nft(8) takes some 10 ms: 1000 of them would be 10 s and more.
-    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(8), "{:?}", start.elapsed());
     agent.teardown();
 }
 

@@ -84,10 +84,18 @@ impl Host {
     /// Checks that a pull which did not succeed left nothing.
     #[track_caller]
     pub fn assert_empty(&self) {
-        for folder in ["layers", "images"] {
-            assert_eq!(self.names(folder), Vec::<String>::new(), "{folder}");
-        }
+        self.assert_nothing_but(&[]);
+    }
+
+    /// The same where these layers may have been finished before: then they stay.
+    #[track_caller]
+    pub fn assert_nothing_but(&self, finished: &[&image::Blob]) {
+        // First: what a thread is about to name is there until then.
         self.assert_tmp_clean();
+        assert_eq!(self.names("images"), Vec::<String>::new());
+        let mut layers = self.names("layers");
+        layers.retain(|name| !finished.iter().any(|layer| layer.diff_id.ends_with(name)));
+        assert_eq!(layers, Vec::<String>::new());
     }
 
     /// What is unfinished goes with its last user, which may be a thread that is about to end.
