@@ -12,7 +12,8 @@ use super::wake::{Wake, Waker};
 use crate::config::agent::{AgentConfig, HostIdentity, RepoConfig};
 use crate::config::repo::RepoView;
 use crate::git::{Repository, Signer, Tags};
-use crate::reconcile::record::{Deployed, ServiceRecord};
+use crate::reconcile::pins::{known_digest, pin};
+use crate::reconcile::record::ServiceRecord;
 use crate::reconcile::world::{Desired, DesiredService};
 use crate::reconcile::{later, pending};
 use crate::registry::{PullError, Registry};
@@ -390,31 +391,6 @@ impl Source {
         });
         times.min()
     }
-}
-
-fn pin(spec: Declared, digest: Digest) -> crate::reconcile::record::Spec {
-    let reference = spec.image.clone();
-    spec.with_image(PinnedImage { reference, digest })
-}
-
-/// The digest that a declaration was given before: by the last commit, or by what runs or ran (so that a revert
-/// brings the same bytes back, and needs no registry).
-fn known_digest(
-    spec: &Declared,
-    former: Option<&DesiredService>,
-    record: Option<&ServiceRecord>,
-) -> Option<Digest> {
-    let former = match former {
-        Some(DesiredService::Run(former)) => Some(&**former),
-        _ => None,
-    };
-    let record = record.into_iter().flat_map(|record| [record.incumbent.as_ref(), record.previous.as_ref()]);
-    let deployed = record.flatten().map(|deployed: &Deployed| &deployed.spec);
-    former
-        .into_iter()
-        .chain(deployed)
-        .find(|known| (*known).clone().with_image(known.image.reference.clone()) == *spec)
-        .map(|known| known.image.digest.clone())
 }
 
 /// What a head has to be to be believed.

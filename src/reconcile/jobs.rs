@@ -271,9 +271,12 @@ pub(super) fn ended(
     // every minute must not fill the audit trail.
     let tells = job == Job::Post || (job == Job::Run && record.jobs.failures == 1);
     let (true, Some(trouble), Some(of)) = (tells, trouble, record.live(generation)) else { return None };
+    // A run of the former generation may outlive it: what serves is another one by now.
+    let serves = record.incumbent.as_ref().unwrap_or(of);
     Some(Transition {
-        from: Some(Side::of(of)),
+        from: Some(Side::of(serves)),
         to: Some(Side::of(of)),
+        serves: Some(serves.generation),
         reason: Some(trouble.reason),
         exit: Some(exit.clone()),
         ..Transition::plain(

@@ -25,6 +25,7 @@ pub mod networks;
 pub mod next;
 pub mod operator;
 mod order;
+pub mod pins;
 pub mod ports;
 pub mod preflight;
 pub mod preview;

@@ -12,6 +12,7 @@
 
 mod anything;
 mod model;
+mod outside;
 mod preview;
 mod properties;
 mod rest;

@@ -8,6 +8,8 @@ pub mod act;
 pub mod audit;
 pub mod audit_changes;
 pub mod audit_drains;
+pub mod audit_receipts;
+pub mod audit_tags;
 pub mod images;
 pub mod operator;
 pub mod repo;
@@ -417,7 +419,7 @@ impl Host {
             self.poll_sockets();
         }
         if self.retry_resolving_at().is_some_and(|at| at <= self.now) {
-            self.resolve();
+            self.retry_resolving();
         }
     }
 

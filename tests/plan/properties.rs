@@ -37,7 +37,7 @@ pub fn config() -> Config {
 
 /// One thing that happens to a host.
 #[derive(Debug, Clone)]
-enum Event {
+pub enum Event {
     /// A commit: a service runs an image with settings, or has a broken file, or is gone.
     Run(&'static str, String),
     Break(&'static str),
@@ -150,7 +150,7 @@ fn settings() -> impl Strategy<Value = &'static str> {
     ])
 }
 
-fn crash() -> impl Strategy<Value = Crash> {
+pub fn crash() -> impl Strategy<Value = Crash> {
     prop_oneof![3 => Just(Crash::Kill), 1 => Just(Crash::Reboot)]
 }
 
@@ -225,7 +225,8 @@ fn event() -> impl Strategy<Value = Event> {
     ]
 }
 
-fn history() -> impl Strategy<Value = Vec<Event>> {
+/// A story of random length.
+pub fn history() -> impl Strategy<Value = Vec<Event>> {
     vec(event(), 1..24)
 }
 
@@ -290,7 +291,8 @@ fn happen(host: &mut Host, event: &Event) {
     }
 }
 
-fn lived(events: &[Event]) -> Host {
+/// The host after a story.
+pub fn lived(events: &[Event]) -> Host {
     let mut host = Host::new();
     for event in events {
         happen(&mut host, event);
@@ -299,7 +301,7 @@ fn lived(events: &[Event]) -> Host {
 }
 
 /// All that fails from outside stops failing: registry, traffic rules, images that serve.
-fn calm(host: &mut Host) {
+pub fn calm(host: &mut Host) {
     host.say_all("calm");
     host.crash_in = None;
     host.registry_up = true;

@@ -356,6 +356,9 @@ fn play(script: &str) -> Result<String, String> {
         }
         answer.map_err(|why| format!("line {}: {command}: {why}\n{story}", number + 1))?;
     }
+    for name in host.records.keys() {
+        host.audit_receipts_of(name);
+    }
     Ok(story)
 }
 

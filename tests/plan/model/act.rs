@@ -121,6 +121,9 @@ impl Host {
             };
             self.write(name, Some(intended))?;
         }
+        if let Step::Pull(generation) = step {
+            self.demand(!self.is_local(name, *generation), "what is local is not pulled", name);
+        }
         let length = match step {
             Step::Pull(generation) if !self.is_local(name, *generation) && self.registry_up => {
                 self.behaviour_of_generation(name, *generation).map(|behaviour| behaviour.pull)
@@ -218,6 +221,7 @@ impl Host {
             self.point()?;
         }
         self.audit_memory(name, &record, step, applied.record.as_ref());
+        self.audit_told(name, &record, step, applied.record.as_ref());
         self.write(name, applied.record)
     }
 

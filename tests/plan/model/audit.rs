@@ -3,15 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use gitopsd::reconcile::later;
-use gitopsd::reconcile::receipt::{ReceiptResult, Side, Transition};
+use gitopsd::reconcile::receipt::Side;
 use gitopsd::reconcile::record::{Cause, Deployed, Down, Phase, ServiceRecord, Spec};
 use gitopsd::reconcile::step::{Next, Plan, Step};
 use gitopsd::types::{
-    CommitId, ContainerState, Generation, InstanceId, Job, Reason, Route, ServiceName, Strategy, Timestamp,
-    VolumeMount,
+    CommitId, ContainerState, Declared, Digest, Generation, InstanceId, Job, Route, ServiceName, Strategy,
+    Timestamp, VolumeMount,
 };
 
-use super::{Container, Host};
+use super::Host;
 
 /// What the checks remember of the whole story.
 #[derive(Clone, Default)]
@@ -25,9 +25,13 @@ pub struct Audit {
     /// How often each commit was tried.
     tries: BTreeMap<(ServiceName, CommitId), u32>,
     /// What each number was used for.
-    specs: BTreeMap<InstanceId, Spec>,
+    pub(super) specs: BTreeMap<InstanceId, Spec>,
+    /// What the last commit says of each service, and the bytes that its tag was found to stand for.
+    pub(super) declared: BTreeMap<ServiceName, (Declared, Digest)>,
     /// The rollouts whose end has a receipt.
-    ended: BTreeMap<InstanceId, (String, u32)>,
+    pub(super) ended: BTreeMap<InstanceId, (String, u32)>,
+    /// What has traffic, by the last receipt of each service.
+    pub(super) told: BTreeMap<ServiceName, Option<Side>>,
     /// Since when a candidate's container has a part of its service's traffic.
     pub branches: BTreeMap<InstanceId, Timestamp>,
     /// Candidates that had all new connections while what they came for did not run.
@@ -142,6 +146,7 @@ impl Host {
     pub(super) fn audit_begin(&mut self, name: &ServiceName, step: &Step) {
         let Step::Begin { generation, spec, commit, cause } = step else { return };
         let id = InstanceId::new(name, *generation);
+        self.audit_bytes(name, spec, *cause);
         let fresh = self.audit.specs.insert(id, (**spec).clone()).is_none();
         self.demand(fresh, "a generation number is never used twice", name);
         if *cause == Cause::Commit {
@@ -155,7 +160,7 @@ impl Host {
     }
 
     /// Whether any container of a generation runs.
-    fn any_runs(&self, name: &ServiceName, generation: Generation) -> bool {
+    pub(super) fn any_runs(&self, name: &ServiceName, generation: Generation) -> bool {
         let own = |id: &InstanceId| id.service == *name && id.generation == generation && id.job.is_none();
         self.containers.iter().any(|(id, container)| own(id) && running(&container.state))
     }
@@ -338,76 +343,6 @@ impl Host {
         };
         let sentence = "what runs is never stopped before its successor is local and healthy";
         self.demand(good, &format!("{sentence} ({step})"), name);
-    }
-
-    pub(super) fn audit_receipt(&mut self, receipt: &Transition) {
-        let name = &receipt.service;
-        if let Some(first) = self.receipts.get(&receipt.id()) {
-            let same = first.from == receipt.from
-                && first.to == receipt.to
-                && first.result == receipt.result
-                && first.reason == receipt.reason
-                && first.commit == receipt.commit;
-            self.demand(same, "a receipt written twice is the same, and another one has another id", name);
-        }
-        let number = |side: &Option<Side>| side.as_ref().map(|side| side.generation);
-        let in_place =
-            receipt.result == ReceiptResult::Deployed && number(&receipt.from) == number(&receipt.to);
-        let of_job = matches!(receipt.reason, Some(Reason::PostFailed | Reason::RunFailed));
-        let rollout_over = !in_place
-            && !of_job
-            && !matches!(receipt.result, ReceiptResult::Restarted | ReceiptResult::Removed);
-        if let (true, Some(to)) = (rollout_over, &receipt.to) {
-            let id = InstanceId::new(name, to.generation);
-            let now = (receipt.id(), self.audit.crashes);
-            let first = self.audit.ended.entry(id).or_insert(now.clone());
-            // The first one is written and its record is not, then comes a power cut: the second one may differ.
-            let once = first.0 == now.0 || first.1 < now.1;
-            *first = now;
-            self.demand(once, "a rollout ends once", name);
-        }
-        let lost = matches!(receipt.result, ReceiptResult::Failed | ReceiptResult::RolledBack);
-        let given_up = self
-            .records
-            .get(name)
-            .is_some_and(|record| record.rollout.as_ref().is_some_and(|rollout| rollout.trouble.is_some()));
-        if let (true, true, Some(from)) = (lost, given_up, &receipt.from) {
-            let id = InstanceId::new(name, from.generation);
-            let steady =
-                self.audit.specs.get(&id).is_some_and(|spec| self.behaviour_of_spec(spec).keeps_serving());
-            let up = self.any_runs(name, from.generation);
-            let served = self
-                .routes
-                .get(name)
-                .is_some_and(|route| route.generation == from.generation && route.canary.is_none());
-            let local = self.images.contains(&from.digest);
-            // A start that a crash cut short is tried again after its pause.
-            let pausing = !up && self.incumbent(name).is_some_and(|incumbent| incumbent.restarts > 0);
-            // It has ended by itself too, and its policy leaves it so.
-            let ended = self.incumbent(name).is_some_and(|incumbent| match self.containers.get(&id) {
-                // It comes and goes.
-                _ if incumbent.spec.schedule.is_some() => true,
-                // It was stopped for what cannot be undone, and is not to come back by itself.
-                _ if incumbent.down == Some(Down::Barred) => true,
-                Some(Container { state: ContainerState::Exited(exit), .. }) => {
-                    !incumbent.spec.restart.restarts(exit, incumbent.ends)
-                }
-                _ => incumbent.down == Some(Down::Ended),
-            });
-            // The network that it shared has gone with its container, which waited for it only so long.
-            let stranded = self.incumbent(name).is_some_and(|incumbent| {
-                let host = incumbent.spec.joins().and_then(|host| self.records.get(host));
-                host.is_some_and(|host| incumbent.joined.is_none_or(|joined| host.live(joined).is_none()))
-            });
-            let excused = pausing || ended || stranded;
-            let serves = !steady || !local || excused || (up && served);
-            // It was stopped for what cannot be undone.
-            let forward = self.records[name].rollout.as_ref().is_some_and(|rollout| {
-                let spec = &rollout.to.spec;
-                !spec.deploy.reversible && spec.strategy() == Strategy::Recreate
-            });
-            self.demand(serves || forward, "a failed deploy leaves the old version serving", name);
-        }
     }
 
     /// What a step did to the memory.

@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use gitopsd::reconcile::later;
+use gitopsd::reconcile::pins::{known_digest, pin};
 use gitopsd::reconcile::world::{Desired, DesiredService};
-use gitopsd::types::{CommitInfo, Declared, ImageRef, PinnedImage, Reason, Refusal, ServiceName, Timestamp};
+use gitopsd::types::{CommitInfo, Declared, Reason, Refusal, ServiceName, Timestamp};
 
 use super::Host;
 
@@ -20,8 +21,6 @@ pub struct Repo {
     pub now: bool,
     /// What the newest one names as meant to go.
     pub removed: BTreeSet<ServiceName>,
-    /// Tags that were looked up for this commit.
-    pins: BTreeMap<ImageRef, PinnedImage>,
 }
 
 /// From one look at a tag that could not be resolved to the next.
@@ -31,12 +30,7 @@ impl Host {
     /// A new commit with what [`Repo::declared`] holds by now.
     pub fn commit(&mut self) {
         self.repo.commits += 1;
-        self.repo.pins.clear();
-        self.resolve();
-    }
-
-    /// Looks up what is not known yet. What is known stays: a tag is resolved once a commit.
-    pub(super) fn resolve(&mut self) {
+        let (former, records) = (self.desired.take(), self.readable());
         let mut services = BTreeMap::new();
         for (name, declared) in self.repo.declared.clone() {
             let service = match declared {
@@ -44,7 +38,13 @@ impl Host {
                     refusal: Refusal::new(Reason::ConfigInvalid, why),
                     retry_at: None,
                 },
-                Ok(spec) => self.pin(spec),
+                Ok(spec) => {
+                    let former = former.as_ref().and_then(|former| former.services.get(&name));
+                    match known_digest(&spec, former, records.get(&name)) {
+                        Some(digest) => DesiredService::Run(Box::new(pin(spec, digest))),
+                        None => self.look_up(spec),
+                    }
+                }
             };
             services.insert(name, service);
         }
@@ -58,27 +58,38 @@ impl Host {
         let declared_in_repo = services.len();
         let (removed, window_waived) = (self.repo.removed.clone(), self.repo.now);
         self.desired = Some(Desired { commit, declared_in_repo, services, removed, window_waived });
+        self.audit_tags();
     }
 
-    fn pin(&mut self, spec: Declared) -> DesiredService {
-        let reference = spec.image.clone();
-        let tag = reference.to_string();
+    /// Looks those tags up again whose time has come. What is known stays.
+    pub(super) fn retry_resolving(&mut self) {
+        let Some(mut desired) = self.desired.take() else { return };
+        for (name, service) in &mut desired.services {
+            let due =
+                matches!(service, DesiredService::Refused { retry_at: Some(at), .. } if *at <= self.now);
+            if let (true, Some(Ok(spec))) = (due, self.repo.declared.get(name).cloned()) {
+                *service = self.look_up(spec);
+            }
+        }
+        self.desired = Some(desired);
+        self.audit_tags();
+    }
+
+    /// What the registry says by now.
+    fn look_up(&mut self, spec: Declared) -> DesiredService {
+        let tag = spec.image.to_string();
         let behaviour = self.behaviour(&tag).clone();
         let refused = |reason, message: String| DesiredService::Refused {
             refusal: Refusal::new(reason, message),
             retry_at: Some(later(self.now, RETRY)),
         };
-        if !self.repo.pins.contains_key(&reference) {
-            if !self.registry_up {
-                return refused(Reason::RegistryUnreachable, format!("{tag}: the registry does not answer"));
-            }
-            if !behaviour.exists {
-                return refused(Reason::ImageNotFound, format!("{tag} is not in the registry"));
-            }
-            let pinned = PinnedImage { digest: behaviour.digest(&tag), reference: reference.clone() };
-            self.repo.pins.insert(reference.clone(), pinned);
+        if !self.registry_up {
+            return refused(Reason::RegistryUnreachable, format!("{tag}: the registry does not answer"));
         }
-        DesiredService::Run(Box::new(spec.with_image(self.repo.pins[&reference].clone())))
+        if !behaviour.exists {
+            return refused(Reason::ImageNotFound, format!("{tag} is not in the registry"));
+        }
+        DesiredService::Run(Box::new(pin(spec, behaviour.digest(&tag))))
     }
 
     /// When a tag that could not be resolved is looked up again.
