@@ -108,6 +108,11 @@ const KEYS: &[(&str, &str, &str)] = &[
     ("privileged", "privileged = false", "privileged_means_all"),
     ("read_only", "read_only = true", "file_systems_in_memory_and_a_root_that_is_only_read"),
     (
+        "secrets",
+        "secrets = [{ source = \"db-password\", target = \"password\" }]",
+        "secrets_are_seen_with_their_owner_and_mode_and_lie_in_memory_alone",
+    ),
+    (
         "security_opt",
         "security_opt = [\"no-new-privileges:true\"]",
         "the_filter_of_system_calls_is_there_unless_taken_away",
@@ -303,6 +308,7 @@ fn what_is_not_supported_is_refused_by_name_and_line() {
         "volumes = [{ type = \"cluster\", source = \"a\", target = \"/x\" }]",
         "volumes = [{ type = \"volume\", source = \"a\", target = \"/x\", volume = { labels = {} } }]",
         "configs = [{ content = \"\", target = \"/sys/x\" }]",
+        "secrets = [{ source = \"a\", target = \"/sys/x\" }]",
         "env_file = [\"../../x\"]",
         "cpuset = \"3-1\"",
         "cpu_shares = 1",

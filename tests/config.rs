@@ -16,6 +16,8 @@ mod files;
 mod health;
 #[path = "config/memory.rs"]
 mod memory;
+#[path = "config/secrets.rs"]
+mod secrets;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -528,6 +530,7 @@ fn the_page_and_the_parser_know_the_same_keys() {
         "images",
         "registry",
         "configs",
+        "secrets",
         "volume",
         "trust",
         "depends",
@@ -726,7 +729,7 @@ proptest! {
     /// Whatever is in the files, reading them is an answer and never a panic.
     #[test]
     fn no_text_makes_it_panic(at in any::<prop::sample::Index>(), cut in 0usize..40, put in "[ -~\n\t\u{e9}\u{1f600}]{0,12}") {
-        let text = "image = \"r.io/a:1\"\nports = [\"80:80\"]\ncpus = 1.5\nmem_limit = 9999999\nenvironment = { A = 1 }\nvolumes = [\"d:/d\", { type = \"tmpfs\", target = \"/t\", tmpfs = { size = 9, mode = 0o7 } }]\nenv_file = [\"a.env\"]\nconfigs = [{ file = \"a.env\", target = \"/x\", mode = 0o444 }]\n[healthcheck]\nhttp = \"/x\"\nretries = 3\n[deploy]\nbake = \"1s\"\n";
+        let text = "image = \"r.io/a:1\"\nports = [\"80:80\"]\ncpus = 1.5\nmem_limit = 9999999\nenvironment = { A = 1 }\nvolumes = [\"d:/d\", { type = \"tmpfs\", target = \"/t\", tmpfs = { size = 9, mode = 0o7 } }]\nenv_file = [\"a.env\"]\nconfigs = [{ file = \"a.env\", target = \"/x\", mode = 0o444 }]\nsecrets = [\"s\", { source = \"s\", target = \"t\", mode = 0o444 }]\n[healthcheck]\nhttp = \"/x\"\nretries = 3\n[deploy]\nbake = \"1s\"\n";
         let mut chars: Vec<char> = text.chars().collect();
         let from = at.index(chars.len());
         let to = (from + cut).min(chars.len());

@@ -10,7 +10,7 @@ use super::{Agent, clock};
 use crate::reconcile::later;
 use crate::reconcile::step::Step;
 use crate::reconcile::transition::Outcome;
-use crate::reconcile::uses::{Role, contents, uses};
+use crate::reconcile::uses::{Role, contents, secrets, uses};
 use crate::registry::{Collection, Doomed, Pressure};
 use crate::report::Message;
 use crate::report::message::Kind;
@@ -112,6 +112,11 @@ impl Agent {
             contents.extend(self.source.contents());
             if let Err(error) = self.state.drop_contents(&contents) {
                 tracing::warn!("old config files are not removed: {}", error.to_refusal());
+            }
+            let mut secrets = secrets(&self.journal.records);
+            secrets.extend(self.secrets.contents());
+            if let Err(error) = self.state.drop_secrets(&secrets) {
+                tracing::warn!("old secrets are not removed: {}", error.to_refusal());
             }
             self.store.note_uses(&used.map(|used| used.image.digest.clone()).collect(), now);
         }

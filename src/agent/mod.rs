@@ -31,6 +31,7 @@ mod outbox;
 mod preflight;
 mod probes;
 mod round;
+pub mod secrets;
 mod shims;
 mod socket;
 mod source;
@@ -169,6 +170,7 @@ pub struct Agent {
     moved_tags: BTreeMap<ServiceName, (Digest, Digest)>,
     waiters: Vec<Waiter>,
     zones: ZoneCache,
+    secrets: secrets::Secrets,
     garbage: Garbage,
     events: EventLog,
     notifier: Notifier,
@@ -300,6 +302,7 @@ impl Agent {
             moved_tags: BTreeMap::new(),
             waiters: Vec::new(),
             zones: ZoneCache::default(),
+            secrets: secrets::Secrets::default(),
             garbage: Garbage::at_start(),
             events: EventLog::open(&config.state_dir),
             notifier: Notifier::default(),

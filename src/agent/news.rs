@@ -1,6 +1,7 @@
 //! From a step that was carried out to the message about it.
 
 use crate::reconcile::canary;
+use crate::reconcile::changes::of_the_host;
 use crate::reconcile::drain::leads_to_incumbent;
 use crate::reconcile::receipt::{ReceiptResult, Transition};
 use crate::reconcile::record::{Cause, Deployed, Phase, Rollout, ServiceRecord};
@@ -61,14 +62,16 @@ pub fn of(
         }
         (Step::Begin { generation, spec, commit, cause }, _) => {
             let image = &spec.image.reference;
-            let why = match cause {
-                Cause::Commit => {
+            let incumbent = before.and_then(|record| record.incumbent.as_ref());
+            let host = incumbent.and_then(|incumbent| of_the_host(&incumbent.spec, spec));
+            let why = match (cause, host) {
+                (Cause::Commit, Some(said)) => said,
+                (Cause::Commit, None) => {
                     format!("commit {} by {}: {}", commit.id.short(), commit.author, commit.subject)
                 }
-                Cause::Rollback => "an operator goes back".to_owned(),
+                (Cause::Rollback, _) => "an operator goes back".to_owned(),
             };
             let mut text = format!("{service}: generation {generation} of {image} is begun ({why})");
-            let incumbent = before.and_then(|record| record.incumbent.as_ref());
             if let (Some(alone), Some(incumbent)) = (spec.alone_because(), incumbent) {
                 let old = incumbent.generation;
                 text.push_str(&format!("; generation {old} is stopped before it starts, as {alone}"));

@@ -66,6 +66,7 @@ impl Agent {
         self.renew_names(&seen);
         self.look_for_images(&mut seen);
         self.look_for_ports(&mut seen);
+        self.look_for_secrets(&mut seen, now);
         self.look_for_room(&mut seen);
         self.look_at_drains(&mut seen, now);
         self.look_for_errors(&mut seen, now);

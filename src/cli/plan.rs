@@ -1,10 +1,11 @@
 //! `gitopsd plan`: what would change here; changes nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::path::Path;
 
 use super::{Failure, table, write_json};
+use crate::agent::secrets;
 use crate::config::agent::{AgentConfig, HostIdentity};
 use crate::config::repo::{self, RepoFiles};
 use crate::config::{load, without_agent};
@@ -15,6 +16,7 @@ use crate::git;
 use crate::reconcile::amend::too_small;
 use crate::reconcile::changes::{listed, summary};
 use crate::reconcile::preview::{Change, batch, preview};
+use crate::reconcile::secrets::settle;
 use crate::state::journal::{Journal, read_journal};
 use crate::types::{Declared, HostName, Policy, Reason, Refusal, ServiceName, plural};
 
@@ -35,7 +37,7 @@ pub fn plan(
     };
     let files = files(agent.as_ref(), dir, rev)?;
     let (identity, policy) = whose(agent.as_ref(), host);
-    let view = repo::read(&files, &identity, &policy);
+    let mut view = repo::read(&files, &identity, &policy);
     let errors: Vec<_> = view.diagnostics.iter().filter(|found| found.is_error()).collect();
     if let Some(refusal) = view.fatal {
         return Err(refusal.into());
@@ -46,6 +48,9 @@ pub fn plan(
         Some(agent) if here => known(agent)?,
         _ => Journal::default(),
     };
+    if let Some(agent) = agent.as_ref().filter(|_| here) {
+        look_at_secrets(agent, &mut view.services)?;
+    }
     let mut changes = preview(&view.services, &journal.records);
     if let Some(agent) = agent.as_ref().filter(|_| here) {
         see_what_is_used(agent, &view.services, &journal, &mut changes);
@@ -81,6 +86,22 @@ pub fn plan(
     } else {
         0
     })
+}
+
+/// Puts the secrets that this host has into what asks for them, as the agent would.
+fn look_at_secrets(
+    agent: &AgentConfig,
+    declared: &mut BTreeMap<ServiceName, Result<Declared, Refusal>>,
+) -> Result<(), Failure> {
+    let asked = declared.values().flatten().flat_map(|spec| &spec.secrets);
+    let names: BTreeSet<&str> = asked.map(|secret| secret.source.as_str()).collect();
+    let host = secrets::preview(&names, &agent.secrets, &agent.state_dir)?;
+    for wanted in declared.values_mut() {
+        if let Err(refusal) = wanted.as_mut().map_or(Ok(()), |spec| settle(spec, &host)) {
+            *wanted = Err(refusal);
+        }
+    }
+    Ok(())
 }
 
 /// A smaller limit of memory than what is used: the agent would begin a new generation.

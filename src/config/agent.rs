@@ -41,6 +41,8 @@ pub struct AgentConfig {
     pub webhook: Option<WebhookConfig>,
     /// Which forge shows what became of a commit here.
     pub status: Option<ForgeConfig>,
+    /// The files of the secrets that services may ask for, by name.
+    pub secrets: BTreeMap<String, PathBuf>,
 }
 
 /// `[repo]`

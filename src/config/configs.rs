@@ -22,13 +22,13 @@ use crate::types::{ConfigFile, Digest, check_target};
 const MAX_CONFIG_BYTES: u64 = 4 << 20;
 
 /// Most config files, and most env files, of one service.
-const MAX_ENTRIES: usize = 100;
+pub(super) const MAX_ENTRIES: usize = 100;
 
 /// Largest env file, in bytes: as much as a service can have of variables.
 const MAX_ENV_FILE: usize = 256 << 10;
 
 /// As Compose has it.
-const DEFAULT_MODE: u32 = 0o444;
+pub(super) const DEFAULT_MODE: u32 = 0o444;
 
 /// One entry of `env_file`.
 #[derive(Debug, Clone)]
@@ -180,7 +180,8 @@ fn defined(findings: &Findings<'_>, name: &str, at: Value<'_, '_>) -> Option<Con
     Some(Content::Defined(name.to_owned()))
 }
 
-fn is_name(name: &str) -> bool {
+/// A name as Compose has it.
+pub(super) fn is_name(name: &str) -> bool {
     let plain = name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-'));
     plain && name.len() <= 255 && name.starts_with(|c: char| c.is_ascii_alphanumeric())
 }
@@ -226,7 +227,7 @@ fn content(entry: &Section<'_, '_>, item: Value<'_, '_>, keys: &[&str]) -> Optio
 }
 
 /// A number of the kernel's, not a name: which user the image has under a name is not known here.
-fn number(entry: &Section<'_, '_>, key: &'static str) -> Option<u32> {
+pub(super) fn number(entry: &Section<'_, '_>, key: &'static str) -> Option<u32> {
     let value = entry.get(key)?;
     let number = match value.get_ref() {
         DeValue::String(text) => text.parse::<u32>().ok(),

@@ -14,7 +14,7 @@ use super::replicas::{self, ReplicasLayer};
 use super::section::{Findings, Place};
 use crate::types::{
     ByteSize, Declared, Dependency, Deploy, DrainSignal, ImageRef, Options, PortMapping, RestartPolicy,
-    Schedule, Strategy, Tmpfs, VolumeMount, Window,
+    Schedule, SecretFile, Strategy, Tmpfs, VolumeMount, Window,
 };
 
 /// One layer: what a file says of a service. `None` = nothing.
@@ -34,6 +34,7 @@ pub(super) struct Layer {
     pub memory: Option<Vec<Tmpfs>>,
     pub env_files: Option<Vec<EnvFile>>,
     pub configs: Option<Vec<Config>>,
+    pub secrets: Option<Vec<SecretFile>>,
     pub depends_on: Option<Vec<(Dependency, Range<usize>)>>,
     pub restart: Option<RestartPolicy>,
     pub schedule: Option<Schedule>,
@@ -91,6 +92,7 @@ impl Layer {
             memory: over.memory.clone().or_else(|| self.memory.clone()),
             env_files: over.env_files.clone().or_else(|| self.env_files.clone()),
             configs: over.configs.clone().or_else(|| self.configs.clone()),
+            secrets: over.secrets.clone().or_else(|| self.secrets.clone()),
             depends_on: over.depends_on.clone().or_else(|| self.depends_on.clone()),
             restart: over.restart.or(self.restart),
             schedule: over.schedule.clone().or_else(|| self.schedule.clone()),
@@ -169,6 +171,7 @@ impl Layer {
         spec.environment.extend(self.environment);
         check_environment(findings, &spec.environment);
         spec.configs = sources.configs(findings, self.configs.unwrap_or_default());
+        spec.secrets = self.secrets.unwrap_or_default();
         spec.user = self.user;
         spec.working_dir = self.working_dir;
         spec.ports = ports;
@@ -253,13 +256,15 @@ fn check_users(findings: &Findings<'_>, spec: &Declared) {
 fn check_targets(findings: &Findings<'_>, spec: &Declared) {
     let volumes = spec.volumes.iter().map(|volume| volume.target.as_path());
     let configs = spec.configs.iter().map(|config| config.target.as_path());
+    let secrets = spec.secrets.iter().map(|secret| secret.target.as_path());
     let memory = spec.options.tmpfs.iter().flatten().map(|tmpfs| tmpfs.target.as_path());
     // What is wrong within one of them has been told with its place.
     if findings.has_errors() {
         return;
     }
-    if let Some(target) = configs::doubled(volumes.chain(configs).chain(memory)) {
-        let message = format!("two of `volumes`, `configs` and `tmpfs` go to {}", target.display());
+    if let Some(target) = configs::doubled(volumes.chain(configs).chain(secrets).chain(memory)) {
+        let message =
+            format!("two of `volumes`, `configs`, `secrets` and `tmpfs` go to {}", target.display());
         findings.error(0..0, message, None);
     }
 }

@@ -88,6 +88,7 @@ struct Part {
     report: ReportPart,
     webhook: WebhookPart,
     status: ForgePart,
+    secrets: BTreeMap<String, PathBuf>,
 }
 
 /// Reads the configuration of this host. All errors at once.
@@ -190,6 +191,9 @@ fn read(file: &Path, text: &str) -> (Part, Vec<Diagnostic>) {
     if let Some(status) = section.table("status") {
         part.status = ForgePart::read(&status);
     }
+    if let Some(secrets) = section.table("secrets") {
+        part.secrets = super::secrets::files(&secrets);
+    }
     if let Some(s3) = section.table("s3") {
         part.s3 = Some(S3Config {
             endpoint: s3.parsed("endpoint"),
@@ -277,25 +281,26 @@ pub(super) fn path(section: &Section<'_, '_>, key: &'static str) -> Option<PathB
 /// A path, or `credential:NAME` for what systemd hands over (systemd.exec(5), LoadCredential=).
 pub(super) fn secret(section: &Section<'_, '_>, key: &'static str) -> Option<PathBuf> {
     let text = section.get(key).and_then(|value| value.get_ref().as_str().map(str::to_owned));
-    let Some(name) = text.as_deref().and_then(|text| text.strip_prefix("credential:")) else {
-        return path(section, key);
-    };
-    let fine = !name.is_empty() && !name.contains('/') && name != "." && name != "..";
-    match (fine, std::env::var_os("CREDENTIALS_DIRECTORY")) {
-        (true, Some(folder)) => Some(Path::new(&folder).join(name)),
-        (true, None) => {
-            // Commands of people run without them, and need none.
-            Some(Path::new("/run/credentials/gitopsd.service").join(name))
-        }
-        (false, _) => {
-            section.findings.error(
-                section.key_span(key),
-                format!("`{key}`: `{name}` is not a credential's name"),
-                None,
-            );
-            None
-        }
+    let Some(found) = text.as_deref().and_then(credential) else { return path(section, key) };
+    if found.is_none() {
+        let name = text.as_deref().and_then(|text| text.strip_prefix(CREDENTIAL)).unwrap_or_default();
+        let message = format!("`{key}`: `{name}` is not a credential's name");
+        section.findings.error(section.key_span(key), message, None);
     }
+    found
+}
+
+/// Before the name of what systemd hands over.
+const CREDENTIAL: &str = "credential:";
+
+/// Where what is named as `credential:NAME` lies; `None`: the text is none, `Some(None)`: with a name that nothing has.
+pub(super) fn credential(text: &str) -> Option<Option<PathBuf>> {
+    let name = text.strip_prefix(CREDENTIAL)?;
+    let fine = !name.is_empty() && !name.contains('/') && name != "." && name != "..";
+    // Commands of people run without a folder of their own.
+    let folder = std::env::var_os("CREDENTIALS_DIRECTORY")
+        .map_or_else(|| PathBuf::from("/run/credentials/gitopsd.service"), PathBuf::from);
+    Some(fine.then(|| folder.join(name)))
 }
 
 /// A program by its absolute path, and its arguments.
@@ -328,6 +333,8 @@ impl Part {
     fn under(self, over: Self) -> Self {
         let mut registries = self.registries;
         registries.extend(over.registries);
+        let mut secrets = self.secrets;
+        secrets.extend(over.secrets);
         Self {
             state_dir: over.state_dir.or(self.state_dir),
             run_dir: over.run_dir.or(self.run_dir),
@@ -365,6 +372,7 @@ impl Part {
             report: self.report.under(over.report),
             webhook: self.webhook.under(over.webhook),
             status: self.status.under(over.status),
+            secrets,
         }
     }
 
@@ -437,6 +445,7 @@ impl Part {
             report,
             webhook,
             status,
+            secrets: self.secrets,
         })
     }
 }

@@ -32,6 +32,7 @@ mod replicas;
 pub mod repo;
 mod repo_files;
 mod report;
+mod secrets;
 mod section;
 mod service;
 mod times;

@@ -136,7 +136,7 @@ pub(super) fn read_top(texts: &Texts<'_>) -> Top {
     let configs = configs::definitions(&section);
     section
         .unsupported("volumes", "a named volume belongs to its service, and is made when it is first used");
-    section.unsupported("secrets", "name a file of the host as a volume");
+    section.unsupported("secrets", "[secrets] of the host's own configuration says which file each is");
     section.finish(|_| None);
     drop(section);
     Top { repo_id, defaults, configs, networks, removed, waves, diagnostics: findings.into_sorted() }

@@ -15,6 +15,7 @@ use super::memory;
 use super::options;
 use super::port;
 use super::replicas;
+use super::secrets;
 use super::section::{Findings, Section, Value};
 use super::times;
 use super::volume;
@@ -43,7 +44,6 @@ const COMPOSE: &[&str] = &[
     "pull_policy",
     "runtime",
     "scale",
-    "secrets",
     "stdin_open",
     "storage_opt",
     "tty",
@@ -80,6 +80,7 @@ pub(super) fn read(section: &Section<'_, '_>) -> Layer {
         memory: None,
         env_files: configs::env_files(section),
         configs: configs::configs(section),
+        secrets: secrets::secrets(section),
         depends_on: depends::depends_on(section),
         restart: section.parsed("restart"),
         schedule: times::schedule(section),

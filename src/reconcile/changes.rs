@@ -8,7 +8,7 @@
 use std::fmt::{self, Display};
 
 use super::record::Spec;
-use crate::types::{Declared, Deploy, Options, PortMapping, Protocol, ServiceSpec, plural};
+use crate::types::{Declared, Deploy, Options, PortMapping, Protocol, SecretFile, ServiceSpec, plural};
 
 /// How a change of one key comes into force.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -58,13 +58,16 @@ pub struct Difference {
     pub how: How,
     /// What it was and what it is to be, where that fits on a line and tells no secret.
     pub values: Option<(String, String)>,
+    /// What people read instead of the key, where that says more.
+    pub said: Option<String>,
 }
 
 impl Display for Difference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.values {
-            Some((from, to)) => write!(f, "{} {from} -> {to}", self.key),
-            None => f.write_str(self.key),
+        match (&self.said, &self.values) {
+            (Some(said), _) => f.write_str(said),
+            (None, Some((from, to))) => write!(f, "{} {from} -> {to}", self.key),
+            (None, None) => f.write_str(self.key),
         }
     }
 }
@@ -107,16 +110,24 @@ pub fn between(before: &Spec, after: &Spec) -> Vec<Difference> {
         } else {
             names
         };
-        Difference { key: "image", how, values: Some(values) }
+        Difference { key: "image", how, values: Some(values), said: None }
     });
     image.into_iter().chain(rest(before, after)).collect()
 }
 
-/// The same where tags were not looked up: another name counts as another image.
+/// What is said of a new generation where nothing but contents of secrets differs: no commit asked for it.
+pub fn of_the_host(before: &Spec, after: &Spec) -> Option<String> {
+    match &between(before, after)[..] {
+        [Difference { said, .. }] => said.clone(),
+        _ => None,
+    }
+}
+
+/// What differs where tags were not looked up: another name counts as another image.
 pub fn between_declared(before: &Declared, after: &Declared) -> Vec<Difference> {
     let image = (before.image != after.image).then(|| {
         let values = Some((before.image.to_string(), after.image.to_string()));
-        Difference { key: "image", how: How::NewGeneration, values }
+        Difference { key: "image", how: How::NewGeneration, values, said: None }
     });
     image.into_iter().chain(rest(before, after)).collect()
 }
@@ -132,7 +143,7 @@ struct Table(Vec<Difference>);
 impl Table {
     fn add<T: PartialEq>(&mut self, key: &'static str, how: How, from: &T, to: &T) {
         if from != to {
-            self.0.push(Difference { key, how, values: None });
+            self.0.push(Difference { key, how, values: None, said: None });
         }
     }
 
@@ -147,7 +158,8 @@ impl Table {
     ) {
         if from != to {
             let text = |value: &Option<T>| value.as_ref().map_or_else(|| none.to_owned(), &show);
-            self.0.push(Difference { key, how, values: Some((text(from), text(to))) });
+            let values = Some((text(from), text(to)));
+            self.0.push(Difference { key, how, values, said: None });
         }
     }
 }
@@ -165,6 +177,7 @@ fn rest<I>(before: &ServiceSpec<I>, after: &ServiceSpec<I>) -> Vec<Difference> {
         ports,
         volumes,
         configs,
+        secrets,
         depends_on,
         restart,
         schedule,
@@ -189,11 +202,15 @@ fn rest<I>(before: &ServiceSpec<I>, after: &ServiceSpec<I>) -> Vec<Difference> {
     if *ports != after.ports {
         let how = if are_proved(before, after) { How::Ports } else { How::NewGeneration };
         let values = Some((shown(ports), shown(&after.ports)));
-        t.0.push(Difference { key: "ports", how, values });
+        t.0.push(Difference { key: "ports", how, values, said: None });
     }
     t.add("volumes", How::NewGeneration, volumes, &after.volumes);
     // With their contents, by digest.
     t.add("configs", How::NewGeneration, configs, &after.configs);
+    if *secrets != after.secrets {
+        let said = other_contents(secrets, &after.secrets);
+        t.0.push(Difference { key: "secrets", how: How::NewGeneration, values: None, said });
+    }
     // Only the order of starts.
     t.add("depends_on", How::Settings, depends_on, &after.depends_on);
     // Read when it has ended.
@@ -313,6 +330,21 @@ fn are_proved<I>(before: &ServiceSpec<I>, after: &ServiceSpec<I>) -> bool {
         port.protocol != Protocol::Tcp || before.ports.iter().any(same)
     };
     (before.healthcheck.is_some() && after.healthcheck.is_some()) || after.ports.iter().all(asked)
+}
+
+/// Which secrets have another content, where nothing else of them differs; nothing of what they hold.
+fn other_contents(before: &[SecretFile], after: &[SecretFile]) -> Option<String> {
+    let declared = |files: &[SecretFile]| -> Vec<SecretFile> {
+        files.iter().map(|file| SecretFile { content: None, ..file.clone() }).collect()
+    };
+    if declared(before) != declared(after) {
+        return None;
+    }
+    let others = before.iter().zip(after).filter(|(before, after)| before.content != after.content);
+    let mut names: Vec<String> = others.map(|(_, after)| format!("`{}`", after.source)).collect();
+    names.sort();
+    names.dedup();
+    Some(format!("{} {} changed", if names.len() == 1 { "secret" } else { "secrets" }, names.join(", ")))
 }
 
 fn shown(ports: &[PortMapping]) -> String {

@@ -37,6 +37,7 @@ pub mod replicas;
 mod restarts;
 pub mod rolling;
 pub mod schedule;
+pub mod secrets;
 pub mod sharing;
 pub mod step;
 pub mod tagged;
@@ -66,6 +67,8 @@ pub fn plan(
     policy: &Policy,
     now: Timestamp,
 ) -> Plan {
+    let desired = desired.map(|desired| secrets::settled(desired, &observed.secrets));
+    let desired = desired.as_deref();
     let unread = observed.frozen.keys().filter(|name| !records.contains_key(*name)).count();
     let removal_refusal =
         desired.and_then(|desired| limits::removal_refusal(desired, records, unread, policy));

@@ -214,8 +214,10 @@ fn want(view: &View<'_>, record: Option<&ServiceRecord>, wanted: &DesiredService
         return next;
     }
     match &record.failure {
-        // One attempt a commit: the same one would fail the same way.
-        Some(failure) if failure.commit.id == commit.id => held(failure.refusal.clone()),
+        // One attempt a commit, and what the host adds to it: the same one would fail the same way.
+        Some(failure) if failure.commit.id == commit.id && failure.secrets == spec.secrets => {
+            held(failure.refusal.clone())
+        }
         _ => begin(view, Some(record), spec, commit),
     }
 }

@@ -21,7 +21,7 @@ pub fn known_digest(
     former
         .into_iter()
         .chain(deployed)
-        .find(|known| (*known).clone().with_image(known.image.reference.clone()) == *spec)
+        .find(|known| (*known).clone().with_image(known.image.reference.clone()).without_contents() == *spec)
         .map(|known| known.image.digest.clone())
 }
 

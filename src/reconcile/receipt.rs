@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::changes::of_the_host;
 use super::record::{Deployed, Rollout};
 use crate::types::{
     CommitId, Digest, Exit, Generation, ImageRef, Reason, ReplicaIndex, ServiceName, Timestamp,
@@ -193,6 +194,9 @@ impl Transition {
                 format!("{image} serves{several}, {:.1} s after it was begun", took.as_secs_f64())
             }
         };
+        if let Some(said) = from.and_then(|from| of_the_host(&from.spec, &rollout.to.spec)) {
+            message.push_str(&format!("; {said}"));
+        }
         if let Some(gap) = gap {
             message.push_str(&format!("; nothing served for {gap:.1} s"));
         }

@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use super::jobs::Jobs;
 use crate::types::{
-    CommitId, CommitInfo, Exit, Generation, InstanceId, PinnedImage, Refusal, ReplicaIndex, ServiceName,
-    ServiceSpec, Timestamp,
+    CommitId, CommitInfo, Exit, Generation, InstanceId, PinnedImage, Refusal, ReplicaIndex, SecretFile,
+    ServiceName, ServiceSpec, Timestamp,
 };
 
 /// A spec as it runs on hosts: its image is pinned.
@@ -374,6 +374,9 @@ pub struct Failure {
     pub refusal: Refusal,
     /// When.
     pub at: Timestamp,
+    /// The secrets that it had: with other contents it is another attempt.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub secrets: Vec<SecretFile>,
 }
 
 /// An operator's word that a service stays as it is.

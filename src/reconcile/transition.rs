@@ -453,8 +453,8 @@ fn give_up(name: &ServiceName, record: &mut ServiceRecord, now: Timestamp) -> Op
         .trouble
         .unwrap_or_else(|| Refusal::new(Reason::Internal, "a rollout was given up without a reason"));
     if !matches!(refusal.reason, Reason::Superseded | Reason::OperatorRollback | Reason::Held) {
-        record.failure =
-            Some(Failure { commit: rollout.to.commit, generation: rollout.to.generation, refusal, at: now });
+        let Deployed { commit, generation, spec, .. } = rollout.to;
+        record.failure = Some(Failure { commit, generation, refusal, at: now, secrets: spec.secrets });
     }
     Some(receipt)
 }

@@ -98,6 +98,14 @@ pub fn uses(desired: Option<&Desired>, records: &BTreeMap<ServiceName, ServiceRe
     uses
 }
 
+/// The contents of secrets that a container of a generation may be started with: of those that run, and of those that
+/// `rollback` goes back to.
+pub fn secrets(records: &BTreeMap<ServiceName, ServiceRecord>) -> BTreeSet<Digest> {
+    let recorded = records.values().flat_map(|record| record.live_generations().chain(&record.previous));
+    let files = recorded.flat_map(|deployed| &deployed.spec.secrets);
+    files.filter_map(|secret| Some(secret.content.as_ref()?.keyed.clone())).collect()
+}
+
 /// The contents of config files that a container may be started with: of every generation that `uses` an image.
 pub fn contents(
     desired: Option<&Desired>,

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::errors::ErrorHistory;
 use super::health::{EffectiveCheck, ProbeHistory};
 use super::record::Spec;
+use super::secrets::HostSecrets;
 use crate::types::{
     CommitInfo, ContainerState, Digest, Generation, HealthCheck, InstanceId, Refusal, Route, ServiceName,
     Timestamp, Zones,
@@ -67,6 +68,8 @@ pub struct Observed {
     pub ending: BTreeMap<ServiceName, Ending>,
     /// Pauses after an effect that did not work and that no record remembers.
     pub pauses: BTreeMap<ServiceName, Busy>,
+    /// Secrets of the host that services ask for.
+    pub secrets: HostSecrets,
     /// Services that want a port which something outside of this instance has.
     pub ports_taken: BTreeMap<ServiceName, Refusal>,
     /// What is left of the host for another container.

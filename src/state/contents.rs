@@ -36,19 +36,53 @@ pub fn put(state_dir: &Path, bytes: &[u8]) -> Result<Digest, StateError> {
 /// It is not there, cannot be read, or is not what its name says.
 pub fn get(state_dir: &Path, digest: &Digest, size: u64) -> Result<Vec<u8>, StateError> {
     let path = path(state_dir, digest);
-    let reading = |error: io::Error| StateError::io("reading", &path, error);
+    let bytes = read(&path, size)?;
+    if Digest::from_sha256(&Sha256::digest(&bytes).into()) != *digest {
+        return Err(another(path));
+    }
+    Ok(bytes)
+}
+
+/// Reads a file that is to hold `size` bytes, and no more than one beyond that.
+pub(super) fn read(path: &Path, size: u64) -> Result<Vec<u8>, StateError> {
+    let reading = |error: io::Error| StateError::io("reading", path, error);
     let mut bytes = Vec::new();
-    let file = match std::fs::File::open(&path) {
+    let file = match std::fs::File::open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return Err(StateError::Damaged { path, why: "it is gone".to_owned() });
+            return Err(StateError::Damaged { path: path.to_owned(), why: "it is gone".to_owned() });
         }
         file => file.map_err(reading)?,
     };
     file.take(size.saturating_add(1)).read_to_end(&mut bytes).map_err(reading)?;
-    if Digest::from_sha256(&Sha256::digest(&bytes).into()) != *digest {
-        return Err(StateError::Damaged { path, why: "its content has another digest".to_owned() });
-    }
     Ok(bytes)
+}
+
+/// A content that is not what its name says.
+pub(super) fn another(path: PathBuf) -> StateError {
+    StateError::Damaged { path, why: "its content has another digest".to_owned() }
+}
+
+/// Removes what lies in a folder by a digest that nothing names any more, and what was never finished; all else is left
+/// alone.
+pub(super) fn sweep(folder: &Path, needed: &BTreeSet<Digest>) -> Result<(), StateError> {
+    let entries = match std::fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(StateError::io("reading", folder, error)),
+    };
+    for entry in entries {
+        let entry = entry.map_err(|error| StateError::io("reading", folder, error))?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        // An unfinished one is a killed agent's.
+        let stem = name.strip_suffix(".tmp").unwrap_or(&name);
+        let Ok(digest) = format!("sha256:{stem}").parse::<Digest>() else { continue };
+        if stem == name && needed.contains(&digest) {
+            continue;
+        }
+        std::fs::remove_file(entry.path())
+            .map_err(|error| StateError::io("removing", &entry.path(), error))?;
+    }
+    Ok(())
 }
 
 impl StateDir {
@@ -59,25 +93,7 @@ impl StateDir {
 
     /// Removes the contents that nothing names any more; what is no content is left alone.
     pub fn drop_contents(&self, needed: &BTreeSet<Digest>) -> Result<(), StateError> {
-        let folder = folder(self.root());
-        let entries = match std::fs::read_dir(&folder) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(error) => return Err(StateError::io("reading", &folder, error)),
-        };
-        for entry in entries {
-            let entry = entry.map_err(|error| StateError::io("reading", &folder, error))?;
-            let name = entry.file_name().to_string_lossy().into_owned();
-            // An unfinished one is a killed agent's.
-            let stem = name.strip_suffix(".tmp").unwrap_or(&name);
-            let Ok(digest) = format!("sha256:{stem}").parse::<Digest>() else { continue };
-            if stem == name && needed.contains(&digest) {
-                continue;
-            }
-            std::fs::remove_file(entry.path())
-                .map_err(|error| StateError::io("removing", &entry.path(), error))?;
-        }
-        Ok(())
+        sweep(&folder(self.root()), needed)
     }
 }
 

@@ -10,6 +10,8 @@
 //!   trust-reset.json              the last word of an operator who had another one believed
 //!   desired.json                  what that commit wants of this host, its tags resolved
 //!   configs/<sha256>              contents of config files that a generation may run with
+//!   secrets/<hmac>                contents of secrets that a generation may run with, in the clear
+//!   secrets/key                   what their names are made with, so that these tell nothing
 //!   services/<service>.json       what the journal remembers of a service; `.previous.json` is the one before
 //!   receipts/<id>.json            what happened, the newest thousand
 //!   arrival.json                  what this host said last of a whole commit, where the repo has waves
@@ -30,6 +32,7 @@ pub mod journal;
 pub mod lock;
 pub mod receipts;
 mod reserve;
+pub mod secrets;
 pub mod tagged;
 pub mod trust;
 pub mod version;

@@ -37,7 +37,7 @@ pub use health::{
 };
 pub use image::{Digest, ImageRef, PinnedImage, RegistryRef};
 pub use job::{Job, Schedule};
-pub use mounts::{ConfigFile, VolumeMount, VolumeSource, check_target};
+pub use mounts::{ConfigFile, SecretContent, SecretFile, VolumeMount, VolumeSource, check_target};
 pub use names::{Color, Generation, HostName, InstanceId, ReplicaIndex, ServiceName};
 pub use network::{Hosts, Membership, NetworkLink, NetworkMode, NetworkName};
 pub use options::{Blkio, DeviceMapping, LogLimits, Options, Tmpfs};

@@ -1,4 +1,4 @@
-//! What of the host's disks and of the config repo a container sees.
+//! What of the host's disks, of the config repo and of the host's secrets a container sees.
 
 use std::path::{Component, Path, PathBuf};
 
@@ -71,6 +71,37 @@ pub struct ConfigFile {
     pub mode: u32,
 }
 
+/// A secret of the host in the container, which may only read it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SecretFile {
+    /// What the host calls it.
+    pub source: String,
+    /// Absolute path in the container.
+    pub target: PathBuf,
+    /// Its content; `None` as the repo declares it: that is for the host to say. See `reconcile::secrets`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub content: Option<SecretContent>,
+    /// Who owns it; `None` = the user that the container runs as.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uid: Option<u32>,
+    /// Its group; `None` = that of the user that the container runs as.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gid: Option<u32>,
+    /// Permission bits, at most 0o555.
+    pub mode: u32,
+}
+
+/// One content of a secret, by a name that tells nothing of it to who has not the key of its host.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SecretContent {
+    /// HMAC-SHA256 of it, with a key that stays in the state directory: a plain digest of a short secret is soon guessed.
+    pub keyed: Digest,
+    /// Its length in bytes.
+    pub size: u64,
+}
+
 /// Whether a volume or file may be mounted at a place in a container.
 ///
 /// # Errors
@@ -116,7 +147,7 @@ mod tests {
         let image: crate::types::ImageRef = "r.io/shop:1".parse().unwrap();
         let spec = crate::types::ServiceSpec::new(image);
         let written = serde_json::to_string(&spec).unwrap();
-        assert!(!written.contains("configs"), "{written}");
+        assert!(!written.contains("configs") && !written.contains("secrets"), "{written}");
         assert_eq!(serde_json::from_str::<crate::types::Declared>(&written).unwrap(), spec);
     }
 

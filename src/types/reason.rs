@@ -65,6 +65,7 @@ reasons! {
     VolumeInUse "volume-in-use" "A directory of the host is still written to by a service that is to leave it." "It goes on by itself once that service is removed or changed; see why it is not. Two that are to take each other's directories need two commits."
     Network "network" "A network, address or traffic rule could not be set up." "The message says which; `nft list ruleset` and `ip link` show the rest."
     Policy "policy" "The host's policy does not allow what the repo asks for." "Change the service file, or the policy in the host's own configuration."
+    Secret "secret" "A secret that the service asks for cannot be had from the file that the host's configuration names." "The message says which file, and why; it is looked at again by itself, and what runs goes on meanwhile."
     ConfigInvalid "config-invalid" "A file of the config repo has errors." "Run `gitopsd check`, correct them and commit."
     ConfigEmpty "config-empty" "The revision holds no services at all, which would remove everything." "Restore the services, or name them in `removed` of the repo's gitopsd.toml."
     TooManyRemovals "too-many-removals" "The revision removes more services from this host than policy.max_removals." "Remove fewer in one commit, name those that are meant to go in `removed` of the repo's gitopsd.toml, or raise max_removals."

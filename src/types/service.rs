@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     ByteSize, Canary, ConfigFile, Dependency, HealthCheck, ImageRef, NetworkMode, Options, Probe,
-    RestartPolicy, Schedule, ServiceName, VolumeMount, Window,
+    RestartPolicy, Schedule, SecretFile, ServiceName, VolumeMount, Window,
 };
 
 /// One service as the repo declares it for this host. `I` is [`ImageRef`] as declared and
@@ -40,6 +40,9 @@ pub struct ServiceSpec<I> {
     /// Files of the config repo.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub configs: Vec<ConfigFile>,
+    /// Secrets of the host.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub secrets: Vec<SecretFile>,
     /// Services that have to be so far before this one starts.
     pub depends_on: Vec<Dependency>,
     /// Whether it is started again when it ended.
@@ -80,6 +83,7 @@ impl<I> ServiceSpec<I> {
             ports: Vec::new(),
             volumes: Vec::new(),
             configs: Vec::new(),
+            secrets: Vec::new(),
             depends_on: Vec::new(),
             restart: RestartPolicy::default(),
             schedule: None,
@@ -106,6 +110,7 @@ impl<I> ServiceSpec<I> {
             ports: self.ports,
             volumes: self.volumes,
             configs: self.configs,
+            secrets: self.secrets,
             depends_on: self.depends_on,
             restart: self.restart,
             schedule: self.schedule,
@@ -117,6 +122,12 @@ impl<I> ServiceSpec<I> {
             healthcheck: self.healthcheck,
             deploy: self.deploy,
         }
+    }
+
+    /// The same service without what its host knows of it: the contents of its secrets.
+    pub fn without_contents(mut self) -> Self {
+        self.secrets.iter_mut().for_each(|secret| secret.content = None);
+        self
     }
 
     /// The strategy in force: the one that was asked for, else `recreate` when the service writes to a volume (two

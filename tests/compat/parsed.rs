@@ -109,8 +109,8 @@ const MEANINGS: &[Meaning] = &[
     ),
 ];
 
-/// Keys that name files of the repo, or other services, which have tests of their own: `tests/config`.
-const ELSEWHERE: [&str; 3] = ["configs", "depends_on", "env_file"];
+/// Keys that name files of the repo, secrets of the host, or other services, which have tests of their own: `tests/config`.
+const ELSEWHERE: [&str; 4] = ["configs", "depends_on", "env_file", "secrets"];
 
 /// A host that allows all.
 fn everything() -> Policy {

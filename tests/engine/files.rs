@@ -4,8 +4,8 @@ use std::fs;
 use std::time::Duration;
 
 use gitopsd::engine::{ContainerState, Engine};
-use gitopsd::state::contents;
-use gitopsd::types::{ConfigFile, Reason, VolumeMount, VolumeSource};
+use gitopsd::state::{contents, secrets};
+use gitopsd::types::{ConfigFile, Reason, SecretFile, VolumeMount, VolumeSource};
 
 use crate::containers::{self, Rig, wait_for};
 
@@ -346,4 +346,73 @@ fn a_full_disk_is_told_and_stops_no_container() {
     for id in [request.id, "shop.2".parse().unwrap()] {
         engine.remove(&id).unwrap();
     }
+}
+
+fn secret(rig: &Rig, content: &str, target: &str, mode: u32) -> SecretFile {
+    let content = Some(secrets::put(&rig.path("state"), content.as_bytes()).unwrap());
+    SecretFile { source: "password".into(), target: target.into(), content, uid: None, gid: None, mode }
+}
+
+#[test]
+fn secrets_are_seen_with_their_owner_and_mode_and_lie_in_memory_alone() {
+    let rig = Rig::new();
+    let script = "cat /run/secrets/password /etc/app/key /config
+        stat -c '%a %u:%g' /run/secrets/password /etc/app/key
+        for f in /run/secrets/password /etc/app/key; do
+          { echo x >> $f; } 2>/dev/null && echo WROTE; busybox rm -f $f 2>/dev/null && echo REMOVED
+          busybox chmod 777 $f 2>/dev/null && echo CHANGED
+          grep -c \" $f ro.* - tmpfs \" /proc/self/mountinfo
+        done
+        env | grep hunter || true";
+    let mut request = rig.script("shop.1", script);
+    // One in memory above it does not hide it.
+    request.spec.options.tmpfs =
+        Some(vec![gitopsd::types::Tmpfs { target: "/run".into(), options: Vec::new() }]);
+    request.spec.configs = vec![config(&rig, "plain\n", "/config", 0o444)];
+    request.spec.secrets = vec![
+        secret(&rig, "hunter2\n", "/run/secrets/password", 0o444),
+        SecretFile { uid: Some(7), gid: Some(8), ..secret(&rig, "hunter3\n", "/etc/app/key", 0o440) },
+    ];
+    let seen = ["hunter2", "hunter3", "plain", "444 0:0", "440 7:8", "1", "1"];
+    assert_eq!(rig.run(&request).1, seen);
+    // Started once more, with the same name: after a crash, or a boot.
+    assert_eq!(rig.run(&request).1, [seen, seen].concat());
+    // The user that it runs as owns them, unless said.
+    let mut request =
+        rig.script("shop.2", "cat /run/secrets/password; stat -c '%a %u:%g' /run/secrets/password");
+    request.spec.user = Some("app".into());
+    request.spec.secrets = vec![secret(&rig, "mine\n", "/run/secrets/password", 0o400)];
+    assert_eq!(rig.run(&request).1, ["mine", "400 1000:1001"]);
+    // Of what a container leaves on the host nothing holds them but what is kept for the next start.
+    let found = std::process::Command::new("grep")
+        .args(["-rlaE", "hunter[23]|^mine$", "--exclude-dir=logs"])
+        .args([rig.path("state"), rig.path("run"), rig.path("layer")])
+        .output()
+        .unwrap();
+    let found = String::from_utf8(found.stdout).unwrap();
+    let kept = rig.path("state/secrets").display().to_string();
+    assert_eq!(found.lines().count(), 3, "{found}");
+    assert!(found.lines().all(|line| line.starts_with(&kept)), "{found}");
+}
+
+#[test]
+fn a_secret_that_is_not_kept_any_more_is_told_by_its_name() {
+    let rig = Rig::new();
+    let mut request = rig.script("shop.1", "cat /run/secrets/password");
+    let file = secret(&rig, "hunter2\n", "/run/secrets/password", 0o444);
+    let kept = secrets::path(&rig.path("state"), file.content.as_ref().unwrap());
+    request.spec.secrets = vec![file.clone()];
+    let refused = |request: &gitopsd::engine::ContainerRequest| {
+        let refusal = rig.engine.start(request).unwrap_err().to_refusal();
+        assert!(refusal.message.contains("secret `password`"), "{refusal}");
+        assert!(!refusal.message.contains("hunter"), "{refusal}");
+        refusal.reason
+    };
+    fs::write(&kept, "hunter3\n").unwrap();
+    assert_eq!(refused(&request), Reason::StateInvalid);
+    fs::remove_file(&kept).unwrap();
+    assert_eq!(refused(&request), Reason::StateInvalid);
+    // One that nobody has looked for is nobody's to guess.
+    request.spec.secrets = vec![SecretFile { content: None, ..file }];
+    assert_eq!(refused(&request), Reason::Internal);
 }

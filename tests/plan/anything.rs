@@ -203,8 +203,14 @@ fn rollout() -> BoxedStrategy<Rollout> {
 }
 
 fn record() -> BoxedStrategy<ServiceRecord> {
-    let failure = (commit(), generation(), refusal(), time())
-        .prop_map(|(commit, generation, refusal, at)| Failure { commit, generation, refusal, at });
+    let failure =
+        (commit(), generation(), refusal(), time()).prop_map(|(commit, generation, refusal, at)| Failure {
+            commit,
+            generation,
+            refusal,
+            at,
+            secrets: Vec::new(),
+        });
     let hold = (option::of(time()), option::of(commit()), time()).prop_map(|(until, commit, since)| Hold {
         reason: String::new(),
         by: String::new(),
@@ -365,6 +371,7 @@ fn observed() -> BoxedStrategy<Observed> {
                     oom_kills: bake.1,
                     image_checks: BTreeMap::new(),
                     zones: Zones::default(),
+                    secrets: BTreeMap::new(),
                     room: Room { memory: room.0, used: room.1, no_address: room.2 },
                 }
             },

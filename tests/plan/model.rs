@@ -195,6 +195,7 @@ impl Host {
             image_checks: self.image_checks(),
             room: Room { memory: self.memory_left(), used: self.used(), no_address: BTreeMap::new() },
             zones: Zones::default(),
+            secrets: BTreeMap::new(),
         }
     }
 

@@ -12,7 +12,8 @@ use super::record;
 use super::supervisor::Unit;
 use crate::engine::{ContainerRequest, EngineError};
 use crate::types::{
-    Blkio, ConfigFile, InstanceId, Options, Reason, Refusal, VolumeMount, VolumeSource, check_target,
+    Blkio, ConfigFile, InstanceId, Options, Reason, Refusal, SecretFile, VolumeMount, VolumeSource,
+    check_target,
 };
 
 /// As in a Debian root shell, and in the OCI runtime's default.
@@ -48,6 +49,9 @@ pub(super) struct Launch {
     /// Files of the config repo; of older versions none.
     #[serde(default)]
     pub configs: Vec<ConfigFile>,
+    /// Secrets of the host; of older versions none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub secrets: Vec<SecretFile>,
     /// Bytes.
     pub memory: Option<u64>,
     /// Thousandths of a processor.
@@ -179,6 +183,9 @@ impl Launch {
         for config in &spec.configs {
             check_target(&config.target).map_err(|error| fail(format!("config target {error}")))?;
         }
+        for secret in &spec.secrets {
+            check_target(&secret.target).map_err(|error| fail(format!("secret target {error}")))?;
+        }
         Ok(Self {
             format: record::FORMAT,
             id: id.clone(),
@@ -193,6 +200,7 @@ impl Launch {
             stop_signal,
             volumes: spec.volumes.clone(),
             configs: spec.configs.clone(),
+            secrets: spec.secrets.clone(),
             memory: spec.mem_limit.map(|size| size.0),
             milli_cpus: spec.milli_cpus,
             pids: spec.pids_limit,

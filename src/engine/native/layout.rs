@@ -141,7 +141,7 @@ impl RunFiles {
         self.dir.join("mounts").join(number.to_string())
     }
 
-    /// Where the container's config files lie, in memory, in the shim's mount namespace.
+    /// Where the container's config files and secrets lie, in memory, in the shim's mount namespace.
     pub fn configs(&self) -> PathBuf {
         self.dir.join("configs")
     }

@@ -257,6 +257,7 @@ mod tests {
             stop_signal: 15,
             volumes: Vec::new(),
             configs: Vec::new(),
+            secrets: Vec::new(),
             memory: Some(64 << 20),
             milli_cpus: Some(1500),
             pids: Some(32),

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::*;
 use crate::types::{
     Blkio, ConfigFile, DeviceMapping, HealthCheck, LogLimits, NetworkMode, PinnedImage, Probe, RestartPolicy,
-    Tmpfs, VolumeMount, VolumeSource,
+    SecretFile, Tmpfs, VolumeMount, VolumeSource,
 };
 
 fn image(tag: &str, digit: &str) -> PinnedImage {
@@ -51,6 +51,16 @@ const TABLE: &[Row] = &[
             target: "/c".into(),
             content,
             size: 1,
+            uid: None,
+            gid: None,
+            mode: 0o444,
+        });
+    }),
+    ("secrets", How::NewGeneration, |s| {
+        s.secrets.push(SecretFile {
+            source: "s".into(),
+            target: "/run/secrets/s".into(),
+            content: None,
             uid: None,
             gid: None,
             mode: 0o444,

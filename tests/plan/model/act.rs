@@ -156,7 +156,7 @@ impl Host {
         let length = ended.iter().filter_map(still).max().unwrap_or_default();
         if !ended.is_empty() {
             if let Step::DropReplica(generation, index) = step {
-                self.audit_told(&InstanceId::replica(name, *generation, *index));
+                self.audit_to_end(&InstanceId::replica(name, *generation, *index));
             }
             // Before the program is told: a client that uses a port again is turned away.
             self.point()?;

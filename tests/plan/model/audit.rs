@@ -202,7 +202,7 @@ impl Host {
     }
 
     /// One of several containers is about to be told to end. Once it was, it has to go, whoever is wanted again by now.
-    pub(super) fn audit_told(&self, id: &InstanceId) {
+    pub(super) fn audit_to_end(&self, id: &InstanceId) {
         let live = self.records.get(&id.service).and_then(|record| record.live(id.generation));
         let wanted = live.is_some_and(|live| id.index.number() <= live.size());
         let told = self.audit.deaf.contains(id);
