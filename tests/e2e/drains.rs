@@ -10,7 +10,7 @@ use super::image::Kind;
 use super::lab::{Lab, free_port, wait_for, web};
 use super::load::{Load, get};
 
-/// A connection that asks nothing yet.
+/// A connection that asks nothing yet. Busybox ends it after a minute: to be had right before the deploy.
 fn held(port: u16) -> TcpStream {
     let stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
@@ -39,8 +39,8 @@ fn connections(lab: &Lab) -> Option<u64> {
 #[test]
 fn a_drain_lasts_as_long_as_its_connections() {
     let (lab, port) = Lab::serving();
-    let mut streams = [held(port), held(port), held(port)];
     let v2 = lab.image("2", Kind::Good);
+    let mut streams = [held(port), held(port), held(port)];
     lab.deploy("web", &web(&v2, port, "").replace("drain = \"3s\"", "drain = \"10m\""), "web 2");
     wait_for(&format!("the count; {}", lab.agent_log()), || (connections(&lab) == Some(3)).then_some(()));
     let drain = lab.service("web")["drain"].clone();
@@ -67,8 +67,8 @@ fn a_drain_lasts_as_long_as_its_connections() {
 #[test]
 fn what_outlasts_its_drain_is_cut_and_hears_of_it_at_once() {
     let (lab, port) = Lab::serving();
-    let mut stream = held(port);
     let v2 = lab.image("2", Kind::Good);
+    let mut stream = held(port);
     lab.deploy("web", &web(&v2, port, "").replace("drain = \"3s\"", "drain = \"5s\""), "web 2");
     wait_for("the count", || (connections(&lab) == Some(1)).then_some(()));
     let mut byte = [0; 1];
@@ -108,8 +108,8 @@ fn an_early_signal_leaves_the_drain_to_the_program() {
     lab.start_agent();
     lab.wait_agent();
     lab.wait_serving("web", &v1);
-    let mut stream = held(port);
     let v2 = lab.image("2", Kind::Good);
+    let mut stream = held(port);
     lab.deploy("web", &file(&v2, ""), "web 2");
     let message = wait_for(&format!("the signal; {}", lab.agent_log()), || {
         told(&lab, "drained").first().map(|told| told["message"].as_str().unwrap().to_owned())
@@ -138,8 +138,8 @@ fn what_serves_comes_back_while_the_old_version_ends() {
     lab.start_agent();
     lab.wait_agent();
     lab.wait_serving("web", &v1);
-    let _open = held(port);
     let v2 = lab.image("2", Kind::Good);
+    let _open = held(port);
     lab.deploy("web", &file(&v2, ""), "web 2");
     wait_for(&format!("the signal; {}", lab.agent_log()), || told(&lab, "drained").first().map(|_| ()));
     let of = |generation: &str| {
@@ -278,8 +278,8 @@ fn what_is_wanted_again_meanwhile_was_never_away() {
 #[test]
 fn going_back_does_not_wait_for_what_drains() {
     let (lab, port) = Lab::serving();
-    let _stream = held(port);
     let v2 = lab.image("2", Kind::Good);
+    let _stream = held(port);
     lab.deploy("web", &web(&v2, port, "").replace("drain = \"3s\"", "drain = \"6h\""), "web 2");
     wait_for(&format!("the drain; {}", lab.agent_log()), || (connections(&lab) == Some(1)).then_some(()));
     lab.ok(&["rollback", "web"]);
