@@ -58,7 +58,7 @@ wait_for() {
   until=$((SECONDS + limit))
   until "$@" >/dev/null 2>&1; do
     [ $SECONDS -lt $until ] || fail "$what (waited $limit s)"
-    sleep 0.1
+    sleep "${GITOPSD_TEST_SLOW:-1}e-1"
   done
   passed=$((passed + 1))
   printf '  %sok%s  %s\n' "$green" "$plain" "$what"

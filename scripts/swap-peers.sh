@@ -85,7 +85,7 @@ peer_swaps() {
 
 # answers VERSION: asked from outside until that one answers.
 answers() { wait_for 30 "version $1 answers" answers_now "$1" >/dev/null; }
-answers_now() { [ "$(outside curl -s --max-time 2 "http://$host4/")" = "version $1" ]; }
+answers_now() { [ "$(outside curl -s --max-time $((2 * slow)) "http://$host4/")" = "version $1" ]; }
 
 # ---- docker stop && docker run ----------------------------------------------------------------------------
 
@@ -137,7 +137,7 @@ has_ipvs() { [ -e /proc/net/ip_vs ] || { modprobe --quiet ip_vs 2>/dev/null && [
 # A stack, as `service create` knows no health check but by a shell, which the image does not have. With the check Swarm sends
 # nobody to a container before it answers, and takes the old one out of the mesh two seconds before it is told to end.
 swarm_begin() {
-  docker swarm init --advertise-addr "$host4"
+  docker swarm init --advertise-addr "$host4" --dispatcher-heartbeat $((5 * slow))s
   docker network create --driver overlay --attachable web
   cat >"$lab/swarm.yml" <<YML
 version: "3.8"
@@ -150,10 +150,10 @@ services:
     stop_grace_period: 5s
     healthcheck:
       test: ["CMD", "/load", "--url", "http://127.0.0.1:8080/", "--connections", "1", "--rate", "1", "--seconds", "0.5"]
-      interval: 2s
-      timeout: 30s
+      interval: $((1 * slow))s
+      timeout: $((10 * slow))s
       retries: 3
-      start_period: 30s
+      start_period: $((10 * slow))s
     deploy:
       replicas: 1
       update_config: {order: start-first, parallelism: 1, failure_action: rollback}
