@@ -46,8 +46,9 @@ bench: ## swap, start, pull and idle numbers on this machine, beside the peers (
 	scripts/bench-pull
 	scripts/bench-unpack
 
-bench-swap: ## swaps under load: ten kinds of clients, six kinds of programs, and the peers (root; about half an hour)
+bench-swap: ## swaps under load: ten kinds of clients, six kinds of programs, and the peers; Swarm in a virtual machine (root; an hour)
 	scripts/bench-swap
+	scripts/test-boot swap
 
 bench-path: ## throughput and latency through the rules, beside the peers (root)
 	scripts/bench-path

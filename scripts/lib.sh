@@ -50,14 +50,15 @@ fail() {
   exit 1
 }
 
-# wait_for SECONDS WHAT COMMAND…: until the command succeeds; a failed claim when it does not in time.
+# wait_for SECONDS WHAT COMMAND…: until the command succeeds; a failed claim when it does not in time. A machine that is so many
+# times slower than others says so in GITOPSD_TEST_SLOW.
 wait_for() {
-  local limit=$1 what=$2 until
+  local limit=$(($1 * ${GITOPSD_TEST_SLOW:-1})) what=$2 until
   shift 2
   until=$((SECONDS + limit))
   until "$@" >/dev/null 2>&1; do
     [ $SECONDS -lt $until ] || fail "$what (waited $limit s)"
-    sleep 0.1
+    sleep "${GITOPSD_TEST_SLOW:-1}e-1"
   done
   passed=$((passed + 1))
   printf '  %sok%s  %s\n' "$green" "$plain" "$what"

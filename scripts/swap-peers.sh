@@ -1,7 +1,8 @@
 # shellcheck shell=bash
 # shellcheck disable=SC2034,SC2154
 # How others swap a container behind a port of the host, for scripts/bench-swap, which sources this: Docker and Podman by stop
-# and run, Compose by `up`, HAProxy and nginx as a proxy with a reload between two containers.
+# and run, Compose by `up`, Swarm by an update that starts the new one first, HAProxy and nginx as a proxy with a reload between two
+# containers.
 
 dockerd_pid='' proxy_pid='' resolver_pid=''
 
@@ -64,6 +65,8 @@ peer_swaps() {
   in_container=(docker exec client) http2_port='' name_port=:8080 without=''
   case $peer in
     podman) in_container=(podman exec client) ;;
+    # https://github.com/moby/moby/issues/28492: it takes the connection, and nobody answers.
+    swarm) without='|IPv6, new|' ;;
     haproxy) name_port='' without='|UDP, same port|' ;;
     nginx) name_port='' http2_port=:8081 ;;
   esac
@@ -82,7 +85,7 @@ peer_swaps() {
 
 # answers VERSION: asked from outside until that one answers.
 answers() { wait_for 30 "version $1 answers" answers_now "$1" >/dev/null; }
-answers_now() { [ "$(outside curl -s --max-time 2 "http://$host4/")" = "version $1" ]; }
+answers_now() { [ "$(outside curl -s --max-time $((2 * slow)) "http://$host4/")" = "version $1" ]; }
 
 # ---- docker stop && docker run ----------------------------------------------------------------------------
 
@@ -125,6 +128,51 @@ YML
 compose_begin() { compose_up "$1" 0; }
 compose_swap() { compose_up "$1" "$2"; }
 compose_end() { (cd "$lab/compose" && docker-compose down --timeout 1); }
+
+# ---- docker swarm, start-first ----------------------------------------------------------------------------
+
+# The kernel's balancer, which published ports and names of services go through.
+has_ipvs() { [ -e /proc/net/ip_vs ] || { modprobe --quiet ip_vs 2>/dev/null && [ -e /proc/net/ip_vs ]; }; }
+
+# A stack, as `service create` knows no health check but by a shell, which the image does not have. With the check Swarm sends
+# nobody to a container before it answers, and takes the old one out of the mesh two seconds before it is told to end.
+swarm_begin() {
+  docker swarm init --advertise-addr "$host4" --dispatcher-heartbeat $((5 * slow))s
+  docker network create --driver overlay --attachable web
+  cat >"$lab/swarm.yml" <<YML
+version: "3.8"
+services:
+  web:
+    image: $registry/app:0
+    command: $(app_command "$1")
+    ports: ["80:8080", "80:8080/udp"]
+    networks: [web]
+    stop_grace_period: 5s
+    healthcheck:
+      test: ["CMD", "/load", "--url", "http://127.0.0.1:8080/", "--connections", "1", "--rate", "1", "--seconds", "0.5"]
+      interval: $((1 * slow))s
+      timeout: $((10 * slow))s
+      retries: 3
+      start_period: $((10 * slow))s
+    deploy:
+      replicas: 1
+      update_config: {order: start-first, parallelism: 1, failure_action: rollback}
+networks:
+  web: {external: true}
+YML
+  docker stack deploy --compose-file "$lab/swarm.yml" swarm
+  docker_client --network web
+}
+# It waits until the update is through, and Swarm has watched the new one for five seconds.
+swarm_swap() { docker service update --quiet --image "$registry/app:$2" swarm_web; }
+swarm_end() {
+  docker stack rm swarm
+  docker rm --force client
+  docker swarm leave --force
+  # It is not through with either when it says so.
+  wait_for 60 'nothing of Swarm is left' swarm_gone
+}
+swarm_gone() { [ -z "$(docker ps --all --quiet)$(docker network ls --quiet --filter driver=overlay)" ]; }
 
 # ---- podman -----------------------------------------------------------------------------------------------
 
@@ -253,5 +301,9 @@ peers_notes() {
   printf 'network that it has in common with the program; HAProxy and nginx are on the host, whose address is in its hosts file. HTTP/2 of nginx\n'
   printf 'is at a port of its own, since its ports without TLS are for one version of HTTP. UDP of nginx is by its stream module; UDP of HAProxy\n'
   printf 'is missing, since it has none.\n'
-  [ -e /proc/net/ip_vs ] || printf '\nSwarm is missing: its routing needs IPVS, which this kernel does not have.\n'
+  if has_ipvs; then
+    printf '\nIPv6 of Swarm is missing, since its routing mesh has none.\n'
+  else
+    printf '\nSwarm is in [a table of its own](#swarm-in-a-virtual-machine): its routing mesh needs IPVS, which this kernel does not have.\n'
+  fi
 }
