@@ -7,8 +7,8 @@ use super::probes::Subject;
 use super::{Agent, clock};
 use crate::reconcile::health::EffectiveCheck;
 use crate::reconcile::record::Deployed;
-use crate::reconcile::replicas;
 use crate::reconcile::world::{DesiredService, Observed};
+use crate::reconcile::{replicas, secrets};
 use crate::types::{
     ContainerState, Digest, HealthCheck, Job, NetworkMode, PortMapping, Refusal, ServiceName, Window, Zones,
 };
@@ -65,8 +65,8 @@ impl Agent {
         };
         self.renew_names(&seen);
         self.look_for_images(&mut seen);
-        self.look_for_ports(&mut seen);
         self.look_for_secrets(&mut seen, now);
+        self.look_for_ports(&mut seen);
         self.look_for_room(&mut seen);
         self.look_at_drains(&mut seen, now);
         self.look_for_errors(&mut seen, now);
@@ -131,12 +131,14 @@ impl Agent {
     /// process, another instance, somebody's rule. Asked before anything is pulled or started for them.
     fn look_for_ports(&self, seen: &mut Observed) {
         let Some(desired) = &self.desired else { return };
+        let desired = secrets::settled(desired, &seen.secrets);
         let mut asked: Vec<(&ServiceName, Vec<PortMapping>)> = Vec::new();
         for (service, wanted) in &desired.services {
             let DesiredService::Run(spec) = wanted else { continue };
             let record = self.journal.records.get(service);
             let stays = record.is_some_and(|record| {
-                let failed = record.failure.as_ref().is_some_and(|it| it.commit.id == desired.commit.id);
+                let failed =
+                    record.failure.as_ref().is_some_and(|it| it.is_of(&desired.commit.id, Some(wanted)));
                 record.rollout.is_some() || record.hold.is_some() || record.removing.is_some() || failed
             });
             let own = record.and_then(|record| record.incumbent.as_ref());

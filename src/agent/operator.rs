@@ -226,13 +226,16 @@ impl Agent {
         };
         let done = format!("{what}, and is held {until}`gitopsd resume {service}`");
         self.effects.clear(service);
-        self.effects.cut_short(service, Some(&after));
         // A former generation that ends its connections by itself may have hours for that.
         let goes_back = after.rollout.as_ref().is_some_and(|rollout| rollout.cause == Cause::Rollback);
         let former = after.retiring.as_ref().filter(|_| goes_back);
         let patience = former.map(|former| former.old.spec.stop_grace_period);
         let reply = self.keep(service, after, message, done);
-        if let Some(patience) = patience.filter(|_| reply.code == 0) {
+        if reply.code != 0 {
+            return reply;
+        }
+        self.effects.cut_short(service, self.journal.records.get(service));
+        if let Some(patience) = patience {
             self.effects.hurry_ending(service, patience);
         }
         reply

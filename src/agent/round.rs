@@ -107,6 +107,10 @@ impl Agent {
             let steps: Vec<_> =
                 self.plan.steps().map(|(service, step)| (service.clone(), step.clone())).collect();
             if steps.is_empty() {
+                // It was said of what was to be deployed then, and not of what the host itself changes later.
+                if self.in_sync() && self.desired.as_ref().is_some_and(|desired| desired.window_waived) {
+                    self.set_desired(|desired| desired.window_waived = false);
+                }
                 self.note_refusals();
                 self.note_ailing();
                 self.state.refill_reserve();

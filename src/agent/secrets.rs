@@ -47,6 +47,8 @@ impl Stamp {
 /// What was read last, by the secret's name, with the file's stamp where that was telling then.
 #[derive(Debug, Default)]
 pub(super) struct Secrets {
+    /// What they were named with. With another one, all of them are other contents.
+    key: Option<Key>,
     read: BTreeMap<String, (Option<Stamp>, SecretContent)>,
 }
 
@@ -68,6 +70,7 @@ impl Secrets {
         fitness(&file).map_err(refuse)?;
         if let Some((Some(stamp), content)) = self.read.get(name)
             && *stamp == Stamp::of(&file)
+            && crate::state::secrets::path(state_dir, content).exists()
         {
             return Ok(content.clone());
         }
@@ -84,6 +87,14 @@ impl Agent {
     pub(super) fn look_for_secrets(&mut self, seen: &mut Observed, now: Timestamp) {
         let names = asked(self.desired.as_ref());
         self.secrets.read.retain(|name, _| names.contains(name.as_str()));
+        if !names.is_empty() {
+            // Lost, or made anew: what is kept is what its name says by no other key.
+            let key = Key::load(self.state.root()).ok().flatten();
+            if self.secrets.key != key {
+                self.secrets.read.clear();
+                self.secrets.key = key;
+            }
+        }
         for (name, path) in granted(&names, &self.config.secrets) {
             let content = self.secrets.look(name, path, self.state.root(), now);
             seen.secrets.insert(name.to_owned(), content);
@@ -267,16 +278,21 @@ mod tests {
         let state = host.dir.path().join("state");
         host.write("hunter2");
         let first = host.look(1).unwrap();
-        // What was read is kept, which shows that it was; with a key of its own, as the former one is gone.
+        // With a key of its own, as the former one is gone.
         fs::remove_dir_all(&state).unwrap();
         let second = host.look(60).unwrap();
         assert_ne!(
             second, first,
             "right after a change the times of a file tell nothing, and it is read again"
         );
-        fs::remove_dir_all(&state).unwrap();
+        // What was read is kept, which shows that it was.
+        let kept = crate::state::secrets::path(&state, &second);
+        fs::write(&kept, "marked").unwrap();
         assert_eq!(host.look(60).unwrap(), second);
-        assert!(!state.exists(), "it was read once more");
+        assert_eq!(fs::read(&kept).unwrap(), b"marked", "it was read once more");
+        fs::remove_file(&kept).unwrap();
+        assert_eq!(host.look(60).unwrap(), second);
+        assert_eq!(fs::read(&kept).unwrap(), b"hunter2", "what is lost is kept anew");
         host.write("hunter3");
         let other = host.look(60).unwrap();
         assert_ne!(other, second);

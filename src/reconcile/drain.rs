@@ -152,8 +152,10 @@ pub(super) fn given_up(view: &View<'_>, record: &ServiceRecord) -> Option<Next> 
         waiting => waiting,
     };
     let grows = record.incumbent.as_ref().is_some_and(|incumbent| preflight::can_come_back(view, incumbent));
-    if let (true, Some(next @ Next::Do(Step::Scale(_)))) = (grows, replicas::scaling(view, record)) {
-        return Some(next);
+    match replicas::scaling(view, record) {
+        Some(next @ Next::Do(Step::DropReplica(..))) => return Some(next),
+        Some(next @ Next::Do(Step::Scale(_))) if grows => return Some(next),
+        _ => {}
     }
     let why = format!("generation {} was given up and is draining", drain.of.generation);
     Some(replicas::or_sooner(Next::Wait { until: Some(look), why }, serves))

@@ -215,9 +215,7 @@ fn want(view: &View<'_>, record: Option<&ServiceRecord>, wanted: &DesiredService
     }
     match &record.failure {
         // One attempt a commit, and what the host adds to it: the same one would fail the same way.
-        Some(failure) if failure.commit.id == commit.id && failure.secrets == spec.secrets => {
-            held(failure.refusal.clone())
-        }
+        Some(failure) if failure.is_of(&commit.id, Some(wanted)) => held(failure.refusal.clone()),
         _ => begin(view, Some(record), spec, commit),
     }
 }

@@ -94,8 +94,9 @@ fn first_changing(
         }
         let record = view.records.get(name);
         let failure = record.and_then(|record| record.failure.as_ref());
+        let wanted = view.desired.and_then(|desired| desired.services.get(name));
         let failed =
-            failure.filter(|failure| failure.commit.id == commit.id && rollout.to.commit.id == commit.id);
+            failure.filter(|failure| failure.is_of(&commit.id, wanted) && rollout.to.commit.id == commit.id);
         if let (Some(failure), true) = (failed, needed.required) {
             let message = format!(
                 "{name}, which it depends on, did not get to commit {}: {}",
@@ -167,7 +168,7 @@ fn is_to_begin(view: &View<'_>, name: &ServiceName, record: Option<&ServiceRecor
     let other = incumbent.is_none_or(|incumbent| needs_new_generation(&incumbent.spec, spec).is_some());
     let failed = record
         .and_then(|record| record.failure.as_ref())
-        .is_some_and(|failure| failure.commit.id == desired.commit.id);
+        .is_some_and(|failure| failure.is_of(&desired.commit.id, desired.services.get(name)));
     let theirs = View { name, record, ..*view };
     let no_port =
         ports::contested(&theirs, &spec.ports).is_some() || view.observed.ports_taken.contains_key(name);

@@ -78,7 +78,8 @@ pub(super) fn contested(view: &View<'_>, ports: &[PortMapping]) -> Option<Refusa
             claim.has.extend(view.observed.routes.get(name).into_iter().flat_map(|route| &route.ports));
             // What is held, or has failed at this commit, stays as it is.
             let stays = record.is_some_and(|record| {
-                let failed = record.failure.as_ref().is_some_and(|it| it.commit.id == desired.commit.id);
+                let wanted = desired.services.get(name);
+                let failed = record.failure.as_ref().is_some_and(|it| it.is_of(&desired.commit.id, wanted));
                 record.hold.is_some() || failed
             });
             claim.wants = match desired.services.get(name) {

@@ -6,6 +6,7 @@ use std::net::Ipv4Addr;
 use serde::{Deserialize, Serialize};
 
 use super::jobs::Jobs;
+use super::world::DesiredService;
 use crate::types::{
     CommitId, CommitInfo, Exit, Generation, InstanceId, PinnedImage, Refusal, ReplicaIndex, SecretFile,
     ServiceName, ServiceSpec, Timestamp,
@@ -377,6 +378,17 @@ pub struct Failure {
     /// The secrets that it had: with other contents it is another attempt.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub secrets: Vec<SecretFile>,
+}
+
+impl Failure {
+    /// Whether it is what `wanted` would come to: tried at this commit, and with what the host has for it.
+    pub fn is_of(&self, commit: &CommitId, wanted: Option<&DesiredService>) -> bool {
+        let same = match wanted {
+            Some(DesiredService::Run(spec)) => spec.secrets == self.secrets,
+            _ => true,
+        };
+        self.commit.id == *commit && same
+    }
 }
 
 /// An operator's word that a service stays as it is.

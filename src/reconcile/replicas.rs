@@ -195,22 +195,17 @@ pub(super) fn is_incomplete(view: &View<'_>, deployed: &Deployed) -> bool {
     is_several(deployed) && (is_off(deployed) || serving(deployed).any(gone))
 }
 
-/// Whether one that is to stay was about to go.
-fn is_to_stay(deployed: &Deployed) -> bool {
+/// Whether one that is to stay was about to go, for a candidate that is given up itself. Nobody waits for one that was told to
+/// end: another one comes once it has.
+pub(super) fn is_to_stay(deployed: &Deployed) -> bool {
     let mut staying = deployed.replicas.iter().filter(|(index, _)| stays(deployed, **index));
-    staying.any(|(_, replica)| replica.leaving_since.is_some())
+    staying.any(|(_, replica)| replica.leaving_since.is_some() && !replica.is_ending)
 }
 
 /// The end of one that was told to end: it is not there any more if one of its number is wanted again.
 fn ending(deployed: &Deployed) -> Option<Step> {
     let (index, _) = deployed.replicas.iter().find(|(_, replica)| replica.is_ending)?;
     Some(Step::DropReplica(deployed.generation, *index))
-}
-
-/// What brings back those that were to go for a candidate which is given up itself.
-pub(super) fn returning(deployed: &Deployed) -> Option<Step> {
-    let scale = || is_to_stay(deployed).then_some(Step::Scale(deployed.generation));
-    ending(deployed).or_else(scale)
 }
 
 /// What an incumbent with several containers needs; `first`: what its first one does. How many there are to be is another

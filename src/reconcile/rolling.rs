@@ -12,7 +12,7 @@ use super::view::View;
 use super::world::{DesiredService, Observed};
 use super::{
     batches, canary, drain, irreversible, jobs, joined, later, order, pending, preflight, repair, replicas,
-    sharing, window,
+    secrets, sharing, window,
 };
 use crate::types::{ContainerState, Job, Reason, Refusal, ServiceName, Strategy, Timestamp};
 
@@ -99,16 +99,12 @@ pub(super) fn incumbent_serves(rollout: &Rollout) -> bool {
     match rollout.phase {
         Phase::Pulling | Phase::Preparing => true,
         Phase::Starting | Phase::Proving | Phase::Canary | Phase::Batches | Phase::Switching => {
-            strategy(rollout) == Strategy::BlueGreen
+            rollout.to.spec.strategy() == Strategy::BlueGreen
         }
         // Not stopped yet.
         Phase::Yielding => rollout.yielded_at.is_none(),
         Phase::Baking | Phase::Abandoning => false,
     }
-}
-
-fn strategy(rollout: &Rollout) -> Strategy {
-    rollout.to.spec.strategy()
 }
 
 /// Whether new connections go to the candidate.
@@ -140,7 +136,10 @@ pub(super) fn superseded(view: &View<'_>, rollout: &Rollout) -> Option<Refusal> 
     if let Some(hold) = hold.filter(|hold| !hold.is_over(head, view.now) && !forward) {
         return Some(Refusal::new(Reason::Held, format!("held by {}: {}", hold.by, hold.reason)));
     }
-    let desired = view.desired.filter(|desired| desired.commit.id != rollout.to.commit.id)?;
+    let desired = view.desired?;
+    if desired.commit.id == rollout.to.commit.id {
+        return secrets::outdated(&rollout.to.spec, desired.services.get(view.name));
+    }
     let newer = match desired.services.get(view.name) {
         Some(DesiredService::Run(spec)) => {
             // A one-shot that is mended is no other container, but it is another attempt.
@@ -193,7 +192,7 @@ pub(super) fn after_pull(record: &ServiceRecord, rollout: &Rollout) -> Phase {
 
 /// The phase that comes once the image is local and `deploy.pre` has run.
 pub(super) fn after_prepare(record: &ServiceRecord, rollout: &Rollout) -> Phase {
-    match (strategy(rollout), &record.incumbent) {
+    match (rollout.to.spec.strategy(), &record.incumbent) {
         (Strategy::Recreate, Some(_)) => Phase::Yielding,
         _ => Phase::Starting,
     }
@@ -265,7 +264,7 @@ fn starting(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next 
         }
         Some(ContainerState::Remains) => start(),
         // The incumbent has yielded: nothing serves, and waiting would not help.
-        None if strategy(rollout) == Strategy::Recreate && record.incumbent.is_some() => start(),
+        None if rollout.to.spec.strategy() == Strategy::Recreate && record.incumbent.is_some() => start(),
         None => sharing::turn(view, record, rollout)
             .or_else(|| dependency(view, rollout))
             .or_else(|| preflight::before_start(view, record, rollout))
@@ -342,7 +341,7 @@ pub fn deadline(name: &ServiceName, rollout: &Rollout, observed: &Observed, now:
 /// It may have the traffic, or a part of it first, unless what it needs comes before that.
 fn switch(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next {
     // What was meant already is done, and where nothing serves nobody is to wait.
-    let down = strategy(rollout) == Strategy::Recreate && record.incumbent.is_some();
+    let down = rollout.to.spec.strategy() == Strategy::Recreate && record.incumbent.is_some();
     let order = order::before_switch(view, rollout).filter(|_| rollout.phase < Phase::Switching && !down);
     let wait = order.or_else(|| paused(view, rollout));
     let generation = rollout.to.generation;
@@ -455,15 +454,15 @@ fn abandoning(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Nex
                     return Next::Do(Step::Route(incumbent.generation));
                 }
                 // What was about to go for the candidate, and has not gone yet, serves again at once.
-                if let Some(step) = replicas::returning(incumbent) {
-                    return Next::Do(step);
+                if replicas::is_to_stay(incumbent) {
+                    return Next::Do(Step::Scale(incumbent.generation));
                 }
             } else if stays(record, incumbent, view.container(incumbent.generation)).is_some() {
                 // It had ended before: there is nobody to wait for, and nobody to lead clients to.
                 if routed(view, record, rollout) || has_part(view) {
                     return Next::Do(Step::Return { to: None, from: generation });
                 }
-            } else if strategy(rollout) == Strategy::Recreate
+            } else if rollout.to.spec.strategy() == Strategy::Recreate
                 && view.container(generation).is_some()
                 && view.has_image(incumbent)
             {

@@ -6,6 +6,8 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::changes;
+use super::record::Spec;
 use super::world::{Desired, DesiredService};
 use crate::types::{Reason, Refusal, SecretContent, ServiceSpec};
 
@@ -68,15 +70,23 @@ pub fn settled<'a>(desired: &'a Desired, host: &HostSecrets) -> Cow<'a, Desired>
     settled
 }
 
+/// Why a candidate is given up before it has traffic: the host has another content of its secrets by now.
+pub(super) fn outdated(candidate: &Spec, wanted: Option<&DesiredService>) -> Option<Refusal> {
+    let Some(DesiredService::Run(wanted)) = wanted else { return None };
+    let changed = changes::of_the_host(candidate, wanted)?;
+    Some(Refusal::new(Reason::Superseded, format!("{changed} before it was switched to")))
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::reconcile::record::{Failure, ServiceRecord, Spec};
+    use crate::reconcile::record::{Cause, Failure, ServiceRecord};
     use crate::reconcile::step::{Next, Step};
+    use crate::reconcile::transition::Addresses;
     use crate::reconcile::world::Observed;
-    use crate::reconcile::{changes, plan};
+    use crate::reconcile::{plan, transition};
     use crate::types::{CommitInfo, Generation, PinnedImage, Policy, SecretFile, ServiceName, Timestamp};
 
     fn content(digit: &str, size: u64) -> SecretContent {
@@ -194,6 +204,32 @@ mod tests {
         let mut more = with("1", "3");
         more.command = Some(Vec::new());
         assert_eq!((alone(&more), alone(&moved), alone(&with("1", "2"))), (None, None, None));
+    }
+
+    #[test]
+    fn a_candidate_with_a_former_content_is_given_up_for_the_next_one() {
+        let wanted = desired(&[("a", spec(&["password"]))]);
+        let with = |digit| host(&[("password", Ok(content(digit, 3)))]);
+        let mut first = spec(&["password"]);
+        settle(&mut first, &with("1")).unwrap();
+        let begin = Step::Begin {
+            generation: Generation(1),
+            spec: first.into(),
+            commit: wanted.commit.clone().into(),
+            cause: Cause::Commit,
+        };
+        let (service, generation) = ([10, 98, 192, 1].into(), [10, 98, 0, 2].into());
+        let addresses = Addresses { service, generation, joined: None };
+        let record = transition::begin(None, &begin, addresses, Timestamp::UNIX_EPOCH);
+        let next = |digit| next(with(digit), &wanted, record.clone(), "a");
+        assert!(matches!(next("1"), Next::Do(Step::Pull(_))), "{:?}", next("1"));
+        match next("2") {
+            Next::Do(Step::Fail(refusal)) => {
+                assert_eq!(refusal.reason, Reason::Superseded);
+                assert_eq!(refusal.message, "secret `password` changed before it was switched to");
+            }
+            other => panic!("{other:?}"),
+        }
     }
 
     /// One attempt a commit, and a content of secrets: a correct password is as good as a commit.

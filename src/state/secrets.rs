@@ -22,7 +22,14 @@ fn folder(state_dir: &Path) -> PathBuf {
 }
 
 /// What contents are named with. Another one gives all of them other names: they count as changed.
+#[derive(Clone, PartialEq, Eq)]
 pub struct Key([u8; KEY_BYTES]);
+
+impl std::fmt::Debug for Key {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Key")
+    }
+}
 
 impl Key {
     /// The host's; `None`: it has none, or what there is is none.
