@@ -85,7 +85,7 @@ peer_swaps() {
 
 # answers VERSION: asked from outside until that one answers.
 answers() { wait_for 30 "version $1 answers" answers_now "$1" >/dev/null; }
-answers_now() { [ "$(outside curl -s --max-time $((2 * slow)) "http://$host4/")" = "version $1" ]; }
+answers_now() { [ "$(outside curl -s --max-time $((5 * slow)) "http://$host4/")" = "version $1" ]; }
 
 # ---- docker stop && docker run ----------------------------------------------------------------------------
 
@@ -201,7 +201,7 @@ proxy_begin() {
 beside() {
   docker_run "web$2" "$1" "$2"
   backend=$(docker inspect --format '{{.NetworkSettings.IPAddress}}' "web$2"):8080
-  until [ "$(curl -s --max-time 1 "http://$backend/")" = "version $2" ]; do sleep 0.05; done
+  until [ "$(curl -s --max-time 5 "http://$backend/")" = "version $2" ]; do sleep 0.05; done
 }
 
 # The former one has a second to finish what the proxy has sent it, as gitopsd's has its drain.
