@@ -34,7 +34,11 @@ const RUNS: &[Run] = &[
         "5 of 5",
         "the core of the others once more by crun (32) and by runc (33)",
     ),
-    run("`scripts/test-boot vm`", "150 of 150", "Redis and nginx over a deploy and a reboot; PostgreSQL, too, the time before"),
+    run(
+        "`scripts/test-boot vm`",
+        "150 of 150",
+        "Redis and nginx over a deploy and a reboot; PostgreSQL, too, the time before",
+    ),
     run(
         "`scripts/test-boot nspawn`",
         "157 of 157",
