@@ -39,7 +39,7 @@ pub fn blame(config: &Path, wanted: &Wanted, json: bool, out: &mut dyn Write) ->
         None => {
             let agent = super::run::config(config)?;
             let commit = running(&agent.state_dir, service)?;
-            let clone = LocalClone::open(&agent.state_dir.join("git")).map_err(failed)?;
+            let clone = LocalClone::of_agent(&agent.state_dir).map_err(failed)?;
             let inside = |part: &Component<'_>| matches!(part, Component::Normal(_));
             let folder = Path::new(&agent.repo.path).components().filter(inside).collect();
             (clone, folder, commit, Some(wanted.host.clone().unwrap_or(agent.host.name)))

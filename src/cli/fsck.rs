@@ -196,7 +196,8 @@ fn write(
         begun.elapsed().as_secs_f64()
     )?;
     if damaged > 0 && mended.is_none() {
-        writeln!(out, "hint: `gitopsd fsck --repair` gets it again, layer by layer")?;
+        let how = if full { "fsck --full --repair" } else { "fsck --repair" };
+        writeln!(out, "hint: `gitopsd {how}` gets it again, layer by layer")?;
     }
     Ok(())
 }
@@ -242,7 +243,14 @@ fn write_repaired(
         return Ok(());
     }
     for service in users.running.get(&repaired.digest).into_iter().flatten() {
-        writeln!(out, "  {service}: its container keeps the damaged files until it starts again")?;
+        if repaired.remedy == Remedy::Quarantined {
+            writeln!(
+                out,
+                "  {service}: its container goes on with the former files, and cannot start again until the layer is here: leave it alone"
+            )?;
+            continue;
+        }
+        writeln!(out, "  {service}: its container goes on with the former files until it starts again")?;
         let pids: Vec<String> = pids.get(service).into_iter().flatten().map(ToString::to_string).collect();
         if !pids.is_empty() {
             // The first process of a container takes no other signal that it did not ask for (pid_namespaces(7)).

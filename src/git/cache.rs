@@ -21,6 +21,9 @@ const MAX_PACK_FILES: usize = 200;
 /// Loose objects in one of their 256 directories before all is put into one pack; `git gc --auto` has 27.
 const MAX_LOOSE_IN_ONE: usize = 27;
 
+/// What the copy is called, in the agent's folder for it.
+pub(super) const NAME: &str = "repo.git";
+
 /// Where the copy is.
 #[derive(Debug, Clone)]
 pub(super) struct Cache {
@@ -31,7 +34,7 @@ impl Cache {
     /// Takes the cache below `parent` over: removes what a killed process left, and makes an empty repository where
     /// there is none that can be opened. Second value: whether it is sound, or wants to be made anew.
     pub(super) fn open(parent: &Path) -> Result<(Self, bool), GitError> {
-        let cache = Self { dir: parent.join("repo.git") };
+        let cache = Self { dir: parent.join(NAME) };
         fs::create_dir_all(parent).map_err(|e| cache.error("create", e))?;
         remove(&cache.beside("new")).map_err(|e| cache.error("clean up beside", e))?;
         if !cache.dir.exists() && cache.beside("old").exists() {

@@ -62,6 +62,14 @@ impl LocalClone {
         Ok(Self { repository, dir: dir.to_owned() })
     }
 
+    /// Opens the copy that an agent keeps in its state directory.
+    ///
+    /// # Errors
+    /// `git-unreachable`: it has none yet.
+    pub fn of_agent(state_dir: &Path) -> Result<Self, GitError> {
+        Self::open(&state_dir.join("git").join(super::cache::NAME))
+    }
+
     /// The commit that hosts are held against: `revision`, or what the checked-out branch follows, or that branch itself.
     ///
     /// # Errors

@@ -18,6 +18,8 @@ fn a_tag_bump_is_served_without_losing_a_request_and_a_sick_one_is_not() {
     assert_eq!(status["agent"]["state"], "in-sync");
     assert_eq!(status["host"], "host-1");
     assert_eq!(status["revision"]["commit"], first.as_str());
+    let blamed = lab.ok(&["blame", "web"]);
+    assert!(blamed.contains("image = "), "{blamed}");
     let service = lab.service("web");
     assert_eq!(service["generation"], 1);
     assert_eq!(service["color"], "blue");

@@ -96,8 +96,12 @@ fn a_damaged_layer_is_repaired_while_its_container_serves() {
     let text = String::from_utf8(output.stdout).unwrap();
     assert_eq!(output.status.code(), Some(1), "{text}");
     assert!(text.contains("on it run: web") && text.contains("fs/etc/passwd has content"), "{text}");
+    assert!(text.contains("`gitopsd fsck --full --repair` gets it again"), "{text}");
     let text = lab.ok(&["fsck", "--full", "--repair"]);
-    assert!(text.contains("rebuilt") && text.contains("keeps the damaged files"), "{text}");
+    assert!(
+        text.contains("rebuilt") && text.contains("goes on with the former files until it starts again"),
+        "{text}"
+    );
     assert_eq!(fs::read(&file).unwrap(), good);
     lab.ok(&["fsck", "--full"]);
     // The container still has every file of the old tree.

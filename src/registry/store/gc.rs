@@ -347,10 +347,21 @@ fn choose(
 fn repositories(image: &Known) -> BTreeSet<String> {
     let name = |reference: &ImageRef| match reference {
         ImageRef::Registry(reference) => format!("{}/{}", reference.registry, reference.repository),
-        ImageRef::Archive(url) => url.to_string(),
+        ImageRef::Archive(url) => versionless(&url.to_string()),
     };
     let names: BTreeSet<String> = image.references.iter().map(name).collect();
     if names.is_empty() { BTreeSet::from([image.digest.to_string()]) } else { names }
+}
+
+/// What the archives of one program have in common, each version of which has a name of its own: the place, and all parts of the path
+/// that have no digit.
+fn versionless(url: &str) -> String {
+    let authority = url.find("://").map_or(0, |at| at + 3);
+    let path = url[authority..].find('/').map_or(url.len(), |at| authority + at);
+    let parts = url[path..].split(|letter: char| !letter.is_alphanumeric());
+    let kept =
+        parts.filter(|part| !part.is_empty() && !part.contains(|letter: char| letter.is_ascii_digit()));
+    kept.fold(url[..path].to_owned(), |name, part| name + "/" + part)
 }
 
 #[cfg(test)]

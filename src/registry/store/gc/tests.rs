@@ -346,3 +346,16 @@ fn a_use_counts_from_when_it_was_last_seen() {
     assert_eq!(collect(ago(2)), 0, "six days after its last use");
     assert_eq!(collect(ago(0)), 1, "eight days after");
 }
+
+#[test]
+fn versions_of_an_archive_are_one_repository() {
+    let of = |url: &str| versionless(url);
+    assert_eq!(of("s3://images-2/shop-1.4.2.tar"), of("s3://images-2/shop-1.10.tar"));
+    assert_eq!(of("https://r.test:8443/shop/v2/app_3f2a9c1.tar.zst"), "https://r.test:8443/shop/app/tar/zst");
+    assert_eq!(of("file:///srv/2026-11-22/shop.tar"), of("file:///srv/2026-11-21/shop.tar"));
+    for other in
+        ["s3://images-2/cart-1.4.2.tar", "s3://images-3/shop-1.4.2.tar", "s3://images-2/old/shop-1.tar"]
+    {
+        assert_ne!(of("s3://images-2/shop-1.4.2.tar"), of(other));
+    }
+}
