@@ -150,7 +150,7 @@ async fn fsck_finds_tells_and_repairs() {
     let (code, text) = machine.say(&["fsck", "--full"]);
     assert_eq!(code, 1, "{text}");
     assert!(text.contains(&layer[..12]) && text.contains("fs/data/small has content"), "{text}");
-    assert!(text.contains("1 damaged") && text.contains("hint: `gitopsd fsck --repair`"), "{text}");
+    assert!(text.contains("1 damaged") && text.contains("hint: `gitopsd fsck --full --repair`"), "{text}");
     let (code, found) = machine.json(&["fsck", "--full"]);
     assert_eq!((code, &found[0]["ok"], &found[0]["repaired"]), (1, &false.into(), &Value::Null));
     let (code, found) = machine.json(&["fsck", "--full", "--repair"]);
