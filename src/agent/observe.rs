@@ -7,7 +7,7 @@ use super::probes::Subject;
 use super::{Agent, clock};
 use crate::reconcile::health::EffectiveCheck;
 use crate::reconcile::record::Deployed;
-use crate::reconcile::world::{DesiredService, Observed};
+use crate::reconcile::world::{Desired, DesiredService, Observed};
 use crate::reconcile::{replicas, secrets};
 use crate::types::{
     ContainerState, Digest, HealthCheck, Job, NetworkMode, PortMapping, Refusal, ServiceName, Window, Zones,
@@ -66,8 +66,11 @@ impl Agent {
         self.renew_names(&seen);
         self.look_for_images(&mut seen);
         self.look_for_secrets(&mut seen, now);
-        self.look_for_ports(&mut seen);
-        self.look_for_room(&mut seen);
+        if let Some(desired) = &self.desired {
+            let desired = secrets::settled(desired, &seen.secrets);
+            self.look_for_ports(&desired, &mut seen);
+            self.look_for_room(&desired, &mut seen);
+        }
         self.look_at_drains(&mut seen, now);
         self.look_for_errors(&mut seen, now);
         Ok(seen)
@@ -129,9 +132,7 @@ impl Agent {
 
     /// Whether ports that a service is about to publish for the first time are free of what is not this instance's: a
     /// process, another instance, somebody's rule. Asked before anything is pulled or started for them.
-    fn look_for_ports(&self, seen: &mut Observed) {
-        let Some(desired) = &self.desired else { return };
-        let desired = secrets::settled(desired, &seen.secrets);
+    fn look_for_ports(&self, desired: &Desired, seen: &mut Observed) {
         let mut asked: Vec<(&ServiceName, Vec<PortMapping>)> = Vec::new();
         for (service, wanted) in &desired.services {
             let DesiredService::Run(spec) = wanted else { continue };

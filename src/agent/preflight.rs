@@ -4,9 +4,9 @@
 use std::collections::BTreeMap;
 
 use super::Agent;
+use crate::reconcile::batches;
 use crate::reconcile::record::{Phase, Spec};
-use crate::reconcile::world::{DesiredService, Observed, Room};
-use crate::reconcile::{batches, secrets};
+use crate::reconcile::world::{Desired, DesiredService, Observed, Room};
 use crate::types::{ContainerState, NetworkMode, Reason, Refusal, ServiceName};
 
 /// Where the kernel says how much memory programs can have. Source: proc_meminfo(5).
@@ -14,9 +14,7 @@ const MEMINFO: &str = "/proc/meminfo";
 
 impl Agent {
     /// Looks at what is left, if a decision may hang on it.
-    pub(super) fn look_for_room(&self, seen: &mut Observed) {
-        let Some(desired) = &self.desired else { return };
-        let desired = secrets::settled(desired, &seen.secrets);
+    pub(super) fn look_for_room(&self, desired: &Desired, seen: &mut Observed) {
         let begins: BTreeMap<_, _> = desired
             .services
             .iter()

@@ -127,47 +127,61 @@ pub(super) fn env_files(section: &Section<'_, '_>) -> Option<Vec<EnvFile>> {
 
 /// An array of names defined in the repo's `[configs]`, and of tables.
 pub(super) fn configs(section: &Section<'_, '_>) -> Option<Vec<Config>> {
-    let value = section.get("configs")?;
+    let findings = section.findings;
+    let by_name = |name: &str, item: Value<'_, '_>| {
+        defined(findings, name, item).map(|content| Config {
+            content,
+            target: PathBuf::from("/").join(name),
+            uid: None,
+            gid: None,
+            mode: DEFAULT_MODE,
+            place: findings.place(item),
+        })
+    };
+    placed(section, ("configs", "files"), by_name, long, |config| &config.target)
+}
+
+/// Reads `key`, an array of names and tables, each of which is a file in the container: no two at one place, and not too many of
+/// what is called `many`.
+pub(super) fn placed<T>(
+    section: &Section<'_, '_>,
+    (key, many): (&'static str, &str),
+    by_name: impl Fn(&str, Value<'_, '_>) -> Option<T>,
+    by_table: impl Fn(&Section<'_, '_>, Value<'_, '_>) -> Option<T>,
+    target: impl Fn(&T) -> &Path,
+) -> Option<Vec<T>> {
+    let value = section.get(key)?;
     let findings = section.findings;
     let Some(array) = value.get_ref().as_array() else {
-        findings.error(value.span(), "`configs` takes an array of names and tables", None);
+        findings.error(value.span(), format!("`{key}` takes an array of names and tables"), None);
         return None;
     };
-    let mut configs: Vec<Config> = Vec::new();
+    let heading = format!("[{key}]");
+    let mut entries: Vec<T> = Vec::new();
     for item in array.iter() {
         let found = match item.get_ref() {
-            DeValue::String(name) => {
-                let target = PathBuf::from("/").join(name.as_ref());
-                defined(findings, name, item).map(|content| Config {
-                    content,
-                    target,
-                    uid: None,
-                    gid: None,
-                    mode: DEFAULT_MODE,
-                    place: findings.place(item),
-                })
-            }
-            DeValue::Table(table) => long(&Section::new(findings, "[configs]", table, item.span()), item),
+            DeValue::String(name) => by_name(name, item),
+            DeValue::Table(table) => by_table(&Section::new(findings, &heading, table, item.span()), item),
             _ => {
-                findings.error(item.span(), "`configs` takes names and tables", None);
+                findings.error(item.span(), format!("`{key}` takes names and tables"), None);
                 None
             }
         };
-        let Some(config) = found else { continue };
-        if let Err(error) = check_target(&config.target) {
-            findings.error(item.span(), format!("`configs`: `target`: {error}"), None);
-        } else if configs.iter().any(|other| other.target == config.target) {
-            let message = format!("`configs`: {} is there twice", config.target.display());
+        let Some(entry) = found else { continue };
+        if let Err(error) = check_target(target(&entry)) {
+            findings.error(item.span(), format!("`{key}`: `target`: {error}"), None);
+        } else if entries.iter().any(|other| target(other) == target(&entry)) {
+            let message = format!("`{key}`: {} is there twice", target(&entry).display());
             findings.error(item.span(), message, None);
         }
-        configs.push(config);
+        entries.push(entry);
     }
-    if configs.len() > MAX_ENTRIES {
-        let message = format!("`configs`: {} files; a service has up to {MAX_ENTRIES}", configs.len());
+    if entries.len() > MAX_ENTRIES {
+        let message = format!("`{key}`: {} {many}; a service has up to {MAX_ENTRIES}", entries.len());
         findings.error(value.span(), message, None);
-        configs.clear();
+        entries.clear();
     }
-    Some(configs)
+    Some(entries)
 }
 
 fn defined(findings: &Findings<'_>, name: &str, at: Value<'_, '_>) -> Option<Content> {

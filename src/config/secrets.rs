@@ -4,13 +4,11 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use toml::de::DeValue;
-
-use super::configs::{DEFAULT_MODE, MAX_ENTRIES, is_name, mode, number};
+use super::configs::{DEFAULT_MODE, is_name, mode, number, placed};
 use super::load::credential;
 use super::port::absolute;
 use super::section::{Findings, Section, Value};
-use crate::types::{SecretFile, check_target};
+use crate::types::SecretFile;
 
 /// Where a secret appears whose target is a name: as Compose has it.
 const FOLDER: &str = "/run/secrets";
@@ -20,44 +18,17 @@ const HOLDS: [&str; 4] = ["file", "content", "environment", "external"];
 
 /// An array of names of the host, and of tables.
 pub(super) fn secrets(section: &Section<'_, '_>) -> Option<Vec<SecretFile>> {
-    let value = section.get("secrets")?;
-    let findings = section.findings;
-    let Some(array) = value.get_ref().as_array() else {
-        findings.error(value.span(), "`secrets` takes an array of names and tables", None);
-        return None;
+    let by_name = |name: &str, item: Value<'_, '_>| {
+        named(section.findings, name, item).map(|source| SecretFile {
+            target: PathBuf::from(FOLDER).join(&source),
+            source,
+            content: None,
+            uid: None,
+            gid: None,
+            mode: DEFAULT_MODE,
+        })
     };
-    let mut secrets: Vec<SecretFile> = Vec::new();
-    for item in array.iter() {
-        let found = match item.get_ref() {
-            DeValue::String(name) => named(findings, name, item).map(|source| SecretFile {
-                target: PathBuf::from(FOLDER).join(&source),
-                source,
-                content: None,
-                uid: None,
-                gid: None,
-                mode: DEFAULT_MODE,
-            }),
-            DeValue::Table(table) => long(&Section::new(findings, "[secrets]", table, item.span()), item),
-            _ => {
-                findings.error(item.span(), "`secrets` takes names and tables", None);
-                None
-            }
-        };
-        let Some(secret) = found else { continue };
-        if let Err(error) = check_target(&secret.target) {
-            findings.error(item.span(), format!("`secrets`: `target`: {error}"), None);
-        } else if secrets.iter().any(|other| other.target == secret.target) {
-            let message = format!("`secrets`: {} is there twice", secret.target.display());
-            findings.error(item.span(), message, None);
-        }
-        secrets.push(secret);
-    }
-    if secrets.len() > MAX_ENTRIES {
-        let message = format!("`secrets`: {} of them; a service has up to {MAX_ENTRIES}", secrets.len());
-        findings.error(value.span(), message, None);
-        secrets.clear();
-    }
-    Some(secrets)
+    placed(section, ("secrets", "of them"), by_name, long, |secret| &secret.target)
 }
 
 /// What does not look like a name may be the secret itself: it is not repeated.
