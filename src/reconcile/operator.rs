@@ -53,7 +53,7 @@ pub fn hurry(record: &mut ServiceRecord) {
 /// Lets an incumbent come back that was stopped for a candidate which did not make it: with nothing under way that is
 /// what to go back to, and not the one before it. Gives which it is.
 pub fn bring_back(record: &mut ServiceRecord) -> Option<Generation> {
-    if record.rollout.is_some() {
+    if record.rollout.is_some() || record.removing.is_some() {
         return None;
     }
     let incumbent = record.incumbent.as_mut().filter(|it| it.down == Some(Down::Barred))?;
@@ -72,6 +72,11 @@ pub fn rollback(record: &ServiceRecord) -> Result<Step, Refusal> {
             }
             _ => Ok(Step::Fail(Refusal::new(Reason::OperatorRollback, message))),
         };
+    }
+    // What is taken away has no end of its own to tell for what would begin now.
+    if record.removing.is_some() {
+        let message = "it is being removed, since the repo no longer declares it";
+        return Err(Refusal::new(Reason::OperatorRollback, message));
     }
     let Some(previous) = &record.previous else {
         return Err(Refusal::new(Reason::OperatorRollback, "there is no previous generation to go back to"));

@@ -508,12 +508,7 @@ impl Host {
         self.agent_since = self.now;
         if crash == Crash::Reboot {
             self.routes.clear();
-            // Where batches have begun, the candidate was well with its part.
-            let has_begun = |id: &InstanceId| {
-                let incumbent = self.records.get(&id.service).and_then(|record| record.incumbent.as_ref());
-                incumbent.is_some_and(|incumbent| incumbent.quota.is_some())
-            };
-            self.audit.branches.retain(|id, _| has_begun(id));
+            self.audit.branches.clear();
             self.audit.lost.clear();
             self.audit.deaf.clear();
             for (id, container) in &mut self.containers {

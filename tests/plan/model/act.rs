@@ -299,7 +299,9 @@ impl Host {
                 return self.point_traffic(name, incumbent);
             }
             Step::Batch { generation, stay } => {
+                self.audit_canary(name, *generation);
                 self.audit_batch(name, *generation, *stay);
+                self.audit.in_batches.insert(InstanceId::new(name, *generation));
                 let incumbent = self.incumbent(name).map(|incumbent| incumbent.generation);
                 return self.point_traffic(name, incumbent);
             }

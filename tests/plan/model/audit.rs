@@ -34,6 +34,8 @@ pub struct Audit {
     pub(super) told: BTreeMap<ServiceName, Option<Side>>,
     /// Since when a candidate's container has a part of its service's traffic.
     pub branches: BTreeMap<InstanceId, Timestamp>,
+    /// Candidates that were well with their part, and have begun to take places.
+    pub in_batches: BTreeSet<InstanceId>,
     /// Candidates that had all new connections while what they came for did not run.
     pub stood_in: BTreeSet<InstanceId>,
     /// When a container lost its new connections, where it has none.
@@ -263,7 +265,7 @@ impl Host {
         self.demand(alone, "two runs of a service never overlap", &id.service);
     }
 
-    /// A candidate is about to get all new connections.
+    /// A candidate is about to get all new connections, or the first of its batches.
     pub(super) fn audit_canary(&self, name: &ServiceName, generation: Generation) {
         let record = &self.records[name];
         let Some(rollout) = record.rollout.as_ref().filter(|it| it.to.generation == generation) else {
@@ -274,16 +276,18 @@ impl Host {
             let container = self.containers.get(&InstanceId::new(name, generation));
             container.is_some_and(|container| running(&container.state))
         };
-        let beside =
-            record.incumbent.as_ref().is_some_and(|incumbent| self.any_runs(name, incumbent.generation));
+        let incumbent = record.incumbent.as_ref();
+        let beside = incumbent.is_some_and(|incumbent| self.any_runs(name, incumbent.generation));
         let excused = rollout.to.spec.strategy() != Strategy::BlueGreen
             || rollout.cause == Cause::Rollback
             || rollout.switched_at.is_some()
+            // It was asked when the batches began, and the clock may have been set back since.
+            || self.audit.in_batches.contains(&InstanceId::new(name, generation))
             || !runs(generation)
             || !beside;
         let since = self.audit.branches.get(&InstanceId::new(name, generation));
         let long = since.is_some_and(|since| later(*since, canary.time) <= self.now);
-        self.demand(excused || long, "a candidate gets all after it was well with its part", name);
+        self.demand(excused || long, "a candidate gets more after it was well with its part", name);
     }
 
     /// A route is about to be put right.

@@ -1,15 +1,17 @@
 //! What is promised of receipts: every transition has one, and who reads nothing else knows what runs.
 
 use gitopsd::reconcile::receipt::{ReceiptResult, Side, Transition};
-use gitopsd::reconcile::record::{Deployed, Down, ServiceRecord};
+use gitopsd::reconcile::record::{Deployed, Down, Replica, ServiceRecord};
 use gitopsd::reconcile::step::Step;
 use gitopsd::types::{ContainerState, InstanceId, Reason, ServiceName, Strategy, Timestamp};
 
 use super::{Container, Host};
 
-/// The rows of restarts that have not been told, of each of its containers.
+/// The rows of restarts that have not been told, of each of its containers that is to stay.
 fn untold(deployed: &Deployed) -> impl Iterator<Item = Timestamp> {
-    deployed.untold.into_iter().chain(deployed.replicas.values().filter_map(|replica| replica.untold))
+    let stays = |replica: &&Replica| replica.leaving_since.is_none();
+    let replicas = deployed.replicas.values().filter(stays).filter_map(|replica| replica.untold);
+    deployed.untold.into_iter().chain(replicas)
 }
 
 impl Host {
@@ -130,7 +132,15 @@ impl Host {
             };
             demand(&changed, "a change in place");
         }
-        for at in untold(old).filter(|at| !untold(new).any(|still| still == *at)) {
+        // Of one that is not wanted any more and never ran since it was to be started again there is nothing to tell.
+        let never_ran = |at: &Timestamp| {
+            old.replicas.iter().any(|(index, replica)| {
+                let id = InstanceId::replica(name, old.generation, *index);
+                replica.untold == Some(*at) && index.number() > new.size() && self.started_at(&id).is_none()
+            })
+        };
+        let ended = |at: &Timestamp| !untold(new).any(|still| still == *at) && !never_ran(at);
+        for at in untold(old).filter(ended) {
             let restarted =
                 |receipt: &Transition| receipt.result == ReceiptResult::Restarted && receipt.started_at == at;
             demand(&restarted, "a restart");
