@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 use super::probes::Subject;
 use super::{Agent, clock};
 use crate::reconcile::health::EffectiveCheck;
-use crate::reconcile::record::Deployed;
+use crate::reconcile::record::{Deployed, Phase};
 use crate::reconcile::world::{Desired, DesiredService, Observed};
 use crate::reconcile::{replicas, secrets};
 use crate::types::{
@@ -135,13 +135,21 @@ impl Agent {
     fn look_for_ports(&self, desired: &Desired, seen: &mut Observed) {
         let mut asked: Vec<(&ServiceName, Vec<PortMapping>)> = Vec::new();
         for (service, wanted) in &desired.services {
-            let DesiredService::Run(spec) = wanted else { continue };
             let record = self.journal.records.get(service);
-            let stays = record.is_some_and(|record| {
-                let failed =
-                    record.failure.as_ref().is_some_and(|it| it.is_of(&desired.commit.id, Some(wanted)));
-                record.rollout.is_some() || record.hold.is_some() || record.removing.is_some() || failed
-            });
+            // Again before the incumbent is stopped for it.
+            let waits = record.and_then(|record| record.rollout.as_ref());
+            let waits = waits.filter(|rollout| rollout.phase <= Phase::Yielding);
+            let spec = match (waits, wanted) {
+                (Some(rollout), _) => &rollout.to.spec,
+                (None, DesiredService::Run(spec)) => spec,
+                _ => continue,
+            };
+            let stays = waits.is_none()
+                && record.is_some_and(|record| {
+                    let failed =
+                        record.failure.as_ref().is_some_and(|it| it.is_of(&desired.commit.id, Some(wanted)));
+                    record.rollout.is_some() || record.hold.is_some() || record.removing.is_some() || failed
+                });
             let own = record.and_then(|record| record.incumbent.as_ref());
             let own = own.map_or(&[][..], |incumbent| &incumbent.spec.ports);
             let new: Vec<PortMapping> =

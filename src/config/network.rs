@@ -9,7 +9,9 @@ use super::diagnostic::did_you_mean;
 use super::layer::Layer;
 use super::options::host_name;
 use super::section::{Findings, Section, Value};
-use crate::types::{Declared, NetworkLink, NetworkMode, NetworkName, Options, Refusal, ServiceName};
+use crate::types::{
+    Declared, NetworkLink, NetworkMode, NetworkName, Options, Refusal, ServiceName, Strategy,
+};
 
 /// What the repo says of a network.
 #[derive(Debug, Clone, Copy, Default)]
@@ -182,6 +184,17 @@ fn misfits(spec: &Declared, mode: &NetworkMode, layer: &Layer, findings: &Findin
             layer.port_spans.first().cloned().unwrap_or_else(|| span.clone()),
             message,
             Some(hint),
+        );
+    }
+    if mode.is_shared() && spec.deploy.strategy == Some(Strategy::BlueGreen) {
+        let message = format!(
+            "`deploy.strategy` = \"blue-green\" does not go with network_mode = \"{mode}\": no two generations can have one network's ports, \
+             and a check could not tell which of them answers"
+        );
+        findings.error(
+            span.clone(),
+            message,
+            Some("set strategy = \"recreate\", the default there".to_owned()),
         );
     }
     let options = &spec.options;

@@ -9,7 +9,7 @@ use super::replace::needs_new_generation;
 use super::step::Next;
 use super::view::View;
 use super::world::DesiredService;
-use super::{later, ports};
+use super::{later, preflight};
 use crate::types::{Condition, ContainerState, Dependency, InstanceId, Reason, Refusal, ServiceName};
 
 /// Why `deployed` may not start: the first service it needs that is not so far.
@@ -170,9 +170,7 @@ fn is_to_begin(view: &View<'_>, name: &ServiceName, record: Option<&ServiceRecor
         .and_then(|record| record.failure.as_ref())
         .is_some_and(|failure| failure.is_of(&desired.commit.id, desired.services.get(name)));
     let theirs = View { name, record, ..*view };
-    let no_port =
-        ports::contested(&theirs, &spec.ports).is_some() || view.observed.ports_taken.contains_key(name);
-    other && !failed && !no_port
+    other && !failed && preflight::ports(&theirs, spec).is_none()
 }
 
 /// The service that still runs a generation which depends on this one: it goes first.

@@ -48,6 +48,12 @@ pub(super) fn ports(view: &View<'_>, spec: &Spec) -> Option<Next> {
     if let Some(refusal) = claims::contested(view, &spec.ports) {
         return Some(held(refusal));
     }
+    let awaited = claims::awaited(view, &spec.ports).map(|refusal| held_for_now(view, refusal));
+    awaited.or_else(|| ports_taken(view))
+}
+
+/// Whether something else on the host has a port that is to be published.
+pub(super) fn ports_taken(view: &View<'_>) -> Option<Next> {
     view.observed.ports_taken.get(view.name).map(|refusal| held_for_now(view, refusal.clone()))
 }
 

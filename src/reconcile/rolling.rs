@@ -61,6 +61,7 @@ pub(super) fn next(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -
                 // From here on nothing serves: all that it needs has settled by then.
                 let turn = sharing::turn(view, record, rollout);
                 let wait = turn
+                    .or_else(|| preflight::ports_taken(view))
                     .or_else(|| order::before_switch(view, rollout))
                     .or_else(|| order::missing(view, &rollout.to).map(held));
                 wait.unwrap_or(Next::Do(Step::Stop(incumbent.generation)))

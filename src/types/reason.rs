@@ -60,7 +60,7 @@ reasons! {
     Wave "wave" "An earlier wave of hosts is not well on this commit yet, or has not been for long enough." "Wait, or commit with the trailer `Gitopsd-Waves: now`, or `gitopsd sync --now` on this host; what runs is kept running meanwhile."
     WaveFailed "wave-failed" "The commit failed in an earlier wave of hosts, so this host does not act on it." "Commit a fix, or a revert: it goes through the first wave again. `gitopsd fleet` shows the hosts."
     StartFailed "start-failed" "The container could not be started." "The message says which part refused; correct the service file or the host."
-    PortInUse "port-in-use" "A port that the service publishes is taken on this host." "Stop the other user of the port, or publish another one; before anything is begun it is looked at again by itself."
+    PortInUse "port-in-use" "A port that the service publishes is taken on this host." "Stop the other user of the port, or publish another one; before anything is begun it is looked at again by itself. Services that exchange their ports need two commits."
     Memory "memory" "The host has too little memory for a second copy of the service." "Free memory, lower what the service uses, or let it stop first with deploy.strategy = \"recreate\"; it is looked at again by itself. policy.memory_overcommit = true switches the question off."
     VolumeInUse "volume-in-use" "A directory of the host is still written to by a service that is to leave it." "It goes on by itself once that service is removed or changed; see why it is not. Two that are to take each other's directories need two commits."
     Network "network" "A network, address or traffic rule could not be set up." "The message says which; `nft list ruleset` and `ip link` show the rest."

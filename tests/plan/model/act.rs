@@ -12,8 +12,8 @@ use gitopsd::reconcile::replicas;
 use gitopsd::reconcile::step::{Amendment, Step};
 use gitopsd::reconcile::transition::{self, Addresses, Outcome};
 use gitopsd::types::{
-    Branch, Canary, ContainerState, DrainSignal, Exit, Generation, InstanceId, Job, Reason, Refusal, Route,
-    ServiceName, Share,
+    Branch, Canary, ContainerState, DrainSignal, Exit, Generation, InstanceId, Job, PortMapping, Reason,
+    Refusal, Route, ServiceName, Share,
 };
 
 use super::{Container, Effect, Host};
@@ -441,6 +441,14 @@ impl Host {
         self.point_traffic_of(name, to, None)
     }
 
+    /// The other service to which a port of a generation leads.
+    fn owner_of_port(&self, name: &ServiceName, to: Generation, spec: Option<&Spec>) -> Option<&ServiceName> {
+        let ports = &spec.or_else(|| self.records[name].live(to).map(|it| &it.spec))?.ports;
+        let clashes = |theirs: &PortMapping| ports.iter().any(|port| port.clashes(theirs));
+        let mut others = self.routes.iter().filter(|(other, _)| *other != name);
+        others.find(|(_, route)| route.ports.iter().any(clashes)).map(|(other, _)| other)
+    }
+
     /// `spec`: instead of the one that is recorded.
     fn point_traffic_of(
         &mut self,
@@ -454,6 +462,12 @@ impl Host {
         let from = self.routes.get(name).map(|route| route.generation);
         if self.ports_taken && to.is_some() && from != to {
             return Outcome::Retry(Refusal::new(Reason::PortInUse, "port 80/tcp belongs to service other"));
+        }
+        if let Some(other) = to.and_then(|to| self.owner_of_port(name, to, spec)) {
+            return Outcome::Retry(Refusal::new(
+                Reason::PortInUse,
+                format!("its port belongs to service {other}"),
+            ));
         }
         let old_lanes = self.lanes_of(name);
         let (before, mut part) = (self.routes.get(name).and_then(|route| route.canary.clone()), None);
