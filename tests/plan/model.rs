@@ -97,6 +97,8 @@ pub struct Host {
     pub traffic_works: bool,
     /// Whether somebody else has every port.
     pub ports_taken: bool,
+    /// Whether a process of the host listens on every port that is not published yet.
+    pub ports_listened: bool,
     /// Bytes of memory that can be had; `None` = nobody asks.
     pub memory: Option<u64>,
     pub behaviours: BTreeMap<String, Behaviour>,
@@ -136,6 +138,7 @@ impl Host {
             registry_up: true,
             traffic_works: true,
             ports_taken: false,
+            ports_listened: false,
             memory: None,
             behaviours: BTreeMap::new(),
             crash_in: None,
@@ -158,6 +161,19 @@ impl Host {
     /// How containers of a spec behave.
     pub fn behaviour_of_spec(&self, spec: &Spec) -> Behaviour {
         self.behaviour_of(&spec.image.reference.to_string())
+    }
+
+    /// Whose next ports somebody listens on.
+    fn listened(&self) -> impl Iterator<Item = (ServiceName, Refusal)> {
+        let moves = |record: &ServiceRecord| {
+            let ports = record.incumbent.as_ref().map(|incumbent| &incumbent.spec.ports);
+            let next = record.rollout.as_ref().map(|rollout| &rollout.to.spec.ports);
+            next.is_some_and(|next| ports != Some(next))
+        };
+        let found = self.records.iter().filter(move |(_, record)| self.ports_listened && moves(record));
+        found.map(|(name, _)| {
+            (name.clone(), Refusal::new(Reason::PortInUse, "port 81/tcp is listened on by nginx (pid 4711)"))
+        })
     }
 
     /// What the agent would see now.
@@ -186,7 +202,7 @@ impl Host {
             busy: busy.collect(),
             ending: ending.collect(),
             pauses: pauses.collect(),
-            ports_taken: BTreeMap::new(),
+            ports_taken: self.listened().collect(),
             pulling: BTreeMap::new(),
             frozen: self.frozen.iter().map(broken).collect(),
             idle_polls: self.idle_polls.clone(),

@@ -18,7 +18,7 @@
 //! image TAG WORDS…     how an image behaves: missing, exists, corrupt, intact, nostart, pre-fails, pre-works, job=3s, retag,
 //!                        pull=3s, healthy=1s, healthy=never, sick=20s, exits=2s, ends=2s (with code 0), lingers=8s, uses=100m, stubborn (its limits cannot be changed), well
 //! memory 300m|unknown  what the host has left
-//! registry up|down     traffic works|fails     ports free|taken     agent down|up
+//! registry up|down     traffic works|fails     ports free|taken|listened     agent down|up
 //! run 10s              goes on for so long
 //! run until settled    goes on until nothing is under way, at most an hour
 //! run until PHASE web  goes on until the candidate is in that phase, at most an hour
@@ -274,7 +274,9 @@ fn obey(host: &mut Host, line: &str) -> Result<(), String> {
         ["registry", word] => host.registry_up = *word == "up",
         ["memory", word] => host.memory = word.parse::<ByteSize>().ok().map(|size| size.0),
         ["traffic", word] => host.traffic_works = *word == "works",
-        ["ports", word] => host.ports_taken = *word == "taken",
+        ["ports", word] => {
+            (host.ports_taken, host.ports_listened) = (*word == "taken", *word == "listened");
+        }
         ["agent", "down"] => {
             host.crash(Crash::Kill);
             host.agent_up = false;
