@@ -714,11 +714,15 @@ fn networks_and_network_modes() {
         ("network_mode = \"none\"\n[healthcheck]\ntcp = 80", &[][..], "nobody outside reaches"),
         ("network_mode = \"host\"\nsysctls = { \"net.core.somaxconn\" = 9 }", &[][..], "net.core.somaxconn"),
         ("network_mode = \"host\"\nnetworks = [\"back\"]", &[][..], "exclude each other"),
-        ("network_mode = \"host\"\n[deploy]\nstrategy = \"blue-green\"", &[][..], "which of them answers"),
         (
-            "network_mode = \"service:y\"\n[deploy]\nstrategy = \"blue-green\"",
+            "network_mode = \"host\"\nhealthcheck.tcp = 80\ndeploy.strategy = \"blue-green\"",
+            &[][..],
+            "of two generations answers",
+        ),
+        (
+            "network_mode = \"service:y\"\nhealthcheck.tcp = 80\ndeploy.strategy = \"blue-green\"",
             &other("")[..],
-            "which of them answers",
+            "of two generations answers",
         ),
         ("networks = [\"bakc\"]", &[][..], "bakc is not defined"),
     ] {

@@ -136,9 +136,9 @@ impl Agent {
         let mut asked: Vec<(&ServiceName, Vec<PortMapping>)> = Vec::new();
         for (service, wanted) in &desired.services {
             let record = self.journal.records.get(service);
-            // Again before the incumbent is stopped for it.
+            // Again before an incumbent is stopped for it.
             let waits = record.and_then(|record| record.rollout.as_ref());
-            let waits = waits.filter(|rollout| rollout.phase <= Phase::Yielding);
+            let waits = waits.filter(|rollout| matches!(rollout.phase, Phase::Preparing | Phase::Yielding));
             let spec = match (waits, wanted) {
                 (Some(rollout), _) => &rollout.to.spec,
                 (None, DesiredService::Run(spec)) => spec,

@@ -186,15 +186,19 @@ fn misfits(spec: &Declared, mode: &NetworkMode, layer: &Layer, findings: &Findin
             Some(hint),
         );
     }
-    if mode.is_shared() && spec.deploy.strategy == Some(Strategy::BlueGreen) {
+    let asks = spec.healthcheck.as_ref().is_some_and(|check| check.probe.needs_network());
+    if mode.is_shared() && asks && spec.deploy.strategy == Some(Strategy::BlueGreen) {
         let message = format!(
-            "`deploy.strategy` = \"blue-green\" does not go with network_mode = \"{mode}\": no two generations can have one network's ports, \
-             and a check could not tell which of them answers"
+            "`deploy.strategy` = \"blue-green\" does not go with network_mode = \"{mode}\": its \
+             `healthcheck` could not tell which of two generations answers"
         );
         findings.error(
             span.clone(),
             message,
-            Some("set strategy = \"recreate\", the default there".to_owned()),
+            Some(
+                "set strategy = \"recreate\", the default there, or ask by a command inside: `test`"
+                    .to_owned(),
+            ),
         );
     }
     let options = &spec.options;
@@ -205,7 +209,6 @@ fn misfits(spec: &Declared, mode: &NetworkMode, layer: &Layer, findings: &Findin
         );
         findings.error(span.clone(), message, None);
     }
-    let asks = spec.healthcheck.as_ref().is_some_and(|check| check.probe.needs_network());
     if *mode == NetworkMode::None && asks {
         let hint = Some("ask by a command inside: `test`".to_owned());
         findings.error(span.clone(), "`healthcheck`: nobody outside reaches network_mode = \"none\"", hint);

@@ -1,10 +1,10 @@
 //! Changes in place: what a running container takes over without a new generation.
 
-use super::changes;
-use super::preflight;
+use super::next::wait;
 use super::record::{Deployed, Spec};
 use super::step::{Amendment, Next, Step};
 use super::view::View;
+use super::{changes, ports, preflight};
 use crate::types::{ByteSize, CommitInfo, ServiceSpec};
 
 /// What makes the incumbent what `spec` says, if it can stay: nothing, a change in place, or the wait for one. `None`: it
@@ -30,8 +30,10 @@ pub(super) fn in_place(
     if too_small(&incumbent.spec, spec, used).is_some() {
         return None;
     }
-    if let Some(held) =
-        preflight::ports(view, spec).or_else(|| preflight::before_scale(view, incumbent, spec))
+    let wanted_back = || ports::wanted_back(view, &spec.ports).map(wait);
+    if let Some(held) = preflight::ports(view, spec)
+        .or_else(wanted_back)
+        .or_else(|| preflight::before_scale(view, incumbent, spec))
     {
         return Some(held);
     }

@@ -59,7 +59,8 @@ fn circle(
     Some(Refusal::new(Reason::VolumeInUse, message))
 }
 
-fn leads_to(
+/// Whether `last` is among those that `first` comes to by `from`, itself included.
+pub(super) fn leads_to(
     first: &ServiceName,
     last: &ServiceName,
     from: impl Fn(&ServiceName) -> Vec<ServiceName>,

@@ -73,9 +73,9 @@ pub fn rollback(record: &ServiceRecord) -> Result<Step, Refusal> {
             _ => Ok(Step::Fail(Refusal::new(Reason::OperatorRollback, message))),
         };
     }
-    // What is taken away has no end of its own to tell for what would begin now.
+    // Its removal would forget what is begun now, and no receipt would tell of it.
     if record.removing.is_some() {
-        let message = "it is being removed, since the repo no longer declares it";
+        let message = "it is being removed";
         return Err(Refusal::new(Reason::OperatorRollback, message));
     }
     let Some(previous) = &record.previous else {

@@ -9,7 +9,7 @@ use super::replace::needs_new_generation;
 use super::step::Next;
 use super::view::View;
 use super::world::DesiredService;
-use super::{later, preflight};
+use super::{later, ports, preflight};
 use crate::types::{Condition, ContainerState, Dependency, InstanceId, Reason, Refusal, ServiceName};
 
 /// Why `deployed` may not start: the first service it needs that is not so far.
@@ -149,7 +149,10 @@ fn is_changing(view: &View<'_>, name: &ServiceName, record: &ServiceRecord) -> b
         // That it has failed is written down with its end.
         Some(rollout) if rollout.phase == Phase::Abandoning => true,
         // It waits for a port, which may be this one's to give.
-        Some(rollout) => rollout.trouble.as_ref().is_none_or(|trouble| trouble.reason != Reason::PortInUse),
+        Some(rollout) => {
+            let refused = rollout.trouble.as_ref().is_some_and(|trouble| trouble.reason == Reason::PortInUse);
+            !refused && preflight::port_elsewhere(&view.of(name), rollout).is_none()
+        }
         None => is_to_begin(view, name, Some(record)),
     }
 }
@@ -170,7 +173,9 @@ fn is_to_begin(view: &View<'_>, name: &ServiceName, record: Option<&ServiceRecor
         .and_then(|record| record.failure.as_ref())
         .is_some_and(|failure| failure.is_of(&desired.commit.id, desired.services.get(name)));
     let theirs = View { name, record, ..*view };
-    other && !failed && preflight::ports(&theirs, spec).is_none()
+    let no_port =
+        ports::contested(&theirs, &spec.ports).is_some() || view.observed.ports_taken.contains_key(name);
+    other && !failed && !no_port
 }
 
 /// The service that still runs a generation which depends on this one: it goes first.

@@ -1,9 +1,10 @@
 //! Which service may publish a port of the host, where several want it: the one that has it keeps it. A file that came
-//! later stops nobody but itself. A port that is to move is taken once the one that has it cannot want it back any more.
+//! later stops nobody but itself. A service that has just left a port may want it back, until its change is over.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use super::record::{Deployed, ServiceRecord};
+use super::exchange::leads_to;
+use super::record::{Phase, ServiceRecord};
 use super::view::View;
 use super::world::DesiredService;
 use crate::types::{PortMapping, Reason, Refusal, ServiceName};
@@ -11,10 +12,8 @@ use crate::types::{PortMapping, Reason, Refusal, ServiceName};
 /// What one service has to do with the host's ports.
 #[derive(Debug, Clone, Default)]
 pub struct Claim<'a> {
-    /// What it publishes.
+    /// What it publishes, or is about to.
     pub has: Vec<&'a PortMapping>,
-    /// What its candidate is to publish.
-    pub begun: Vec<&'a PortMapping>,
     /// What it is to publish once all is done; `None` = it stays as it is.
     pub wants: Option<&'a [PortMapping]>,
     /// Whether it runs here already.
@@ -28,99 +27,102 @@ impl<'a> Claim<'a> {
     /// What a record says that the service has.
     pub fn of(record: Option<&'a ServiceRecord>) -> Self {
         let Some(record) = record else { return Self::default() };
-        let of = |deployed: Option<&'a Deployed>| deployed.iter().flat_map(|it| &it.spec.ports).collect();
+        let live = record.incumbent.iter().chain(record.rollout.as_ref().map(|rollout| &rollout.to));
         Self {
-            has: of(record.incumbent.as_ref()),
-            begun: of(record.rollout.as_ref().map(|rollout| &rollout.to)),
+            has: live.flat_map(|deployed| &deployed.spec.ports).collect(),
             wants: None,
             runs: record.incumbent.is_some(),
         }
     }
 
-    fn serves(&self, port: &PortMapping) -> bool {
-        self.has.iter().any(|known| known.clashes(port))
-    }
-
     fn publishes(&self, port: &PortMapping) -> bool {
-        self.serves(port) || self.begun.iter().any(|known| known.clashes(port))
+        self.has.iter().any(|known| known.clashes(port))
     }
 
     fn asks_for(&self, port: &PortMapping) -> bool {
         self.wants.is_some_and(|ports| ports.iter().any(|known| known.clashes(port)))
     }
-
-    /// What it has to get before it is what it is to be.
-    fn lacks(&self) -> Vec<&'a PortMapping> {
-        let wanted = self.wants.unwrap_or_default().iter().chain(self.begun.iter().copied());
-        wanted.filter(|port| !self.serves(port)).collect()
-    }
 }
 
 /// Why `name` may not publish `ports`; `None` = no other service stands in its way for good.
 pub fn refusal(claims: &Claims<'_>, name: &ServiceName, ports: &[PortMapping]) -> Option<Refusal> {
-    let new = ports.iter().filter(|port| claims.get(name).is_none_or(|own| !own.publishes(port)));
-    obstacle(claims, name, &new.collect::<Vec<_>>(), &[])
-        .map(|message| Refusal::new(Reason::PortInUse, message))
+    let nobody = Claim::default();
+    let own = claims.get(name).unwrap_or(&nobody);
+    for port in ports.iter().filter(|port| !own.publishes(port)) {
+        for (other, claim) in claims.iter().filter(|(other, _)| **other != name) {
+            let shown = format!("port {}/{} of the host", port.host_port, port.protocol);
+            let message = match (claim.publishes(port), claim.wants.is_some(), claim.asks_for(port)) {
+                (true, false, _) | (true, _, true) => {
+                    format!("{shown} is published by service {other}, which had it first")
+                }
+                // Neither has it: one that runs comes before one that does not, then the first by name.
+                (false, _, true) if (!claim.runs, *other) < (!own.runs, name) => {
+                    format!("{shown} is claimed by service {other} too, which comes first")
+                }
+                _ => continue,
+            };
+            return Some(Refusal::new(Reason::PortInUse, message));
+        }
+    }
+    circle(claims, name, ports)
 }
 
-/// What keeps `name` from `ports`. `waiting`: those that wait for it.
-fn obstacle(
-    claims: &Claims<'_>,
+/// Services that are to take each other's ports: each would wait until another one has left its own, and none can be first.
+fn circle(claims: &Claims<'_>, name: &ServiceName, ports: &[PortMapping]) -> Option<Refusal> {
+    let wants = |name: &ServiceName| claims.get(name).and_then(|claim| claim.wants).unwrap_or_default();
+    let from = |name: &ServiceName| givers(claims, name, wants(name)).into_iter().cloned().collect();
+    let mut first = givers(claims, name, ports).into_iter();
+    let other = first.find(|other| leads_to(other, name, from))?;
+    let message = format!(
+        "it is to take a port of the host from service {other}, which cannot leave it before this service has left one of its own: let \
+         one of them move to a free port in a commit before"
+    );
+    Some(Refusal::new(Reason::PortInUse, message))
+}
+
+/// The services that are to leave a port which `name` is to take with `ports`.
+fn givers<'c>(
+    claims: &'c Claims<'_>,
     name: &ServiceName,
-    ports: &[&PortMapping],
-    waiting: &[&ServiceName],
-) -> Option<String> {
-    let runs = claims.get(name).is_some_and(|own| own.runs);
-    let waiting = [waiting, &[name]].concat();
-    ports.iter().find_map(|port| {
-        let shown = port_of_host(port);
-        claims.iter().filter(|(other, _)| **other != name).find_map(|(other, claim)| {
-            match (claim.publishes(port), claim.wants.is_some(), claim.asks_for(port)) {
-                (true, false, _) | (true, _, true) => {
-                    Some(format!("{shown} is published by service {other}, which had it first"))
-                }
-                (true, true, false) if waiting.contains(other) => Some(format!(
-                    "{shown} is published by service {other}, which waits in turn: let one of them move to a free port in a commit \
-                     before"
-                )),
-                (true, true, false) => obstacle(claims, other, &claim.lacks(), &waiting)
-                    .map(|why| format!("{shown} is published by service {other}, which cannot leave it: {why}")),
-                // Neither has it: one that runs comes before one that does not, then the first by name.
-                (false, _, true) if (!claim.runs, *other) < (!runs, name) => {
-                    Some(format!("{shown} is claimed by service {other} too, which comes first"))
-                }
-                (false, ..) => None,
-            }
+    ports: &[PortMapping],
+) -> BTreeSet<&'c ServiceName> {
+    let own = claims.get(name);
+    let new: Vec<_> = ports.iter().filter(|port| own.is_none_or(|own| !own.publishes(port))).collect();
+    let gives = |claim: &Claim<'_>| new.iter().any(|port| claim.publishes(port) && !claim.asks_for(port));
+    let others =
+        claims.iter().filter(|(other, claim)| **other != name && claim.wants.is_some() && gives(claim));
+    others.map(|(other, _)| *other).collect()
+}
+
+/// Another service that has one of `ports` now, or may want it back.
+pub(super) fn elsewhere(view: &View<'_>, ports: &[PortMapping]) -> Option<String> {
+    let mut routes = view.observed.routes.iter().filter(|(other, _)| *other != view.name);
+    let found = routes.find_map(|(other, route)| {
+        let port = ports.iter().find(|port| route.ports.iter().any(|theirs| theirs.clashes(port)))?;
+        Some(format!("port {}/{} of the host is published by service {other}", port.host_port, port.protocol))
+    });
+    found.or_else(|| wanted_back(view, ports))
+}
+
+/// Another service whose former generation had one of `ports`, and may get its traffic back by itself.
+pub(super) fn wanted_back(view: &View<'_>, ports: &[PortMapping]) -> Option<String> {
+    let mut others = view.records.iter().filter(|(other, _)| *other != view.name);
+    others.find_map(|(other, record)| {
+        let rollout = record.rollout.as_ref()?;
+        let former = &record.incumbent.as_ref()?.spec.ports;
+        let clashes = |port: &&PortMapping| former.iter().any(|theirs| theirs.clashes(port));
+        let port = ports.iter().find(clashes)?;
+        matches!(rollout.phase, Phase::Baking | Phase::Abandoning).then(|| {
+            format!(
+                "service {other} may go back to where it had port {}/{} of the host",
+                port.host_port, port.protocol
+            )
         })
     })
 }
 
-fn port_of_host(port: &PortMapping) -> String {
-    format!("port {}/{} of the host", port.host_port, port.protocol)
-}
-
 /// [`refusal`] for a service that the core is about to begin.
 pub(super) fn contested(view: &View<'_>, ports: &[PortMapping]) -> Option<Refusal> {
-    refusal(&claims(view)?, view.name, ports)
-}
-
-/// The service that still publishes one of `ports`, and is to leave it by a change that may fail: it goes back to what it was
-/// then, with all of its ports.
-pub(super) fn awaited(view: &View<'_>, ports: &[PortMapping]) -> Option<Refusal> {
-    let (desired, claims) = (view.desired?, claims(view)?);
-    let own = claims.get(view.name)?;
-    ports.iter().filter(|port| !own.publishes(port)).find_map(|port| {
-        let stays = |name| matches!(desired.services.get(name), Some(DesiredService::Run(_)));
-        let mut others = claims.iter().filter(|(name, _)| **name != view.name && stays(name));
-        let (other, _) = others.find(|(_, claim)| claim.publishes(port))?;
-        let message =
-            format!("{} is still published by service {other}, which is to leave it", port_of_host(port));
-        Some(Refusal::new(Reason::PortInUse, message))
-    })
-}
-
-/// What each service has to do with ports; `None` = the repo was not read yet.
-fn claims<'a>(view: &View<'a>) -> Option<Claims<'a>> {
     let desired = view.desired?;
     let names = view.records.keys().chain(desired.services.keys()).chain(view.observed.routes.keys());
     let mut claims = Claims::new();
@@ -145,7 +147,7 @@ fn claims<'a>(view: &View<'a>) -> Option<Claims<'a>> {
             claim
         });
     }
-    Some(claims)
+    refusal(&claims, view.name, ports)
 }
 
 #[cfg(test)]
@@ -167,8 +169,8 @@ mod tests {
         let names: Vec<ServiceName> = ["a", "m", "z"].iter().map(|name| name.parse().unwrap()).collect();
         let (a, m, z) = (&names[0], &names[1], &names[2]);
         let (p80, p81) = ([port(80)], [port(81)]);
-        let runs = || Claim { runs: true, ..Claim::default() };
-        let has = |port| Claim { has: vec![port], ..runs() };
+        let runs = |has: &'static [u16; 0]| Claim { runs: has.is_empty(), ..Claim::default() };
+        let has = |ports| Claim { has: vec![ports], wants: None, runs: true };
         let mut claims = Claims::new();
         // `m` has it and keeps it: neither an earlier nor a later name gets it.
         claims.insert(m, Claim { wants: Some(&p80), ..has(&p80[0]) });
@@ -184,10 +186,6 @@ mod tests {
         // It cannot be acted on: it stays, and so does its port.
         claims.insert(m, has(&p80[0]));
         assert!(refusal(&claims, a, &p80).is_some());
-        // Nobody has it: what runs here comes before what is new.
-        claims.insert(m, Claim { wants: Some(&p80), ..runs() });
-        assert!(refusal(&claims, a, &p80).unwrap().message.contains("service m"));
-        assert_eq!(refusal(&claims, m, &p80), None);
         // Two that want each other's would both wait for good.
         claims.insert(z, Claim { wants: Some(&p80), ..has(&p81[0]) });
         claims.insert(m, Claim { wants: Some(&p81), ..has(&p80[0]) });
@@ -196,18 +194,15 @@ mod tests {
             let message = refusal(&claims, name, ports).unwrap().message;
             assert!(message.contains("in a commit before"), "{message}");
         }
-        // Also where one of them has begun.
-        claims.insert(m, Claim { begun: vec![&p81[0]], wants: Some(&p80), ..has(&p80[0]) });
-        assert!(refusal(&claims, z, &p80).is_some());
-        // A row of them moves, and stays where its first cannot.
+        // A row of them can move.
         let p82 = [port(82)];
         claims.insert(m, Claim { wants: Some(&p82), ..has(&p80[0]) });
         assert_eq!(refusal(&claims, z, &p80), None);
-        claims.insert(a, has(&p82[0]));
-        let message = refusal(&claims, z, &p80).unwrap().message;
-        assert!(
-            message.contains("cannot leave it: port 82/tcp") && message.contains("service a"),
-            "{message}"
-        );
+        // Nobody has it: what runs here comes before what is new.
+        claims.insert(a, Claim { wants: Some(&p80), ..Claim::default() });
+        claims.remove(z);
+        claims.insert(m, Claim { wants: Some(&p80), ..runs(&[]) });
+        assert!(refusal(&claims, a, &p80).unwrap().message.contains("service m"));
+        assert_eq!(refusal(&claims, m, &p80), None);
     }
 }

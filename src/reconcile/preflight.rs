@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::next::held;
 use super::record::{Cause, Deployed, Phase, Rollout, ServiceRecord, Spec};
-use super::step::Next;
+use super::step::{Next, Step};
 use super::view::View;
 use super::{batches, joined, later, ports as claims, replicas};
 use crate::types::{ByteSize, Reason, Refusal, Strategy};
@@ -48,13 +48,28 @@ pub(super) fn ports(view: &View<'_>, spec: &Spec) -> Option<Next> {
     if let Some(refusal) = claims::contested(view, &spec.ports) {
         return Some(held(refusal));
     }
-    let awaited = claims::awaited(view, &spec.ports).map(|refusal| held_for_now(view, refusal));
-    awaited.or_else(|| ports_taken(view))
+    view.observed.ports_taken.get(view.name).map(|refusal| held_for_now(view, refusal.clone()))
 }
 
-/// Whether something else on the host has a port that is to be published.
-pub(super) fn ports_taken(view: &View<'_>) -> Option<Next> {
-    view.observed.ports_taken.get(view.name).map(|refusal| held_for_now(view, refusal.clone()))
+/// Why the incumbent of a recreated service is not stopped now: a port of its successor's is not free.
+pub(super) fn before_stop(view: &View<'_>, rollout: &Rollout) -> Option<Next> {
+    let refusal = port_elsewhere(view, rollout)?;
+    let over = view.now >= later(rollout.phase_since, rollout.to.spec.deploy.timeout);
+    Some(if over { Next::Do(Step::Fail(refusal)) } else { held_for_now(view, refusal) })
+}
+
+/// Who has a port for which an incumbent is to be stopped.
+pub(super) fn port_elsewhere(view: &View<'_>, rollout: &Rollout) -> Option<Refusal> {
+    let stops = rollout.to.spec.strategy() == Strategy::Recreate
+        && view.record.is_some_and(|record| record.incumbent.is_some())
+        && matches!(rollout.phase, Phase::Preparing | Phase::Yielding)
+        && rollout.yielded_at.is_none();
+    if !stops {
+        return None;
+    }
+    let taken = view.observed.ports_taken.get(view.name).cloned();
+    let ours = || claims::elsewhere(view, &rollout.to.spec.ports);
+    taken.or_else(|| Some(Refusal::new(Reason::PortInUse, ours()?)))
 }
 
 /// Why no further containers of what runs can be started now; `None` = they can, or none are to be.

@@ -11,8 +11,8 @@ use super::transition::LONGEST_RETRY;
 use super::view::View;
 use super::world::{DesiredService, Observed};
 use super::{
-    batches, canary, drain, irreversible, jobs, joined, later, order, pending, preflight, repair, replicas,
-    secrets, sharing, window,
+    batches, canary, drain, irreversible, jobs, joined, later, order, pending, ports, preflight, repair,
+    replicas, secrets, sharing, window,
 };
 use crate::types::{ContainerState, Job, Reason, Refusal, ServiceName, Strategy, Timestamp};
 
@@ -49,7 +49,7 @@ pub(super) fn next(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -
         // Thrown away meanwhile, by a check of the disk or a hand.
         return Next::Do(Step::Advance(Phase::Pulling));
     }
-    if let (true, Some(closed)) = (to_start, window(view, record, rollout)) {
+    if let (true, Some(closed)) = (to_start, window::closed_for(view, record, rollout)) {
         return pull.unwrap_or(closed);
     }
     let next = match rollout.phase {
@@ -61,7 +61,7 @@ pub(super) fn next(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -
                 // From here on nothing serves: all that it needs has settled by then.
                 let turn = sharing::turn(view, record, rollout);
                 let wait = turn
-                    .or_else(|| preflight::ports_taken(view))
+                    .or_else(|| preflight::before_stop(view, rollout))
                     .or_else(|| order::before_switch(view, rollout))
                     .or_else(|| order::missing(view, &rollout.to).map(held));
                 wait.unwrap_or(Next::Do(Step::Stop(incumbent.generation)))
@@ -166,19 +166,6 @@ fn pulling(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next {
     paused(view, rollout).unwrap_or(Next::Do(Step::Pull(rollout.to.generation)))
 }
 
-/// The window has closed while the image was pulled. What is felt already goes on to its end.
-pub(super) fn window(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Option<Next> {
-    let pre = record.jobs.pre.as_ref().is_some_and(|run| run.generation == rollout.to.generation);
-    let felt = pre
-        || rollout.yielded_at.is_some()
-        || rollout.candidate_started_at.is_some()
-        || batches::has_begun(record);
-    match rollout.cause {
-        Cause::Commit if !felt => window::closed(view, Some(record), &rollout.to.spec),
-        Cause::Commit | Cause::Rollback => None,
-    }
-}
-
 /// The pause after an effect that may be tried again.
 pub(super) fn paused(view: &View<'_>, rollout: &Rollout) -> Option<Next> {
     let at = rollout.retry_at.filter(|at| pending(view.now, *at, LONGEST_RETRY))?;
@@ -207,6 +194,7 @@ fn preparing(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next
         // What it changes is for a service that can start.
         return sharing::turn(view, record, rollout)
             .or_else(|| dependency(view, rollout))
+            .or_else(|| preflight::before_stop(view, rollout))
             .or_else(|| paused(view, rollout))
             .unwrap_or(Next::Do(Step::Prepare(generation)));
     };
@@ -344,7 +332,8 @@ fn switch(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next {
     // What was meant already is done, and where nothing serves nobody is to wait.
     let down = rollout.to.spec.strategy() == Strategy::Recreate && record.incumbent.is_some();
     let order = order::before_switch(view, rollout).filter(|_| rollout.phase < Phase::Switching && !down);
-    let wait = order.or_else(|| paused(view, rollout));
+    let wanted_back = || ports::wanted_back(view, &rollout.to.spec.ports).filter(|_| !down).map(wait);
+    let wait = order.or_else(wanted_back).or_else(|| paused(view, rollout));
     let generation = rollout.to.generation;
     wait.unwrap_or_else(|| {
         let step = match canary::is_due(view, record, rollout) {
@@ -356,7 +345,7 @@ fn switch(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next {
 }
 
 /// Another service may still have the port because its own change of this commit is under way; one that has it for
-/// longer than a deploy may take keeps it, as two that want each other's ports do.
+/// longer than a deploy may take keeps it.
 fn keeps_port(view: &View<'_>, rollout: &Rollout) -> Option<Refusal> {
     let over = view.now >= later(rollout.phase_since, rollout.to.spec.deploy.timeout);
     let taken = rollout.trouble.as_ref().filter(|trouble| trouble.reason == Reason::PortInUse);

@@ -12,7 +12,7 @@ use super::record::{Cause, Down, Phase, Rollout, ServiceRecord, Spec};
 use super::step::{Next, Step};
 use super::view::View;
 use super::world::DesiredService;
-use super::{exchange, order, preflight, rolling};
+use super::{exchange, order, preflight, window};
 use crate::types::{Reason, Refusal, ServiceName, ServiceSpec, VolumeSource};
 
 /// A directory or file of the host that is written to. Named volumes are each service's own.
@@ -157,7 +157,7 @@ fn comes_first(
 /// Whether a candidate may not go on by itself, for as long as its window is closed or memory is short.
 fn is_held(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> bool {
     let short = || preflight::before_start(view, record, rollout).is_some();
-    rolling::window(view, record, rollout).is_some() || (rollout.phase == Phase::Starting && short())
+    window::closed_for(view, record, rollout).is_some() || (rollout.phase == Phase::Starting && short())
 }
 
 /// Whether what `from` is or is to be depends on `on`, by however many others.

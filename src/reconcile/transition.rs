@@ -468,9 +468,9 @@ fn amended(
 ) -> Option<Transition> {
     let incumbent = record.incumbent.as_mut().filter(|it| it.generation == amendment.generation)?;
     let from = Side::of(incumbent);
-    // Times that another schedule names are due from now on.
+    // Times that another schedule names are due from now on, but for one that was served before the clock was set back a little.
     if incumbent.spec.schedule != amendment.spec.schedule {
-        record.jobs.served = Some(now);
+        record.jobs.served = record.jobs.served.max(Some(now));
     }
     incumbent.spec = amendment.spec.clone();
     let begun = incumbent.amending.take();

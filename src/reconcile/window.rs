@@ -1,11 +1,11 @@
 //! `deploy.window`: when a service may be changed by a commit. What runs is kept running at any time, and what goes back
 //! goes back at once.
 
-use super::joined;
-use super::record::{Down, ServiceRecord, Spec};
+use super::record::{Cause, Down, Rollout, ServiceRecord, Spec};
 use super::replace::needs_new_generation;
 use super::step::Next;
 use super::view::View;
+use super::{batches, joined};
 use crate::types::{Opening, Reason, Refusal};
 
 /// Why a service is not changed now.
@@ -40,4 +40,17 @@ pub(super) fn closed(view: &View<'_>, record: Option<&ServiceRecord>, spec: &Spe
     let all: Vec<String> = spec.deploy.window.iter().map(ToString::to_string).collect();
     let message = format!("it is changed only within its window ({})", all.join(", "));
     Some(Next::Held { refusal: Refusal::new(Reason::Window, message), until: opens })
+}
+
+/// The same for a rollout: the window has closed while its image was pulled. What is felt already goes on to its end.
+pub(super) fn closed_for(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Option<Next> {
+    let pre = record.jobs.pre.as_ref().is_some_and(|run| run.generation == rollout.to.generation);
+    let felt = pre
+        || rollout.yielded_at.is_some()
+        || rollout.candidate_started_at.is_some()
+        || batches::has_begun(record);
+    match rollout.cause {
+        Cause::Commit if !felt => closed(view, Some(record), &rollout.to.spec),
+        Cause::Commit | Cause::Rollback => None,
+    }
 }
