@@ -151,7 +151,8 @@ fn is_changing(view: &View<'_>, name: &ServiceName, record: &ServiceRecord) -> b
         // It waits for a port, which may be this one's to give.
         Some(rollout) => {
             let refused = rollout.trouble.as_ref().is_some_and(|trouble| trouble.reason == Reason::PortInUse);
-            !refused && preflight::port_elsewhere(&view.of(name), rollout).is_none()
+            let waits = |other| other == view.name || reaches(view, other, view.name);
+            !refused && !preflight::waits_for_port(&view.of(name), rollout).is_some_and(waits)
         }
         None => is_to_begin(view, name, Some(record)),
     }

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::exchange::leads_to;
+use super::irreversible;
 use super::record::{Phase, ServiceRecord};
 use super::view::View;
 use super::world::DesiredService;
@@ -50,7 +51,7 @@ pub fn refusal(claims: &Claims<'_>, name: &ServiceName, ports: &[PortMapping]) -
     let own = claims.get(name).unwrap_or(&nobody);
     for port in ports.iter().filter(|port| !own.publishes(port)) {
         for (other, claim) in claims.iter().filter(|(other, _)| **other != name) {
-            let shown = format!("port {}/{} of the host", port.host_port, port.protocol);
+            let shown = shown(port);
             let message = match (claim.publishes(port), claim.wants.is_some(), claim.asks_for(port)) {
                 (true, false, _) | (true, _, true) => {
                     format!("{shown} is published by service {other}, which had it first")
@@ -94,31 +95,43 @@ fn givers<'c>(
     others.map(|(other, _)| *other).collect()
 }
 
-/// Another service that has one of `ports` now, or may want it back.
-pub(super) fn elsewhere(view: &View<'_>, ports: &[PortMapping]) -> Option<String> {
+/// Another service to which one of `ports` leads, and which port it is.
+pub(super) fn elsewhere<'a>(view: &View<'a>, ports: &[PortMapping]) -> Option<(&'a ServiceName, String)> {
+    let new = added(view, ports);
     let mut routes = view.observed.routes.iter().filter(|(other, _)| *other != view.name);
-    let found = routes.find_map(|(other, route)| {
-        let port = ports.iter().find(|port| route.ports.iter().any(|theirs| theirs.clashes(port)))?;
-        Some(format!("port {}/{} of the host is published by service {other}", port.host_port, port.protocol))
-    });
-    found.or_else(|| wanted_back(view, ports))
+    routes.find_map(|(other, route)| Some((other, shown(common(&new, &route.ports)?))))
 }
 
-/// Another service whose former generation had one of `ports`, and may get its traffic back by itself.
+/// Another service whose former generation had one of `ports` and may get its traffic back by itself, in a sentence.
 pub(super) fn wanted_back(view: &View<'_>, ports: &[PortMapping]) -> Option<String> {
-    let mut others = view.records.iter().filter(|(other, _)| *other != view.name);
+    let new = added(view, ports);
+    let goes_back = |name: &ServiceName, record: &ServiceRecord| {
+        let rollout = record.rollout.as_ref();
+        name != view.name
+            && rollout.is_some_and(|it| matches!(it.phase, Phase::Baking | Phase::Abandoning))
+            && !rollout.is_some_and(|it| irreversible::holds(record, it))
+            && !view.observed.frozen.contains_key(name)
+    };
+    let mut others = view.records.iter().filter(|(name, record)| goes_back(name, record));
     others.find_map(|(other, record)| {
-        let rollout = record.rollout.as_ref()?;
-        let former = &record.incumbent.as_ref()?.spec.ports;
-        let clashes = |port: &&PortMapping| former.iter().any(|theirs| theirs.clashes(port));
-        let port = ports.iter().find(clashes)?;
-        matches!(rollout.phase, Phase::Baking | Phase::Abandoning).then(|| {
-            format!(
-                "service {other} may go back to where it had port {}/{} of the host",
-                port.host_port, port.protocol
-            )
-        })
+        let port = common(&new, &record.incumbent.as_ref()?.spec.ports)?;
+        Some(format!("service {other} may go back to where it had {}", shown(port)))
     })
+}
+
+/// Those that the service does not publish yet.
+fn added<'p>(view: &View<'_>, ports: &'p [PortMapping]) -> Vec<&'p PortMapping> {
+    let incumbent = view.record.and_then(|record| record.incumbent.as_ref());
+    let own = incumbent.map_or(&[][..], |incumbent| &incumbent.spec.ports);
+    ports.iter().filter(|port| !own.iter().any(|known| known.clashes(port))).collect()
+}
+
+fn common<'p>(ours: &[&'p PortMapping], theirs: &[PortMapping]) -> Option<&'p PortMapping> {
+    ours.iter().find(|port| theirs.iter().any(|other| other.clashes(port))).copied()
+}
+
+fn shown(port: &PortMapping) -> String {
+    format!("port {}/{} of the host", port.host_port, port.protocol)
 }
 
 /// [`refusal`] for a service that the core is about to begin.

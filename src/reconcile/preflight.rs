@@ -5,15 +5,18 @@
 
 use std::time::Duration;
 
-use super::next::held;
+use super::next::{held, wait};
 use super::record::{Cause, Deployed, Phase, Rollout, ServiceRecord, Spec};
 use super::step::{Next, Step};
 use super::view::View;
 use super::{batches, joined, later, ports as claims, replicas};
-use crate::types::{ByteSize, Reason, Refusal, Strategy};
+use crate::types::{ByteSize, Reason, Refusal, ServiceName, Strategy};
 
 /// After this, what the host lacks is looked at again.
 const RETRY: Duration = Duration::from_secs(10);
+
+/// So long a recreated service, which goes on serving, waits at least for a port that another service is to leave.
+const PORT_PATIENCE: Duration = Duration::from_secs(3600);
 
 /// A second copy is expected to use what the first one does, and one part in so many on top.
 const MARGIN_PART: u64 = 8;
@@ -51,25 +54,34 @@ pub(super) fn ports(view: &View<'_>, spec: &Spec) -> Option<Next> {
     view.observed.ports_taken.get(view.name).map(|refusal| held_for_now(view, refusal.clone()))
 }
 
-/// Why the incumbent of a recreated service is not stopped now: a port of its successor's is not free.
+/// Why the incumbent of a recreated service is not stopped now, and nothing is run for its successor: a port is not free.
 pub(super) fn before_stop(view: &View<'_>, rollout: &Rollout) -> Option<Next> {
-    let refusal = port_elsewhere(view, rollout)?;
-    let over = view.now >= later(rollout.phase_since, rollout.to.spec.deploy.timeout);
-    Some(if over { Next::Do(Step::Fail(refusal)) } else { held_for_now(view, refusal) })
-}
-
-/// Who has a port for which an incumbent is to be stopped.
-pub(super) fn port_elsewhere(view: &View<'_>, rollout: &Rollout) -> Option<Refusal> {
-    let stops = rollout.to.spec.strategy() == Strategy::Recreate
-        && view.record.is_some_and(|record| record.incumbent.is_some())
-        && matches!(rollout.phase, Phase::Preparing | Phase::Yielding)
-        && rollout.yielded_at.is_none();
-    if !stops {
+    if !is_to_stop(view, rollout) {
         return None;
     }
     let taken = view.observed.ports_taken.get(view.name).cloned();
-    let ours = || claims::elsewhere(view, &rollout.to.spec.ports);
-    taken.or_else(|| Some(Refusal::new(Reason::PortInUse, ours()?)))
+    let ours = || {
+        let (other, port) = claims::elsewhere(view, &rollout.to.spec.ports)?;
+        Some(Refusal::new(Reason::PortInUse, format!("{port} is published by service {other}")))
+    };
+    let Some(refusal) = taken.or_else(ours) else {
+        return claims::wanted_back(view, &rollout.to.spec.ports).map(wait);
+    };
+    let over = view.now >= later(rollout.phase_since, PORT_PATIENCE.max(rollout.to.spec.deploy.timeout));
+    Some(if over { Next::Do(Step::Fail(refusal)) } else { held_for_now(view, refusal) })
+}
+
+/// The other service that has a port for which an incumbent is to be stopped.
+pub(super) fn waits_for_port<'a>(view: &View<'a>, rollout: &Rollout) -> Option<&'a ServiceName> {
+    let other = is_to_stop(view, rollout).then(|| claims::elsewhere(view, &rollout.to.spec.ports))?;
+    other.map(|(other, _)| other)
+}
+
+fn is_to_stop(view: &View<'_>, rollout: &Rollout) -> bool {
+    rollout.to.spec.strategy() == Strategy::Recreate
+        && view.record.is_some_and(|record| record.incumbent.is_some())
+        && matches!(rollout.phase, Phase::Preparing | Phase::Yielding)
+        && rollout.yielded_at.is_none()
 }
 
 /// Why no further containers of what runs can be started now; `None` = they can, or none are to be.
@@ -102,7 +114,7 @@ pub(super) fn before_start(view: &View<'_>, record: &ServiceRecord, rollout: &Ro
     if rollout.cause == Cause::Rollback {
         return None;
     }
-    let starts_first = |name: &crate::types::ServiceName, phase| phase == Phase::Starting && name < view.name;
+    let starts_first = |name: &ServiceName, phase| phase == Phase::Starting && name < view.name;
     let (incumbent, spec) = (record.incumbent.as_ref(), &rollout.to.spec);
     memory(view, incumbent, spec, batches::left(record, rollout), starts_first)
         .map(|refusal| held_for_now(view, advised(refusal, incumbent, spec)))
@@ -119,7 +131,7 @@ fn memory(
     incumbent: Option<&Deployed>,
     spec: &Spec,
     copies: u32,
-    counts: impl Fn(&crate::types::ServiceName, Phase) -> bool,
+    counts: impl Fn(&ServiceName, Phase) -> bool,
 ) -> Option<Refusal> {
     let available = view.observed.room.memory?;
     let need = expected(view, incumbent, spec)?.saturating_mul(copies.into());

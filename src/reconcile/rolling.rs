@@ -332,8 +332,16 @@ fn switch(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next {
     // What was meant already is done, and where nothing serves nobody is to wait.
     let down = rollout.to.spec.strategy() == Strategy::Recreate && record.incumbent.is_some();
     let order = order::before_switch(view, rollout).filter(|_| rollout.phase < Phase::Switching && !down);
-    let wanted_back = || ports::wanted_back(view, &rollout.to.spec.ports).filter(|_| !down).map(wait);
-    let wait = order.or_else(wanted_back).or_else(|| paused(view, rollout));
+    // Nothing of it has had traffic yet.
+    let apart = !down && !batches::has_begun(record) && rollout.canary_since.is_none();
+    if let (None, true, Some(why)) = (&order, apart, ports::wanted_back(view, &rollout.to.spec.ports)) {
+        return match rollout.phase {
+            // So that it has its time for the switch once it may be tried again.
+            Phase::Switching => Next::Do(Step::Advance(Phase::Proving)),
+            _ => wait(why),
+        };
+    }
+    let wait = order.or_else(|| paused(view, rollout));
     let generation = rollout.to.generation;
     wait.unwrap_or_else(|| {
         let step = match canary::is_due(view, record, rollout) {

@@ -138,7 +138,8 @@ fn comes_first(
     let blocked = theirs.phase <= Phase::Starting && waits_for_others();
     let begun = has_begun(there, record, theirs);
     // Before it has touched anything it gives way to who need not wait.
-    let waits = || !taken(there, &theirs.to.spec).is_empty() || is_held(there, record, theirs);
+    let no_port = || preflight::waits_for_port(there, theirs).is_some();
+    let waits = || !taken(there, &theirs.to.spec).is_empty() || is_held(there, record, theirs) || no_port();
     if blocked || (!begun && waits()) {
         return false;
     }
