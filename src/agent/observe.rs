@@ -136,25 +136,24 @@ impl Agent {
         let mut asked: Vec<(&ServiceName, Vec<PortMapping>)> = Vec::new();
         for (service, wanted) in &desired.services {
             let record = self.journal.records.get(service);
-            // Again before an incumbent is stopped for it.
-            let waits = record.and_then(|record| record.rollout.as_ref());
-            let waits = waits.filter(|rollout| matches!(rollout.phase, Phase::Preparing | Phase::Yielding));
-            let spec = match (waits, wanted) {
-                (Some(rollout), _) => &rollout.to.spec,
-                (None, DesiredService::Run(spec)) => spec,
+            let stays = record.is_some_and(|record| {
+                let failed =
+                    record.failure.as_ref().is_some_and(|it| it.is_of(&desired.commit.id, Some(wanted)));
+                record.hold.is_some() || record.removing.is_some() || failed
+            });
+            let spec = match (record.and_then(|record| record.rollout.as_ref()), wanted) {
+                // Again before an incumbent is stopped for it.
+                (Some(rollout), _) if matches!(rollout.phase, Phase::Preparing | Phase::Yielding) => {
+                    &rollout.to.spec
+                }
+                (None, DesiredService::Run(spec)) if !stays => spec,
                 _ => continue,
             };
-            let stays = waits.is_none()
-                && record.is_some_and(|record| {
-                    let failed =
-                        record.failure.as_ref().is_some_and(|it| it.is_of(&desired.commit.id, Some(wanted)));
-                    record.rollout.is_some() || record.hold.is_some() || record.removing.is_some() || failed
-                });
             let own = record.and_then(|record| record.incumbent.as_ref());
             let own = own.map_or(&[][..], |incumbent| &incumbent.spec.ports);
             let new: Vec<PortMapping> =
                 spec.ports.iter().filter(|port| !own.contains(port)).cloned().collect();
-            if !stays && !new.is_empty() {
+            if !new.is_empty() {
                 asked.push((service, new));
             }
         }

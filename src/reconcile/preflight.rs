@@ -73,8 +73,10 @@ pub(super) fn before_stop(view: &View<'_>, rollout: &Rollout) -> Option<Next> {
 
 /// The other service that has a port for which an incumbent is to be stopped.
 pub(super) fn waits_for_port<'a>(view: &View<'a>, rollout: &Rollout) -> Option<&'a ServiceName> {
-    let other = is_to_stop(view, rollout).then(|| claims::elsewhere(view, &rollout.to.spec.ports))?;
-    other.map(|(other, _)| other)
+    if !is_to_stop(view, rollout) {
+        return None;
+    }
+    claims::elsewhere(view, &rollout.to.spec.ports).map(|(other, _)| other)
 }
 
 fn is_to_stop(view: &View<'_>, rollout: &Rollout) -> bool {

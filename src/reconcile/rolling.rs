@@ -334,7 +334,10 @@ fn switch(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next {
     let order = order::before_switch(view, rollout).filter(|_| rollout.phase < Phase::Switching && !down);
     // Nothing of it has had traffic yet.
     let apart = !down && !batches::has_begun(record) && rollout.canary_since.is_none();
-    if let (None, true, Some(why)) = (&order, apart, ports::wanted_back(view, &rollout.to.spec.ports)) {
+    if order.is_none()
+        && apart
+        && let Some(why) = ports::wanted_back(view, &rollout.to.spec.ports)
+    {
         return match rollout.phase {
             // So that it has its time for the switch once it may be tried again.
             Phase::Switching => Next::Do(Step::Advance(Phase::Proving)),

@@ -53,6 +53,14 @@ fn comes_through(host: &Host, agent: &Agent) {
     wait_long("the way through", || works(host, agent));
 }
 
+/// The same where nothing tells when the rules of others are there: the agent looks again.
+fn comes_through_in_time(host: &Host, agent: &Agent) {
+    wait_long("the way through", || {
+        agent.connect(&["default: 11 12"]);
+        works(host, agent)
+    });
+}
+
 #[test]
 fn a_policy_of_iptables_that_drops() {
     let host = Host::new();
@@ -99,10 +107,7 @@ fn a_policy_of_iptables_own_tables() {
     run("iptables-legacy -P FORWARD DROP");
     assert!(!works(&host, &agent), "the policy does not bite");
     // Nothing tells of these: they are looked at every few seconds.
-    wait_long("the way through", || {
-        agent.connect(&["default: 11 12"]);
-        works(&host, &agent)
-    });
+    comes_through_in_time(&host, &agent);
     agent.teardown();
     assert!(!run("iptables-legacy -S").contains("gitopsd:gitopsd"));
 }
@@ -141,19 +146,13 @@ fn beside_a_real_docker() {
     let first = docker(&host);
     let agent = shop(&host);
     // It may not have led all to its chain yet.
-    wait_long("the first way through", || {
-        agent.connect(&["default: 11 12"]);
-        works(&host, &agent)
-    });
+    comes_through_in_time(&host, &agent);
     // It comes again, and with it all of its rules.
     drop(first);
     run("iptables-nft -F");
     run("iptables-nft -X");
     let _second = docker(&host);
-    wait_long("the way through", || {
-        agent.connect(&["default: 11 12"]);
-        works(&host, &agent)
-    });
+    comes_through_in_time(&host, &agent);
     agent.teardown();
 }
 
