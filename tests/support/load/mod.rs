@@ -77,6 +77,8 @@ pub fn run(options: &Options) -> Report {
                 std::thread::sleep(Duration::from_millis(20));
             }
             stop.store(true, Ordering::Relaxed);
+            // Workers find out at their next slots: that nobody asks any more is no gap.
+            total.elapsed = start.elapsed();
         }
         for worker in workers {
             match worker.join() {
@@ -86,7 +88,9 @@ pub fn run(options: &Options) -> Report {
             }
         }
     });
-    total.elapsed = start.elapsed();
+    if options.until_file.is_none() {
+        total.elapsed = start.elapsed();
+    }
     total
 }
 

@@ -219,6 +219,30 @@ fn ends_when_the_file_appears() {
 }
 
 #[test]
+fn what_comes_after_the_stop_is_no_gap() {
+    let url = server(|mut stream| {
+        read_request(&mut stream);
+        answer(&mut stream, "200 OK", "", "version 1");
+    });
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("stop");
+    // Every worker waits for two seconds after its request, and somebody asks each 100 ms.
+    let many = Options {
+        rate: 10,
+        workers: 20,
+        duration: Duration::from_secs(60),
+        until_file: Some(file.clone()),
+        ..options(&url, Mode::New)
+    };
+    let running = std::thread::spawn(move || run(&many));
+    std::thread::sleep(Duration::from_millis(1500));
+    std::fs::write(&file, "").unwrap();
+    let report = running.join().unwrap();
+    assert_good(&report);
+    assert!(report.longest_gap() < Duration::from_secs(1), "{:?}", report.longest_gap());
+}
+
+#[test]
 fn refuses_bad_options() {
     for words in [
         &["--url"][..],
