@@ -53,7 +53,12 @@ impl Agent {
             if !known || free < wanted.count {
                 let message = match wanted {
                     Further { count: 0 | 1, .. } => {
-                        "the subnet has no free address left (engine.subnet)".to_owned()
+                        let (containers, services) = self.pool.sizes();
+                        let (all, whom) =
+                            if known { (containers, "containers") } else { (services, "services") };
+                        format!(
+                            "the subnet has no free address left: all {all} for {whom} are in use (engine.subnet)"
+                        )
                     }
                     Further { count, advice } => format!(
                         "the subnet has {free} free addresses left (engine.subnet), and {count} more containers are wanted{advice}"

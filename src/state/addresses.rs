@@ -59,6 +59,11 @@ impl Pool {
         free.take(most).count()
     }
 
+    /// How many addresses there are, in use or not: for containers, and for services.
+    pub fn sizes(&self) -> (usize, usize) {
+        (self.containers.len(), self.services.len())
+    }
+
     /// An address for a service; `None` when there is none left.
     pub fn service(&self, used: &BTreeSet<Ipv4Addr>) -> Option<Ipv4Addr> {
         self.services.clone().map(Ipv4Addr::from).find(|address| !used.contains(address))
@@ -86,6 +91,7 @@ mod tests {
             assert!(used.insert(address));
         }
         assert_eq!(used.len(), 9);
+        assert_eq!(pool.sizes(), (9, 4));
         let freed = *used.iter().next().unwrap();
         used.remove(&freed);
         assert_eq!(pool.container(&used), Some(freed));

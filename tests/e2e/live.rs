@@ -68,6 +68,10 @@ fn limits_ports_labels_and_checks_change_in_place_under_load() {
         .collect();
     let all = ["ports", "mem_limit", "cpus", "pids_limit", "labels", "healthcheck", "deploy"];
     assert_eq!(keys, all.map(|key| (key, "live")));
+    let why = change["keys"].as_array().unwrap().iter().map(|key| key["why"].as_str().unwrap());
+    let [group, unseen] = ["a limit of its control group", "the container does not see it"];
+    let all = ["a rule of the host", group, group, group, unseen, unseen, unseen];
+    assert_eq!(why.collect::<Vec<_>>(), all, "{change}");
 
     let commit = lab.commit("more room for web");
     lab.sync();
@@ -93,8 +97,11 @@ fn limits_ports_labels_and_checks_change_in_place_under_load() {
 
     // What the container sees is a new generation, and the rest comes with it.
     lab.write("services/web.toml", &file("environment = { A = \"b\" }").replace("64m", "96m"));
-    let (text, _) = plan(&lab);
+    let (text, json) = plan(&lab);
     assert!(text.contains("new generation: environment; with it: mem_limit 64m -> 96m"), "{text}");
+    let key = &json["changes"][0]["keys"][0];
+    assert_eq!(key["key"], "environment", "{json}");
+    assert_eq!(key["why"], "the container sees it", "{json}");
     lab.commit("another environment");
     lab.sync();
     assert_eq!((lab.service("web")["generation"].as_u64(), limit(&lab, "web")), (Some(2), 96 << 20));
@@ -211,7 +218,7 @@ fn an_exhausted_subnet_is_told_before_anything_is_begun() {
     let refused: Vec<_> = names.iter().filter(|name| lab.service(name)["reason"] == "network").collect();
     assert_eq!(refused.len(), 1, "{}", lab.status());
     let message = lab.service(refused[0])["message"].to_string();
-    assert!(message.contains("no free address"), "{message}");
+    assert!(message.contains("no free address left: all 4 for services are in use"), "{message}");
 }
 
 #[test]
