@@ -5,20 +5,22 @@ use std::io::Write;
 use std::path::Path;
 
 use super::{Failure, table, write_json};
-use crate::agent::secrets;
+use crate::agent::{clock, secrets};
 use crate::config::agent::{AgentConfig, HostIdentity};
 use crate::config::repo::{self, RepoFiles};
-use crate::config::{load, without_agent};
+use crate::config::{ZoneCache, load, without_agent};
 use crate::engine::Traffic as _;
 use crate::engine::native::usages;
 use crate::engine::traffic::NftTraffic;
 use crate::git;
 use crate::reconcile::amend::too_small;
 use crate::reconcile::changes::{listed, summary};
+use crate::reconcile::postponed::Circumstances;
 use crate::reconcile::preview::{Change, batch, preview};
 use crate::reconcile::secrets::settle;
+use crate::state::desired::read_desired;
 use crate::state::journal::{Journal, read_journal};
-use crate::types::{Declared, HostName, Policy, Reason, Refusal, ServiceName, plural};
+use crate::types::{CommitId, Declared, HostName, Policy, Reason, Refusal, ServiceName, plural};
 
 /// Shows the changes. Exit 0 nothing, 2 changes, 1 where something of it would be refused.
 pub fn plan(
@@ -35,7 +37,7 @@ pub fn plan(
         Err(_) if dir.is_some() && !config.exists() => None,
         Err(errors) => return Err(Failure::BadConfig(errors.to_string())),
     };
-    let files = files(agent.as_ref(), dir, rev)?;
+    let Source { files, head, waives_window } = source(agent.as_ref(), dir, rev)?;
     let (identity, policy) = whose(agent.as_ref(), host);
     let mut view = repo::read(&files, &identity, &policy);
     let errors: Vec<_> = view.diagnostics.iter().filter(|found| found.is_error()).collect();
@@ -60,9 +62,19 @@ pub fn plan(
     for (service, refusal) in &journal.frozen {
         changes.insert(service.clone(), Change::Refuse(refusal.clone()));
     }
+    let postponed = match agent.as_ref().filter(|_| here) {
+        Some(agent) => {
+            look_at_what_waits(agent, head.as_ref(), waives_window, &view.services, &journal, &changes)?
+        }
+        None => BTreeMap::new(),
+    };
     let pending = changes.values().any(Change::is_change);
     if json {
-        let rows = changes.iter().map(|(service, change)| as_json(service.as_str(), change));
+        let rows = changes.iter().map(|(service, change)| {
+            let mut row = as_json(service.as_str(), change);
+            row["postponed"] = postponed.get(service).map(String::as_str).into();
+            row
+        });
         let body = serde_json::json!({
             "host": identity.name, "changes": rows.collect::<Vec<_>>(), "pending": pending, "errors": errors.len(),
         });
@@ -71,12 +83,18 @@ pub fn plan(
         for error in &errors {
             writeln!(out, "{error}")?;
         }
-        let rows: Vec<_> =
-            changes.iter().map(|(name, change)| vec![name.to_string(), change.to_string()]).collect();
-        table::write(out, &rows)?;
+        let rows = changes.iter().map(|(name, change)| {
+            let postponed = postponed.get(name).map(|why| format!("; not now: {why}")).unwrap_or_default();
+            vec![name.to_string(), format!("{change}{postponed}")]
+        });
+        table::write(out, &rows.collect::<Vec<_>>())?;
         let count = changes.values().filter(|change| change.is_change()).count();
         let all = plural(changes.len(), "service", "services");
-        writeln!(out, "{}: {count} of {all} would change", identity.name)?;
+        let later = match postponed.len() {
+            0 => String::new(),
+            some => format!(", {some} of them not now"),
+        };
+        writeln!(out, "{}: {count} of {all} would change{later}", identity.name)?;
     }
     let refused = changes.values().any(|change| matches!(change, Change::Refuse(_)));
     Ok(if !errors.is_empty() || refused {
@@ -102,6 +120,23 @@ fn look_at_secrets(
         }
     }
     Ok(())
+}
+
+/// Why the agent does not make changes yet.
+fn look_at_what_waits(
+    agent: &AgentConfig,
+    head: Option<&CommitId>,
+    waives_window: bool,
+    declared: &BTreeMap<ServiceName, Result<Declared, Refusal>>,
+    journal: &Journal,
+    changes: &BTreeMap<ServiceName, Change>,
+) -> Result<BTreeMap<ServiceName, String>, Failure> {
+    // An operator may have said it, too; and it is over once all is deployed.
+    let known = read_desired(&agent.state_dir)?.filter(|known| head == Some(&known.commit.id));
+    let waives_window = known.map_or(waives_window, |known| known.window_waived);
+    let zones = ZoneCache::default().get(zones_named(declared));
+    let circumstances = Circumstances { head, waives_window, zones: &zones, now: clock::now() };
+    Ok(circumstances.postponed(changes, declared, &journal.records))
 }
 
 /// A smaller limit of memory than what is used: the agent would begin a new generation.
@@ -152,6 +187,12 @@ fn refuse_taken_ports(
     Ok(())
 }
 
+/// The time zones of all windows; `""` = the host's own.
+fn zones_named(declared: &BTreeMap<ServiceName, Result<Declared, Refusal>>) -> impl Iterator<Item = &str> {
+    let windows = declared.values().flatten().flat_map(|spec| &spec.deploy.window);
+    windows.map(|window| window.zone().unwrap_or_default())
+}
+
 fn whose(agent: Option<&AgentConfig>, host: Option<&HostName>) -> (HostIdentity, Policy) {
     let (mut identity, policy) = match agent {
         Some(agent) => (agent.host.clone(), agent.policy.clone()),
@@ -164,19 +205,35 @@ fn whose(agent: Option<&AgentConfig>, host: Option<&HostName>) -> (HostIdentity,
     (identity, policy)
 }
 
-fn files(agent: Option<&AgentConfig>, dir: Option<&Path>, rev: Option<&str>) -> Result<RepoFiles, Failure> {
+/// Files, and where they come from.
+struct Source {
+    files: RepoFiles,
+    /// `None`: files of a folder, whose commit may not be there yet.
+    head: Option<CommitId>,
+    waives_window: bool,
+}
+
+impl Source {
+    fn of_a_folder(files: RepoFiles) -> Self {
+        Self { files, head: None, waives_window: false }
+    }
+}
+
+fn source(agent: Option<&AgentConfig>, dir: Option<&Path>, rev: Option<&str>) -> Result<Source, Failure> {
     let failed = |error: git::GitError| Failure::from(error.to_refusal());
     match (dir, rev, agent) {
         (Some(dir), None, _) => {
-            repo::read_dir(dir).map_err(|error| Failure::plain(format!("reading {}: {error}", dir.display())))
+            let failed = |error| Failure::plain(format!("reading {}: {error}", dir.display()));
+            repo::read_dir(dir).map(Source::of_a_folder).map_err(failed)
         }
-        (Some(dir), Some(rev), _) => git::files_at(dir, rev).map_err(failed),
+        (Some(dir), Some(rev), _) => git::files_at(dir, rev).map(Source::of_a_folder).map_err(failed),
         (None, None, Some(agent)) => {
             // A copy of its own: the agent's cache is the agent's.
             let cache = tempfile_dir()?;
             let result = git::Repository::open(&agent.repo, &cache.join("git")).and_then(|repository| {
-                let head = repository.fetch()?;
-                repository.files(&repository.admit(&head, None)?)
+                let head = repository.admit(&repository.fetch()?, None)?;
+                let waives_window = repository.waives_window(&head)?;
+                Ok(Source { files: repository.files(&head)?, head: Some(head.id().clone()), waives_window })
             });
             // Best effort: it lies in the system's folder for temporary files.
             let _ = std::fs::remove_dir_all(&cache);

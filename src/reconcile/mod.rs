@@ -27,6 +27,7 @@ pub mod operator;
 mod order;
 pub mod pins;
 pub mod ports;
+pub mod postponed;
 pub mod preflight;
 pub mod preview;
 pub mod receipt;

@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 use super::jobs::Jobs;
 use super::world::DesiredService;
 use crate::types::{
-    CommitId, CommitInfo, Exit, Generation, InstanceId, PinnedImage, Refusal, ReplicaIndex, SecretFile,
-    ServiceName, ServiceSpec, Timestamp,
+    CommitId, CommitInfo, Exit, Generation, InstanceId, PinnedImage, Reason, Refusal, ReplicaIndex,
+    SecretFile, ServiceName, ServiceSpec, Timestamp,
 };
 
 /// A spec as it runs on hosts: its image is pinned.
@@ -381,6 +381,11 @@ pub struct Failure {
 }
 
 impl Failure {
+    /// Whether a candidate that is given up for this has failed: it was neither overtaken nor called back.
+    pub fn comes_of(refusal: &Refusal) -> bool {
+        !matches!(refusal.reason, Reason::Superseded | Reason::OperatorRollback | Reason::Held)
+    }
+
     /// Whether it is what `wanted` would come to: tried at this commit, and with what the host has for it.
     pub fn is_of(&self, commit: &CommitId, wanted: Option<&DesiredService>) -> bool {
         let same = match wanted {

@@ -452,7 +452,7 @@ fn give_up(name: &ServiceName, record: &mut ServiceRecord, now: Timestamp) -> Op
     let refusal = rollout
         .trouble
         .unwrap_or_else(|| Refusal::new(Reason::Internal, "a rollout was given up without a reason"));
-    if !matches!(refusal.reason, Reason::Superseded | Reason::OperatorRollback | Reason::Held) {
+    if Failure::comes_of(&refusal) {
         let Deployed { commit, generation, spec, .. } = rollout.to;
         record.failure = Some(Failure { commit, generation, refusal, at: now, secrets: spec.secrets });
     }

@@ -6,11 +6,11 @@ use super::replace::needs_new_generation;
 use super::step::Next;
 use super::view::View;
 use super::{batches, joined};
-use crate::types::{Opening, Reason, Refusal};
+use crate::types::{Opening, Reason, Refusal, Timestamp, Window, Zones};
 
 /// Why a service is not changed now.
 pub(super) fn closed(view: &View<'_>, record: Option<&ServiceRecord>, spec: &Spec) -> Option<Next> {
-    if spec.deploy.window.is_empty() || view.desired.is_some_and(|desired| desired.window_waived) {
+    if view.desired.is_some_and(|desired| desired.window_waived) {
         return None;
     }
     // A commit that brings back what ran before is the way out of a bad one.
@@ -23,34 +23,46 @@ pub(super) fn closed(view: &View<'_>, record: Option<&ServiceRecord>, spec: &Spe
     if incumbent.is_some_and(|it| it.down == Some(Down::Barred) || joined::left_behind(view, it).is_some()) {
         return None;
     }
+    let (refusal, until) = shut(&spec.deploy.window, &view.observed.zones, view.now)?;
+    Some(Next::Held { refusal, until })
+}
+
+/// Why none of these windows is open, and when the first of them is.
+pub(super) fn shut(
+    windows: &[Window],
+    zones: &Zones,
+    now: Timestamp,
+) -> Option<(Refusal, Option<Timestamp>)> {
     let mut opens = None;
-    for window in &spec.deploy.window {
-        let Some(zone) = view.observed.zones.get(window.zone()) else {
+    for window in windows {
+        let Some(zone) = zones.get(window.zone()) else {
             let zone = window.zone().unwrap_or_default();
             let message = format!("`window`: this host knows no time zone {zone}");
-            return Some(Next::Held { refusal: Refusal::new(Reason::ConfigInvalid, message), until: None });
+            return Some((Refusal::new(Reason::ConfigInvalid, message), None));
         };
-        match window.at(view.now, &zone) {
+        match window.at(now, &zone) {
             Opening::Open => return None,
-            Opening::Closed(at) => {
-                opens = Some(opens.map_or(at, |other: crate::types::Timestamp| other.min(at)))
-            }
+            Opening::Closed(at) => opens = Some(opens.map_or(at, |other: Timestamp| other.min(at))),
         }
     }
-    let all: Vec<String> = spec.deploy.window.iter().map(ToString::to_string).collect();
+    let opens = opens?;
+    let all: Vec<String> = windows.iter().map(ToString::to_string).collect();
     let message = format!("it is changed only within its window ({})", all.join(", "));
-    Some(Next::Held { refusal: Refusal::new(Reason::Window, message), until: opens })
+    Some((Refusal::new(Reason::Window, message), Some(opens)))
 }
 
 /// The same for a rollout: the window has closed while its image was pulled. What is felt already goes on to its end.
 pub(super) fn closed_for(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Option<Next> {
-    let pre = record.jobs.pre.as_ref().is_some_and(|run| run.generation == rollout.to.generation);
-    let felt = pre
-        || rollout.yielded_at.is_some()
-        || rollout.candidate_started_at.is_some()
-        || batches::has_begun(record);
     match rollout.cause {
-        Cause::Commit if !felt => closed(view, Some(record), &rollout.to.spec),
+        Cause::Commit if !is_felt(record, rollout) => closed(view, Some(record), &rollout.to.spec),
         Cause::Commit | Cause::Rollback => None,
     }
+}
+
+/// Whether a rollout has done something that can be felt: its `pre` was begun, what runs was stopped, or its own container started.
+pub(super) fn is_felt(record: &ServiceRecord, rollout: &Rollout) -> bool {
+    let pre = record.jobs.pre.as_ref().is_some_and(|run| run.generation == rollout.to.generation);
+    pre || rollout.yielded_at.is_some()
+        || rollout.candidate_started_at.is_some()
+        || batches::has_begun(record)
 }

@@ -117,6 +117,16 @@ fn a_version_that_ends_at_once_is_not_deployed_and_its_words_are_kept() {
     let why = lab.ok(&["why", "web"]);
     assert!(why.contains("exited with code 3") && why.contains("no luck"), "{why}");
     assert_eq!(get(port, "/").unwrap(), "version 1\n");
+    let planned = planned(&lab, &[]);
+    assert!(planned.contains("; not now: this commit failed here and is not tried again: "), "{planned}");
+    assert!(planned.contains("1 of 1 service would change, 1 of them not now"), "{planned}");
+}
+
+/// What `plan` says, where something would change.
+fn planned(lab: &Lab, from: &[&str]) -> String {
+    let output = lab.run(&[&["plan"], from].concat());
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    String::from_utf8(output.stdout).unwrap()
 }
 
 #[test]
@@ -140,7 +150,12 @@ fn operators_roll_back_hold_and_resume() {
     assert_eq!(service["state"], "held");
     assert_eq!(service["reason"], "operator-rollback");
     assert_eq!(lab.history().pop().unwrap()["result"], "rolled-back");
-    lab.deploy("web", &web(&v3, port, ""), "web 3");
+    let said = planned(&lab, &[]);
+    assert!(said.contains("; not now: held by "), "{said}");
+    lab.write("services/web.toml", &web(&v3, port, ""));
+    let said = planned(&lab, &[lab.path("work").to_str().unwrap()]);
+    assert!(said.contains("replace") && !said.contains("not now"), "a new commit ends it: {said}");
+    lab.commit("web 3");
     lab.sync();
     assert_eq!(get(port, "/").unwrap(), "version 3\n", "a new commit ends it");
 
@@ -149,6 +164,10 @@ fn operators_roll_back_hold_and_resume() {
     assert_eq!(lab.run(&["sync", "--wait"]).status.code(), Some(1));
     assert_eq!(get(port, "/").unwrap(), "version 3\n");
     assert_eq!(lab.service("web")["reason"], "held");
+    for from in [&[][..], &[lab.path("work").to_str().unwrap()]] {
+        let said = planned(&lab, from);
+        assert!(said.contains("; not now: held by ") && said.contains(": an audit"), "{from:?}: {said}");
+    }
     lab.ok(&["resume", "web"]);
     lab.sync();
     assert_eq!(get(port, "/").unwrap(), "version 2\n");
@@ -285,5 +304,25 @@ fn a_pre_that_fails_leaves_the_old_version_alone() {
     assert_eq!(lab.run(&["sync", "--wait"]).status.code(), Some(1));
     let failed = lab.history().iter().filter(|receipt| receipt["reason"] == "pre-failed").count();
     assert_eq!(failed, 2);
+    assert_eq!(get(port, "/").unwrap(), "version 1\n");
+}
+
+#[test]
+fn a_pre_that_does_not_end_in_time_is_ended_and_the_old_version_serves() {
+    let (lab, port) = Lab::serving();
+    let v2 = lab.image("2", Kind::Good);
+    let file = web(&v2, port, "").replace("timeout = \"20s\"", "timeout = \"3s\"");
+    let load = Load::begin(port, 50);
+    lab.deploy("web", &file.replace("[deploy]", "[deploy]\npre = [\"/bin/sleep\", \"600\"]"), "web 2");
+    let receipt = lab.wait_receipt("failed");
+    load.end_without_failure();
+    assert_eq!(receipt["reason"], "pre-failed", "{receipt}");
+    let message = receipt["message"].as_str().unwrap();
+    assert!(message.contains("deploy.pre `/bin/sleep 600` did not end within 3s"), "{message}");
+    wait_for("its container to be away", || {
+        (!lab.traces().iter().any(|trace| trace.contains("web.2"))).then_some(())
+    });
+    let service = lab.service("web");
+    assert_eq!((&service["reason"], &service["generation"]), (&"pre-failed".into(), &1.into()), "{service}");
     assert_eq!(get(port, "/").unwrap(), "version 1\n");
 }

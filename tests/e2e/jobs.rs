@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use super::image::Kind;
 use super::lab::{Lab, free_port, wait_for, web};
+use super::load::get;
 
 fn events(lab: &Lab, kind: &str) -> Vec<Value> {
     let text = lab.ok(&["events", "--json"]);
@@ -85,17 +86,30 @@ fn a_commit_waits_for_its_window_unless_somebody_says_otherwise() {
     assert_eq!((&service["reason"], &service["image"]), (&"window".into(), &v1.clone().into()), "{service}");
     let opens = time(&service["retry_at"]).duration_since(clock::now());
     assert!(opens > SignedDuration::from_mins(115) && opens < SignedDuration::from_mins(125), "{service}");
+    let postponed = |lab: &Lab| {
+        let output = lab.run(&["plan", "--json"]);
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        let plan: Value = serde_json::from_slice(&output.stdout).unwrap();
+        plan["changes"][0]["postponed"].as_str().map(str::to_owned)
+    };
+    let why = postponed(&lab).unwrap();
+    assert!(why.starts_with("it is changed only within its window (") && why.contains(" opens at "), "{why}");
     lab.ok(&["sync", "--now", "--wait"]);
     assert_eq!(lab.service("web")["image"], v2);
     // That was for this head alone; the message of a commit says it for itself.
     lab.deploy("web", &file(&v3), "web 3");
     assert_eq!(lab.run(&["sync", "--wait"]).status.code(), Some(1));
     assert_eq!(lab.service("web")["reason"], "window");
+    assert!(postponed(&lab).is_some());
+    lab.kill_agent();
     lab.deploy(
         "web",
         &format!("# urgent\n{}", file(&v3)),
         "web 3, now\n\nIt cannot wait.\n\nGitopsd-Window: now",
     );
+    assert_eq!(postponed(&lab), None);
+    lab.start_agent();
+    lab.wait_agent();
     lab.sync();
     assert_eq!(lab.service("web")["image"], v3);
     // A commit that brings back what ran before never waits.
@@ -162,6 +176,9 @@ fn what_one_commit_changes_is_changed_in_order_and_recreate_says_its_gap() {
     let gap = db["gap_seconds"].as_f64().unwrap();
     assert!(gap > 0.0 && Duration::from_secs_f64(gap) < Duration::from_secs(60), "{db}");
     assert!(db["message"].as_str().unwrap().contains("; nothing served for "), "{db}");
+    let told = std::fs::read_to_string(lab.path("agent.log")).unwrap();
+    let said = "; generation 1 is stopped before it starts, as it writes to /data";
+    assert!(told.contains(said), "the journal says aloud what nobody asked for by name");
     assert_eq!(web.get("gap_seconds"), None, "{web}");
     // Away: what depends goes first.
     lab.git(&lab.path("work"), &["rm", "-q", "services/web.toml", "services/db.toml"]);
@@ -175,4 +192,53 @@ fn what_one_commit_changes_is_changed_in_order_and_recreate_says_its_gap() {
         .map(|receipt| receipt["service"].clone())
         .collect();
     assert_eq!(removed, ["web", "db"]);
+}
+
+#[test]
+fn a_service_starts_after_its_migration_has_ended_well_and_never_after_one_that_failed() {
+    let mut lab = Lab::new();
+    let port = free_port();
+    let (v1, v2) = (lab.image("1", Kind::Good), lab.image("2", Kind::Good));
+    let write = |lab: &Lab, image: &str, script: &str| {
+        let needs = "[depends_on]\nmigrate = { condition = \"service_completed_successfully\" }\n";
+        lab.write("services/web.toml", &format!("{}{needs}", web(image, port, "")));
+        let migrate = format!(
+            "image = \"{image}\"\ncommand = [\"/bin/sh\", \"-c\", \"{script}\"]\nrestart = \"no\"\n\
+             [deploy]\nbake = \"0s\"\ndrain = \"0s\"\n"
+        );
+        lab.write("services/migrate.toml", &migrate);
+    };
+    write(&lab, &v1, "sleep 4; echo migrated");
+    lab.commit("both 1");
+    lab.start_agent();
+    lab.wait_agent();
+    lab.wait_serving("web", &v1);
+    let started = |lab: &Lab| -> Vec<Value> {
+        let all = events(lab, "candidate-started").into_iter();
+        all.filter(|event| event["service"] == "web").map(|event| event["at"].clone()).collect()
+    };
+    let ended = events(&lab, "ended").into_iter().find(|event| event["service"] == "migrate").unwrap();
+    let first = started(&lab);
+    assert_eq!(first.len(), 1, "{first:?}");
+    assert!(time(&first[0]) >= time(&ended["at"]), "{first:?}, {ended}");
+
+    // It fails: what needs it stays as it is.
+    write(&lab, &v2, "echo no luck; exit 5");
+    lab.commit("both 2");
+    let service = wait_for("what web says of it", || {
+        let service = lab.service("web");
+        let message = service["message"].as_str().unwrap_or_default();
+        message.contains("migrate, which it depends on, did not get to commit").then_some(service)
+    });
+    assert_eq!((&service["reason"], &service["image"]), (&"dependency".into(), &v1.into()), "{service}");
+    wait_for("what migrate says", || (lab.service("migrate")["reason"] == "exited").then_some(()));
+    assert_eq!(started(&lab), first, "nothing of the new version was started");
+    assert_eq!(get(port, "/").unwrap(), "version 1\n");
+
+    // Mended by another commit, it lets the new version in.
+    write(&lab, &v2, "echo migrated");
+    lab.commit("another migration");
+    lab.wait_serving("web", &v2);
+    assert_eq!(get(port, "/").unwrap(), "version 2\n");
+    assert_eq!(started(&lab).len(), 2);
 }

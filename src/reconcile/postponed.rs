@@ -1,0 +1,125 @@
+//! What keeps the agent from a change that it would make otherwise. For `gitopsd plan`, which knows records, files and the
+//! clock, and asks neither the host nor the registry.
+
+use std::collections::BTreeMap;
+
+use super::changes;
+use super::preview::Change;
+use super::record::{Cause, Down, Failure, Hold, Phase, ServiceRecord, Spec};
+use super::window::{is_felt, shut};
+use crate::types::{CommitId, Declared, Refusal, ServiceName, Timestamp, Zones};
+
+/// What there is to know beside the records.
+#[derive(Debug, Clone, Copy)]
+pub struct Circumstances<'a> {
+    /// The branch's head; `None` = files of somewhere else, which come with a commit that is not there yet.
+    pub head: Option<&'a CommitId>,
+    /// Windows do not count for it.
+    pub waives_window: bool,
+    /// The zones that windows name.
+    pub zones: &'a Zones,
+    /// By the host's clock.
+    pub now: Timestamp,
+}
+
+impl Circumstances<'_> {
+    /// Why changes are not made yet, of those that are kept from it by a hold, by a failure of this commit or by a window.
+    pub fn postponed(
+        &self,
+        changes: &BTreeMap<ServiceName, Change>,
+        declared: &BTreeMap<ServiceName, Result<Declared, Refusal>>,
+        records: &BTreeMap<ServiceName, ServiceRecord>,
+    ) -> BTreeMap<ServiceName, String> {
+        let of = |name: &ServiceName| declared.get(name)?.as_ref().ok();
+        let one = |(name, change): (&ServiceName, &Change)| {
+            Some((name.clone(), self.why(change, records.get(name), of(name)?)?))
+        };
+        let mut all: BTreeMap<ServiceName, String> = changes.iter().filter_map(one).collect();
+        for (name, _) in changes.iter().filter(|(_, change)| only_follows(change)) {
+            let host = of(name).and_then(Declared::joins).filter(|host| all.contains_key(*host));
+            if let (Some(host), false) = (host, all.contains_key(name)) {
+                all.insert(name.clone(), format!("{host}, whose network it shares, is not changed now"));
+            }
+        }
+        all
+    }
+
+    fn why(&self, change: &Change, record: Option<&ServiceRecord>, declared: &Declared) -> Option<String> {
+        if !change.is_change() {
+            return None;
+        }
+        let rollout = record.and_then(|record| record.rollout.as_ref());
+        let begun = rollout.filter(|it| it.phase != Phase::Abandoning && is_for(&it.to.spec, declared));
+        // It has the traffic, or somebody wants it back: it goes on to its end.
+        if begun.is_some_and(|it| it.phase == Phase::Baking || it.cause == Cause::Rollback) {
+            return None;
+        }
+        let hold = record.and_then(|record| record.hold.as_ref());
+        if let Some(hold) = hold.filter(|hold| self.holds(hold)) {
+            let until = hold.until.filter(|until| *until > self.now);
+            let until = until.map(|until| format!(" until {until:.0}")).unwrap_or_default();
+            return Some(format!("held{until} by {}: {}", hold.by, hold.reason));
+        }
+        // What is changed in place is tried again, and waits for no window.
+        if matches!(change, Change::Amend { .. }) && !self.was_refused(record) {
+            return None;
+        }
+        if let Some(refusal) = record.and_then(|record| self.failed(record, declared)) {
+            return Some(format!("this commit failed here and is not tried again: {refusal}"));
+        }
+        let goes_on = |record| {
+            begun.is_some_and(|rollout| is_felt(record, rollout)) || may_at_any_time(record, change, declared)
+        };
+        if self.waives_window || record.is_some_and(goes_on) {
+            return None;
+        }
+        let (refusal, opens) = shut(&declared.deploy.window, self.zones, self.now)?;
+        let opens = opens.map(|at| format!(", which opens at {at:.0}")).unwrap_or_default();
+        Some(format!("{}{opens}", refusal.message))
+    }
+
+    /// A rollback's hold is over with the commit that comes with these files.
+    fn holds(&self, hold: &Hold) -> bool {
+        let ends_with_a_commit = || {
+            let in_time = hold.until.is_none_or(|until| self.now >= until);
+            self.head.is_none() && hold.while_commit.is_some() && in_time
+        };
+        !hold.is_over(self.head, self.now) && !ends_with_a_commit()
+    }
+
+    /// The running container did not take this commit's change: a new generation has to.
+    fn was_refused(&self, record: Option<&ServiceRecord>) -> bool {
+        let amending = record.and_then(|record| record.incumbent.as_ref()?.amending.as_ref());
+        amending.is_some_and(|it| it.refused.is_some() && self.head == Some(&it.commit))
+    }
+
+    /// What came of the only try at this commit; of one that is on its way back, too.
+    fn failed<'r>(&self, record: &'r ServiceRecord, declared: &Declared) -> Option<&'r Refusal> {
+        let head = self.head?;
+        let failure = record.failure.as_ref();
+        let known = failure.filter(|it| it.commit.id == *head && it.secrets == declared.secrets);
+        let returns = || {
+            let rollout = record.rollout.as_ref().filter(|it| it.phase == Phase::Abandoning)?;
+            let same = rollout.to.commit.id == *head && rollout.to.spec.secrets == declared.secrets;
+            rollout.trouble.as_ref().filter(|trouble| same && Failure::comes_of(trouble))
+        };
+        known.map(|failure| &failure.refusal).or_else(returns)
+    }
+}
+
+fn is_for(spec: &Spec, declared: &Declared) -> bool {
+    let former = spec.clone().with_image(spec.image.reference.clone());
+    !changes::need_new_generation(&changes::between_declared(&former, declared))
+}
+
+/// What it declares is what it has; the network that it shares is another one.
+fn only_follows(change: &Change) -> bool {
+    matches!(change, Change::Replace { differences, .. } if differences.is_empty())
+}
+
+/// What no window holds up: the way back to what ran before, what serves nothing, and who follows another service.
+fn may_at_any_time(record: &ServiceRecord, change: &Change, declared: &Declared) -> bool {
+    let barred = record.incumbent.as_ref().is_some_and(|incumbent| incumbent.down == Some(Down::Barred));
+    let goes_back = || record.previous.as_ref().is_some_and(|previous| is_for(&previous.spec, declared));
+    only_follows(change) || barred || goes_back()
+}
