@@ -11,9 +11,11 @@
 )]
 
 mod anything;
+mod met;
 mod model;
 mod outside;
 mod preview;
+mod promises;
 mod properties;
 mod rest;
 mod scenario;

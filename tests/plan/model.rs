@@ -286,6 +286,9 @@ impl Host {
                     continue;
                 }
                 spins = 0;
+                if let Some(desired) = self.desired.as_mut().filter(|_| plan.in_sync()) {
+                    desired.window_waived = false;
+                }
                 if stop_at_rest && plan.at_rest() {
                     return true;
                 }

@@ -33,6 +33,13 @@ impl Host {
         }
     }
 
+    /// `gitopsd sync --now`: windows do not count for the commit in force, until all of it is deployed.
+    pub fn waive_windows(&mut self) {
+        if let Some(desired) = &mut self.desired {
+            desired.window_waived = true;
+        }
+    }
+
     /// `gitopsd resume`: ends the hold, and asks for another try of what failed.
     pub fn resume(&mut self, name: &ServiceName) {
         if let Some(record) = self.records.get_mut(name) {
