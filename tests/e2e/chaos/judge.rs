@@ -119,13 +119,21 @@ pub fn told(done: &[Done]) -> String {
 /// No request failed but where nothing could have answered it.
 pub fn requests(reports: &[Told], windows: &[Window]) {
     let mut lost = Vec::new();
+    let mut why = BTreeMap::<&str, usize>::new();
     for Told { name, begun, report } in reports {
-        let excused = |(from, to): (Duration, Duration)| {
+        let excuse = |(from, to): (Duration, Duration)| {
             let (from, to) = (*begun + from, *begun + to);
-            windows.iter().any(|window| from <= window.until + EDGE && to + EDGE >= window.since)
+            windows.iter().find(|window| from <= window.until + EDGE && to + EDGE >= window.since)
         };
         let failed = report.failed_at.iter();
-        let (within, without): (Vec<_>, Vec<_>) = failed.partition(|(from, to, _)| excused((*from, *to)));
+        let (within, without): (Vec<_>, Vec<_>) =
+            failed.partition(|(from, to, _)| match excuse((*from, *to)) {
+                Some(window) => {
+                    *why.entry(window.why).or_default() += 1;
+                    true
+                }
+                None => false,
+            });
         println!(
             "  {name}: {} requests, {} failed while nothing could answer, {} else; {} asked again; p50 {:.2?}, p99 {:.2?}",
             report.requests(),
@@ -142,6 +150,7 @@ pub fn requests(reports: &[Told], windows: &[Window]) {
         );
         assert!(report.requests() > 0);
     }
+    println!("  failed while nothing could answer, after: {why:?}");
     assert!(lost.is_empty(), "{} requests were lost: {lost:#?}", lost.len());
 }
 
