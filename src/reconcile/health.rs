@@ -277,4 +277,32 @@ mod tests {
         }
         assert_eq!(judged(&history, at(15)), Verdict::Unhealthy("no".to_owned()));
     }
+
+    #[test]
+    fn one_that_was_sick_is_well_again_after_as_many_passes_in_a_row_as_the_check_asks_for() {
+        let spec = ServiceSpec::new("registry.local/shop:1".to_owned());
+        let check = EffectiveCheck {
+            probes: vec![Probe::Tcp { port: 80 }],
+            retries: 2,
+            success_threshold: 3,
+            steady: Duration::ZERO,
+            ..EffectiveCheck::of(&spec, None)
+        };
+        let at = |seconds: i64| Timestamp::from_second(seconds).unwrap_or_default();
+        let mut history = ProbeHistory::new(at(0));
+        let mut seconds = 0;
+        let mut seen = String::new();
+        for probe in "+++--++-+++".chars() {
+            seconds += 5;
+            let result = if probe == '+' { Ok(()) } else { Err("no".to_owned()) };
+            history.record(&check, at(seconds), result);
+            seen.push(match judge(&check, Some(&history), at(0), at(seconds)) {
+                Verdict::Healthy => 'w',
+                Verdict::Unhealthy(_) => 's',
+                Verdict::Undecided { .. } => '?',
+            });
+        }
+        // Two passes are not enough, nor are two more after a failure between them.
+        assert_eq!(seen, "??w?ssssssw");
+    }
 }

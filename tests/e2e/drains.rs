@@ -11,7 +11,7 @@ use super::lab::{Lab, free_port, wait_for, web};
 use super::load::{Load, get};
 
 /// A connection that asks nothing yet. Busybox ends it after a minute: to be had right before the deploy.
-fn held(port: u16) -> TcpStream {
+pub fn held(port: u16) -> TcpStream {
     let stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
     stream

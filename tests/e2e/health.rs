@@ -412,3 +412,46 @@ fn want_of_memory_and_an_end_after_the_switch_bring_the_old_version_back() {
         (used["generation"] == 2 && used["rollout"].is_null()).then_some(())
     });
 }
+
+#[test]
+fn the_last_lines_of_a_version_that_is_given_up_are_kept_and_no_more_of_them() {
+    let (mut lab, port) = Lab::serving();
+    let image = lab.reference("1");
+    // The last but one is longer than a receipt has room for.
+    let lines = |word: &str| -> Vec<String> {
+        let long = "x".repeat(300);
+        (1..=30).map(|n| if n == 29 { format!("{word} 29 {long}") } else { format!("{word} {n}") }).collect()
+    };
+    let gives_up = |lab: &Lab, word: &str| {
+        let script: String = lines(word).iter().map(|line| format!("echo {line}; ")).collect();
+        let command = format!("command = [\"/bin/sh\", \"-c\", \"{script}exit 4\"]");
+        lab.deploy("web", &super::lab::web(&image, port, &command), word);
+        assert_eq!(lab.run(&["sync", "--wait"]).status.code(), Some(1));
+        let receipt = receipt(lab, "web");
+        let why = (&receipt["result"], &receipt["reason"]);
+        assert_eq!(why, (&"failed".into(), &"exited".into()), "{receipt}");
+        receipt
+    };
+    let journal = |lab: &Lab| std::fs::read_to_string(lab.path("agent.log")).unwrap();
+
+    let kept = gives_up(&lab, "line");
+    let whole = lines("line").split_off(10);
+    let short: Vec<String> = whole.iter().map(|line| line.chars().take(200).collect()).collect();
+    assert_eq!(kept["log"], serde_json::json!(short), "{kept}");
+    let told: String = short.iter().map(|line| format!("\n  {line}")).collect();
+    assert!(journal(&lab).contains(&told), "the journal has them too: {told}");
+    assert!(!journal(&lab).contains("\n  line 10\n"), "and none before them");
+    let why: Value = serde_json::from_str(&lab.ok(&["why", "web", "--json"])).unwrap();
+    assert_eq!(why["log"], serde_json::json!(whole), "{why}");
+
+    // Who wants none of it in git has none.
+    lab.kill_agent();
+    lab.configure("[report]\nlog_lines = 0\n");
+    lab.start_agent();
+    lab.wait_agent();
+    let kept = gives_up(&lab, "word");
+    assert_eq!(kept.get("log"), None, "{kept}");
+    assert!(!journal(&lab).contains("\n  word "), "nor has the journal");
+    let why = lab.ok(&["why", "web"]);
+    assert!(why.contains("\n  word 30\n"), "the host has its log all the same: {why}");
+}

@@ -3,7 +3,11 @@
 
 use std::collections::BTreeSet;
 
+use gitopsd::agent::clock;
 use gitopsd::reconcile::step::Step;
+use gitopsd::types::Timestamp;
+use jiff::SignedDuration;
+use serde_json::Value;
 
 use super::image::Kind;
 use super::lab::{Lab, free_port, wait_for, web};
@@ -234,6 +238,7 @@ fn a_change_in_place_survives_a_kill_at_every_failpoint() {
 }
 
 #[test]
+#[cfg_attr(not(feature = "failpoints"), ignore = "needs the feature failpoints")]
 fn one_shots_run_once_whenever_the_agent_is_killed() {
     let mut points = points(&["prepare", "ended", "clear", "finish"]);
     points.extend(["prepare::effect".to_owned(), "finish::effect".to_owned()]);
@@ -265,6 +270,64 @@ fn one_shots_run_once_whenever_the_agent_is_killed() {
 }
 
 #[test]
+#[cfg_attr(not(feature = "failpoints"), ignore = "needs the feature failpoints")]
+fn a_time_of_a_schedule_has_one_run_whenever_the_agent_is_killed() {
+    let mut points = points(&["run", "ended"]);
+    points.push("run::effect".to_owned());
+    let mut lab = Lab::new();
+    let image = lab.image("1", Kind::Good);
+    let file = |at: &str, round: usize| {
+        let script = format!("echo begin {round} >> /data/log; sleep 1; echo end {round} >> /data/log");
+        format!(
+            "image = \"{image}\"\nschedule = \"{at}\"\nvolumes = [\"data:/data\"]\n\
+             command = [\"/bin/sh\", \"-c\", \"{script}\"]\n"
+        )
+    };
+    let log = lab.path("state/volumes/tidy/data/log");
+    let lines = |round: usize| -> Vec<String> {
+        let text = std::fs::read_to_string(&log).unwrap_or_default();
+        text.lines().filter(|line| line.ends_with(&format!(" {round}"))).map(str::to_owned).collect()
+    };
+    // The time that was to come is behind it: one that is forgotten would not come again while this test waits.
+    let in_an_hour = |service: &Value| {
+        let next = service["schedule"]["next_run"].as_str().map(|at| at.parse::<Timestamp>().unwrap());
+        next.is_some_and(|next| next.duration_since(clock::now()) > SignedDuration::from_mins(5))
+    };
+    for (round, point) in points.iter().enumerate() {
+        let killed = (1..=5).any(|attempt| {
+            let soon = clock::now().checked_add(SignedDuration::from_secs(5 * attempt)).unwrap();
+            let at = soon.strftime("*:%M:%S UTC").to_string();
+            let commit = lab.deploy("tidy", &file(&at, round), "another time");
+            lab.start_agent_with(&[("FAILPOINTS", &format!("{point}=return"))]);
+            // On a slow host that time may be over before the agent knows of it.
+            let killed = wait_for("the failpoint", || {
+                if lab.agent_ended() {
+                    return Some(true);
+                }
+                let output = lab.run(&["status", "--json"]);
+                let status: Value = serde_json::from_slice(&output.stdout).ok()?;
+                let service = status["services"].as_array()?.iter().find(|it| it["name"] == "tidy")?;
+                let missed =
+                    service["commit"] == commit.as_str() && in_an_hour(service) && lines(round).is_empty();
+                missed.then_some(false)
+            });
+            lab.kill_agent();
+            killed
+        });
+        assert!(killed, "no run was due in time for {point}");
+        lab.start_agent();
+        lab.wait_agent();
+        wait_for(&format!("the run of that time to be over, after {point}"), || {
+            let left = || lab.traces().iter().any(|trace| trace.contains("tidy."));
+            (in_an_hour(&lab.service("tidy")) && !left()).then_some(())
+        });
+        lab.sync();
+        assert_eq!(lines(round), [format!("begin {round}"), format!("end {round}")], "{point}");
+        lab.kill_agent();
+    }
+}
+
+#[test]
 fn every_word_is_tried_somewhere() {
     // The ways that a kill test walks, and the words that stand on none of them, each with the reason.
     let walked = [
@@ -293,7 +356,7 @@ fn every_word_is_tried_somewhere() {
     let elsewhere = [
         ("advance", "only after a crash: tests/plan walks it with a crash at each point"),
         ("stop", "only under recreate: tests/plan"),
-        ("return", "only after a switch: tests/plan"),
+        ("return", "only after a switch: tests/e2e/returns.rs, tests/plan"),
         ("route", "one nft transaction, repeated by the next round"),
         ("report", "only after a crash: scenario 40 of tests/plan"),
         ("note", "writes a record, and nothing else"),

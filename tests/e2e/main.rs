@@ -21,6 +21,7 @@ mod drains;
 mod faults;
 mod fifty;
 mod files;
+mod firewall;
 mod follow;
 #[path = "../support/forge_server.rs"]
 #[expect(dead_code, reason = "tests of the forge look at more of a request")]
@@ -47,6 +48,7 @@ mod ports;
 #[path = "../support/proxy_server.rs"]
 mod proxy_server;
 mod replicas;
+mod returns;
 mod runtimes;
 mod secrets;
 mod service;

@@ -1,0 +1,89 @@
+//! Another firewall closes the way of forwarded packets while clients ask: the agent hears of it and opens the way again.
+//!
+//! All of it is in a network namespace of its own: neither the policy nor the rules of the machine are touched.
+
+#[path = "../traffic/host.rs"]
+#[allow(dead_code, reason = "tests of traffic use the rest of it")]
+mod host;
+#[path = "../traffic/pressure.rs"]
+mod pressure;
+
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use host::{Client, HOST, Host, OUTSIDE, inside, run, serve};
+use pressure::Pressure;
+
+use super::image::Kind;
+use super::lab::{Lab, wait_for, web};
+use super::lives::polled_rarely;
+
+const SHORT: Duration = Duration::from_millis(500);
+/// A client gives up after 5 seconds, and TCP asks again after 1 and 3: what is closed for longer is felt. The agent comes round
+/// by itself every 30 seconds.
+const SOON: Duration = Duration::from_secs(3);
+/// What the agent hears of its own rules is over after this.
+const QUIET: Duration = Duration::from_secs(3);
+
+/// Whether a server answers who asks from a namespace.
+fn answers(from: &Path, at: (Ipv4Addr, u16)) -> bool {
+    inside(from, || Client::connect_within(at, SHORT)?.ask()).is_ok()
+}
+
+/// How often the agent has come round because somebody changed rules. Read from its log: to ask it would wake it.
+fn looks(lab: &Lab) -> usize {
+    let log = std::fs::read_to_string(lab.path("agent.log")).unwrap();
+    log.matches("looking: rules of nftables changed").count()
+}
+
+#[test]
+fn a_way_that_a_firewall_closes_is_opened_without_anybody_asking() {
+    let host = Host::new();
+    let mut lab = Lab::new();
+    polled_rarely(&lab);
+    let image = lab.image("1", Kind::Good);
+    // Its own program says that it is well; clients ask a server beside it, which keeps connections.
+    let file = web(&image, 80, "").replace("127.0.0.1:80:8080", "80:7070");
+    lab.deploy("web", &file.replace("http = \"/healthz\"", "http = \"/healthz\"\nport = 8080"), "web 1");
+    lab.start_agent();
+    lab.wait_agent();
+    lab.sync();
+    let container = lab.path("run/netns/web.1");
+    serve(&container, (Ipv4Addr::UNSPECIFIED, 7070).into(), "web.1");
+    serve(&host.outside, (OUTSIDE, 7000).into(), "outside");
+    // In, and out.
+    let works = || answers(&host.outside, (HOST, 80)) && answers(&container, (OUTSIDE, 7000));
+    wait_for("the way through", || works().then_some(()));
+
+    let mark = format!("gitopsd:{}", lab.instance);
+    let is_open = || run("iptables-nft -S FORWARD").matches(&mark).count() == 2;
+    let pressure = Pressure::begin(&host, 2);
+    let mut times = Vec::new();
+    // A policy that drops; then, twice, all that lets containers through is taken away.
+    for change in ["-P FORWARD DROP", "-F FORWARD", "-F FORWARD"] {
+        pressure.runs();
+        std::thread::sleep(QUIET);
+        let before = looks(&lab);
+        let since = Instant::now();
+        run(&format!("iptables-nft {change}"));
+        wait_for("the rules that let containers through", || is_open().then_some(()));
+        let took = since.elapsed();
+        assert!(took < SOON, "{change}: {took:?}; {}", lab.agent_log());
+        assert!(looks(&lab) > before, "{change} was seen by chance: {}", lab.agent_log());
+        wait_for("the way through", || works().then_some(()));
+        times.push(took);
+    }
+    pressure.runs();
+    let noticed = pressure.end();
+    println!("open again after {times:.0?}: {noticed:?}");
+    assert_eq!((noticed.failed, noticed.broken), (0, 0), "{noticed:?}");
+
+    // Without an agent it stays closed: clients do take this way.
+    lab.kill_agent();
+    run("iptables-nft -F FORWARD");
+    assert!(!answers(&host.outside, (HOST, 80)) && !answers(&container, (OUTSIDE, 7000)));
+    lab.start_agent();
+    lab.wait_agent();
+    wait_for("the way through", || works().then_some(()));
+}
