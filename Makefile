@@ -46,7 +46,7 @@ bench: ## swap, start, pull and idle numbers on this machine, beside the peers (
 	scripts/bench-pull
 	scripts/bench-unpack
 
-bench-swap: ## swaps under load: ten kinds of clients, six kinds of programs, and the peers; Swarm in a virtual machine (root; two hours)
+bench-swap: ## swaps under load: ten kinds of clients, six kinds of programs, and the peers; Swarm in a virtual machine (root; 100 minutes)
 	scripts/bench-swap
 	scripts/test-boot swap
 

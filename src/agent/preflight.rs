@@ -51,15 +51,15 @@ impl Agent {
             let wanted = if own { self.further(&service, &spec) } else { Further::default() };
             let free = self.pool.left(&addresses, wanted.count);
             if !known || free < wanted.count {
+                let (containers, services) = self.pool.sizes();
+                let none_left = |all, whom| {
+                    format!(
+                        "the subnet has no free address left: all {all} for {whom} are in use (engine.subnet)"
+                    )
+                };
                 let message = match wanted {
-                    Further { count: 0 | 1, .. } => {
-                        let (containers, services) = self.pool.sizes();
-                        let (all, whom) =
-                            if known { (containers, "containers") } else { (services, "services") };
-                        format!(
-                            "the subnet has no free address left: all {all} for {whom} are in use (engine.subnet)"
-                        )
-                    }
+                    _ if !known => none_left(services, "services"),
+                    Further { count: 0 | 1, .. } => none_left(containers, "containers"),
                     Further { count, advice } => format!(
                         "the subnet has {free} free addresses left (engine.subnet), and {count} more containers are wanted{advice}"
                     ),

@@ -18,6 +18,7 @@ use crate::reconcile::changes::{listed, summary};
 use crate::reconcile::postponed::Circumstances;
 use crate::reconcile::preview::{Change, batch, preview};
 use crate::reconcile::secrets::settle;
+use crate::state::StateError;
 use crate::state::desired::read_desired;
 use crate::state::journal::{Journal, read_journal};
 use crate::types::{CommitId, Declared, HostName, Policy, Reason, Refusal, ServiceName, plural};
@@ -62,17 +63,18 @@ pub fn plan(
     for (service, refusal) in &journal.frozen {
         changes.insert(service.clone(), Change::Refuse(refusal.clone()));
     }
-    let postponed = match agent.as_ref().filter(|_| here) {
-        Some(agent) => {
-            look_at_what_waits(agent, head.as_ref(), waives_window, &view.services, &journal, &changes)?
-        }
-        None => BTreeMap::new(),
-    };
+    let postponed = agent.as_ref().filter(|_| here).map(|agent| {
+        look_at_what_waits(agent, head.as_ref(), waives_window, &view.services, &journal, &changes)
+    });
+    // Of another host it is not known.
+    let postponed = postponed.transpose()?;
     let pending = changes.values().any(Change::is_change);
     if json {
         let rows = changes.iter().map(|(service, change)| {
             let mut row = as_json(service.as_str(), change);
-            row["postponed"] = postponed.get(service).map(String::as_str).into();
+            if let Some(postponed) = &postponed {
+                row["postponed"] = postponed.get(service).map(String::as_str).into();
+            }
             row
         });
         let body = serde_json::json!({
@@ -83,6 +85,7 @@ pub fn plan(
         for error in &errors {
             writeln!(out, "{error}")?;
         }
+        let postponed = postponed.unwrap_or_default();
         let rows = changes.iter().map(|(name, change)| {
             let postponed = postponed.get(name).map(|why| format!("; not now: {why}")).unwrap_or_default();
             vec![name.to_string(), format!("{change}{postponed}")]
@@ -131,8 +134,12 @@ fn look_at_what_waits(
     journal: &Journal,
     changes: &BTreeMap<ServiceName, Change>,
 ) -> Result<BTreeMap<ServiceName, String>, Failure> {
-    // An operator may have said it, too; and it is over once all is deployed.
-    let known = read_desired(&agent.state_dir)?.filter(|known| head == Some(&known.commit.id));
+    // An operator may have said it, too; and it is over once all is deployed. What is damaged the agent takes for lost.
+    let known = match head.map(|_| read_desired(&agent.state_dir)).transpose() {
+        Err(StateError::Damaged { .. }) => None,
+        known => known?.flatten(),
+    };
+    let known = known.filter(|known| head == Some(&known.commit.id));
     let waives_window = known.map_or(waives_window, |known| known.window_waived);
     let zones = ZoneCache::default().get(zones_named(declared));
     let circumstances = Circumstances { head, waives_window, zones: &zones, now: clock::now() };

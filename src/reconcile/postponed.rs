@@ -3,10 +3,11 @@
 
 use std::collections::BTreeMap;
 
-use super::changes;
+use super::changes::{self, Difference};
 use super::preview::Change;
-use super::record::{Cause, Down, Failure, Hold, Phase, ServiceRecord, Spec};
+use super::record::{Cause, Down, Failure, Hold, Phase, Rollout, ServiceRecord, Spec};
 use super::window::{is_felt, shut};
+use super::{batches, irreversible};
 use crate::types::{CommitId, Declared, Refusal, ServiceName, Timestamp, Zones};
 
 /// What there is to know beside the records.
@@ -31,27 +32,45 @@ impl Circumstances<'_> {
         records: &BTreeMap<ServiceName, ServiceRecord>,
     ) -> BTreeMap<ServiceName, String> {
         let of = |name: &ServiceName| declared.get(name)?.as_ref().ok();
-        let one = |(name, change): (&ServiceName, &Change)| {
-            Some((name.clone(), self.why(change, records.get(name), of(name)?)?))
-        };
-        let mut all: BTreeMap<ServiceName, String> = changes.iter().filter_map(one).collect();
-        for (name, _) in changes.iter().filter(|(_, change)| only_follows(change)) {
-            let host = of(name).and_then(Declared::joins).filter(|host| all.contains_key(*host));
-            if let (Some(host), false) = (host, all.contains_key(name)) {
-                all.insert(name.clone(), format!("{host}, whose network it shares, is not changed now"));
-            }
+        let mut all = BTreeMap::new();
+        // Who shares another one's network comes after it.
+        let (guests, others): (Vec<_>, Vec<_>) =
+            changes.iter().partition(|(name, _)| of(name).is_some_and(|spec| spec.joins().is_some()));
+        for (name, change) in others.into_iter().chain(guests) {
+            let Some(declared) = of(name) else { continue };
+            let record = records.get(name);
+            let host =
+                declared.joins().filter(|host| matches!(changes.get(*host), Some(Change::Replace { .. })));
+            let why = match host {
+                // What else is new of it is changed in place.
+                Some(host) if only_follows(change) && all.contains_key(host) => record
+                    .and_then(|record| record.incumbent.as_ref())
+                    .filter(|incumbent| differences(&incumbent.spec, declared).is_empty())
+                    .map(|_| format!("{host}, whose network it shares, is not changed now")),
+                // No window keeps what would be left without a network.
+                host => {
+                    let moves = host.is_some_and(|host| !all.contains_key(host));
+                    self.why(change, record, declared, moves)
+                }
+            };
+            all.extend(why.map(|why| (name.clone(), why)));
         }
         all
     }
 
-    fn why(&self, change: &Change, record: Option<&ServiceRecord>, declared: &Declared) -> Option<String> {
+    fn why(
+        &self,
+        change: &Change,
+        record: Option<&ServiceRecord>,
+        declared: &Declared,
+        moves: bool,
+    ) -> Option<String> {
         if !change.is_change() {
             return None;
         }
         let rollout = record.and_then(|record| record.rollout.as_ref());
         let begun = rollout.filter(|it| it.phase != Phase::Abandoning && is_for(&it.to.spec, declared));
-        // It has the traffic, or somebody wants it back: it goes on to its end.
-        if begun.is_some_and(|it| it.phase == Phase::Baking || it.cause == Cause::Rollback) {
+        if record.zip(begun).is_some_and(|(record, rollout)| goes_on(record, rollout)) {
             return None;
         }
         let hold = record.and_then(|record| record.hold.as_ref());
@@ -67,10 +86,10 @@ impl Circumstances<'_> {
         if let Some(refusal) = record.and_then(|record| self.failed(record, declared)) {
             return Some(format!("this commit failed here and is not tried again: {refusal}"));
         }
-        let goes_on = |record| {
-            begun.is_some_and(|rollout| is_felt(record, rollout)) || may_at_any_time(record, change, declared)
+        let at_any_time = |record| {
+            begun.is_some_and(|rollout| is_felt(record, rollout)) || may_at_any_time(record, declared)
         };
-        if self.waives_window || record.is_some_and(goes_on) {
+        if self.waives_window || moves || record.is_some_and(at_any_time) {
             return None;
         }
         let (refusal, opens) = shut(&declared.deploy.window, self.zones, self.now)?;
@@ -107,9 +126,21 @@ impl Circumstances<'_> {
     }
 }
 
-fn is_for(spec: &Spec, declared: &Declared) -> bool {
+/// Whether a rollout goes on to its end whatever is said meanwhile: it has the traffic or much of it, there is no way back, or
+/// it is the way back that somebody wants.
+fn goes_on(record: &ServiceRecord, rollout: &Rollout) -> bool {
+    let halfway = matches!(rollout.phase, Phase::Batches | Phase::Switching) && batches::has_begun(record);
+    let stays = rollout.phase == Phase::Baking || rollout.cause == Cause::Rollback;
+    stays || halfway || irreversible::holds(record, rollout)
+}
+
+fn differences(spec: &Spec, declared: &Declared) -> Vec<Difference> {
     let former = spec.clone().with_image(spec.image.reference.clone());
-    !changes::need_new_generation(&changes::between_declared(&former, declared))
+    changes::between_declared(&former, declared)
+}
+
+fn is_for(spec: &Spec, declared: &Declared) -> bool {
+    !changes::need_new_generation(&differences(spec, declared))
 }
 
 /// What it declares is what it has; the network that it shares is another one.
@@ -117,9 +148,9 @@ fn only_follows(change: &Change) -> bool {
     matches!(change, Change::Replace { differences, .. } if differences.is_empty())
 }
 
-/// What no window holds up: the way back to what ran before, what serves nothing, and who follows another service.
-fn may_at_any_time(record: &ServiceRecord, change: &Change, declared: &Declared) -> bool {
+/// What no window holds up: the way back to what ran before, and what serves nothing.
+fn may_at_any_time(record: &ServiceRecord, declared: &Declared) -> bool {
     let barred = record.incumbent.as_ref().is_some_and(|incumbent| incumbent.down == Some(Down::Barred));
     let goes_back = || record.previous.as_ref().is_some_and(|previous| is_for(&previous.spec, declared));
-    only_follows(change) || barred || goes_back()
+    barred || goes_back()
 }

@@ -168,6 +168,11 @@ fn operators_roll_back_hold_and_resume() {
         let said = planned(&lab, from);
         assert!(said.contains("; not now: held by ") && said.contains(": an audit"), "{from:?}: {said}");
     }
+    let (desired, aside) = (lab.path("state/desired.json"), lab.path("state/aside"));
+    std::fs::rename(&desired, &aside).unwrap();
+    std::fs::write(&desired, "garbage").unwrap();
+    assert!(planned(&lab, &[]).contains("; not now: held by "), "what is damaged is lost, as for the agent");
+    std::fs::rename(&aside, &desired).unwrap();
     lab.ok(&["resume", "web"]);
     lab.sync();
     assert_eq!(get(port, "/").unwrap(), "version 2\n");

@@ -10,7 +10,7 @@ use gitopsd::types::{Reason, Refusal, ServiceName};
 use proptest::prelude::*;
 
 use super::model::Host;
-use super::properties::{config, history, lived};
+use super::properties::{Event, config, history, lived};
 use super::scenario::declared_for;
 
 #[test]
@@ -49,6 +49,45 @@ fn services_that_are_to_take_each_others_directories_are_refused() {
     }
 }
 
+/// What `gitopsd plan` would say on this host of what its branch holds.
+fn said(host: &Host) -> (BTreeMap<ServiceName, Change>, BTreeMap<ServiceName, String>) {
+    let desired = host.desired.as_ref().unwrap();
+    let refused = |why: &String| Refusal::new(Reason::ConfigInvalid, why.clone());
+    let declared = host.repo.declared.iter();
+    let declared: BTreeMap<_, _> =
+        declared.map(|(name, spec)| (name.clone(), spec.clone().map_err(|why| refused(&why)))).collect();
+    let changes = preview(&declared, &host.records);
+    let observed = host.observe();
+    let circumstances = Circumstances {
+        head: Some(&desired.commit.id),
+        waives_window: desired.window_waived,
+        zones: &observed.zones,
+        now: host.now,
+    };
+    let postponed = circumstances.postponed(&changes, &declared, &host.records);
+    (changes, postponed)
+}
+
+/// A hold comes too late for what has no way back: the old version is down already.
+#[test]
+fn what_only_goes_forward_is_not_said_to_be_held() {
+    let run = |text: &str| Event::Run("web", text.to_owned());
+    let until_it_proves = |text| {
+        let slow = Event::Image("img:2".to_owned(), "healthy=20s");
+        let events = [run("img:1,volume=data"), Event::RunSeconds(60), slow, run(text), Event::RunSeconds(8)];
+        lived(&[&events[..], &[Event::Hold("web", false)]].concat())
+    };
+    for (text, held) in [("img:2,volume=data,pre", true), ("img:2,volume=data,pre,irreversible", false)] {
+        let host = until_it_proves(text);
+        let web = "web".parse::<ServiceName>().unwrap();
+        let (changes, postponed) = said(&host);
+        assert!(changes[&web].is_change(), "{}", host.tail());
+        assert_eq!(postponed.contains_key(&web), held, "{text}: {postponed:?}");
+        let given_up = matches!(host.plan().services[&web].next, Next::Do(Step::Fail(_)));
+        assert_eq!(given_up, held, "{text}: {}", host.tail());
+    }
+}
+
 proptest! {
     #![proptest_config(config())]
 
@@ -57,26 +96,17 @@ proptest! {
     fn what_is_postponed_is_what_the_core_holds(events in history()) {
         let host = lived(&events);
         let Some(desired) = &host.desired else { return Ok(()) };
-        let declared: BTreeMap<_, _> = host
-            .repo
-            .declared
-            .iter()
-            .map(|(name, spec)| (name.clone(), spec.clone().map_err(|why| Refusal::new(Reason::ConfigInvalid, why))))
-            .collect();
-        let changes = preview(&declared, &host.records);
-        let observed = host.observe();
-        let circumstances = Circumstances {
-            head: Some(&desired.commit.id),
-            waives_window: desired.window_waived,
-            zones: &observed.zones,
-            now: host.now,
-        };
-        let postponed = circumstances.postponed(&changes, &declared, &host.records);
+        let (changes, postponed) = said(&host);
         for (name, planned) in &host.plan().services {
             let Some(change) = changes.get(name).filter(|change| change.is_change()) else { continue };
             let failure = host.records.get(name).and_then(|record| record.failure.as_ref());
             let why = postponed.get(name);
+            let rollout = host.records.get(name).and_then(|record| record.rollout.as_ref());
+            let under_way = rollout.is_some_and(|it| it.to.commit.id == desired.commit.id);
             match &planned.next {
+                Next::Do(Step::Prepare(_) | Step::Canary(_) | Step::Batch { .. } | Step::Switch(_)) if under_way => {
+                    prop_assert_eq!(why, None, "{} goes on\n{}", name, host.tail());
+                }
                 Next::Do(Step::Begin { .. }) => prop_assert_eq!(why, None, "{} is begun\n{}", name, host.tail()),
                 Next::Held { refusal, .. } => {
                     let by_word = matches!(refusal.reason, Reason::Held | Reason::OperatorRollback | Reason::Window);
