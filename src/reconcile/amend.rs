@@ -1,7 +1,7 @@
 //! Changes in place: what a running container takes over without a new generation.
 
 use super::next::wait;
-use super::record::{Deployed, Spec};
+use super::record::{Deployed, ServiceRecord, Spec};
 use super::step::{Amendment, Next, Step};
 use super::view::View;
 use super::{changes, ports, preflight};
@@ -42,6 +42,17 @@ pub(super) fn in_place(
         && (incumbent.amending.is_some() || differences.iter().any(changes::Difference::touches));
     let (generation, spec, commit) = (incumbent.generation, spec.clone(), commit.clone());
     let amendment = Amendment { generation, spec, commit, differences, touches };
+    Some(Next::Do(Step::Amend(Box::new(amendment))))
+}
+
+/// Undoes what a change in place that was begun has left behind, where nobody can say any more that it is wanted: at rest the
+/// kernel has what the record says.
+pub(super) fn take_back(view: &View<'_>, record: &ServiceRecord) -> Option<Next> {
+    let incumbent = record.incumbent.as_ref()?;
+    incumbent.amending.as_ref().filter(|begun| begun.refused.is_none())?;
+    let (spec, commit) = (incumbent.spec.clone(), incumbent.commit.clone());
+    let (generation, touches) = (incumbent.generation, view.any_runs(incumbent));
+    let amendment = Amendment { generation, spec, commit, differences: Vec::new(), touches };
     Some(Next::Do(Step::Amend(Box::new(amendment))))
 }
 

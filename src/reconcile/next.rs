@@ -133,6 +133,8 @@ fn choose(view: &View<'_>) -> Planned {
             Next::Do(Step::Release)
         } else if let Some(next) = waiting {
             return Planned { situation: Situation::Drifted, next };
+        } else if let Some(next) = amend::take_back(view, record) {
+            return Planned { situation: Situation::Drifted, next };
         } else {
             let message = format!("held by {}: {}", hold.by, hold.reason);
             let until = hold.until.filter(|until| *until > view.now);
@@ -173,7 +175,12 @@ fn situation(record: &ServiceRecord) -> Situation {
 /// What a service needs that is no longer wanted and stays all the same.
 fn kept(view: &View<'_>, record: &ServiceRecord) -> Option<Next> {
     let is_do = |next: &Option<Next>| matches!(next, Some(Next::Do(_)));
-    let all = [repair::next(view, record), drain::next(view, record), replicas::scaling(view, record)];
+    let all = [
+        repair::next(view, record),
+        amend::take_back(view, record),
+        drain::next(view, record),
+        replicas::scaling(view, record),
+    ];
     let (now, later): (Vec<_>, Vec<_>) = all.into_iter().partition(is_do);
     now.into_iter().flatten().next().or_else(|| later.into_iter().fold(None, replicas::sooner))
 }
@@ -202,7 +209,8 @@ fn want(view: &View<'_>, record: Option<&ServiceRecord>, wanted: &DesiredService
         DesiredService::Run(spec) => spec,
         DesiredService::Resolving => return wait("looking its tag up".to_owned()),
         DesiredService::Refused { refusal, retry_at } => {
-            return Next::Held { refusal: refusal.clone(), until: *retry_at };
+            let held = Next::Held { refusal: refusal.clone(), until: *retry_at };
+            return record.and_then(|record| amend::take_back(view, record)).unwrap_or(held);
         }
     };
     let Some(commit) = view.desired.map(|desired| &desired.commit) else { return Next::Settled };
