@@ -240,7 +240,11 @@ impl Host {
         }
         let deployed = self.records[name].live(generation).unwrap();
         let runs = |id: InstanceId| self.containers.get(&id).is_some_and(|it| running(&it.state));
-        let lanes = |address| route.generation != generation || route.lanes().any(|lane| lane == address);
+        // Of a part the branch alone: further containers that have an address by now are started later.
+        let lanes = |address| match &route.canary {
+            Some(branch) if branch.generation == generation => branch.lanes().any(|lane| lane == address),
+            _ => route.generation != generation || route.lanes().any(|lane| lane == address),
+        };
         let up = over
             || deployed.indices().all(|index| {
                 let lane = deployed.address_of(index).is_some_and(lanes);
