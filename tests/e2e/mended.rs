@@ -54,8 +54,11 @@ fn a_network_that_somebody_took_away_is_put_right_while_the_container_runs() {
     let pin = lab.path("run/netns").join(&names(&lab.path("run/netns"))[0]);
     let steps: [&dyn Fn(); 3] =
         [&|| ip(&["link", "delete", &pairs[0]]), &|| ip(&["link", "delete", &bridge]), &|| {
-            nix::mount::umount2(&pin, nix::mount::MntFlags::MNT_DETACH).unwrap();
-            std::fs::remove_file(&pin).unwrap();
+            // The agent, which still looks at the step before, may put it back in between.
+            wait_for("the name to be away", || {
+                let _ = nix::mount::umount2(&pin, nix::mount::MntFlags::MNT_DETACH);
+                std::fs::remove_file(&pin).ok()
+            });
             ip(&["link", "delete", &pairs[0]]);
         }];
     for step in steps {
