@@ -28,30 +28,51 @@ const OVER: [u8; 2] = [7, 8];
 const INET: u8 = libc::AF_INET as u8;
 const INET6: u8 = libc::AF_INET6 as u8;
 
-/// Deletes the UDP flows that `leads` would lead elsewhere than they go, or that were redirected to one of `lost` and
-/// that nothing leads there any more. `leads`: where what a client sends to an address may be sent on to; nothing =
-/// nowhere by the rules in question. With `all` every flow of the host is looked at, else those answered by one of `lost`.
-/// Returns how many there were.
-pub fn forget_stale(
-    lost: &[IpAddr],
-    all: bool,
-    leads: impl Fn(SocketAddr) -> Vec<SocketAddr>,
-) -> io::Result<usize> {
-    let from: Vec<(u8, Option<IpAddr>)> = match all {
-        true => [INET, INET6].map(|family| (family, None)).to_vec(),
-        false => answered_by(lost),
-    };
-    forget(UDP, &from, |flow, _| is_stale(flow, lost, &leads))
-}
+/// What the kernel knows of flows. Its socket is kept: see `ask::Asker`.
+#[derive(Default)]
+pub struct Flows(NetlinkSocket);
 
-/// Deletes the TCP connections that were redirected to one of `addresses`: those that are over, or `all`. Returns how many
-/// there were.
-pub fn forget_connections(addresses: &[IpAddr], all: bool) -> io::Result<usize> {
-    forget(TCP, &answered_by(addresses), |flow, attributes| {
-        let state = || attributes.get_protoinfo().ok()?.get_protoinfo_tcp().ok()?.get_tcp_state().ok();
-        let ours = flow.from != flow.to && addresses.contains(&flow.from.ip());
-        ours && (all || state().is_some_and(|state| OVER.contains(&state)))
-    })
+impl Flows {
+    /// Deletes the UDP flows that `leads` would lead elsewhere than they go, or that were redirected to one of `lost` and
+    /// that nothing leads there any more. `leads`: where what a client sends to an address may be sent on to; nothing =
+    /// nowhere by the rules in question. With `all` every flow of the host is looked at, else those answered by one of `lost`.
+    /// Returns how many there were.
+    pub fn forget_stale(
+        &mut self,
+        lost: &[IpAddr],
+        all: bool,
+        leads: impl Fn(SocketAddr) -> Vec<SocketAddr>,
+    ) -> io::Result<usize> {
+        let from: Vec<(u8, Option<IpAddr>)> = match all {
+            true => [INET, INET6].map(|family| (family, None)).to_vec(),
+            false => answered_by(lost),
+        };
+        self.forget(UDP, &from, |flow, _| is_stale(flow, lost, &leads))
+    }
+
+    /// Deletes the TCP connections that were redirected to one of `addresses`: those that are over, or `all`. Returns how many
+    /// there were.
+    pub fn forget_connections(&mut self, addresses: &[IpAddr], all: bool) -> io::Result<usize> {
+        self.forget(TCP, &answered_by(addresses), |flow, attributes| {
+            let state = || attributes.get_protoinfo().ok()?.get_protoinfo_tcp().ok()?.get_tcp_state().ok();
+            let ours = flow.from != flow.to && addresses.contains(&flow.from.ip());
+            ours && (all || state().is_some_and(|state| OVER.contains(&state)))
+        })
+    }
+
+    fn forget(
+        &mut self,
+        protocol: u8,
+        from: &[(u8, Option<IpAddr>)],
+        goes: impl Fn(&Flow, &IterableConntrackAttrs<'_>) -> bool,
+    ) -> io::Result<usize> {
+        let forgotten = forget(&mut self.0, protocol, from, goes);
+        if forgotten.is_err() {
+            // The rest of an answer may still wait in it.
+            self.0 = NetlinkSocket::new();
+        }
+        forgotten
+    }
 }
 
 /// What is answered by these addresses.
@@ -62,11 +83,11 @@ fn answered_by(addresses: &[IpAddr]) -> Vec<(u8, Option<IpAddr>)> {
 /// Deletes flows of one protocol, of a family and answered by an address: those that `goes` says. Returns how many there
 /// were.
 fn forget(
+    netlink: &mut NetlinkSocket,
     protocol: u8,
     from: &[(u8, Option<IpAddr>)],
     goes: impl Fn(&Flow, &IterableConntrackAttrs<'_>) -> bool,
 ) -> io::Result<usize> {
-    let mut netlink = NetlinkSocket::new();
     let mut flows = Vec::new();
     // Each look is a walk through the whole of the kernel's table.
     for (family, from) in from {

@@ -9,7 +9,8 @@
 use std::io;
 use std::net::IpAddr;
 
-use super::{conntrack, owner};
+use super::conntrack::Flows;
+use super::owner;
 use crate::types::InstanceId;
 
 /// In the container's own network namespace, and gone with it. SYN alone begins a connection (RFC 9293, 3.10.7.2). What its
@@ -28,11 +29,11 @@ pub fn drop_new() -> io::Result<()> {
 
 /// Deletes what conntrack knows of TCP connections that were led to a container at these addresses: of those that are over,
 /// or `all`. Only a courtesy: nothing waits for what cannot be done.
-pub fn forget(id: &InstanceId, addresses: &[IpAddr], all: bool) {
+pub fn forget(flows: &mut Flows, id: &InstanceId, addresses: &[IpAddr], all: bool) {
     if addresses.is_empty() {
         return;
     }
-    match conntrack::forget_connections(addresses, all) {
+    match flows.forget_connections(addresses, all) {
         Ok(0) => {}
         Ok(count) => tracing::debug!("{id}: {count} connections are forgotten"),
         Err(error) => tracing::warn!("cannot forget connections of {id}: {error}"),

@@ -9,6 +9,7 @@
 use std::io;
 use std::process::{Command, Stdio};
 
+use super::netlink::ask::Asker;
 use super::netlink::objects::Rule;
 use super::{nft, owner};
 use crate::engine::native::net::names::Names;
@@ -32,7 +33,7 @@ pub struct Look {
 }
 
 /// Puts the rules where they are missing; `here` = false takes them away.
-pub fn settle(names: &Names, here: bool, look: Look) -> io::Result<()> {
+pub fn settle(asker: &mut Asker, names: &Names, here: bool, look: Look) -> io::Result<()> {
     let mut trouble = None;
     let mut keep = |result: io::Result<()>| {
         if let Err(error) = result {
@@ -40,7 +41,7 @@ pub fn settle(names: &Names, here: bool, look: Look) -> io::Result<()> {
         }
     };
     for (family, program) in [("ip", "iptables-nft"), ("ip6", "ip6tables-nft")] {
-        if look.nft && nft::has(family, "filter")? {
+        if look.nft && nft::has(asker, family, "filter")? {
             keep(iptables(program, names, here));
         }
     }
@@ -51,8 +52,8 @@ pub fn settle(names: &Names, here: bool, look: Look) -> io::Result<()> {
             keep(iptables(program, names, here));
         }
     }
-    if look.nft && nft::has("inet", "firewalld")? {
-        keep(firewalld(names, here));
+    if look.nft && nft::has(asker, "inet", "firewalld")? {
+        keep(firewalld(asker, names, here));
     }
     trouble.map_or(Ok(()), Err)
 }
@@ -135,9 +136,9 @@ fn checked(program: &str, output: std::process::Output) -> io::Result<()> {
 }
 
 /// Its table is its own to load anew, as a whole: rules of others in it are gone then, and come back.
-fn firewalld(names: &Names, here: bool) -> io::Result<()> {
+fn firewalld(asker: &mut Asker, names: &Names, here: bool) -> io::Result<()> {
     const CHAIN: &str = "filter_FORWARD";
-    let Ok(Some(rules)) = nft::chain("firewalld", CHAIN) else { return Ok(()) };
+    let Ok(Some(rules)) = nft::chain(asker, "firewalld", CHAIN) else { return Ok(()) };
     let mark = mark(names);
     let is_ours = |rule: &&Rule| rule.comment.as_ref() == Some(&mark);
     let ours: Vec<u64> = rules.iter().filter(is_ours).map(|rule| rule.handle).collect();

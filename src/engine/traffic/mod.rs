@@ -35,6 +35,7 @@ use super::{EngineError, Route, Traffic};
 use crate::types::{Branch, InstanceId, Membership, PortMapping, Reason, ServiceName};
 use forward::Look;
 use listing::Table;
+use netlink::ask::Asker;
 use owner::Writer;
 use skeleton::{Frame, Sets};
 
@@ -72,6 +73,8 @@ struct Known {
     open: Option<u32>,
     /// When those that nftables knows nothing of were last looked at.
     legacy: Option<Instant>,
+    /// Reads it.
+    asker: Asker,
     /// Writes the table.
     writer: Writer,
     /// The rule set's number after our own last change.
@@ -111,14 +114,14 @@ impl NftTraffic {
     /// Deletes the table, and with it every route of this instance.
     pub fn teardown(&self) -> Result<(), EngineError> {
         let mut known = self.known();
-        let mut writer = std::mem::take(&mut *known).writer;
+        let Known { mut asker, mut writer, .. } = std::mem::take(&mut *known);
         let table = self.table();
-        let deleted = match nft::has("inet", table) {
-            Ok(true) => writer.apply(table, &format!("delete table inet {table}\n")),
+        let deleted = match nft::has(&mut asker, "inet", table) {
+            Ok(true) => writer.apply(&mut asker, table, &format!("delete table inet {table}\n")),
             other => other.map(|_| ()),
         };
-        known.writer = writer;
-        let closed = forward::settle(&self.frame.names, false, Look { nft: true, legacy: true });
+        let closed = forward::settle(&mut asker, &self.frame.names, false, Look { nft: true, legacy: true });
+        *known = Known { asker, writer, ..Known::default() };
         deleted.and(closed).map_err(|error| self.failed("delete", error))
     }
 
@@ -129,13 +132,13 @@ impl NftTraffic {
     /// The table as the kernel has it. Reads it again only if the rule set has changed since.
     fn read(&self, known: &mut Known) -> io::Result<Option<Table>> {
         // A change while it is read gives a newer number than the one kept: then the next call reads again.
-        let generation = nft::generation()?;
+        let generation = known.asker.generation()?;
         if let Some((then, table)) = &known.read
             && *then == generation
         {
             return Ok(table.clone());
         }
-        let table = nft::table(self.table(), self.frame.subnet6)?;
+        let table = nft::table(&mut known.asker, self.table(), self.frame.subnet6)?;
         known.read = Some((generation, table.clone()));
         known.kept.get_or_insert_with(|| table.as_ref().map(|it| it.routes.clone()).unwrap_or_default());
         Ok(table)
@@ -146,11 +149,12 @@ impl NftTraffic {
         // As it was when it was read: a change since then has not been looked at.
         let before = match known.read.take() {
             Some((then, _)) => then,
-            None => nft::generation()?,
+            None => known.asker.generation()?,
         };
-        known.writer.apply(self.table(), script)?;
+        let Known { asker, writer, .. } = known;
+        writer.apply(asker, self.table(), script)?;
         // One transaction, one number: another one means that somebody else changed something beside it.
-        known.settled = nft::generation().ok().filter(|now| *now == before.wrapping_add(1));
+        known.settled = known.asker.generation().ok().filter(|now| *now == before.wrapping_add(1));
         Ok(())
     }
 
@@ -239,11 +243,11 @@ impl NftTraffic {
     }
 
     /// Who else redirects one of `ports`.
-    fn redirected(&self, ports: &[PortMapping]) -> Result<Option<String>, EngineError> {
+    fn redirected(&self, asker: &mut Asker, ports: &[PortMapping]) -> Result<Option<String>, EngineError> {
         if ports.is_empty() {
             return Ok(None);
         }
-        others::who_has(self.table(), ports)
+        others::who_has(asker, self.table(), ports)
             .map_err(|error| EngineError::new(Reason::Network, "cannot list the rules of nftables", error))
     }
 
@@ -303,11 +307,11 @@ impl Traffic for NftTraffic {
         // Also when our own table is whole: a firewall may have been loaded anew.
         let open = |known: &mut Known| -> io::Result<()> {
             let legacy = known.legacy.is_none_or(|last| last.elapsed() >= LEGACY_LOOK);
-            let nft = known.open != Some(nft::generation()?);
+            let nft = known.open != Some(known.asker.generation()?);
             if legacy || nft {
                 known.open = None;
-                forward::settle(&self.frame.names, true, Look { nft, legacy })?;
-                known.open = Some(nft::generation()?);
+                forward::settle(&mut known.asker, &self.frame.names, true, Look { nft, legacy })?;
+                known.open = Some(known.asker.generation()?);
                 known.legacy = known.legacy.filter(|_| !legacy).or_else(|| Some(Instant::now()));
             }
             Ok(())
@@ -332,7 +336,7 @@ impl Traffic for NftTraffic {
         // Ports that are new to this table may have come into another one since they were asked for.
         let new = new_ports(&now, route);
         let _turn = (!new.is_empty()).then(others::Turn::take);
-        match self.redirected(&new) {
+        match self.redirected(&mut known.asker, &new) {
             Ok(None) => {}
             Ok(Some(who)) => return Err(EngineError::plain(Reason::PortInUse, who)),
             // Not knowing is no reason to stop.
@@ -367,7 +371,7 @@ impl Traffic for NftTraffic {
 
     fn restore(&self) -> Result<bool, EngineError> {
         let mut known = self.known();
-        let number = nft::generation().map_err(|error| self.failed("look at", error))?;
+        let number = known.asker.generation().map_err(|error| self.failed("look at", error))?;
         if known.settled == Some(number) {
             return Ok(false);
         }
@@ -410,14 +414,14 @@ impl Traffic for NftTraffic {
     fn reset_connections(&self, id: &InstanceId) -> Result<(), EngineError> {
         let reset = || sockets::reset(&sockets::incoming()?, id);
         self.inside(id, reset)?;
-        farewell::forget(id, &self.addresses_of(id)?, false);
+        farewell::forget(&mut self.follower.flows(), id, &self.addresses_of(id)?, false);
         Ok(())
     }
 
     fn turn_away(&self, id: &InstanceId) -> Result<(), EngineError> {
         if self.has_own_network(id) {
             self.inside(id, farewell::drop_new)?;
-            farewell::forget(id, &self.addresses_of(id)?, false);
+            farewell::forget(&mut self.follower.flows(), id, &self.addresses_of(id)?, false);
         }
         Ok(())
     }
@@ -427,7 +431,7 @@ impl Traffic for NftTraffic {
             return Ok(0);
         }
         let own = self.addresses_of(id)?;
-        farewell::forget(id, &own, false);
+        farewell::forget(&mut self.follower.flows(), id, &own, false);
         let end = || {
             let end = Instant::now() + patience;
             loop {
@@ -439,9 +443,9 @@ impl Traffic for NftTraffic {
             }
         };
         let ended = self.inside(id, end);
-        farewell::forget(id, &own, true);
+        farewell::forget(&mut self.follower.flows(), id, &own, true);
         // UDP has no end to tell of: whoever goes on sending is led where the rules lead by now.
-        udp::forget(id, &own);
+        self.follower.forget(id, &own);
         Ok(ended?.unwrap_or(0))
     }
 
@@ -450,7 +454,7 @@ impl Traffic for NftTraffic {
             .map_err(|error| EngineError::new(Reason::Network, "cannot list the ports in use", error))?;
         match listener {
             Some(who) => Ok(Some(who)),
-            None => self.redirected(ports),
+            None => self.redirected(&mut self.known().asker, ports),
         }
     }
 }

@@ -2,12 +2,10 @@
 
 use std::io;
 
-use netlink_bindings::nftables::{Nfgenmsg, Request};
-use netlink_socket2::NetlinkSocket;
-
-use super::listing::{self, Table};
-use super::netlink::objects::{Objects, Rule};
-use super::netlink::{OWNER, PERSIST, ask};
+use super::listing::{self, INET, Table};
+use super::netlink::ask::Asker;
+use super::netlink::objects::{Objects, Rule, Table as Found};
+use super::netlink::{OWNER, PERSIST};
 use super::owner::Standing;
 use crate::engine::native::net::names::Subnet6;
 
@@ -17,65 +15,37 @@ const DORMANT: u32 = 1;
 const TRIES: usize = 5;
 
 /// `NFPROTO_INET`, `NFPROTO_IPV4` and `NFPROTO_IPV6` of linux/netfilter.h, by nft's words.
-const FAMILIES: [(&str, u8); 3] = [("inet", 1), ("ip", 2), ("ip6", 10)];
-
-/// The number of the rule set: another one after every change to any table of this network namespace.
-pub fn generation() -> io::Result<u32> {
-    let request = Request::new().op_getgen_do(&Nfgenmsg::new());
-    let mut socket = NetlinkSocket::new();
-    let mut reply = socket.request(&request)?;
-    let (_, attributes) = reply.recv_one().map_err(explain)?;
-    attributes.get_id().map_err(io::Error::other)
-}
+const FAMILIES: [(&str, u8); 3] = [("inet", INET), ("ip", 2), ("ip6", 10)];
 
 /// Whether a table exists.
-pub fn has(family: &str, table: &str) -> io::Result<bool> {
-    let Some((_, number)) = FAMILIES.iter().find(|(word, _)| *word == family) else { return Ok(false) };
-    let header = Nfgenmsg { nfgen_family: *number, ..Default::default() };
-    let request = Request::new().op_gettable_dump(&header);
-    let mut socket = NetlinkSocket::new();
-    let mut reply = socket.request(&request)?;
-    let mut found = false;
-    while let Some(answer) = reply.recv() {
-        let (_, attributes) = answer.map_err(explain)?;
-        found |= attributes.get_name().is_ok_and(|name| name.to_bytes() == table.as_bytes());
-    }
-    Ok(found)
+pub fn has(asker: &mut Asker, family: &str, table: &str) -> io::Result<bool> {
+    let Some((_, family)) = FAMILIES.iter().find(|(word, _)| *word == family) else { return Ok(false) };
+    Ok(found(asker, *family, table)?.is_some())
 }
 
 /// Whom a table of ours belongs to.
-pub fn standing(table: &str) -> io::Result<Standing> {
-    Ok(match found(table)? {
+pub fn standing(asker: &mut Asker, table: &str) -> io::Result<Standing> {
+    Ok(match found(asker, INET, table)? {
         None => Standing::Absent,
-        Some((flags, Some(port))) if flags & OWNER != 0 => Standing::Owned(port),
-        Some((flags, _)) if flags & PERSIST != 0 => Standing::Orphan,
+        Some(Found { flags, owner: Some(port), .. }) if flags & OWNER != 0 => Standing::Owned(port),
+        Some(Found { flags, .. }) if flags & PERSIST != 0 => Standing::Orphan,
         Some(_) => Standing::Open,
     })
 }
 
-/// A table's flags, and the port of its owner.
-fn found(table: &str) -> io::Result<Option<(u32, Option<u32>)>> {
-    let header = Nfgenmsg { nfgen_family: FAMILIES[0].1, ..Default::default() };
-    let request = Request::new().op_gettable_dump(&header);
-    let mut socket = NetlinkSocket::new();
-    let mut reply = socket.request(&request)?;
-    let mut found = None;
-    while let Some(answer) = reply.recv() {
-        let (_, attributes) = answer.map_err(explain)?;
-        if attributes.get_name().is_ok_and(|name| name.to_bytes() == table.as_bytes()) {
-            found = Some((attributes.get_flags().unwrap_or(0), attributes.get_owner().ok()));
-        }
-    }
-    Ok(found)
+/// A table, without what is in it.
+fn found(asker: &mut Asker, family: u8, table: &str) -> io::Result<Option<Found>> {
+    let tables = Objects::read(&asker.tables(family)?).tables;
+    Ok(tables.into_iter().find(|other| other.home.table == table))
 }
 
 /// Everything of our table, from one moment; nothing if there is none.
-pub fn table(table: &str, subnet6: Option<Subnet6>) -> io::Result<Option<Table>> {
+pub fn table(asker: &mut Asker, table: &str, subnet6: Option<Subnet6>) -> io::Result<Option<Table>> {
     let mut tries = 1;
     loop {
-        let before = generation()?;
-        let read = read(table, subnet6);
-        if generation()? == before {
+        let before = asker.generation()?;
+        let read = read(asker, table, subnet6);
+        if asker.generation()? == before {
             return read;
         }
         // Somebody changes rules without a pause: what was read is as good as any, and is read again when they are done.
@@ -86,13 +56,12 @@ pub fn table(table: &str, subnet6: Option<Subnet6>) -> io::Result<Option<Table>>
     }
 }
 
-fn read(table: &str, subnet6: Option<Subnet6>) -> io::Result<Option<Table>> {
-    let Some((flags, _)) = found(table)? else { return Ok(None) };
-    let family = FAMILIES[0].1;
-    let sets = ask::sets(family, table)?;
-    let mut messages = [ask::chains(family)?, ask::rules(family, table, None)?].concat();
+fn read(asker: &mut Asker, table: &str, subnet6: Option<Subnet6>) -> io::Result<Option<Table>> {
+    let Some(Found { flags, .. }) = found(asker, INET, table)? else { return Ok(None) };
+    let sets = asker.sets(INET, table)?;
+    let mut messages = [asker.chains(INET)?, asker.rules(INET, table, None)?].concat();
     for set in &Objects::read(&sets).sets {
-        messages.extend(ask::elements(family, table, &set.name)?);
+        messages.extend(asker.elements(INET, table, &set.name)?);
     }
     messages.extend(sets);
     let mut read = listing::read(&Objects::read(&messages), table, subnet6);
@@ -101,15 +70,10 @@ fn read(table: &str, subnet6: Option<Subnet6>) -> io::Result<Option<Table>> {
 }
 
 /// The rules of one chain of family inet; nothing if there is no such chain.
-pub fn chain(table: &str, chain: &str) -> io::Result<Option<Vec<Rule>>> {
-    let family = FAMILIES[0].1;
-    let chains = Objects::read(&ask::chains(family)?).chains;
+pub fn chain(asker: &mut Asker, table: &str, chain: &str) -> io::Result<Option<Vec<Rule>>> {
+    let chains = Objects::read(&asker.chains(INET)?).chains;
     if !chains.iter().any(|other| other.home.table == table && other.name == chain) {
         return Ok(None);
     }
-    Ok(Some(Objects::read(&ask::rules(family, table, Some(chain))?).rules))
-}
-
-fn explain(error: netlink_socket2::ReplyError) -> io::Error {
-    io::Error::new(error.as_io_error().kind(), error.to_string())
+    Ok(Some(Objects::read(&asker.rules(INET, table, Some(chain))?).rules))
 }

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use super::listing::{self, INET};
 use super::meaning::{Meaning, Ports};
-use super::netlink::ask;
+use super::netlink::ask::Asker;
 use super::netlink::objects::{Element, Home, Objects, Rule};
 use super::ruleset::Entry;
 use crate::types::PortMapping;
@@ -51,15 +51,16 @@ impl Turn {
 }
 
 /// Who has one of `ports`, as one line for people. `own`: the table that is ours.
-pub fn who_has(own: &str, ports: &[PortMapping]) -> io::Result<Option<String>> {
-    let chains = Objects::read(&ask::chains(0)?).chains;
+pub fn who_has(asker: &mut Asker, own: &str, ports: &[PortMapping]) -> io::Result<Option<String>> {
+    let chains = Objects::read(&asker.chains(0)?).chains;
     // How every instance's table is called: see `net::names`.
     let is_instance =
         |home: &&Home| home.family == INET && home.table.starts_with("gitopsd") && home.table != own;
     let instances: BTreeSet<&Home> = chains.iter().map(|chain| &chain.home).filter(is_instance).collect();
     for home in instances {
         for map in PUBLISHED {
-            let found = elements(home, map)?.iter().find_map(|element| published(home, element, ports));
+            let found =
+                elements(asker, home, map)?.iter().find_map(|element| published(home, element, ports));
             if found.is_some() {
                 return Ok(found);
             }
@@ -70,16 +71,16 @@ pub fn who_has(own: &str, ports: &[PortMapping]) -> io::Result<Option<String>> {
         chains.iter().filter(|chain| chain.base.as_ref().is_some_and(|base| base.hook != PREROUTING));
     let outgoing: BTreeSet<(&Home, &str)> =
         outgoing.map(|chain| (&chain.home, chain.name.as_str())).collect();
-    let rules = Objects::read(&ask::all_rules()?).rules;
+    let rules = Objects::read(&asker.all_rules()?).rules;
     let mut theirs = rules
         .iter()
         .filter(|rule| rule.home.table != own && !outgoing.contains(&(&rule.home, rule.chain.as_str())));
-    theirs.find_map(|rule| redirected(rule, ports).transpose()).transpose()
+    theirs.find_map(|rule| redirected(asker, rule, ports).transpose()).transpose()
 }
 
 /// What is in a set. One that is gone since, or was never there, has nothing.
-fn elements(home: &Home, set: &str) -> io::Result<Vec<Element>> {
-    match ask::elements(home.family, &home.table, set) {
+fn elements(asker: &mut Asker, home: &Home, set: &str) -> io::Result<Vec<Element>> {
+    match asker.elements(home.family, &home.table, set) {
         Ok(messages) => Ok(Objects::read(&messages).elements),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
         Err(error) => Err(error),
@@ -109,7 +110,7 @@ fn published(home: &Home, element: &Element, ports: &[PortMapping]) -> Option<St
 }
 
 /// A rule that sends a port elsewhere.
-fn redirected(rule: &Rule, ports: &[PortMapping]) -> io::Result<Option<String>> {
+fn redirected(asker: &mut Asker, rule: &Rule, ports: &[PortMapping]) -> io::Result<Option<String>> {
     let Home { family, table } = &rule.home;
     let meaning = Meaning::of(*family, &rule.expressions);
     let (true, Ok(protocol), Some(theirs)) = (meaning.is_redirect, meaning.protocol(), &meaning.ports) else {
@@ -118,7 +119,7 @@ fn redirected(rule: &Rule, ports: &[PortMapping]) -> io::Result<Option<String>> 
     let ranges = match theirs {
         Ports::One(port) => vec![(*port, *port)],
         Ports::Range(first, last) => vec![(*first, *last)],
-        Ports::Set(set) => ranges(&elements(&rule.home, set)?),
+        Ports::Set(set) => ranges(&elements(asker, &rule.home, set)?),
     };
     let port = ports.iter().find(|port| {
         protocol.is_none_or(|protocol| protocol == port.protocol)
@@ -211,7 +212,7 @@ mod tests {
 
     fn who(host_ip: &str, host_port: u16, protocol: Protocol) -> Option<String> {
         let port = PortMapping { host_ip: host_ip.parse().unwrap(), host_port, container_port: 1, protocol };
-        who_has("gitopsd", &[port]).unwrap()
+        who_has(&mut Asker::default(), "gitopsd", &[port]).unwrap()
     }
 
     /// Needs root, as most tests do; in a network namespace of its own.
@@ -272,12 +273,12 @@ mod tests {
             assert!(who(taken, 7001, Protocol::Tcp).is_some(), "{taken}");
         }
         assert_eq!(who("2001:db8::2", 7001, Protocol::Tcp), None);
-        assert_eq!(who_has("gitopsd", &[]).unwrap(), None);
+        assert_eq!(who_has(&mut Asker::default(), "gitopsd", &[]).unwrap(), None);
         // A set that is not there is empty; of one that cannot be asked for nothing is known.
         let home = |table: &str| Home { family: INET, table: table.to_owned() };
-        assert!(elements(&home("gitopsd-two"), "none").unwrap().is_empty());
-        assert!(elements(&home("none"), "anywhere").unwrap().is_empty());
-        let error = elements(&home("gitopsd-two"), &"x".repeat(300)).unwrap_err();
+        assert!(elements(&mut Asker::default(), &home("gitopsd-two"), "none").unwrap().is_empty());
+        assert!(elements(&mut Asker::default(), &home("none"), "anywhere").unwrap().is_empty());
+        let error = elements(&mut Asker::default(), &home("gitopsd-two"), &"x".repeat(300)).unwrap_err();
         assert_ne!(error.kind(), io::ErrorKind::NotFound, "{error}");
         // What is ours is nobody else's.
         let own = PortMapping {
@@ -286,6 +287,6 @@ mod tests {
             container_port: 1,
             protocol: Protocol::Tcp,
         };
-        assert_eq!(who_has("gitopsd-two", &[own]).unwrap(), None);
+        assert_eq!(who_has(&mut Asker::default(), "gitopsd-two", &[own]).unwrap(), None);
     }
 }

@@ -8,6 +8,7 @@ use std::io;
 
 use nix::libc;
 
+use super::netlink::ask::Asker;
 use super::netlink::hand::{Hand, Refused};
 use super::netlink::{OWNER, PERSIST, compile};
 use super::nft;
@@ -35,8 +36,8 @@ pub struct Writer {
 
 impl Writer {
     /// Runs a script as one transaction: all of it happens or nothing.
-    pub fn apply(&mut self, table: &str, script: &str) -> io::Result<()> {
-        let standing = nft::standing(table)?;
+    pub fn apply(&mut self, asker: &mut Asker, table: &str, script: &str) -> io::Result<()> {
+        let standing = nft::standing(asker, table)?;
         let hand = match &mut self.hand {
             Some(hand) => hand,
             none => none.insert(Hand::open()?),

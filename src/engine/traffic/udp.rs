@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use nix::ifaddrs::getifaddrs;
 use nix::sys::socket::SockaddrStorage;
 
-use super::conntrack;
+use super::conntrack::Flows;
 use super::ruleset::hairpins;
 use crate::engine::Route;
 use crate::engine::native::net::names::Subnet6;
@@ -19,15 +19,15 @@ use crate::types::{InstanceId, PortMapping, Protocol, ServiceName};
 /// Only a walk through all of the kernel's connections tells which flows those are: milliseconds, whatever is asked for,
 /// as its table is as large as the host's memory allows. So whoever has changed a route waits for it only where a UDP
 /// port is published. Otherwise there are at most flows to the service address, and these follow a moment later.
-#[derive(Debug, Default, Clone)]
+#[derive(Default, Clone)]
 pub struct Follower(Arc<Shared>);
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Shared {
     /// What nobody has begun with.
     owed: Mutex<BTreeMap<ServiceName, Change>>,
     /// One walk at a time: an older change must not be done after a newer one of its service.
-    walking: Mutex<()>,
+    flows: Mutex<Flows>,
 }
 
 /// What a change asks for.
@@ -72,8 +72,7 @@ impl Follower {
         }
         if published {
             drop(owed);
-            let _turn = self.0.turn();
-            walk(&BTreeMap::from([(service, change)]));
+            walk(&mut self.flows(), &BTreeMap::from([(service, change)]));
             return;
         }
         // None where it has led nowhere yet: nobody is to be moved.
@@ -99,6 +98,21 @@ impl Follower {
         }
     }
 
+    /// Forgets the flows that were led to a container which goes, at these addresses.
+    pub fn forget(&self, id: &InstanceId, addresses: &[IpAddr]) {
+        if addresses.is_empty() {
+            return;
+        }
+        if let Err(error) = self.flows().forget_stale(addresses, false, |_| Vec::new()) {
+            tracing::warn!("cannot forget UDP flows of {id}: {error}");
+        }
+    }
+
+    /// What the kernel knows of flows, for one at a time.
+    pub fn flows(&self) -> MutexGuard<'_, Flows> {
+        self.0.flows()
+    }
+
     /// Does what is owed, beside the caller.
     fn later(&self) {
         let shared = self.0.clone();
@@ -115,20 +129,20 @@ impl Shared {
         self.owed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn turn(&self) -> MutexGuard<'_, ()> {
-        self.walking.lock().unwrap_or_else(PoisonError::into_inner)
+    fn flows(&self) -> MutexGuard<'_, Flows> {
+        self.flows.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Does all that is owed. A route that changes meanwhile is owed again, and what was forgotten too much begins anew.
     fn catch_up(&self) {
-        let _turn = self.turn();
+        let mut flows = self.flows();
         let owed = std::mem::take(&mut *self.owed());
-        walk(&owed);
+        walk(&mut flows, &owed);
     }
 }
 
 /// One walk for several changes.
-fn walk(changes: &BTreeMap<ServiceName, Change>) {
+fn walk(flows: &mut Flows, changes: &BTreeMap<ServiceName, Change>) {
     if changes.is_empty() {
         return;
     }
@@ -142,22 +156,12 @@ fn walk(changes: &BTreeMap<ServiceName, Change>) {
     };
     let services = || changes.keys().map(ServiceName::as_str).collect::<Vec<_>>().join(", ");
     // The switch itself is done; these flows follow once their clients have been silent for a while.
-    if let Err(error) = conntrack::forget_stale(&lost, all, leads) {
+    if let Err(error) = flows.forget_stale(&lost, all, leads) {
         tracing::warn!("cannot move UDP flows of {}: {error}", services());
     }
     // A TCP client that uses a port again is to be led by the rules, and not where its former connection went (`farewell`).
-    if let Err(error) = conntrack::forget_connections(&lost, false) {
+    if let Err(error) = flows.forget_connections(&lost, false) {
         tracing::warn!("cannot forget connections of {} that are over: {error}", services());
-    }
-}
-
-/// Forgets the flows that were led to a container which goes, at these addresses.
-pub fn forget(id: &InstanceId, addresses: &[IpAddr]) {
-    if addresses.is_empty() {
-        return;
-    }
-    if let Err(error) = conntrack::forget_stale(addresses, false, |_| Vec::new()) {
-        tracing::warn!("cannot forget UDP flows of {id}: {error}");
     }
 }
 

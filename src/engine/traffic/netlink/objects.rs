@@ -6,6 +6,7 @@ use super::hand::split;
 use super::message::Given;
 
 /// `NFT_MSG_…` of linux/netfilter/nf_tables.h.
+const TABLE: u16 = 0;
 const CHAIN: u16 = 3;
 const RULE: u16 = 6;
 const SET: u16 = 9;
@@ -18,6 +19,16 @@ const GOTO: u32 = (-4i32).cast_unsigned();
 pub struct Home {
     pub family: u8,
     pub table: String,
+}
+
+/// A table.
+#[derive(Debug, Clone)]
+pub struct Table {
+    pub home: Home,
+    /// `NFT_TABLE_F_…`
+    pub flags: u32,
+    /// The port of the socket that it belongs to.
+    pub owner: Option<u32>,
 }
 
 /// A chain.
@@ -73,6 +84,7 @@ pub struct Rule {
 /// All that some messages tell of.
 #[derive(Debug, Clone, Default)]
 pub struct Objects {
+    pub tables: Vec<Table>,
     pub chains: Vec<Chain>,
     pub sets: Vec<Set>,
     pub elements: Vec<Element>,
@@ -94,6 +106,10 @@ impl Objects {
         let (kind, family, given) = Given::of(message)?;
         let home = Home { family, table: given.text(1)? };
         match kind {
+            TABLE => {
+                let (flags, owner) = (given.number(2).unwrap_or(0), given.number(7));
+                self.tables.push(Table { home, flags, owner });
+            }
             CHAIN => self.chains.push(Chain { home, name: given.text(3)?, base: base(given) }),
             SET => self.sets.push(Set { home, name: given.text(2)? }),
             ELEMENTS => {

@@ -10,7 +10,7 @@ use super::super::listing::{self, Said, Table};
 use super::super::meaning::Ports;
 use super::super::spread::Draw;
 use super::super::{nft, owner};
-use super::ask;
+use super::ask::Asker;
 use super::objects::Objects;
 use super::same_as_nft::{frame, whole};
 
@@ -147,10 +147,11 @@ fn shown(Said { meaning, comment }: &Said) -> String {
 }
 
 fn objects() -> Objects {
-    let sets = ask::sets(1, "gitopsd").unwrap();
-    let mut messages = [ask::chains(1).unwrap(), ask::rules(1, "gitopsd", None).unwrap()].concat();
+    let mut asker = Asker::default();
+    let sets = asker.sets(1, "gitopsd").unwrap();
+    let mut messages = [asker.chains(1).unwrap(), asker.rules(1, "gitopsd", None).unwrap()].concat();
     for set in Objects::read(&sets).sets {
-        messages.extend(ask::elements(1, "gitopsd", &set.name).unwrap());
+        messages.extend(asker.elements(1, "gitopsd", &set.name).unwrap());
     }
     Objects::read(&[messages, sets].concat())
 }
@@ -161,13 +162,14 @@ fn what_is_listed_is_what_nft_lists() {
         let run = move || {
             nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("tests need root");
             let frame = frame(six);
+            let mut asker = Asker::default();
             let scripts = whole(&frame);
             let mut routes = 0;
             // One of them is made of what our rules do not say today.
             for script in scripts.iter().filter(|script| !script.contains("spare")) {
                 owner::apply_once(script).unwrap();
                 assert_eq!(by_netlink(&objects()), by_nft(), "{script}");
-                let table = nft::table("gitopsd", frame.subnet6).unwrap().unwrap();
+                let table = nft::table(&mut asker, "gitopsd", frame.subnet6).unwrap().unwrap();
                 let now: Vec<String> = table.routes.keys().map(ToString::to_string).collect();
                 let chains = table.chains.iter().filter(|chain| chain.starts_with("svc-")).count();
                 // Without IPv6 a route has no ports of it: here they are there to be compared.
@@ -176,12 +178,12 @@ fn what_is_listed_is_what_nft_lists() {
             }
             assert_eq!(routes, if six { 2 } else { 0 });
             // The fixed part is what was asked for: nothing is to be done, and the kernel takes no number for it.
-            let before = nft::table("gitopsd", frame.subnet6).unwrap().unwrap();
+            let before = nft::table(&mut asker, "gitopsd", frame.subnet6).unwrap().unwrap();
             let script = frame.script(&Table::default(), Some(&before.sets));
             owner::apply_once(&script).unwrap();
-            let table = nft::table("gitopsd", frame.subnet6).unwrap().unwrap();
+            let table = nft::table(&mut asker, "gitopsd", frame.subnet6).unwrap().unwrap();
             assert_eq!(frame.change(&table, &table.sets, false), "");
-            assert_eq!(nft::table("another", None).unwrap(), None);
+            assert_eq!(nft::table(&mut asker, "another", None).unwrap(), None);
         };
         std::thread::spawn(run).join().unwrap();
     }

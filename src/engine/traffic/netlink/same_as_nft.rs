@@ -9,6 +9,7 @@ use std::process::{Command, Stdio};
 use super::super::listing::Table;
 use super::super::skeleton::Frame;
 use super::super::{nft, owner, ruleset};
+use super::ask::Asker;
 use crate::engine::Route;
 use crate::engine::native::net::names::{Names, Subnet, Subnet6};
 use crate::types::{Branch, Generation, Membership, PortMapping, Protocol, ShareBy};
@@ -180,12 +181,12 @@ fn all_or_nothing() {
         // What cannot be sent is not sent either.
         assert!(owner::apply_once("delete table inet gitopsd\nsomething else\n").is_err());
         assert_eq!(shown(), before);
-        assert_eq!(nft::table("gitopsd", None).unwrap().unwrap().chains.len(), 1);
+        assert_eq!(nft::table(&mut Asker::default(), "gitopsd", None).unwrap().unwrap().chains.len(), 1);
         // Thousands of elements, as a large network has, are one transaction all the same.
         by_netlink("add set inet gitopsd net-a { type ipv4_addr ; }\n");
         let many: Vec<String> = (0..20_000u32).map(|n| Ipv4Addr::from_bits(n).to_string()).collect();
         by_netlink(&format!("add element inet gitopsd net-a {{ {} }}\n", many.join(", ")));
-        let table = nft::table("gitopsd", None).unwrap().unwrap();
+        let table = nft::table(&mut Asker::default(), "gitopsd", None).unwrap().unwrap();
         assert_eq!(table.sets["net-a"].len(), 20_000);
     };
     std::thread::spawn(run).join().unwrap();
