@@ -10,7 +10,7 @@ use crate::reconcile::record::{Deployed, Phase};
 use crate::reconcile::world::{Desired, DesiredService, Observed};
 use crate::reconcile::{replicas, secrets};
 use crate::types::{
-    ContainerState, Digest, HealthCheck, Job, NetworkMode, PortMapping, Refusal, ServiceName, Window, Zones,
+    ContainerState, Digest, HealthCheck, Job, NetworkMode, PortMapping, Refusal, ServiceName, Zones,
 };
 
 impl Agent {
@@ -84,13 +84,8 @@ impl Agent {
             _ => None,
         });
         let live = self.journal.records.values().flat_map(|record| record.live_generations());
-        let names: BTreeSet<&str> = desired
-            .chain(live.map(|deployed| &deployed.spec))
-            .flat_map(|spec| {
-                let schedule = spec.schedule.iter().map(|schedule| schedule.calendar.zone());
-                schedule.chain(spec.deploy.window.iter().map(Window::zone)).map(Option::unwrap_or_default)
-            })
-            .collect();
+        let names: BTreeSet<&str> =
+            desired.chain(live.map(|deployed| &deployed.spec)).flat_map(|spec| spec.zones()).collect();
         self.zones.get(names)
     }
 

@@ -141,7 +141,7 @@ fn look_at_what_waits(
     };
     let known = known.filter(|known| head == Some(&known.commit.id));
     let waives_window = known.map_or(waives_window, |known| known.window_waived);
-    let zones = ZoneCache::default().get(zones_named(declared));
+    let zones = ZoneCache::default().get(declared.values().flatten().flat_map(Declared::zones));
     let circumstances = Circumstances { head, waives_window, zones: &zones, now: clock::now() };
     Ok(circumstances.postponed(changes, declared, &journal.records))
 }
@@ -192,12 +192,6 @@ fn refuse_taken_ports(
         }
     }
     Ok(())
-}
-
-/// The time zones of all windows; `""` = the host's own.
-fn zones_named(declared: &BTreeMap<ServiceName, Result<Declared, Refusal>>) -> impl Iterator<Item = &str> {
-    let windows = declared.values().flatten().flat_map(|spec| &spec.deploy.window);
-    windows.map(|window| window.zone().unwrap_or_default())
 }
 
 fn whose(agent: Option<&AgentConfig>, host: Option<&HostName>) -> (HostIdentity, Policy) {

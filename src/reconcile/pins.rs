@@ -21,7 +21,7 @@ pub fn known_digest(
     former
         .into_iter()
         .chain(deployed)
-        .find(|known| (*known).clone().with_image(known.image.reference.clone()).without_contents() == *spec)
+        .find(|known| unpinned(known).without_contents() == *spec)
         .map(|known| known.image.digest.clone())
 }
 
@@ -29,4 +29,9 @@ pub fn known_digest(
 pub fn pin(spec: Declared, digest: Digest) -> Spec {
     let reference = spec.image.clone();
     spec.with_image(PinnedImage { reference, digest })
+}
+
+/// What was declared for it.
+pub fn unpinned(spec: &Spec) -> Declared {
+    spec.clone().with_image(spec.image.reference.clone())
 }

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::changes::{self, Difference};
+use super::pins::unpinned;
 use super::preview::Change;
 use super::record::{Cause, Down, Failure, Hold, Phase, Rollout, ServiceRecord, Spec};
 use super::window::{is_felt, shut};
@@ -116,7 +117,7 @@ impl Circumstances<'_> {
     fn failed<'r>(&self, record: &'r ServiceRecord, declared: &Declared) -> Option<&'r Refusal> {
         let head = self.head?;
         let failure = record.failure.as_ref();
-        let known = failure.filter(|it| it.commit.id == *head && it.secrets == declared.secrets);
+        let known = failure.filter(|it| it.is_at(head, &declared.secrets));
         let returns = || {
             let rollout = record.rollout.as_ref().filter(|it| it.phase == Phase::Abandoning)?;
             let same = rollout.to.commit.id == *head && rollout.to.spec.secrets == declared.secrets;
@@ -135,8 +136,7 @@ fn goes_on(record: &ServiceRecord, rollout: &Rollout) -> bool {
 }
 
 fn differences(spec: &Spec, declared: &Declared) -> Vec<Difference> {
-    let former = spec.clone().with_image(spec.image.reference.clone());
-    changes::between_declared(&former, declared)
+    changes::between_declared(&unpinned(spec), declared)
 }
 
 fn is_for(spec: &Spec, declared: &Declared) -> bool {

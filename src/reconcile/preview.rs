@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use super::changes::{self, Difference, summary};
+use super::pins::unpinned;
 use super::ports::{self, Claim, Claims};
 use super::record::ServiceRecord;
 use super::{batches, exchange};
@@ -147,10 +148,8 @@ pub fn preview(
             (Err(refusal), _) => Change::Refuse(refusal),
             (Ok(spec), None) => Change::Create { image: spec.image.clone() },
             (Ok(spec), Some(incumbent)) => {
-                let running = incumbent.spec.clone();
-                let image = running.image.reference.clone();
-                let running = running.with_image(image.clone());
-                Change::between(image, &running, spec)
+                let running = unpinned(&incumbent.spec);
+                Change::between(running.image.clone(), &running, spec)
             }
         };
         changes.insert(name.clone(), change);

@@ -388,11 +388,15 @@ impl Failure {
 
     /// Whether it is what `wanted` would come to: tried at this commit, and with what the host has for it.
     pub fn is_of(&self, commit: &CommitId, wanted: Option<&DesiredService>) -> bool {
-        let same = match wanted {
-            Some(DesiredService::Run(spec)) => spec.secrets == self.secrets,
-            _ => true,
-        };
-        self.commit.id == *commit && same
+        match wanted {
+            Some(DesiredService::Run(spec)) => self.is_at(commit, &spec.secrets),
+            _ => self.commit.id == *commit,
+        }
+    }
+
+    /// Whether it was tried at this commit, with these contents.
+    pub fn is_at(&self, commit: &CommitId, secrets: &[SecretFile]) -> bool {
+        self.commit.id == *commit && self.secrets == secrets
     }
 }
 

@@ -10,7 +10,7 @@ use crate::types::{Opening, Reason, Refusal, Timestamp, Window, Zones};
 
 /// Why a service is not changed now.
 pub(super) fn closed(view: &View<'_>, record: Option<&ServiceRecord>, spec: &Spec) -> Option<Next> {
-    if view.desired.is_some_and(|desired| desired.window_waived) {
+    if spec.deploy.window.is_empty() || view.desired.is_some_and(|desired| desired.window_waived) {
         return None;
     }
     // A commit that brings back what ran before is the way out of a bad one.

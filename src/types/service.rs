@@ -165,6 +165,12 @@ impl<I> ServiceSpec<I> {
         self.options.network_mode.as_ref().unwrap_or(&NetworkMode::Bridge)
     }
 
+    /// The time zones that its schedule and its windows name; `""` = the host's own.
+    pub fn zones(&self) -> impl Iterator<Item = &str> {
+        let schedule = self.schedule.iter().map(|schedule| schedule.calendar.zone());
+        schedule.chain(self.deploy.window.iter().map(Window::zone)).map(Option::unwrap_or_default)
+    }
+
     /// The service whose network it shares.
     pub fn joins(&self) -> Option<&ServiceName> {
         match self.network_mode() {

@@ -2,7 +2,6 @@
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use super::load::client::{Failure, Target};
@@ -198,21 +197,29 @@ fn sees_a_gap() {
     assert!(gap < Duration::from_millis(1000), "{gap:?}");
 }
 
-#[test]
-fn ends_when_the_file_appears() {
-    let url = server(|mut stream| {
+/// What a load against a good server sees that is told to stop after this time, by a file.
+fn until_the_file_appears(after: Duration, options: Options) -> Report {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("stop");
+    let until_file = Some(file.clone());
+    let long = Options { duration: Duration::from_secs(60), until_file, ..options };
+    let running = std::thread::spawn(move || run(&long));
+    std::thread::sleep(after);
+    std::fs::write(&file, "").unwrap();
+    running.join().unwrap()
+}
+
+fn good_server() -> String {
+    server(|mut stream| {
         read_request(&mut stream);
         answer(&mut stream, "200 OK", "", "version 1");
-    });
-    let directory = tempfile::tempdir().unwrap();
-    let file: PathBuf = directory.path().join("stop");
-    let until_file = Some(file.clone());
-    let long = Options { duration: Duration::from_secs(60), until_file, ..options(&url, Mode::New) };
+    })
+}
+
+#[test]
+fn ends_when_the_file_appears() {
     let began = Instant::now();
-    let running = std::thread::spawn(move || run(&long));
-    std::thread::sleep(Duration::from_millis(200));
-    std::fs::write(&file, "").unwrap();
-    let report = running.join().unwrap();
+    let report = until_the_file_appears(Duration::from_millis(200), options(&good_server(), Mode::New));
     assert!(began.elapsed() < Duration::from_secs(5));
     assert!(report.requests() > 10);
     assert_eq!(report.failed(), 0);
@@ -220,24 +227,9 @@ fn ends_when_the_file_appears() {
 
 #[test]
 fn what_comes_after_the_stop_is_no_gap() {
-    let url = server(|mut stream| {
-        read_request(&mut stream);
-        answer(&mut stream, "200 OK", "", "version 1");
-    });
-    let directory = tempfile::tempdir().unwrap();
-    let file = directory.path().join("stop");
     // Every worker waits for two seconds after its request, and somebody asks each 100 ms.
-    let many = Options {
-        rate: 10,
-        workers: 20,
-        duration: Duration::from_secs(60),
-        until_file: Some(file.clone()),
-        ..options(&url, Mode::New)
-    };
-    let running = std::thread::spawn(move || run(&many));
-    std::thread::sleep(Duration::from_millis(1500));
-    std::fs::write(&file, "").unwrap();
-    let report = running.join().unwrap();
+    let many = Options { rate: 10, workers: 20, ..options(&good_server(), Mode::New) };
+    let report = until_the_file_appears(Duration::from_millis(1500), many);
     assert_good(&report);
     assert!(report.longest_gap() < Duration::from_secs(1), "{:?}", report.longest_gap());
 }
