@@ -218,6 +218,15 @@ impl Agent {
         let handle = runtime.handle().clone();
         let Native { engine, network, traffic } =
             Native::open(&config).map_err(|error| AgentError::Host(error.to_refusal()))?;
+        let traffic = match native::hand() {
+            Ok(hand) => traffic.with_hand(hand),
+            Err(error) => {
+                tracing::warn!(
+                    "systemd cannot keep the rules of traffic for the time without an agent: {error}"
+                );
+                traffic
+            }
+        };
         let journal = state.load_journal()?;
         // What an older version made has no IPv6: without this, what is sent there would leave the host.
         if journal.records.values().any(|record| !record.is_absent())

@@ -1,5 +1,6 @@
 //! The parts that touch this host, as the configuration says: for the agent, and for commands beside it.
 
+use std::os::fd::AsFd as _;
 use std::sync::Arc;
 
 use crate::config::agent::AgentConfig;
@@ -7,7 +8,9 @@ use crate::engine::EngineError;
 use crate::engine::native::net::names::Subnet6;
 use crate::engine::native::net::{BridgeNetwork, ipv6};
 use crate::engine::native::{NativeConfig, NativeEngine};
-use crate::engine::traffic::NftTraffic;
+use crate::engine::traffic::{Hand, NftTraffic};
+use crate::report::handed_over::{RULES, kept};
+use crate::report::notify;
 use crate::types::Reason;
 
 /// What runs containers, what connects them, and what points traffic at them.
@@ -43,6 +46,17 @@ impl Native {
                 .with_ipv6(subnet6),
         })
     }
+}
+
+/// The socket that the table of rules belongs to: systemd keeps it while there is no agent, so that nobody else's change takes rules
+/// away meanwhile.
+pub fn hand() -> std::io::Result<Hand> {
+    if let Some(socket) = kept(RULES)? {
+        return Hand::of(socket);
+    }
+    let hand = Hand::open()?;
+    notify::keep(RULES, hand.as_fd());
+    Ok(hand)
 }
 
 /// Where containers' IPv6 addresses are from; `None` = they have none.

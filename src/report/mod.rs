@@ -4,6 +4,7 @@
 
 pub mod events;
 pub mod fleet;
+pub mod handed_over;
 pub mod journal;
 pub mod message;
 pub mod notify;

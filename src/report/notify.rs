@@ -1,5 +1,7 @@
-//! What systemd is told: READY, EXTEND_TIMEOUT_USEC, STATUS, WATCHDOG, STOPPING (sd_notify(3)). Nothing where there is no systemd.
+//! What systemd is told: READY, EXTEND_TIMEOUT_USEC, STATUS, WATCHDOG, STOPPING, FDSTORE (sd_notify(3)). Nothing where there is no
+//! systemd.
 
+use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use sd_notify::NotifyState;
@@ -44,6 +46,16 @@ impl Notifier {
 /// How long the service manager waits for [`Notifier::alive`]; `None` = it does not.
 pub fn watchdog() -> Option<Duration> {
     sd_notify::watchdog_enabled()
+}
+
+/// Has systemd keep a descriptor: it stays open while there is no agent, until the service is stopped, and the next agent is
+/// handed it ([`super::handed_over`]).
+pub fn keep(name: &str, descriptor: BorrowedFd<'_>) {
+    // Whatever waits in it to be read, an error too, is no reason to let it go.
+    let said = [NotifyState::FdStore, NotifyState::FdName(name), NotifyState::Custom("FDPOLL=0")];
+    if let Err(error) = sd_notify::notify_with_fds(&said, &[descriptor]) {
+        tracing::debug!("sd_notify: {error}");
+    }
 }
 
 fn send(states: &[NotifyState<'_>]) {

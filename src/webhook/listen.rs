@@ -2,18 +2,17 @@
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
 use super::request::{self, Answer};
 use super::{Shared, signature};
 use crate::config::agent::Listen;
+use crate::report::handed_over::{self, RULES};
 
 /// Longest time for one request, its answer included. A delivery takes some milliseconds.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -28,22 +27,19 @@ const RETRY: Duration = Duration::from_secs(5);
 pub(super) fn bind(listen: &Listen) -> std::io::Result<TcpListener> {
     let listener = match listen {
         Listen::Address(address) => std::net::TcpListener::bind(address)?,
-        Listen::Systemd => handed_over()?,
+        Listen::Systemd => of_systemd()?,
     };
     listener.set_nonblocking(true)?;
     TcpListener::from_std(listener)
 }
 
-/// The socket that systemd has opened for this process (sd_listen_fds(3)).
-fn handed_over() -> std::io::Result<std::net::TcpListener> {
+/// The socket that systemd has opened for this process.
+fn of_systemd() -> std::io::Result<std::net::TcpListener> {
     let other = |why: &str| std::io::Error::other(why.to_owned());
-    let mut found = sd_notify::listen_fds()?;
-    let fd = found
-        .next()
+    let (_, socket) = handed_over::all()?
+        .into_iter()
+        .find(|(name, _)| name != RULES)
         .ok_or_else(|| other("systemd has handed over no socket: `systemctl stop gitopsd`, `systemctl enable --now gitopsd-webhook.socket`, `systemctl start gitopsd`"))?;
-    // A duplicate of it, which is ours by type: no other code of this process owns the number that is only named here.
-    let own = pidfd_open(getpid(), PidfdFlags::empty())?;
-    let socket: OwnedFd = pidfd_getfd(own, fd, PidfdGetfdFlags::empty())?;
     let listener = std::net::TcpListener::from(socket);
     listener.local_addr().map_err(|_| other("what systemd has handed over is no socket of TCP"))?;
     if !rustix::net::sockopt::socket_acceptconn(&listener)? {

@@ -1,4 +1,5 @@
-//! Another firewall closes the way of forwarded packets while clients ask: the agent hears of it and opens the way again.
+//! Another firewall closes the way of forwarded packets while clients ask: the agent hears of it and opens the way again. And
+//! somebody flushes all rules while there is no agent, which the rules of traffic outlive.
 //!
 //! All of it is in a network namespace of its own: neither the policy nor the rules of the machine are touched.
 
@@ -16,8 +17,10 @@ use host::{Client, HOST, Host, OUTSIDE, inside, run, serve};
 use pressure::Pressure;
 
 use super::image::Kind;
-use super::lab::{Lab, wait_for, web};
+use super::lab::manager::Manager;
+use super::lab::{Lab, free_port, wait_for, web};
 use super::lives::polled_rarely;
+use super::load::get;
 
 const SHORT: Duration = Duration::from_millis(500);
 /// A client gives up after 5 seconds, and TCP asks again after 1 and 3: what is closed for longer is felt. The agent comes round
@@ -86,4 +89,54 @@ fn a_way_that_a_firewall_closes_is_opened_without_anybody_asking() {
     lab.start_agent();
     lab.wait_agent();
     wait_for("the way through", || works().then_some(()));
+}
+
+/// Linux 6.9 and newer.
+fn tables_outlive_their_owner() -> bool {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release.split(['.', '-']).map_while(|part| part.parse::<u32>().ok());
+    (numbers.next().unwrap(), numbers.next().unwrap()) >= (6, 9)
+}
+
+#[test]
+fn nobody_flushes_the_rules_while_the_agent_is_started_anew() {
+    let _host = Host::new();
+    let mut lab = Lab::new();
+    lab.manager = Some(Manager::begin(&lab.path("notify.sock")));
+    let (v1, port) = (lab.image("1", Kind::Good), free_port());
+    lab.deploy("web", &web(&v1, port, ""), "web 1");
+    lab.start_agent();
+    lab.wait_agent();
+    lab.sync();
+    assert!(lab.manager.as_ref().unwrap().keeps());
+    let rules = || run(&format!("nft list table inet gitopsd-{}", lab.instance));
+    if tables_outlive_their_owner() {
+        let whole = rules();
+        assert!(whole.contains("flags owner"), "{whole}");
+    }
+    lab.kill_agent();
+    run("nft flush ruleset");
+    if tables_outlive_their_owner() {
+        assert_eq!(get(port, "/").unwrap(), "version 1\n");
+    }
+    // The next one is the same owner: it changes them.
+    lab.start_agent();
+    lab.wait_agent();
+    let v2 = lab.image("2", Kind::Good);
+    lab.deploy("web", &web(&v2, port, ""), "web 2");
+    lab.wait_serving("web", &v2);
+    assert_eq!(get(port, "/").unwrap(), "version 2\n");
+    // Once more: what was handed over stays kept.
+    lab.kill_agent();
+    run("nft flush ruleset");
+    if tables_outlive_their_owner() {
+        assert_eq!(get(port, "/").unwrap(), "version 2\n");
+    }
+    // When the service is stopped they are anybody's, as before.
+    lab.manager.as_ref().unwrap().stop();
+    run("nft flush ruleset");
+    assert!(get(port, "/").is_err());
+    lab.start_agent();
+    lab.wait_agent();
+    wait_for("an answer", || get(port, "/").ok());
 }

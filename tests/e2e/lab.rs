@@ -13,6 +13,8 @@ use super::image::{self, Kind};
 
 #[path = "lab/hosts.rs"]
 pub mod hosts;
+#[path = "lab/manager.rs"]
+pub mod manager;
 #[path = "lab/traces.rs"]
 mod traces;
 
@@ -30,6 +32,8 @@ pub struct Lab {
     number: u32,
     /// What is run as `gitopsd`.
     pub program: PathBuf,
+    /// What keeps the agent's descriptors while there is none.
+    pub manager: Option<manager::Manager>,
 }
 
 /// A port that is free now.
@@ -64,6 +68,7 @@ impl Lab {
             instance,
             number,
             program: env!("CARGO_BIN_EXE_gitopsd").into(),
+            manager: None,
         };
         lab.start_registry();
         lab.git(lab.dir.path(), &["init", "-q", "--bare", "-b", "main", "repo.git"]);
@@ -240,9 +245,14 @@ max_removals = 1
     pub fn start_agent_with(&mut self, environment: &[(&str, &str)]) {
         assert!(self.agent.is_none());
         let log = fs::OpenOptions::new().append(true).create(true).open(self.path("agent.log")).unwrap();
-        let child = self
-            .command(&["run"])
-            .env_remove("NOTIFY_SOCKET")
+        let mut command = self.command(&["run"]);
+        match &self.manager {
+            Some(manager) => command = manager.command(&command),
+            None => {
+                command.env_remove("NOTIFY_SOCKET");
+            }
+        }
+        let child = command
             .env_remove("JOURNAL_STREAM")
             .envs(environment.iter().copied())
             .env("GITOPSD_LOG", "debug,h2=info,hyper=info,reqwest=info,rustls=info")
@@ -352,6 +362,9 @@ pub fn names(folder: &Path) -> Vec<String> {
 impl Drop for Lab {
     fn drop(&mut self) {
         self.kill_agent();
+        if let Some(manager) = &self.manager {
+            manager.stop();
+        }
         let output = self.run(&["teardown", "--purge", "--yes"]);
         self.stop_registry();
         if std::thread::panicking() {

@@ -36,6 +36,7 @@ use crate::types::{Branch, InstanceId, Membership, PortMapping, Reason, ServiceN
 use forward::Look;
 use listing::Table;
 use netlink::ask::Asker;
+pub use netlink::hand::Hand;
 use owner::Writer;
 use skeleton::{Frame, Sets};
 
@@ -98,6 +99,12 @@ impl NftTraffic {
     #[must_use]
     pub fn open_to_others(self) -> Self {
         self.known().writer.open_to_others = true;
+        self
+    }
+
+    /// The same, with a socket for changes that was opened before.
+    pub fn with_hand(self, hand: Hand) -> Self {
+        self.known().writer.hand = Some(hand);
         self
     }
 

@@ -29,7 +29,8 @@ pub enum Standing {
 /// Writes one instance's table.
 #[derive(Debug, Default)]
 pub struct Writer {
-    hand: Option<Hand>,
+    /// Opened by the first change, if it was not before.
+    pub hand: Option<Hand>,
     /// Set once the kernel has said that it knows no owners, or by who wants none.
     pub open_to_others: bool,
 }
@@ -44,7 +45,9 @@ impl Writer {
         };
         match standing {
             Standing::Owned(port) if port != hand.port() => {
-                let why = format!("the table belongs to another process (netlink port {port})");
+                let why = format!(
+                    "the table belongs to another process (netlink port {port}): an agent, or systemd that keeps it for one; `systemctl stop gitopsd` ends both"
+                );
                 return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
             }
             Standing::Orphan if !script.starts_with("delete table") => {

@@ -7,6 +7,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::super::image;
+use super::super::lab::manager::Manager;
 use super::super::lab::{Lab, free_port, wait_for};
 use super::super::load::get;
 use super::faults::Undo;
@@ -48,7 +49,8 @@ impl Host {
     pub fn new() -> Self {
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("tests need root");
         assert!(Command::new("ip").args(["link", "set", "lo", "up"]).status().unwrap().success());
-        let lab = Lab::new();
+        let mut lab = Lab::new();
+        lab.manager = Some(Manager::begin(&lab.path("notify.sock")));
         let program = compile(&lab);
         let mut host = Self {
             lab,

@@ -4,13 +4,15 @@
 //! Where the kernel knows owners of tables, the table belongs to this socket for as long as it is open.
 
 use std::io;
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, getsockname, recv, send,
     setsockopt, socket, sockopt,
 };
+use rustix::net::netlink::NETFILTER;
+use rustix::net::sockopt::socket_protocol;
 
 use super::message::{Batch, HEADER};
 
@@ -41,8 +43,16 @@ impl Hand {
         let flags = SockFlag::SOCK_CLOEXEC;
         let socket = socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkNetFilter)?;
         bind(socket.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
-        let port = getsockname::<NetlinkAddr>(socket.as_raw_fd())?.pid();
-        Ok(Self { socket, port })
+        Self::of(socket)
+    }
+
+    /// Takes over one that an agent before this one has opened, and with it the table that belongs to it.
+    pub fn of(socket: OwnedFd) -> io::Result<Self> {
+        let address: NetlinkAddr = getsockname(socket.as_raw_fd())?;
+        if socket_protocol(&socket)? != Some(NETFILTER) {
+            return Err(io::Error::other("it is no socket of nftables"));
+        }
+        Ok(Self { socket, port: address.pid() })
     }
 
     /// By which the kernel tells it from others: the owner of a table, whoever made a change.
@@ -66,7 +76,13 @@ impl Hand {
             setsockopt(&self.socket, sockopt::SndBufForce, &bytes.len().saturating_mul(2)).map_err(whole)?;
         }
         // What an earlier call may have left unread is not an answer to this one.
-        while self.receive(&mut [0; 1 << 13]).map_err(whole)?.is_some() {}
+        loop {
+            match self.receive(&mut [0; 1 << 13]) {
+                Ok(None) => break,
+                Ok(Some(_)) | Err(Errno::ENOBUFS) => {}
+                Err(error) => return Err(whole(error)),
+            }
+        }
         loop {
             match send(self.socket.as_raw_fd(), &bytes, MsgFlags::empty()) {
                 Ok(_) => break,
@@ -119,6 +135,12 @@ impl Hand {
                 Err(error) => return Err(error),
             }
         }
+    }
+}
+
+impl AsFd for Hand {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 }
 
