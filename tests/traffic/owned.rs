@@ -1,6 +1,7 @@
 //! Whom the rules belong to: what others can take away of them, and how soon it is back.
 
 use std::collections::BTreeMap;
+use std::os::fd::AsRawFd as _;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -8,6 +9,9 @@ use std::time::{Duration, Instant};
 use gitopsd::engine::Traffic as _;
 use gitopsd::engine::traffic::watch::{self, Heard};
 use gitopsd::types::Reason;
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, sendto, socket,
+};
 
 use super::host::*;
 use super::pressure::Pressure;
@@ -275,4 +279,40 @@ fn a_load_that_is_too_large_to_be_heard_whole_is_heard_of() {
     wait_for("both kinds", || {
         heard.lock().unwrap().as_slice() == [Heard::Changed, Heard::Changed, Heard::Firewall]
     });
+}
+
+/// Whoever may change rules may send to anybody's sockets, too.
+#[test]
+fn what_others_send_is_no_answer() {
+    let host = Host::new();
+    let agent = host.agent("gitopsd", 1);
+    let routes = [agent.route("shop.1", 11, PORTS), agent.route("shop.2", 12, PORTS)];
+    agent.point(&routes[0]);
+    let other =
+        socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkNetFilter);
+    let other = other.unwrap();
+    // The end of an answer, with the number of the first and of the next questions; and one that nobody asked for.
+    let end =
+        |number: u32| [&36u32.to_ne_bytes()[..], &[2, 0, 0, 0], &number.to_ne_bytes(), &[0; 24]].concat();
+    let sockets = std::fs::read_to_string("/proc/thread-self/net/netlink").unwrap();
+    let mut told = 0;
+    for line in sockets.lines().skip(1) {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let port: u32 = words[2].parse().unwrap();
+        if words[1] == "12" && port != 0 {
+            for number in 0..100 {
+                let to = NetlinkAddr::new(port, 0);
+                sendto(other.as_raw_fd(), &end(number), &to, MsgFlags::empty()).unwrap();
+                told += 1;
+            }
+        }
+    }
+    assert!(told >= 100, "{sockets}");
+    for turn in 1..6 {
+        let to = &routes[turn % 2];
+        agent.traffic.point(to).unwrap();
+        let seen = agent.traffic.observe().unwrap();
+        assert_eq!(seen.get(&to.service).map(|route| route.generation), Some(to.generation), "turn {turn}");
+    }
+    agent.teardown();
 }

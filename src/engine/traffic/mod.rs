@@ -54,6 +54,8 @@ pub struct NftTraffic {
     frame: Frame,
     run_dir: PathBuf,
     known: Mutex<Known>,
+    /// Asks who else has a port: of a host with many rules that takes its time, and nothing else waits for it.
+    others: Mutex<Asker>,
     follower: udp::Follower,
 }
 
@@ -74,7 +76,7 @@ struct Known {
     open: Option<u32>,
     /// When those that nftables knows nothing of were last looked at.
     legacy: Option<Instant>,
-    /// Reads it.
+    /// Reads the tables.
     asker: Asker,
     /// Writes the table.
     writer: Writer,
@@ -91,6 +93,7 @@ impl NftTraffic {
             frame: Frame { names: Names::new(instance), subnet: Subnet::new(subnet)?, subnet6: None },
             run_dir: run_dir.to_owned(),
             known: Mutex::default(),
+            others: Mutex::default(),
             follower: udp::Follower::default(),
         })
     }
@@ -250,11 +253,12 @@ impl NftTraffic {
     }
 
     /// Who else redirects one of `ports`.
-    fn redirected(&self, asker: &mut Asker, ports: &[PortMapping]) -> Result<Option<String>, EngineError> {
+    fn redirected(&self, ports: &[PortMapping]) -> Result<Option<String>, EngineError> {
         if ports.is_empty() {
             return Ok(None);
         }
-        others::who_has(asker, self.table(), ports)
+        let mut asker = self.others.lock().unwrap_or_else(PoisonError::into_inner);
+        others::who_has(&mut asker, self.table(), ports)
             .map_err(|error| EngineError::new(Reason::Network, "cannot list the rules of nftables", error))
     }
 
@@ -343,7 +347,7 @@ impl Traffic for NftTraffic {
         // Ports that are new to this table may have come into another one since they were asked for.
         let new = new_ports(&now, route);
         let _turn = (!new.is_empty()).then(others::Turn::take);
-        match self.redirected(&mut known.asker, &new) {
+        match self.redirected(&new) {
             Ok(None) => {}
             Ok(Some(who)) => return Err(EngineError::plain(Reason::PortInUse, who)),
             // Not knowing is no reason to stop.
@@ -421,14 +425,16 @@ impl Traffic for NftTraffic {
     fn reset_connections(&self, id: &InstanceId) -> Result<(), EngineError> {
         let reset = || sockets::reset(&sockets::incoming()?, id);
         self.inside(id, reset)?;
-        farewell::forget(&mut self.follower.flows(), id, &self.addresses_of(id)?, false);
+        let own = self.addresses_of(id)?;
+        farewell::forget(&mut self.follower.flows(), id, &own, false);
         Ok(())
     }
 
     fn turn_away(&self, id: &InstanceId) -> Result<(), EngineError> {
         if self.has_own_network(id) {
             self.inside(id, farewell::drop_new)?;
-            farewell::forget(&mut self.follower.flows(), id, &self.addresses_of(id)?, false);
+            let own = self.addresses_of(id)?;
+            farewell::forget(&mut self.follower.flows(), id, &own, false);
         }
         Ok(())
     }
@@ -461,7 +467,7 @@ impl Traffic for NftTraffic {
             .map_err(|error| EngineError::new(Reason::Network, "cannot list the ports in use", error))?;
         match listener {
             Some(who) => Ok(Some(who)),
-            None => self.redirected(&mut self.known().asker, ports),
+            None => self.redirected(ports),
         }
     }
 }

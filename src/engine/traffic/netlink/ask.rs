@@ -8,11 +8,12 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send, socket,
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recvfrom, send, socket,
 };
 
 use super::hand::split;
 use super::message::{Attributes, Given, HEADER, question};
+use super::objects::Objects;
 
 /// `NFT_MSG_…` of linux/netfilter/nf_tables.h.
 const GET_TABLE: u16 = 1;
@@ -33,19 +34,22 @@ const TRIES: u32 = 20;
 /// Before the second time; it grows by as much each time, to a fifth of a second in all.
 const PAUSE: Duration = Duration::from_millis(1);
 
-/// Asks, of the network namespace in which it asks first.
+/// Asks. All who use one have to be in the same network namespace: that of its socket is the one of whoever asked first, or first after
+/// an error.
 ///
-/// Its socket is kept, for the sake of speed: whoever closes one of netfilter's waits until the kernel has freed what the last change took
+/// The socket is kept, for the sake of speed: whoever closes one of netfilter's waits until the kernel has freed what the last change took
 /// away, which takes a grace period of RCU, 8 to 16 ms (`nft_rcv_nl_event` of the kernel's nf_tables_api.c).
 #[derive(Debug, Default)]
 pub struct Asker {
     socket: Option<OwnedFd>,
+    /// Of the last question.
+    number: u32,
 }
 
 impl Asker {
     /// The number of the rule set: another one after every change to any table of this network namespace.
     pub fn generation(&mut self) -> io::Result<u32> {
-        let answer = self.ask(&question(GET_GENERATION, ACK, 0, &Attributes::default()))?;
+        let answer = self.ask(GET_GENERATION, ACK, 0, &Attributes::default())?;
         let number = Given::of(&answer.messages).and_then(|(_, _, given)| given.number(1));
         number.ok_or_else(|| io::Error::other("the kernel gave no number of its rules"))
     }
@@ -87,7 +91,9 @@ impl Asker {
                 break;
             }
             let again = self.whole(GET_ELEMENTS, family, &filter)?;
-            if again.messages == list.messages {
+            // Not byte by byte: some tell how long they have left.
+            let [before, now] = [&list, &again].map(|list| Objects::read(&list.messages).elements);
+            if before == now {
                 break;
             }
             list = again;
@@ -103,10 +109,9 @@ impl Asker {
 
     /// A list, of one moment as far as the kernel knows.
     fn whole(&mut self, kind: u16, family: u8, filter: &Attributes) -> io::Result<Answer> {
-        let asked = question(kind, DUMP, family, filter);
         let mut tries = 1;
         loop {
-            match self.ask(&asked) {
+            match self.ask(kind, DUMP, family, filter) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted && tries < TRIES => {
                     // Whoever changes it may be in the middle of many changes.
                     std::thread::sleep(PAUSE * tries);
@@ -117,15 +122,17 @@ impl Asker {
         }
     }
 
-    fn ask(&mut self, asked: &[u8]) -> io::Result<Answer> {
+    fn ask(&mut self, kind: u16, flags: u16, family: u8, filter: &Attributes) -> io::Result<Answer> {
         let socket = match self.socket.take() {
             Some(socket) => socket,
             None => open()?,
         };
-        let answer = answer(&socket, asked)?;
+        self.number = self.number.wrapping_add(1);
+        let asked = question(kind, flags, self.number, family, filter);
+        let answer = answer(&socket, &asked, self.number)?;
         // One with an answer that was not read to its end is not asked again.
         self.socket = Some(socket);
-        Ok(answer)
+        answer
     }
 }
 
@@ -144,18 +151,22 @@ fn open() -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
-/// Everything up to the end of an answer.
-fn answer(socket: &OwnedFd, asked: &[u8]) -> io::Result<Answer> {
+/// An answer up to its end, which may be a refusal.
+fn answer(socket: &OwnedFd, asked: &[u8], number: u32) -> io::Result<io::Result<Answer>> {
     send(socket.as_raw_fd(), asked, MsgFlags::empty())?;
     let mut answer = Answer::default();
     // The kernel makes its packets as long as this, up to 32 KiB.
     let mut buffer = vec![0; 1 << 16];
     loop {
-        let length = match recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
-            Ok(length) => length,
+        let (length, from) = match recvfrom::<NetlinkAddr>(socket.as_raw_fd(), &mut buffer) {
+            Ok(received) => received,
             Err(Errno::EINTR) => continue,
             Err(error) => return Err(error.into()),
         };
+        // Other programs can send to it, too.
+        if from.is_none_or(|from| from.pid() != 0) {
+            continue;
+        }
         let mut messages = buffer.get(..length).unwrap_or_default();
         if split(messages).is_none() {
             return Err(io::Error::other(
@@ -169,16 +180,19 @@ fn answer(socket: &OwnedFd, asked: &[u8]) -> io::Result<Answer> {
             let half = |at: usize| {
                 message.get(at..).and_then(|it| it.first_chunk()).copied().map(u16::from_ne_bytes)
             };
-            let code =
-                message.get(HEADER..).and_then(|it| it.first_chunk()).copied().map_or(0, i32::from_ne_bytes);
+            let whole = |at: usize| message.get(at..).and_then(|it| it.first_chunk()).copied();
+            if whole(8).map(u32::from_ne_bytes) != Some(number) {
+                continue;
+            }
+            let code = whole(HEADER).map_or(0, i32::from_ne_bytes);
             if half(6).is_some_and(|flags| flags & INTERRUPTED != 0) {
                 return Err(io::ErrorKind::Interrupted.into());
             }
             match half(4) {
                 Some(ERROR | DONE) if code != 0 => {
-                    return Err(io::Error::from_raw_os_error(code.saturating_neg()));
+                    return Ok(Err(io::Error::from_raw_os_error(code.saturating_neg())));
                 }
-                Some(ERROR | DONE) => return Ok(answer),
+                Some(ERROR | DONE) => return Ok(Ok(answer)),
                 _ => {
                     answer.packets += usize::from(!std::mem::replace(&mut is_counted, true));
                     answer.messages.extend_from_slice(message);

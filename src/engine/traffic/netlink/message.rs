@@ -105,9 +105,9 @@ impl<'a> Given<'a> {
     }
 }
 
-/// One question about nftables.
-pub fn question(kind: u16, flags: u16, family: u8, filter: &Attributes) -> Vec<u8> {
-    let mut asked = Batch { bytes: Vec::new(), last: 0, messages: 1 };
+/// One question about nftables. `number`: that of the messages of its answer.
+pub fn question(kind: u16, flags: u16, number: u32, family: u8, filter: &Attributes) -> Vec<u8> {
+    let mut asked = Batch { bytes: Vec::new(), last: 0, messages: number };
     asked.put(SUBSYSTEM << 8 | kind, REQUEST | flags, [family, 0], 0, &filter.0);
     asked.bytes
 }

@@ -59,7 +59,7 @@ pub struct Set {
 }
 
 /// An element of a set or map.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Element {
     pub set: String,
     pub key: Vec<u8>,
