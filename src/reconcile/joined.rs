@@ -4,9 +4,10 @@
 //! A network goes with its container. So once another generation of the other service has traffic, a service that
 //! shares its network is begun anew in that one's; and the old generation is kept until it has left.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::record::Deployed;
+use super::record::{Deployed, ServiceRecord};
 use super::view::View;
 use super::world::DesiredService;
 use crate::types::{Generation, Reason, Refusal, ServiceName};
@@ -15,9 +16,12 @@ use crate::types::{Generation, Reason, Refusal, ServiceName};
 pub const KEPT: Duration = Duration::from_secs(300);
 
 /// Why `deployed` is in a network that has lost its traffic; `None` = it has its own, or is where it belongs.
-pub(super) fn left_behind(view: &View<'_>, deployed: &Deployed) -> Option<Refusal> {
+pub(super) fn left_behind(
+    records: &BTreeMap<ServiceName, ServiceRecord>,
+    deployed: &Deployed,
+) -> Option<Refusal> {
     let host = deployed.spec.joins()?;
-    let serving = view.records.get(host)?.serving()?.generation;
+    let serving = records.get(host)?.serving()?.generation;
     (deployed.joined != Some(serving)).then(|| {
         let message = format!("{host}, whose network it shares, is at generation {serving} now");
         Refusal::new(Reason::Superseded, message)

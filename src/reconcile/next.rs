@@ -128,12 +128,14 @@ fn choose(view: &View<'_>) -> Planned {
         };
     }
     if let Some(hold) = &record.hold {
+        let waiting = match waiting {
+            next @ Some(Next::Do(_)) => next,
+            later => amend::take_back(view, record).or(later),
+        };
         let head = view.desired.map(|desired| &desired.commit.id);
         let next = if hold.is_over(head, view.now) {
             Next::Do(Step::Release)
         } else if let Some(next) = waiting {
-            return Planned { situation: Situation::Drifted, next };
-        } else if let Some(next) = amend::take_back(view, record) {
             return Planned { situation: Situation::Drifted, next };
         } else {
             let message = format!("held by {}: {}", hold.by, hold.reason);
@@ -147,6 +149,10 @@ fn choose(view: &View<'_>) -> Planned {
     let next = match view.wanted() {
         Some(wanted) => want(view, Some(record), wanted),
         None => Next::Settled,
+    };
+    let next = match next {
+        next @ Next::Held { .. } => amend::take_back(view, record).unwrap_or(next),
+        next => next,
     };
     let next = match next {
         Next::Settled => jobs::after_deploy(view, record).unwrap_or(Next::Settled),
@@ -209,14 +215,13 @@ fn want(view: &View<'_>, record: Option<&ServiceRecord>, wanted: &DesiredService
         DesiredService::Run(spec) => spec,
         DesiredService::Resolving => return wait("looking its tag up".to_owned()),
         DesiredService::Refused { refusal, retry_at } => {
-            let held = Next::Held { refusal: refusal.clone(), until: *retry_at };
-            return record.and_then(|record| amend::take_back(view, record)).unwrap_or(held);
+            return Next::Held { refusal: refusal.clone(), until: *retry_at };
         }
     };
     let Some(commit) = view.desired.map(|desired| &desired.commit) else { return Next::Settled };
     let Some(record) = record else { return begin(view, None, spec, commit) };
     if let Some(incumbent) = &record.incumbent
-        && joined::left_behind(view, incumbent).is_none()
+        && joined::left_behind(view.records, incumbent).is_none()
         && let Some(next) = amend::in_place(view, incumbent, spec, commit)
     {
         return next;

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::changes::{self, Difference};
+use super::joined::left_behind;
 use super::pins::unpinned;
 use super::preview::Change;
 use super::record::{Cause, Down, Failure, Hold, Phase, Rollout, ServiceRecord, Spec};
@@ -38,20 +39,25 @@ impl Circumstances<'_> {
         let (guests, others): (Vec<_>, Vec<_>) =
             changes.iter().partition(|(name, _)| of(name).is_some_and(|spec| spec.joins().is_some()));
         for (name, change) in others.into_iter().chain(guests) {
-            let Some(declared) = of(name) else { continue };
+            let Some(declared) = of(name).filter(|_| change.is_change()) else { continue };
             let record = records.get(name);
-            let host =
-                declared.joins().filter(|host| matches!(changes.get(*host), Some(Change::Replace { .. })));
-            let why = match host {
+            let incumbent = record.and_then(|record| record.incumbent.as_ref());
+            let left_behind = incumbent.is_some_and(|it| left_behind(records, it).is_some());
+            let moves = |host: &&ServiceName| matches!(changes.get(*host), Some(Change::Replace { .. }));
+            let host = declared.joins().filter(moves);
+            let stays = host.filter(|host| !left_behind && only_follows(change) && all.contains_key(*host));
+            let why = match stays {
+                Some(host) if incumbent.is_some_and(|it| differences(&it.spec, declared).is_empty()) => {
+                    Some(format!("{host}, whose network it shares, is not changed now"))
+                }
                 // What else is new of it is changed in place.
-                Some(host) if only_follows(change) && all.contains_key(host) => record
-                    .and_then(|record| record.incumbent.as_ref())
-                    .filter(|incumbent| differences(&incumbent.spec, declared).is_empty())
-                    .map(|_| format!("{host}, whose network it shares, is not changed now")),
-                // No window keeps what would be left without a network.
-                host => {
-                    let moves = host.is_some_and(|host| !all.contains_key(host));
-                    self.why(change, record, declared, moves)
+                Some(_) => self.why(true, record, declared, false),
+                None => {
+                    // No window keeps what would be left without a network.
+                    let joined = incumbent.and_then(|it| it.spec.joins());
+                    let follows = host.is_some_and(|host| joined == Some(host) && !all.contains_key(host));
+                    let in_place = matches!(change, Change::Amend { .. });
+                    self.why(in_place, record, declared, left_behind || follows)
                 }
             };
             all.extend(why.map(|why| (name.clone(), why)));
@@ -61,16 +67,13 @@ impl Circumstances<'_> {
 
     fn why(
         &self,
-        change: &Change,
+        in_place: bool,
         record: Option<&ServiceRecord>,
         declared: &Declared,
         moves: bool,
     ) -> Option<String> {
-        if !change.is_change() {
-            return None;
-        }
         let rollout = record.and_then(|record| record.rollout.as_ref());
-        let begun = rollout.filter(|it| it.phase != Phase::Abandoning && is_for(&it.to.spec, declared));
+        let begun = rollout.filter(|it| it.phase != Phase::Abandoning && is_tried(it, declared));
         if record.zip(begun).is_some_and(|(record, rollout)| goes_on(record, rollout)) {
             return None;
         }
@@ -81,7 +84,7 @@ impl Circumstances<'_> {
             return Some(format!("held{until} by {}: {}", hold.by, hold.reason));
         }
         // What is changed in place is tried again, and waits for no window.
-        if matches!(change, Change::Amend { .. }) && !self.was_refused(record) {
+        if in_place && !self.was_refused(record) {
             return None;
         }
         if let Some(refusal) = record.and_then(|record| self.failed(record, declared)) {
@@ -130,7 +133,9 @@ impl Circumstances<'_> {
 /// Whether a rollout goes on to its end whatever is said meanwhile: it has the traffic or much of it, there is no way back, or
 /// it is the way back that somebody wants.
 fn goes_on(record: &ServiceRecord, rollout: &Rollout) -> bool {
-    let halfway = matches!(rollout.phase, Phase::Batches | Phase::Switching) && batches::has_begun(record);
+    let halfway = matches!(rollout.phase, Phase::Batches | Phase::Switching)
+        && batches::has_begun(record)
+        && rollout.trouble.is_none();
     let stays = rollout.phase == Phase::Baking || rollout.cause == Cause::Rollback;
     stays || halfway || irreversible::holds(record, rollout)
 }
@@ -141,6 +146,12 @@ fn differences(spec: &Spec, declared: &Declared) -> Vec<Difference> {
 
 fn is_for(spec: &Spec, declared: &Declared) -> bool {
     !changes::need_new_generation(&differences(spec, declared))
+}
+
+/// A one-shot that is mended is no other container, but it is another attempt.
+fn is_tried(rollout: &Rollout, declared: &Declared) -> bool {
+    let same_pre = rollout.phase > Phase::Preparing || rollout.to.spec.deploy.pre == declared.deploy.pre;
+    same_pre && is_for(&rollout.to.spec, declared)
 }
 
 /// What it declares is what it has; the network that it shares is another one.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use super::changes::{self, Difference, summary};
+use super::joined::left_behind;
 use super::pins::unpinned;
 use super::ports::{self, Claim, Claims};
 use super::record::ServiceRecord;
@@ -154,7 +155,7 @@ pub fn preview(
         };
         changes.insert(name.clone(), change);
     }
-    follow(&mut changes, declared);
+    follow(&mut changes, declared, records);
     let gone = |(name, record): &(&ServiceName, &ServiceRecord)| {
         !declared.contains_key(*name) && !record.is_absent()
     };
@@ -165,14 +166,17 @@ pub fn preview(
     changes
 }
 
-/// Whoever shares the network of a service that is replaced follows it.
+/// Whoever shares the network of a service that is replaced follows it; and whoever is in one that was replaced before.
 pub fn follow(
     changes: &mut BTreeMap<ServiceName, Change>,
     declared: &BTreeMap<ServiceName, Result<Declared, Refusal>>,
+    records: &BTreeMap<ServiceName, ServiceRecord>,
 ) {
     for (name, spec) in declared.iter().filter_map(|(name, spec)| Some((name, spec.as_ref().ok()?))) {
         let moves = spec.joins().and_then(|host| changes.get(host));
-        if !matches!(moves, Some(Change::Replace { .. })) {
+        let incumbent = records.get(name).and_then(|record| record.incumbent.as_ref());
+        let left_behind = incumbent.is_some_and(|incumbent| left_behind(records, incumbent).is_some());
+        if !left_behind && !matches!(moves, Some(Change::Replace { .. })) {
             continue;
         }
         if let Some(change) = changes.get_mut(name)

@@ -125,7 +125,7 @@ pub(super) fn superseded(view: &View<'_>, rollout: &Rollout) -> Option<Refusal> 
     if halfway || rollout.phase == Phase::Abandoning {
         return None;
     }
-    if let Some(refusal) = joined::left_behind(view, &rollout.to) {
+    if let Some(refusal) = joined::left_behind(view.records, &rollout.to) {
         return Some(refusal);
     }
     if rollout.cause == Cause::Rollback {
@@ -396,9 +396,9 @@ fn baking(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next {
     if let (Some((reason, message)), Some(_)) = (sick(view, record, rollout), &record.incumbent) {
         return Next::Do(Step::Fail(Refusal::new(reason, format!("{message} after the switch"))));
     }
-    let at_home = |deployed| joined::left_behind(view, deployed).is_none();
+    let at_home = |deployed| joined::left_behind(view.records, deployed).is_none();
     if let (Some(refusal), true) =
-        (joined::left_behind(view, &rollout.to), record.incumbent.as_ref().is_some_and(at_home))
+        (joined::left_behind(view.records, &rollout.to), record.incumbent.as_ref().is_some_and(at_home))
     {
         return Next::Do(Step::Fail(refusal));
     }

@@ -5,6 +5,7 @@ use super::record::{Cause, Down, Rollout, ServiceRecord, Spec};
 use super::replace::needs_new_generation;
 use super::step::Next;
 use super::view::View;
+use super::world::DesiredService;
 use super::{batches, joined};
 use crate::types::{Opening, Reason, Refusal, Timestamp, Window, Zones};
 
@@ -20,7 +21,9 @@ pub(super) fn closed(view: &View<'_>, record: Option<&ServiceRecord>, spec: &Spe
     }
     // Nothing serves, or soon will not: its network goes to another generation.
     let incumbent = record.and_then(|record| record.incumbent.as_ref());
-    if incumbent.is_some_and(|it| it.down == Some(Down::Barred) || joined::left_behind(view, it).is_some()) {
+    if incumbent
+        .is_some_and(|it| it.down == Some(Down::Barred) || joined::left_behind(view.records, it).is_some())
+    {
         return None;
     }
     let (refusal, until) = shut(&spec.deploy.window, &view.observed.zones, view.now)?;
@@ -53,10 +56,16 @@ pub(super) fn shut(
 
 /// The same for a rollout: the window has closed while its image was pulled. What is felt already goes on to its end.
 pub(super) fn closed_for(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Option<Next> {
-    match rollout.cause {
-        Cause::Commit if !is_felt(record, rollout) => closed(view, Some(record), &rollout.to.spec),
-        Cause::Commit | Cause::Rollback => None,
+    if rollout.cause == Cause::Rollback || is_felt(record, rollout) {
+        return None;
     }
+    let candidate = &rollout.to.spec;
+    // A newer commit may give the same container another window.
+    let spec = match view.wanted() {
+        Some(DesiredService::Run(spec)) if needs_new_generation(candidate, spec).is_none() => spec,
+        _ => candidate,
+    };
+    closed(view, Some(record), spec)
 }
 
 /// Whether a rollout has done something that can be felt: its `pre` was begun, what runs was stopped, or its own container started.

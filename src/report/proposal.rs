@@ -74,7 +74,7 @@ pub fn on_host(
         }
         changes.insert(name.clone(), change);
     }
-    follow(&mut changes, &wanted);
+    follow(&mut changes, &wanted, &BTreeMap::new());
     for (name, side) in serving.into_iter().filter(|(name, _)| !wanted.contains_key(*name)) {
         changes.insert(name.clone(), Change::Remove { image: Some(side.image.clone()) });
     }

@@ -98,7 +98,12 @@ proptest! {
         let Some(desired) = &host.desired else { return Ok(()) };
         let (changes, postponed) = said(&host);
         for (name, planned) in &host.plan().services {
-            let Some(change) = changes.get(name).filter(|change| change.is_change()) else { continue };
+            let Some(change) = changes.get(name) else { continue };
+            let begins = matches!(planned.next, Next::Do(Step::Begin { .. }));
+            prop_assert!(!begins || change.is_change(), "{} is begun: {}\n{}", name, change, host.tail());
+            if !change.is_change() {
+                continue;
+            }
             let failure = host.records.get(name).and_then(|record| record.failure.as_ref());
             let why = postponed.get(name);
             let rollout = host.records.get(name).and_then(|record| record.rollout.as_ref());
@@ -106,6 +111,9 @@ proptest! {
             match &planned.next {
                 Next::Do(Step::Prepare(_) | Step::Canary(_) | Step::Batch { .. } | Step::Switch(_)) if under_way => {
                     prop_assert_eq!(why, None, "{} goes on\n{}", name, host.tail());
+                }
+                Next::Do(Step::Amend(amendment)) if !amendment.differences.is_empty() => {
+                    prop_assert_eq!(why, None, "{} is amended: {}\n{}", name, change, host.tail());
                 }
                 Next::Do(Step::Begin { .. }) => prop_assert_eq!(why, None, "{} is begun\n{}", name, host.tail()),
                 Next::Held { refusal, .. } => {

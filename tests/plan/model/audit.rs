@@ -411,6 +411,9 @@ impl Host {
             self.demand(record.retiring.is_none(), "after any crash the host converges (retiring)", name);
             self.demand(record.removing.is_none(), "after any crash the host converges (removing)", name);
             self.demand(record.leaving_since.is_none(), "what stays does not leave", name);
+            let amending = record.incumbent.as_ref().and_then(|incumbent| incumbent.amending.as_ref());
+            let half = amending.is_some_and(|amending| amending.refused.is_none());
+            self.demand(!half, "at rest the kernel has what the record says", name);
         }
         let incumbent = self.incumbent(name).map(|incumbent| incumbent.generation);
         for id in self.containers.keys().filter(|id| id.service == *name) {
