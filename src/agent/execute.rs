@@ -169,6 +169,12 @@ impl Agent {
         };
         let traffic = self.hands.traffic.clone();
         Ok(Way::Beside(match step {
+            // The next look sees its end.
+            Step::Switch(generation) | Step::Canary(generation) | Step::Batch { generation, .. }
+                if self.has_just_ended(service, *generation) =>
+            {
+                return Ok(Way::AtOnce(Outcome::Dropped));
+            }
             Step::Begin { .. }
             | Step::Advance(_)
             | Step::Promote(_)
@@ -292,6 +298,14 @@ impl Agent {
                 Effect::RemoveService(service.clone(), instances.collect())
             }
         }))
+    }
+
+    /// Whether a container has ended since it was seen to run: to write down what is meant takes milliseconds, and whoever is led to it
+    /// after that is refused.
+    fn has_just_ended(&self, service: &ServiceName, generation: Generation) -> bool {
+        let ran =
+            |id: &&InstanceId| matches!(self.seen.containers.get(*id), Some(ContainerState::Running { .. }));
+        self.instances(service, generation).iter().filter(ran).any(|id| !self.hands.engine.runs(id))
     }
 
     /// Ends the connections of a candidate that is given up for what ails it: their clients come back at once, and reach the

@@ -130,6 +130,9 @@ pub trait Engine: Send + Sync {
     /// Everything that exists under this instance's name, running or not, in no order.
     fn observe(&self) -> Result<Vec<ObservedContainer>, EngineError>;
 
+    /// Whether a container's first process lives. Quicker than a look at everything; where it cannot be told, it does.
+    fn runs(&self, id: &InstanceId) -> bool;
+
     /// Gives a running container whose supervisor has died another one. One that is supervised, or has ended, is left
     /// alone. Takes as long as a start may.
     fn adopt(&self, id: &InstanceId) -> Result<(), EngineError>;

@@ -3,6 +3,7 @@
 
 use std::io::{ErrorKind, Read as _};
 use std::net::TcpStream;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use gitopsd::agent::clock::now;
@@ -109,4 +110,36 @@ fn an_agent_that_ends_on_the_way_back_leaves_nobody_with_the_sick_version() {
         lab.wait_agent();
         end_the_sick(&lab);
     }
+}
+
+/// What is meant is written down first, which takes its time; who ends meanwhile gets no client.
+#[test]
+#[cfg_attr(not(feature = "failpoints"), ignore = "needs the feature failpoints")]
+fn nobody_is_led_to_a_version_that_ends_just_before_the_switch() {
+    let (mut lab, port) = Lab::serving();
+    lab.kill_agent();
+    lab.start_agent_with(&[("FAILPOINTS", "switch::before=sleep(1500)")]);
+    lab.wait_agent();
+    let v2 = lab.image("2", Kind::Good);
+    lab.deploy("web", &web(&v2, port, ""), "web 2");
+    wait_for("the switch", || lab.agent_log().contains("web: switch 2").then_some(()));
+    kill(&lab, "web.2");
+    let over = AtomicBool::new(false);
+    let (last, answers) = std::thread::scope(|scope| {
+        let asked = scope.spawn(|| {
+            let mut answers = Vec::new();
+            let since = Instant::now();
+            while !over.load(Ordering::Relaxed) && since.elapsed() < Duration::from_secs(30) {
+                answers.push(get(port, "/").map_err(|error| error.to_string()));
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            answers
+        });
+        let last = lab.wait_receipt("failed");
+        over.store(true, Ordering::Relaxed);
+        (last, asked.join().unwrap())
+    });
+    assert_eq!(last["reason"], "exited", "{last}");
+    let others: Vec<_> = answers.iter().filter(|answer| *answer != &Ok("version 1\n".to_owned())).collect();
+    assert!(others.is_empty() && answers.len() > 50, "{others:?} of {}", answers.len());
 }

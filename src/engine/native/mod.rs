@@ -220,6 +220,10 @@ impl Engine for NativeEngine {
         etc_files::resolver_of_host()
     }
 
+    fn runs(&self, id: &InstanceId) -> bool {
+        observe::runs(self, id)
+    }
+
     fn notified(&self, id: &InstanceId) -> Option<Notified> {
         record::read(&self.layout.run(id).notified())
     }

@@ -155,6 +155,11 @@ pub(super) fn running(run: &RunFiles, boot: &str) -> Option<(RunRecord, PidFd)> 
     Some((record, process))
 }
 
+/// See [`crate::engine::Engine::runs`].
+pub(super) fn runs(engine: &NativeEngine, id: &InstanceId) -> bool {
+    boot_id().map_or(true, |boot| running(&engine.layout.run(id), &boot).is_some())
+}
+
 /// What a container does, from its records.
 pub(super) fn state(run: &RunFiles, boot: &str) -> ContainerState {
     let end = Instant::now() + RECORDING;
