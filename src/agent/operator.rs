@@ -99,9 +99,16 @@ impl Agent {
     ) -> Reply {
         match (self.journal.frozen.get(service), self.journal.records.get(service)) {
             (Some(refusal), _) => Reply::failed(refusal.to_string()),
-            (None, Some(record)) if !record.is_absent() => {
+            (None, Some(record)) if record.is_known() => {
                 let record = record.clone();
                 act(self, record)
+            }
+            (None, _)
+                if self.desired.as_ref().is_some_and(|desired| desired.services.contains_key(service)) =>
+            {
+                Reply::failed(format!(
+                    "nothing of {service} was begun on this host yet: `gitopsd why {service}` says why"
+                ))
             }
             (None, _) => Reply::failed(format!("there is no service {service} on this host")),
         }
@@ -129,7 +136,7 @@ impl Agent {
         // What is known of it may be no more than that its tag could not be looked up.
         if let Some(desired) = self.desired.as_mut().filter(|it| it.services.contains_key(service)) {
             self.source.hurry(desired, Some(service), now);
-            let known = self.journal.records.get(service).is_some_and(|record| !record.is_absent());
+            let known = self.journal.records.get(service).is_some_and(ServiceRecord::is_known);
             if !known && !self.journal.frozen.contains_key(service) {
                 return Reply::done(format!("{service} is tried again"));
             }

@@ -27,6 +27,9 @@ pub struct Wanted {
 
 /// Shows what ran then.
 pub fn at(config: &Path, wanted: &Wanted, json: bool, out: &mut dyn Write) -> Result<u8, Failure> {
+    if wanted.time > clock::now() {
+        return Err(Failure::Usage(format!("{:.0} is still to come", wanted.time)));
+    }
     let hosts = match &wanted.dir {
         None => {
             let receipts = history::receipts(config, None)?;

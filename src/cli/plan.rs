@@ -15,6 +15,7 @@ use crate::engine::traffic::NftTraffic;
 use crate::git;
 use crate::reconcile::amend::too_small;
 use crate::reconcile::changes::{listed, summary};
+use crate::reconcile::limits::{Named, removal_refusal};
 use crate::reconcile::postponed::Circumstances;
 use crate::reconcile::preview::{Change, batch, preview};
 use crate::reconcile::secrets::settle;
@@ -63,8 +64,18 @@ pub fn plan(
     for (service, refusal) in &journal.frozen {
         changes.insert(service.clone(), Change::Refuse(refusal.clone()));
     }
+    let named = Named {
+        by: head.as_ref().map_or_else(|| "this folder".to_owned(), |head| format!("commit {}", head.short())),
+        declared_in_repo: view.declared_in_repo,
+        wanted: view.services.keys().collect(),
+        removed: &view.removed,
+    };
+    let unread = journal.frozen.keys().filter(|name| !journal.records.contains_key(*name)).count();
+    let removals = removal_refusal(&named, &journal.records, unread, &policy);
     let postponed = agent.as_ref().filter(|_| here).map(|agent| {
-        look_at_what_waits(agent, head.as_ref(), waives_window, &view.services, &journal, &changes)
+        let circumstances =
+            Known { head: head.as_ref(), waives_window, removals: removals.as_ref(), journal: &journal };
+        look_at_what_waits(agent, &circumstances, &view.services, &changes)
     });
     // Of another host it is not known.
     let postponed = postponed.transpose()?;
@@ -125,13 +136,19 @@ fn look_at_secrets(
     Ok(())
 }
 
+/// What is known beside what is declared.
+struct Known<'a> {
+    head: Option<&'a CommitId>,
+    waives_window: bool,
+    removals: Option<&'a Refusal>,
+    journal: &'a Journal,
+}
+
 /// Why the agent does not make changes yet.
 fn look_at_what_waits(
     agent: &AgentConfig,
-    head: Option<&CommitId>,
-    waives_window: bool,
+    &Known { head, waives_window, removals, journal }: &Known<'_>,
     declared: &BTreeMap<ServiceName, Result<Declared, Refusal>>,
-    journal: &Journal,
     changes: &BTreeMap<ServiceName, Change>,
 ) -> Result<BTreeMap<ServiceName, String>, Failure> {
     // An operator may have said it, too; and it is over once all is deployed. What is damaged the agent takes for lost.
@@ -142,7 +159,7 @@ fn look_at_what_waits(
     let known = known.filter(|known| head == Some(&known.commit.id));
     let waives_window = known.map_or(waives_window, |known| known.window_waived);
     let zones = ZoneCache::default().get(declared.values().flatten().flat_map(Declared::zones));
-    let circumstances = Circumstances { head, waives_window, zones: &zones, now: clock::now() };
+    let circumstances = Circumstances { head, waives_window, zones: &zones, now: clock::now(), removals };
     Ok(circumstances.postponed(changes, declared, &journal.records))
 }
 

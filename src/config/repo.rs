@@ -317,11 +317,15 @@ pub fn read_for(
             network::settle(spec, &layer, &top.networks, &findings);
         }
         let mut found = findings.into_sorted();
+        if broken_bytes {
+            // Of what is not read nothing else is known.
+            found.clear();
+        }
         found.append(&mut sources.found.borrow_mut());
         let error = first_error(&found).or(host_error.as_ref()).map(Diagnostic::one_line);
         let result = match (error, broken_bytes, spec) {
-            (Some(error), _, _) => Err(Refusal::new(Reason::ConfigInvalid, error)),
-            (None, true, _) => Err(Refusal::new(Reason::ConfigInvalid, format!("{file} is not UTF-8"))),
+            (_, true, _) => Err(Refusal::new(Reason::ConfigInvalid, format!("{file} is not UTF-8"))),
+            (Some(error), false, _) => Err(Refusal::new(Reason::ConfigInvalid, error)),
             (None, false, Some(spec)) => match violation(&spec, policy) {
                 Some(refusal) => Err(refusal),
                 None => Ok(spec),

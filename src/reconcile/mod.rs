@@ -71,8 +71,8 @@ pub fn plan(
     let desired = desired.map(|desired| secrets::settled(desired, &observed.secrets));
     let desired = desired.as_deref();
     let unread = observed.frozen.keys().filter(|name| !records.contains_key(*name)).count();
-    let removal_refusal =
-        desired.and_then(|desired| limits::removal_refusal(desired, records, unread, policy));
+    let removal_refusal = desired
+        .and_then(|desired| limits::removal_refusal(&limits::Named::of(desired), records, unread, policy));
     let strays = observed.containers.keys().map(|id| &id.service).chain(observed.routes.keys());
     let strays = strays.chain(observed.frozen.keys());
     let names = records.keys().chain(desired.iter().flat_map(|d| d.services.keys())).chain(strays);

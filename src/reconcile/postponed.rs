@@ -23,10 +23,13 @@ pub struct Circumstances<'a> {
     pub zones: &'a Zones,
     /// By the host's clock.
     pub now: Timestamp,
+    /// Why nothing is removed.
+    pub removals: Option<&'a Refusal>,
 }
 
 impl Circumstances<'_> {
-    /// Why changes are not made yet, of those that are kept from it by a hold, by a failure of this commit or by a window.
+    /// Why changes are not made yet, of those that are kept from it by a hold, by a failure of this commit, by a window or, of
+    /// removals, by how many they are.
     pub fn postponed(
         &self,
         changes: &BTreeMap<ServiceName, Change>,
@@ -35,6 +38,15 @@ impl Circumstances<'_> {
     ) -> BTreeMap<ServiceName, String> {
         let of = |name: &ServiceName| declared.get(name)?.as_ref().ok();
         let mut all = BTreeMap::new();
+        // What an earlier commit took away goes on going.
+        let is_begun = |name: &ServiceName| {
+            records.get(name).is_some_and(|it| it.removing.is_some() || it.leaving_since.is_some())
+        };
+        if let Some(refusal) = self.removals {
+            let stay = changes.iter().filter(|(_, change)| matches!(change, Change::Remove { .. }));
+            let stay = stay.map(|(name, _)| name).filter(|name| !is_begun(name));
+            all.extend(stay.map(|name| (name.clone(), refusal.message.clone())));
+        }
         // Who shares another one's network comes after it.
         let (guests, others): (Vec<_>, Vec<_>) =
             changes.iter().partition(|(name, _)| of(name).is_some_and(|spec| spec.joins().is_some()));

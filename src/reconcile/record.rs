@@ -74,6 +74,11 @@ impl ServiceRecord {
         self.live_generations().next().is_none() && self.removing.is_none()
     }
 
+    /// Whether there is something of it, or something that keeps it from being begun.
+    pub fn is_known(&self) -> bool {
+        !self.is_absent() || self.hold.is_some() || self.failure.is_some()
+    }
+
     /// The generations that may have a container: everything else under this service's name is debris.
     pub fn live_generations(&self) -> impl Iterator<Item = &Deployed> {
         let candidate = self.rollout.as_ref().map(|rollout| &rollout.to);

@@ -301,3 +301,64 @@ fn after_a_boot_what_is_depended_on_comes_first() {
         .collect();
     assert_eq!(restarted, ["zdb", "app"]);
 }
+
+/// Nothing of it ever served: what is known of it is the hold or the failure alone.
+#[test]
+fn a_first_version_that_was_held_or_failed_is_tried_again_by_resume() {
+    let mut lab = Lab::new();
+    lab.start_agent();
+    lab.wait_agent();
+    let (image, port) = (lab.image("1", Kind::Good), free_port());
+    lab.deploy("web", &hanging(&image, port), "web 1");
+    wait_phase(&lab, "preparing");
+    lab.ok(&["hold", "web", "--reason", "not yet"]);
+    let state = |wanted: &str| (lab.service("web")["state"] == wanted).then_some(());
+    wait_for("the hold", || (lab.service("web")["rollout"].is_null()).then(|| state("held")).flatten());
+    lab.deploy("web", &web(&image, port, ""), "web 1 without `pre`");
+    assert_eq!(lab.run(&["sync", "--wait"]).status.code(), Some(1));
+    state("held").expect("held as long as nobody says otherwise");
+    assert!(lab.ok(&["resume", "web"]).contains("web follows the repo"));
+    lab.wait_serving("web", &image);
+
+    let other = free_port();
+    let fails = web(
+        &image,
+        other,
+        "command = [\"/bin/sh\", \"-c\", \"test -e /data/ok && exec httpd -f -p 8080 -h /www\"]",
+    );
+    let data = lab.path("data");
+    std::fs::create_dir(&data).unwrap();
+    let mount = format!("volumes = [\"{}:/data\"]\n[healthcheck]", data.display());
+    lab.deploy("api", &fails.replacen("[healthcheck]", &mount, 1), "api 1");
+    let failed = || lab.history().into_iter().any(|it| it["service"] == "api" && it["result"] == "failed");
+    wait_for(&format!("the failure; {}", lab.agent_log()), || failed().then_some(()));
+    assert!(said(&lab.run(&["rollback", "api"])).contains("no previous generation"), "{}", lab.agent_log());
+    std::fs::write(data.join("ok"), "").unwrap();
+    lab.ok(&["resume", "api"]);
+    lab.wait_serving("api", &image);
+}
+
+/// What the agent refuses to take off the host is not announced as taken off.
+#[test]
+fn plan_says_that_too_many_are_not_removed() {
+    let mut lab = Lab::new();
+    let image = lab.image("1", Kind::Good);
+    for name in ["one", "two", "three"] {
+        lab.write(&format!("services/{name}.toml"), &web(&image, free_port(), ""));
+    }
+    lab.commit("three services");
+    lab.start_agent();
+    lab.wait_agent();
+    lab.sync();
+    for name in ["one", "two"] {
+        std::fs::remove_file(lab.path("work/services").join(format!("{name}.toml"))).unwrap();
+    }
+    let commit = lab.commit("two of them go");
+    let planned = said(&lab.run(&["plan"]));
+    let why = format!("not now: commit {} would take 2 of 3 services off this host", &commit[..10]);
+    assert_eq!(planned.matches(&why).count(), 2, "{planned}");
+    assert!(planned.contains("2 of 3 services would change, 2 of them not now"), "{planned}");
+    let work = lab.path("work");
+    let planned = said(&lab.run(&["plan", work.to_str().unwrap()]));
+    assert_eq!(planned.matches("not now: this folder would take 2 of 3 services").count(), 2, "{planned}");
+}

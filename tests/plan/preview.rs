@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use gitopsd::reconcile::limits::{Named, removal_refusal};
 use gitopsd::reconcile::postponed::Circumstances;
 use gitopsd::reconcile::preview::{Change, preview};
 use gitopsd::reconcile::step::{Next, Step};
@@ -58,11 +59,19 @@ fn said(host: &Host) -> (BTreeMap<ServiceName, Change>, BTreeMap<ServiceName, St
         declared.map(|(name, spec)| (name.clone(), spec.clone().map_err(|why| refused(&why)))).collect();
     let changes = preview(&declared, &host.records);
     let observed = host.observe();
+    let named = Named {
+        by: "the commit".to_owned(),
+        declared_in_repo: desired.declared_in_repo,
+        wanted: declared.keys().collect(),
+        removed: &desired.removed,
+    };
+    let removals = removal_refusal(&named, &host.records, 0, &host.policy);
     let circumstances = Circumstances {
         head: Some(&desired.commit.id),
         waives_window: desired.window_waived,
         zones: &observed.zones,
         now: host.now,
+        removals: removals.as_ref(),
     };
     let postponed = circumstances.postponed(&changes, &declared, &host.records);
     (changes, postponed)
@@ -117,7 +126,7 @@ proptest! {
                 }
                 Next::Do(Step::Begin { .. }) => prop_assert_eq!(why, None, "{} is begun\n{}", name, host.tail()),
                 Next::Held { refusal, .. } => {
-                    let by_word = matches!(refusal.reason, Reason::Held | Reason::OperatorRollback | Reason::Window);
+                    let by_word = matches!(refusal.reason, Reason::Held | Reason::OperatorRollback | Reason::Window | Reason::TooManyRemovals | Reason::ConfigEmpty);
                     let kept = by_word || failure.is_some_and(|failure| failure.refusal == *refusal);
                     prop_assert!(!kept || why.is_some(), "{}: {}, and {}\n{}", name, change, refusal, host.tail());
                 }
