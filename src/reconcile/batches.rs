@@ -141,8 +141,8 @@ pub(super) fn next(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -
     let Some(incumbent) = record.incumbent.as_ref().filter(|_| rest.is_some() || done < all) else {
         return rest.unwrap_or_else(|| or_pause(Step::Switch(generation)));
     };
-    // What was meant did not happen yet, or nobody was left to write it down.
-    if rollout.canary_since.is_none() && paused(view, rollout).is_none() {
+    // What was meant did not happen yet, or nobody was left to write it down. Of one that has ended since nothing is shared.
+    if rollout.canary_since.is_none() && paused(view, rollout).is_none() && !is_lost(view, incumbent) {
         return Next::Do(Step::Batch { generation, stay: incumbent.size() });
     }
     let leads = view.route().is_some_and(|route| route.generation == incumbent.generation);
