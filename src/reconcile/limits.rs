@@ -39,11 +39,10 @@ pub fn removal_refusal(
     policy: &Policy,
 ) -> Option<Refusal> {
     let here = || records.iter().filter(|(_, record)| !record.is_absent());
-    let begun = |record: &ServiceRecord| record.removing.is_some() || record.leaving_since.is_some();
     // What the commit names as meant to go is no accident.
     let meant = |name: &ServiceName| named.removed.contains(name);
     let leaving = here()
-        .filter(|(name, record)| !begun(record) && !named.wanted.contains(name) && !meant(name))
+        .filter(|(name, record)| !record.is_leaving() && !named.wanted.contains(name) && !meant(name))
         .count();
     if leaving == 0 {
         return None;

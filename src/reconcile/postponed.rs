@@ -39,9 +39,7 @@ impl Circumstances<'_> {
         let of = |name: &ServiceName| declared.get(name)?.as_ref().ok();
         let mut all = BTreeMap::new();
         // What an earlier commit took away goes on going.
-        let is_begun = |name: &ServiceName| {
-            records.get(name).is_some_and(|it| it.removing.is_some() || it.leaving_since.is_some())
-        };
+        let is_begun = |name: &ServiceName| records.get(name).is_some_and(ServiceRecord::is_leaving);
         if let Some(refusal) = self.removals {
             let stay = changes.iter().filter(|(_, change)| matches!(change, Change::Remove { .. }));
             let stay = stay.map(|(name, _)| name).filter(|name| !is_begun(name));

@@ -74,6 +74,11 @@ impl ServiceRecord {
         self.live_generations().next().is_none() && self.removing.is_none()
     }
 
+    /// Whether its removal has begun: an earlier commit took it away.
+    pub fn is_leaving(&self) -> bool {
+        self.removing.is_some() || self.leaving_since.is_some()
+    }
+
     /// Whether there is something of it, or something that keeps it from being begun.
     pub fn is_known(&self) -> bool {
         !self.is_absent() || self.hold.is_some() || self.failure.is_some()

@@ -5,7 +5,7 @@
 
 #[path = "../traffic/host.rs"]
 #[allow(dead_code, reason = "tests of traffic use the rest of it")]
-mod host;
+pub mod host;
 #[path = "../traffic/pressure.rs"]
 mod pressure;
 
@@ -13,7 +13,7 @@ use std::net::Ipv4Addr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use host::{Client, HOST, Host, OUTSIDE, inside, run, serve};
+use host::{Client, HOST, Host, OUTSIDE, inside, knows_owners, run, serve};
 use pressure::Pressure;
 
 use super::image::Kind;
@@ -91,13 +91,6 @@ fn a_way_that_a_firewall_closes_is_opened_without_anybody_asking() {
     wait_for("the way through", || works().then_some(()));
 }
 
-/// Linux 6.9 and newer.
-fn tables_outlive_their_owner() -> bool {
-    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
-    let mut numbers = release.split(['.', '-']).map_while(|part| part.parse::<u32>().ok());
-    (numbers.next().unwrap(), numbers.next().unwrap()) >= (6, 9)
-}
-
 #[test]
 fn nobody_flushes_the_rules_while_the_agent_is_started_anew() {
     let _host = Host::new();
@@ -110,13 +103,13 @@ fn nobody_flushes_the_rules_while_the_agent_is_started_anew() {
     lab.sync();
     assert!(lab.manager.as_ref().unwrap().keeps());
     let rules = || run(&format!("nft list table inet gitopsd-{}", lab.instance));
-    if tables_outlive_their_owner() {
+    if knows_owners() {
         let whole = rules();
         assert!(whole.contains("flags owner"), "{whole}");
     }
     lab.kill_agent();
     run("nft flush ruleset");
-    if tables_outlive_their_owner() {
+    if knows_owners() {
         assert_eq!(get(port, "/").unwrap(), "version 1\n");
     }
     // The next one is the same owner: it changes them.
@@ -129,7 +122,7 @@ fn nobody_flushes_the_rules_while_the_agent_is_started_anew() {
     // Once more: what was handed over stays kept.
     lab.kill_agent();
     run("nft flush ruleset");
-    if tables_outlive_their_owner() {
+    if knows_owners() {
         assert_eq!(get(port, "/").unwrap(), "version 2\n");
     }
     // When the service is stopped they are anybody's, as before.

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use super::super::firewall::host::knows_owners;
 use super::super::image;
 use super::super::lab::manager::Manager;
 use super::super::lab::{Lab, free_port, wait_for};
@@ -177,12 +178,9 @@ timeout = "20s"
         self.rules().contains(&format!("comment \"generation {generation}\""))
     }
 
-    /// Whether an agent has the table for itself, so that a flush leaves it where it is: Linux 6.9 and newer.
+    /// Whether an agent has the table for itself, so that a flush leaves it where it is.
     pub fn is_owned(&self) -> bool {
-        let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
-        let mut numbers = release.split(['.', '-']).map_while(|part| part.parse::<u32>().ok());
-        let persists = (numbers.next().unwrap(), numbers.next().unwrap()) >= (6, 9);
-        persists && self.rules().contains("flags owner")
+        knows_owners() && self.rules().contains("flags owner")
     }
 
     /// Whether the agent has come round once.

@@ -7,11 +7,9 @@ use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recvfrom, send, socket,
-};
+use nix::sys::socket::{MsgFlags, NetlinkAddr, recvfrom, send};
 
-use super::hand::split;
+use super::hand::{open, split};
 use super::message::{Attributes, Given, HEADER, question};
 use super::objects::Objects;
 
@@ -142,13 +140,6 @@ struct Answer {
     messages: Vec<u8>,
     /// In how many packets these came.
     packets: usize,
-}
-
-fn open() -> io::Result<OwnedFd> {
-    let flags = SockFlag::SOCK_CLOEXEC;
-    let socket = socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkNetFilter)?;
-    bind(socket.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
-    Ok(socket)
 }
 
 /// An answer up to its end, which may be a refusal.

@@ -40,10 +40,7 @@ pub struct Refused {
 impl Hand {
     /// Opens one in the network namespace of the caller.
     pub fn open() -> io::Result<Self> {
-        let flags = SockFlag::SOCK_CLOEXEC;
-        let socket = socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkNetFilter)?;
-        bind(socket.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
-        Self::of(socket)
+        Self::of(open()?)
     }
 
     /// Takes over one that an agent before this one has opened, and with it the table that belongs to it.
@@ -142,6 +139,14 @@ impl AsFd for Hand {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
+}
+
+/// A socket of netfilter, in the network namespace of the caller.
+pub fn open() -> io::Result<OwnedFd> {
+    let flags = SockFlag::SOCK_CLOEXEC;
+    let socket = socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkNetFilter)?;
+    bind(socket.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
+    Ok(socket)
 }
 
 /// The first of some messages, and those behind it.
