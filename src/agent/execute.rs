@@ -12,6 +12,7 @@ use super::effects::{Change, Effect};
 use super::{Agent, clock};
 use crate::engine::{ContainerRequest, EngineError};
 use crate::reconcile::drain::Drain;
+use crate::reconcile::handover;
 use crate::reconcile::record::{Deployed, Phase, ServiceRecord, Spec};
 use crate::reconcile::replicas;
 use crate::reconcile::step::{Amendment, Step};
@@ -167,7 +168,6 @@ impl Agent {
                 Err(error) => Outcome::Failed(error.to_refusal()),
             }))
         };
-        let traffic = self.hands.traffic.clone();
         Ok(Way::Beside(match step {
             // The next look sees its end.
             Step::Switch(generation) | Step::Canary(generation) | Step::Batch { generation, .. }
@@ -206,22 +206,27 @@ impl Agent {
                     let message = format!("{service} has no generation to share traffic with");
                     return Err(Refusal::new(Reason::Internal, message));
                 };
-                return at_once(traffic.point(&self.route(service, record, incumbent)));
+                let route = self.route(service, record, incumbent);
+                return at_once(self.lead(&route));
             }
             Step::Switch(generation) | Step::Route(generation) => {
                 let (record, deployed) = self.live(service, *generation)?;
-                return at_once(traffic.point(&self.route(service, record, deployed)));
+                let route = self.route(service, record, deployed);
+                return at_once(self.lead(&route));
             }
             Step::Return { to: Some(to), from } => {
                 let (record, deployed) = self.live(service, *to)?;
-                let result = traffic.point(&self.route(service, record, deployed));
+                let route = self.route(service, record, deployed);
+                let result = self.lead(&route);
                 if result.is_ok() {
                     failpoint(step, "effect");
                     self.end_of_sick(service, *from);
                 }
                 return at_once(result);
             }
-            Step::Return { to: None, .. } | Step::Withdraw => return at_once(traffic.withdraw(service)),
+            Step::Return { to: None, .. } | Step::Withdraw => {
+                return at_once(self.hands.traffic.withdraw(service));
+            }
             Step::Pull(generation) => {
                 let spec = &self.live(service, *generation)?.1.spec;
                 Effect::Pull(spec.image.clone(), spec.fallback.clone())
@@ -333,14 +338,33 @@ impl Agent {
             ids: deployed.instances(service).collect(),
             former: deployed.spec.clone(),
             spec: spec.clone(),
+            givers: self.givers(&route),
             route,
             new,
         })))
     }
 
+    /// Leads new connections along a route, and ports with it that others keep for it.
+    fn lead(&mut self, route: &Route) -> Result<(), EngineError> {
+        let givers = self.givers(route);
+        self.hands.traffic.take_over(route, &givers)?;
+        for giver in &givers {
+            if let Some(theirs) = self.seen.routes.get_mut(giver) {
+                theirs.ports.retain(|port| !route.ports.iter().any(|taken| taken.clashes(port)));
+            }
+        }
+        Ok(())
+    }
+
+    /// The services that lose a port to a route.
+    fn givers(&self, route: &Route) -> BTreeSet<ServiceName> {
+        let records = &self.journal.records;
+        handover::givers(self.desired.as_ref(), &self.seen, records, &self.config.policy, route)
+    }
+
     /// The route of a generation, over those of its containers that are well as they were last seen.
     fn route(&self, service: &ServiceName, record: &ServiceRecord, deployed: &Deployed) -> Route {
-        route_for(service, record, deployed, &self.seen, clock::now())
+        route_for(service, record, deployed, self.desired.as_ref(), &self.seen, clock::now())
     }
 
     /// The containers of a generation: those that its record names, and those that are there. The first one in any case.

@@ -221,7 +221,7 @@ impl Source {
         self.declared.clear();
         self.tags = revision.tags;
         self.wave = Some(revision.view.place).filter(|place| *place < revision.view.waves.len());
-        let mut services = BTreeMap::new();
+        let (mut services, mut ports) = (BTreeMap::new(), BTreeMap::new());
         for (name, wanted) in revision.view.services {
             let service = match wanted {
                 Err(refusal) => DesiredService::Refused { refusal, retry_at: None },
@@ -229,6 +229,9 @@ impl Source {
                     let known =
                         known_digest(&spec, former.and_then(|f| f.services.get(&name)), records.get(&name));
                     self.declared.insert(name.clone(), spec.clone());
+                    if spec.schedule.is_none() {
+                        ports.insert(name.clone(), spec.ports.clone());
+                    }
                     match known {
                         Some(digest) => DesiredService::Run(Box::new(pin(spec, digest))),
                         None => {
@@ -244,6 +247,7 @@ impl Source {
             commit: revision.commit,
             declared_in_repo: revision.view.declared_in_repo,
             services,
+            ports,
             removed: revision.view.removed,
             window_waived: revision.waives_window,
         }

@@ -10,7 +10,7 @@ pub mod native;
 pub mod probe;
 pub mod traffic;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -183,7 +183,13 @@ pub trait Traffic: Send + Sync {
     fn connect(&self, members: &Membership, keep: bool) -> Result<(), EngineError>;
 
     /// Sends new connections to `route.generation`, in one transaction; established ones stay where they are.
-    fn point(&self, route: &Route) -> Result<(), EngineError>;
+    fn point(&self, route: &Route) -> Result<(), EngineError> {
+        self.take_over(route, &BTreeSet::new())
+    }
+
+    /// The same, and `givers` lose the ports that `route` has: in the same transaction, so that there is no moment in which a
+    /// port leads nowhere.
+    fn take_over(&self, route: &Route, givers: &BTreeSet<ServiceName>) -> Result<(), EngineError>;
 
     /// Takes a service's route away.
     fn withdraw(&self, service: &ServiceName) -> Result<(), EngineError>;

@@ -65,21 +65,26 @@ pub(super) fn leads_to(
     last: &ServiceName,
     from: impl Fn(&ServiceName) -> Vec<ServiceName>,
 ) -> bool {
+    all_from(first, from).contains(last)
+}
+
+/// All that `first` comes to by `from`, itself included.
+pub(super) fn all_from(
+    first: &ServiceName,
+    from: impl Fn(&ServiceName) -> Vec<ServiceName>,
+) -> BTreeSet<ServiceName> {
     let mut seen = BTreeSet::new();
     let mut next = vec![first.clone()];
     while let Some(name) = next.pop() {
-        if name == *last {
-            return true;
-        }
         if seen.insert(name.clone()) {
             next.extend(from(&name));
         }
     }
-    false
+    seen
 }
 
 /// Those from which a service is to take a directory, where it has not begun to; of one that is to go those that need it.
-fn waits_for(view: &View<'_>, name: &ServiceName) -> Vec<ServiceName> {
+pub(super) fn waits_for(view: &View<'_>, name: &ServiceName) -> Vec<ServiceName> {
     let Some(there) = view.known(name) else { return Vec::new() };
     if view.desired.is_some_and(|desired| !desired.services.contains_key(name)) {
         return order::dependants(&there).cloned().collect();

@@ -16,6 +16,7 @@ pub mod clock;
 pub mod drain;
 pub mod errors;
 mod exchange;
+pub mod handover;
 pub mod health;
 mod irreversible;
 pub mod jobs;
@@ -52,7 +53,7 @@ pub mod world;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::types::{Policy, ServiceName, Timestamp};
+use crate::types::{Policy, Refusal, ServiceName, Timestamp};
 use record::ServiceRecord;
 use step::{Next, Plan};
 use view::View;
@@ -70,9 +71,7 @@ pub fn plan(
 ) -> Plan {
     let desired = desired.map(|desired| secrets::settled(desired, &observed.secrets));
     let desired = desired.as_deref();
-    let unread = observed.frozen.keys().filter(|name| !records.contains_key(*name)).count();
-    let removal_refusal = desired
-        .and_then(|desired| limits::removal_refusal(&limits::Named::of(desired), records, unread, policy));
+    let removal_refusal = removals(desired, observed, records, policy);
     let strays = observed.containers.keys().map(|id| &id.service).chain(observed.routes.keys());
     let strays = strays.chain(observed.frozen.keys());
     let names = records.keys().chain(desired.iter().flat_map(|d| d.services.keys())).chain(strays);
@@ -104,6 +103,17 @@ pub fn plan(
         .chain(times)
         .min();
     Plan { services, wake_at }
+}
+
+/// Why services that the repo no longer names stay all the same.
+fn removals(
+    desired: Option<&Desired>,
+    observed: &Observed,
+    records: &BTreeMap<ServiceName, ServiceRecord>,
+    policy: &Policy,
+) -> Option<Refusal> {
+    let unread = observed.frozen.keys().filter(|name| !records.contains_key(*name)).count();
+    limits::removal_refusal(&limits::Named::of(desired?), records, unread, policy)
 }
 
 /// `at` plus `by`, held at the end of time rather than overflowing.

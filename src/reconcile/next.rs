@@ -5,8 +5,8 @@ use super::step::{Next, Planned, Situation, Step};
 use super::view::View;
 use super::world::{DesiredService, Ending};
 use super::{
-    amend, batches, drain, exchange, irreversible, jobs, joined, order, preflight, repair, replicas, rolling,
-    window,
+    amend, batches, drain, exchange, handover, irreversible, jobs, joined, order, preflight, repair,
+    replicas, rolling, window,
 };
 use crate::types::{CommitInfo, Reason, Refusal};
 
@@ -105,6 +105,9 @@ fn choose(view: &View<'_>) -> Planned {
             }
             _ if order::dependant(view).is_some() => {
                 kept(view, record).unwrap_or_else(|| after_dependant(view))
+            }
+            _ if handover::taker(view).is_some() => {
+                kept(view, record).unwrap_or_else(|| handover::after_taker(view))
             }
             _ => drain::unwanted(view, record, &desired.commit),
         };

@@ -119,7 +119,7 @@ fn first_changing(
 }
 
 /// What a service needs: by the commit in force, or by its candidate where that says nothing.
-fn needs(view: &View<'_>, name: &ServiceName) -> Vec<Dependency> {
+pub(super) fn needs(view: &View<'_>, name: &ServiceName) -> Vec<Dependency> {
     if let Some(DesiredService::Run(spec)) = view.desired.and_then(|desired| desired.services.get(name)) {
         return spec.dependencies().collect();
     }

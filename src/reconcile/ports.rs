@@ -4,10 +4,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::exchange::leads_to;
-use super::irreversible;
 use super::record::{Phase, ServiceRecord};
 use super::view::View;
 use super::world::DesiredService;
+use super::{handover, irreversible};
 use crate::types::{PortMapping, Reason, Refusal, ServiceName};
 
 /// What one service has to do with the host's ports.
@@ -95,11 +95,15 @@ fn givers<'c>(
     others.map(|(other, _)| *other).collect()
 }
 
-/// Another service to which one of `ports` leads, and which port it is.
+/// Another service that has one of `ports` and does not only keep it for whoever comes, and which port it is.
 pub(super) fn elsewhere<'a>(view: &View<'a>, ports: &[PortMapping]) -> Option<(&'a ServiceName, String)> {
     let new = added(view, ports);
     let mut routes = view.observed.routes.iter().filter(|(other, _)| *other != view.name);
-    routes.find_map(|(other, route)| Some((other, shown(common(&new, &route.ports)?))))
+    routes.find_map(|(other, route)| {
+        let held: Vec<_> =
+            route.ports.iter().filter(|port| !handover::is_free(view, other, port)).cloned().collect();
+        Some((other, shown(common(&new, &held)?)))
+    })
 }
 
 /// Another service whose former generation had one of `ports` and may get its traffic back by itself, in a sentence.
@@ -130,7 +134,7 @@ fn common<'p>(ours: &[&'p PortMapping], theirs: &[PortMapping]) -> Option<&'p Po
     ours.iter().find(|port| theirs.iter().any(|other| other.clashes(port))).copied()
 }
 
-fn shown(port: &PortMapping) -> String {
+pub(super) fn shown(port: &PortMapping) -> String {
     format!("port {}/{} of the host", port.host_port, port.protocol)
 }
 
@@ -143,7 +147,8 @@ pub(super) fn contested(view: &View<'_>, ports: &[PortMapping]) -> Option<Refusa
         claims.entry(name).or_insert_with(|| {
             let record = view.records.get(name);
             let mut claim = Claim::of(record);
-            claim.has.extend(view.observed.routes.get(name).into_iter().flat_map(|route| &route.ports));
+            let routed = view.observed.routes.get(name).into_iter().flat_map(|route| &route.ports);
+            claim.has.extend(routed.filter(|port| !handover::is_kept(view, name, port)));
             // What is held, or has failed at this commit, stays as it is.
             let stays = record.is_some_and(|record| {
                 let wanted = desired.services.get(name);

@@ -9,6 +9,7 @@ use super::next::{held, wait};
 use super::record::{Cause, Deployed, Phase, Rollout, ServiceRecord, Spec};
 use super::step::{Next, Step};
 use super::view::View;
+use super::world::DesiredService;
 use super::{batches, joined, later, ports as claims, replicas};
 use crate::types::{ByteSize, Reason, Refusal, ServiceName, Strategy};
 
@@ -38,6 +39,26 @@ pub(super) fn before_begin(view: &View<'_>, record: Option<&ServiceRecord>, spec
     let copies = incumbent.map_or(1, |incumbent| batches::further(incumbent, spec));
     memory(view, incumbent, spec, copies, |_, _| true)
         .map(|refusal| held_for_now(view, advised(refusal, incumbent, spec)))
+}
+
+/// Whether a service waits for memory or an address: what another one that goes gives back.
+pub(super) fn is_short(view: &View<'_>) -> bool {
+    let short = |record: Option<&ServiceRecord>, spec: &Spec, copies| {
+        memory(view, record.and_then(|record| record.incumbent.as_ref()), spec, copies, |_, _| true).is_some()
+    };
+    let rollout = view.record.and_then(|record| record.rollout.as_ref());
+    view.observed.room.no_address.contains_key(view.name)
+        || match (view.record.zip(rollout), view.wanted()) {
+            (Some((record, rollout)), _) => {
+                let waits = rollout.phase <= Phase::Starting && rollout.cause != Cause::Rollback;
+                waits && short(Some(record), &rollout.to.spec, batches::left(record, rollout))
+            }
+            (None, Some(DesiredService::Run(spec))) => {
+                let incumbent = view.record.and_then(|record| record.incumbent.as_ref());
+                short(view.record, spec, incumbent.map_or(1, |it| batches::further(it, spec)))
+            }
+            _ => false,
+        }
 }
 
 /// With what may help where a new generation has no room.

@@ -11,8 +11,8 @@ use super::transition::LONGEST_RETRY;
 use super::view::View;
 use super::world::{DesiredService, Observed};
 use super::{
-    batches, canary, drain, irreversible, jobs, joined, later, order, pending, ports, preflight, repair,
-    replicas, secrets, sharing, window,
+    batches, canary, drain, handover, irreversible, jobs, joined, later, order, pending, ports, preflight,
+    repair, replicas, secrets, sharing, window,
 };
 use crate::types::{ContainerState, Job, Reason, Refusal, ServiceName, Strategy, Timestamp};
 
@@ -292,7 +292,7 @@ fn proving(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next {
     match view.verdict(&rollout.to) {
         // Where there is only the way forward, it is switched to as soon as the port is free.
         Some(Verdict::Healthy) => {
-            match keeps_port(view, rollout).filter(|_| !irreversible::holds(record, rollout)) {
+            match handover::refusal(view, rollout).filter(|_| !irreversible::holds(record, rollout)) {
                 Some(refusal) => Next::Do(Step::Fail(refusal)),
                 None => switch(view, record, rollout),
             }
@@ -353,14 +353,6 @@ fn switch(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next {
         };
         Next::Do(step)
     })
-}
-
-/// Another service may still have the port because its own change of this commit is under way; one that has it for
-/// longer than a deploy may take keeps it.
-fn keeps_port(view: &View<'_>, rollout: &Rollout) -> Option<Refusal> {
-    let over = view.now >= later(rollout.phase_since, rollout.to.spec.deploy.timeout);
-    let taken = rollout.trouble.as_ref().filter(|trouble| trouble.reason == Reason::PortInUse);
-    taken.filter(|_| rollout.phase == Phase::Switching && over).cloned()
 }
 
 /// What is wrong with a candidate that has traffic.

@@ -119,6 +119,7 @@ mod tests {
                 committed_at: Timestamp::UNIX_EPOCH,
             },
             declared_in_repo: services.len(),
+            ports: BTreeMap::new(),
             services: services.iter().map(run).collect(),
             removed: BTreeSet::new(),
             window_waived: false,

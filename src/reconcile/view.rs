@@ -6,7 +6,7 @@ use super::errors::ErrorHistory;
 use super::health::{EffectiveCheck, Verdict};
 use super::record::{Deployed, ServiceRecord};
 use super::world::{Busy, Desired, DesiredService, Ending, Observed};
-use super::{batches, canary, later, replicas};
+use super::{batches, canary, handover, later, replicas};
 use crate::types::{
     ContainerState, Generation, InstanceId, Refusal, ReplicaIndex, Route, ServiceName, Timestamp,
 };
@@ -153,20 +153,21 @@ impl<'a> View<'a> {
 
     /// The route that `deployed` should have.
     pub fn route_for(&self, record: &ServiceRecord, deployed: &Deployed) -> Route {
-        route_for(self.name, record, deployed, self.observed, self.now)
+        route_for(self.name, record, deployed, self.desired, self.observed, self.now)
     }
 }
 
 /// The route by which `deployed` gets the service's traffic, over those of its containers that `observed` shows as well; for
-/// as long as a candidate has a part of it, with that.
+/// as long as a candidate has a part of it, with that. A port that another service is to have stays until that one takes it.
 pub(crate) fn route_for(
     name: &ServiceName,
     record: &ServiceRecord,
     deployed: &Deployed,
+    desired: Option<&Desired>,
     observed: &Observed,
     now: Timestamp,
 ) -> Route {
-    let mut ports = deployed.spec.ports.clone();
+    let mut ports = handover::published(name, &deployed.spec.ports, desired, observed);
     ports.sort();
     let (address, also) = replicas::lanes(name, deployed, observed, now);
     let part = canary::branch(record, deployed);

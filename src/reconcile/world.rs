@@ -7,8 +7,8 @@ use super::health::{EffectiveCheck, ProbeHistory};
 use super::record::Spec;
 use super::secrets::HostSecrets;
 use crate::types::{
-    CommitInfo, ContainerState, Digest, Generation, HealthCheck, InstanceId, Refusal, Route, ServiceName,
-    Timestamp, Zones,
+    CommitInfo, ContainerState, Digest, Generation, HealthCheck, InstanceId, PortMapping, Refusal, Route,
+    ServiceName, Timestamp, Zones,
 };
 
 /// What the repo wants of this host at one commit.
@@ -20,6 +20,9 @@ pub struct Desired {
     pub declared_in_repo: usize,
     /// What it says of each service of this host. A service that is not here is not wanted here.
     pub services: BTreeMap<ServiceName, DesiredService>,
+    /// The ports of the host that each of them is to publish by its file, its tag looked up or not: nothing of what cannot be
+    /// read, or only runs at times.
+    pub ports: BTreeMap<ServiceName, Vec<PortMapping>>,
     /// Services that it says are meant to go: no brake holds these.
     pub removed: BTreeSet<ServiceName>,
     /// Windows do not count for it: by its message, or an operator's word.

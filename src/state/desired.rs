@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::{StateDir, StateError, atomic};
 use crate::reconcile::record::Spec;
 use crate::reconcile::world::{Desired, DesiredService};
-use crate::types::{CommitInfo, Refusal, ServiceName};
+use crate::types::{CommitInfo, PortMapping, Refusal, ServiceName};
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -15,6 +15,8 @@ struct File {
     commit: CommitInfo,
     declared_in_repo: usize,
     services: BTreeMap<ServiceName, Entry>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    ports: BTreeMap<ServiceName, Vec<PortMapping>>,
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     removed: BTreeSet<ServiceName>,
     #[serde(default, skip_serializing_if = "is_no")]
@@ -53,6 +55,7 @@ impl StateDir {
             commit: desired.commit.clone(),
             declared_in_repo: desired.declared_in_repo,
             services: services.collect(),
+            ports: desired.ports.clone(),
             removed: desired.removed.clone(),
             window_waived: desired.window_waived,
         };
@@ -67,6 +70,7 @@ pub fn read_desired(state_dir: &std::path::Path) -> Result<Option<Desired>, Stat
     Ok(file.map(|file| Desired {
         commit: file.commit,
         declared_in_repo: file.declared_in_repo,
+        ports: file.ports,
         removed: file.removed,
         window_waived: file.window_waived,
         services: file

@@ -4,7 +4,7 @@ use std::net::TcpListener;
 
 use super::image::Kind;
 use super::lab::{Lab, free_port, wait_for, web};
-use super::load::get;
+use super::load::{Load, get};
 
 /// What a verb says on either output.
 fn said(output: &std::process::Output) -> String {
@@ -134,4 +134,71 @@ fn two_that_exchange_their_ports_are_refused_and_serve_on() {
     lab.commit("a takes what b had");
     lab.sync();
     assert_eq!(served(), before, "the same versions, by the other services");
+}
+
+/// Two that write nowhere, on ports of their own; and a third port.
+fn two() -> (Lab, [u16; 3]) {
+    let mut lab = Lab::new();
+    let ports = [free_port(), free_port(), free_port()];
+    let image = lab.image("1", Kind::Good);
+    lab.write("services/web.toml", &web(&image, ports[0], ""));
+    lab.write("services/api.toml", &web(&image, ports[1], ""));
+    lab.commit("web and api");
+    lab.start_agent();
+    lab.wait_agent();
+    lab.sync();
+    (lab, ports)
+}
+
+#[test]
+fn a_port_goes_to_another_service_without_a_lost_request() {
+    let (lab, [port, other, free]) = two();
+    let (v1, v2) = (lab.reference("1"), lab.image("2", Kind::Good));
+    let load = Load::begin(port, 200);
+    // The giver is changed in place at once; the other one is replaced, which takes longer.
+    lab.write("services/web.toml", &web(&v1, free, ""));
+    lab.write("services/api.toml", &web(&v2, port, ""));
+    lab.commit("the port of web is api's");
+    lab.sync();
+    assert_eq!(get(port, "/").unwrap(), "version 2\n");
+    assert_eq!(get(free, "/").unwrap(), "version 1\n");
+    assert!(get(other, "/").is_err(), "nobody is to have it");
+    // Back, and this time the giver is replaced and watched for a while.
+    lab.write("services/web.toml", &web(&v1, port, ""));
+    lab.write("services/api.toml", &web(&v1, other, "").replace("500ms", "3s"));
+    lab.commit("it is web's again");
+    lab.sync();
+    assert_eq!(get(port, "/").unwrap(), "version 1\n");
+    assert!(get(free, "/").is_err());
+    // The service gets another name.
+    std::fs::remove_file(lab.path("work/services/web.toml")).unwrap();
+    lab.write("services/shop.toml", &web(&v2, port, ""));
+    lab.commit("web is called shop from now on");
+    lab.sync();
+    lab.wait_receipt("removed");
+    assert_eq!(get(port, "/").unwrap(), "version 2\n");
+    load.end_without_failure();
+}
+
+#[test]
+fn what_is_to_have_a_port_and_is_sick_does_not_get_it() {
+    let (lab, [port, other, _]) = two();
+    let bad = lab.image("2", Kind::Sick);
+    let load = Load::begin(port, 200);
+    std::fs::remove_file(lab.path("work/services/web.toml")).unwrap();
+    lab.write("services/shop.toml", &web(&bad, port, ""));
+    lab.commit("web is called shop from now on, and no good");
+    assert_eq!(lab.run(&["sync", "--wait"]).status.code(), Some(1));
+    let (old, new) = (lab.service("web"), lab.service("shop"));
+    assert_eq!((&new["state"], &old["reason"]), (&"failed".into(), &"dependency".into()), "{old} {new}");
+    let message = old["message"].as_str().unwrap().to_owned();
+    assert!(message.contains(&format!("it goes once shop serves port {port}/tcp")), "{message}");
+    assert_eq!(get(port, "/").unwrap(), "version 1\n");
+    // The next one is well.
+    lab.deploy("shop", &web(&lab.reference("1"), port, ""), "shop, mended");
+    lab.sync();
+    lab.wait_receipt("removed");
+    load.end_without_failure();
+    assert_eq!(lab.service("shop")["state"], "running");
+    assert_eq!(get(other, "/").unwrap(), "version 1\n");
 }

@@ -386,11 +386,13 @@ fn desired() -> BoxedStrategy<Desired> {
         1 => (refusal(), option::of(time()))
             .prop_map(|(refusal, retry_at)| DesiredService::Refused { refusal, retry_at }),
     ];
-    (commit(), 0..5usize, btree_map(name(), service, 0..4))
-        .prop_map(|(commit, declared_in_repo, services)| Desired {
+    let ports = spec().prop_map(|spec| spec.ports);
+    (commit(), 0..5usize, btree_map(name(), service, 0..4), btree_map(name(), ports, 0..4))
+        .prop_map(|(commit, declared_in_repo, services, ports)| Desired {
             commit,
             declared_in_repo,
             services,
+            ports,
             removed: BTreeSet::new(),
             window_waived: false,
         })
@@ -487,6 +489,7 @@ proptest! {
         let desired = Desired {
             commit,
             declared_in_repo: 1,
+            ports: BTreeMap::new(),
             removed: BTreeSet::new(),
             window_waived: false,
             services: BTreeMap::from([(name.clone(), DesiredService::Run(Box::new(spec)))]),

@@ -8,8 +8,10 @@
 mod batches;
 mod drain;
 mod firewalls;
+mod handover;
 mod host;
 mod lifecycle;
+mod load;
 mod networks;
 mod owned;
 mod pressure;

@@ -1,6 +1,5 @@
 //! The switch: new connections move, established ones stay, nothing fails.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use std::collections::BTreeMap;
@@ -12,6 +11,7 @@ use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 
 use super::host::*;
+use super::load::changes_under_load;
 
 const PORTS: &[&str] = &["0.0.0.0:80:8080/tcp"];
 
@@ -24,41 +24,13 @@ fn two_hundred_switches_under_load() {
     let routes = [agent.route("shop.1", 11, PORTS), agent.route("shop.2", 12, PORTS)];
     agent.point(&routes[0]);
 
-    let stop = AtomicBool::new(false);
-    let asked = AtomicU64::new(0);
-    let load = |address| {
-        let mut failures = Vec::new();
-        while failures.is_empty() && !stop.load(Ordering::Relaxed) {
-            if let Err(error) = ask(address) {
-                failures.push(error.to_string());
-            }
-            asked.fetch_add(1, Ordering::Relaxed);
-            // A load, not a siege: two processors carry the clients, the host and the servers.
-            std::thread::sleep(Duration::from_micros(500));
-        }
-        std::io::Result::Ok(failures)
-    };
-    let failures = std::thread::scope(|scope| {
-        let outside = scope.spawn(|| inside(&host.outside, || load((HOST, 80))));
-        let local = scope.spawn(|| load((agent.address(200), 8080)));
-        let since = Instant::now();
-        // Hundreds of switches are over before many clients were there.
-        let go_on = |turn: &usize| {
-            *turn <= 200 || asked.load(Ordering::Relaxed) <= 1000 && since.elapsed() < Duration::from_secs(60)
-        };
-        for turn in (1..).take_while(go_on) {
-            let to = &routes[turn % 2];
-            agent.traffic.point(to).unwrap();
-            // What is asked after the switch is answered by the new generation.
-            let answer = ask((HOST, 80)).unwrap();
-            assert!(answer.starts_with(&format!("shop.{} ", to.generation)), "turn {turn}: {answer}");
-        }
-        stop.store(true, Ordering::Relaxed);
-        [outside, local].map(|thread| thread.join().unwrap().unwrap()).concat()
+    changes_under_load(&host, (agent.address(200), 8080), |turn| {
+        let to = &routes[turn % 2];
+        agent.traffic.point(to).unwrap();
+        // What is asked after the switch is answered by the new generation.
+        let answer = ask((HOST, 80)).unwrap();
+        assert!(answer.starts_with(&format!("shop.{} ", to.generation)), "turn {turn}: {answer}");
     });
-    let asked = asked.load(Ordering::Relaxed);
-    assert_eq!(failures, Vec::<String>::new(), "of {asked}");
-    assert!(asked > 1000, "no load to speak of: {asked}");
     agent.teardown();
 }
 

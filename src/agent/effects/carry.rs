@@ -78,7 +78,9 @@ fn amend(hands: &Hands, step: &Step, change: &Change) -> Outcome {
     crate::agent::execute::failpoint(step, "effect");
     let limits = change.ids.iter().try_for_each(|id| hands.engine.update(id, &change.spec));
     crate::agent::execute::failpoint(step, "limited");
-    let Err(error) = limits.and_then(|()| hands.traffic.point(&change.route)) else { return Outcome::Done };
+    let Err(error) = limits.and_then(|()| hands.traffic.take_over(&change.route, &change.givers)) else {
+        return Outcome::Done;
+    };
     match error.reason {
         // Another service may still publish a port: its own change of this commit is under way. The others are the host's.
         Reason::PortInUse | Reason::Network | Reason::DiskSpace | Reason::StorageIo => {

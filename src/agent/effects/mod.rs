@@ -83,6 +83,8 @@ pub struct Change {
     pub spec: Spec,
     /// The rules that lead to it.
     pub route: Route,
+    /// The services that lose a port to it.
+    pub givers: BTreeSet<ServiceName>,
     /// Ports that have to be free on the host first.
     pub new: Vec<PortMapping>,
 }

@@ -4,9 +4,11 @@
 //! there already; what they would drop of containers' packets is let through by two rules (`forward`). The kernel holds the truth: every question is answered from the
 //! table, and a restart of the agent neither flushes nor recreates it, because that would cut established connections.
 
+mod check;
 mod conntrack;
 mod farewell;
 mod forward;
+mod handover;
 mod listing;
 mod meaning;
 mod netlink;
@@ -21,7 +23,7 @@ mod spread;
 mod udp;
 pub mod watch;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
@@ -213,45 +215,6 @@ impl NftTraffic {
         Ok(())
     }
 
-    /// Takes care that a route is one that the table can hold.
-    fn check(&self, route: &Route, now: &Table) -> Result<(), EngineError> {
-        // Services that have the host's network are reached at the host's own address.
-        let of_host = |address| address == self.frame.subnet.gateway() && address == route.address;
-        for address in route.addresses().chain([route.service_address]) {
-            if !self.frame.subnet.usable(address) && !of_host(address) {
-                return Err(EngineError::plain(
-                    Reason::Network,
-                    format!(
-                        "{} cannot use {address}: not one of subnet {}",
-                        route.service, self.frame.subnet
-                    ),
-                ));
-            }
-        }
-        let only6 = |port: &&PortMapping| port.host_ip.is_ipv6();
-        if let (None, Some(port)) = (self.frame.subnet6, route.ports.iter().find(only6)) {
-            return Err(EngineError::plain(
-                Reason::Network,
-                format!("{} cannot publish {port}: containers have no IPv6 on this host", route.service),
-            ));
-        }
-        let chain = ruleset::chain(&route.service);
-        for entry in ruleset::entries(route) {
-            let is_anothers = |other: &&String| !other.is_empty() && **other != chain;
-            if let Some(other) = now.entries.get(&entry).filter(is_anothers) {
-                return Err(EngineError::plain(
-                    Reason::PortInUse,
-                    format!(
-                        "{entry} of {} belongs to service {}",
-                        route.service,
-                        other.strip_prefix("svc-").unwrap_or(other)
-                    ),
-                ));
-            }
-        }
-        Ok(())
-    }
-
     /// Who else redirects one of `ports`.
     fn redirected(&self, ports: &[PortMapping]) -> Result<Option<String>, EngineError> {
         if ports.is_empty() {
@@ -333,19 +296,21 @@ impl Traffic for NftTraffic {
         })
     }
 
-    fn point(&self, route: &Route) -> Result<(), EngineError> {
+    fn take_over(&self, route: &Route, givers: &BTreeSet<ServiceName>) -> Result<(), EngineError> {
         let mut known = self.known();
         let table = self.read(&mut known).map_err(|error| self.failed("read", error))?;
         self.catch_up(&mut known, table.as_ref());
         let skeleton = known.skeleton && table.is_some();
         let now = table.unwrap_or_default();
-        self.check(route, &now)?;
+        let given = handover::given(&now, route, givers);
+        let left = handover::give(self.table(), self.frame.subnet6, &now, &given).1;
+        self.check(route, &left)?;
         let old = now.routes.get(&route.service);
         if skeleton && old.is_some_and(|old| same(old, route)) {
             return Ok(());
         }
         // Ports that are new to this table may have come into another one since they were asked for.
-        let new = new_ports(&now, route);
+        let new = check::new_ports(&now, route);
         let _turn = (!new.is_empty()).then(others::Turn::take);
         match self.redirected(&new) {
             Ok(None) => {}
@@ -357,11 +322,22 @@ impl Traffic for NftTraffic {
         if !skeleton {
             script.push_str(&self.frame.script(&now, known.sets.as_ref()));
         }
-        script.push_str(&ruleset::switch(self.table(), self.frame.subnet6, &now, route));
-        self.apply(&mut known, &script).map_err(|error| self.failed("change", error))?;
+        let moved = match given.is_empty() {
+            true => {
+                script.push_str(&ruleset::switch(self.table(), self.frame.subnet6, &now, route));
+                self.apply(&mut known, &script)
+            }
+            false => self.move_ports(&mut known, &script, &now, route, &given),
+        };
+        moved.map_err(|error| self.failed("change", error))?;
         known.skeleton = true;
-        known.kept.get_or_insert_default().insert(route.service.clone(), route.clone());
+        let kept = known.kept.get_or_insert_default();
+        kept.extend(given.iter().chain([route]).map(|route| (route.service.clone(), route.clone())));
         crate::failpoint::hit("flows::before");
+        for giver in &given {
+            tracing::info!("{} takes over a port of the host from {}", route.service, giver.service);
+            self.follower.follow(self.frame.subnet6, now.routes.get(&giver.service), Some(giver), false);
+        }
         self.follower.follow(self.frame.subnet6, old, Some(route), false);
         Ok(())
     }
@@ -470,12 +446,6 @@ impl Traffic for NftTraffic {
             None => self.redirected(ports),
         }
     }
-}
-
-/// The ports of a route that no entry of the table leads to yet.
-fn new_ports(now: &Table, route: &Route) -> Vec<PortMapping> {
-    let is_new = |port: &&PortMapping| !now.entries.contains_key(&ruleset::Entry::of(port));
-    route.ports.iter().filter(is_new).cloned().collect()
 }
 
 /// Whether two routes lead the same way; the order of ports says nothing.

@@ -104,11 +104,7 @@ pub fn switch(table: &str, subnet6: Option<Subnet6>, now: &Table, route: &Route)
             ),
         );
     }
-    // The narrower mapping first: all of them share this chain.
-    let mut ports: Vec<&PortMapping> = route.ports.iter().collect();
-    ports.sort_by_key(|port| (port.host_ip.is_unspecified(), *port));
-    ports.dedup();
-    for port in ports {
+    for port in narrower_first(&route.ports) {
         let PortMapping { host_port, protocol, .. } = port;
         // A port that the second generation has not is the first one's alone.
         if let Some((branch, drawn)) = &branch
@@ -157,8 +153,16 @@ pub fn switch(table: &str, subnet6: Option<Subnet6>, now: &Table, route: &Route)
     text
 }
 
+/// The narrower mapping first: all of them share a chain.
+pub fn narrower_first(ports: &[PortMapping]) -> Vec<&PortMapping> {
+    let mut ports: Vec<&PortMapping> = ports.iter().collect();
+    ports.sort_by_key(|port| (port.host_ip.is_unspecified(), *port));
+    ports.dedup();
+    ports
+}
+
 /// The rules of one port: what they match beside the port, and where they lead. One for each family that it has.
-fn ways(port: &PortMapping, address: Ipv4Addr, subnet6: Option<Subnet6>) -> Vec<(String, String)> {
+pub fn ways(port: &PortMapping, address: Ipv4Addr, subnet6: Option<Subnet6>) -> Vec<(String, String)> {
     let to = port.container_port;
     let four = format!("ip to {address}:{to}");
     let six = subnet6.map(|subnet6| format!("ip6 to [{}]:{to}", subnet6.of(address)));

@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use super::handover::MOVING;
 use super::listing::{self, Table};
 use super::netlink::objects::Chain;
 use super::netlink::would_make;
@@ -128,6 +129,7 @@ add map inet {t} at {{ type ipv4_addr . inet_proto . inet_service : verdict ; }}
 add map inet {t} at6 {{ type ipv6_addr . inet_proto . inet_service : verdict ; }}
 add set inet {t} hairpin {{ type ipv4_addr . ipv4_addr ; }}
 add set inet {t} hairpin6 {{ type ipv6_addr . ipv6_addr ; }}
+add chain inet {t} {MOVING}
 add chain inet {t} published
 add chain inet {t} between
 add chain inet {t} nat-pre {{ type nat hook prerouting priority -105 ; policy accept ; }}
@@ -136,6 +138,7 @@ add chain inet {t} nat-post {{ type nat hook postrouting priority 95 ; policy ac
 add chain inet {t} guard {{ type filter hook prerouting priority -300 ; policy accept ; }}
 add chain inet {t} filter-forward {{ type filter hook forward priority -5 ; policy accept ; }}
 add chain inet {t} filter-out {{ type filter hook output priority -5 ; policy accept ; }}
+flush chain inet {t} {MOVING}
 flush chain inet {t} published
 flush chain inet {t} between
 flush chain inet {t} nat-pre
@@ -179,6 +182,7 @@ add rule inet {t} filter-out oifname "{veth}*" icmpv6 type nd-redirect drop
 "#
             ));
         }
+        text.push_str(&format!("add rule inet {t} published jump {MOVING}\n"));
         text
     }
 

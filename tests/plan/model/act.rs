@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
+use gitopsd::reconcile::handover;
 use gitopsd::reconcile::jobs;
 use gitopsd::reconcile::later;
 use gitopsd::reconcile::receipt::Transition;
@@ -437,15 +438,57 @@ impl Host {
         Outcome::Done
     }
 
+    /// Who loses a port to a route of these.
+    fn givers(&self, name: &ServiceName, ports: &[PortMapping]) -> BTreeSet<ServiceName> {
+        let (generation, address) = (Generation(0), Ipv4Addr::UNSPECIFIED);
+        let (service, ports) = (name.clone(), ports.to_vec());
+        let also = Vec::new();
+        let route =
+            Route { service, service_address: address, generation, address, also, ports, canary: None };
+        let records = self.readable();
+        handover::givers(self.desired.as_ref(), &self.observe(), &records, &self.policy, &route)
+    }
+
     fn point_traffic(&mut self, name: &ServiceName, to: Option<Generation>) -> Outcome {
         self.point_traffic_of(name, to, None)
     }
 
-    /// The other service to which a port of a generation leads.
-    fn owner_of_port(&self, name: &ServiceName, to: Generation, spec: Option<&Spec>) -> Option<&ServiceName> {
-        let ports = &spec.or_else(|| self.records[name].live(to).map(|it| &it.spec))?.ports;
+    /// Whether a service's file says that it is to have a port.
+    pub(super) fn is_to_have(&self, name: &ServiceName, port: &PortMapping) -> bool {
+        let declared = self.repo.declared.get(name).and_then(|declared| declared.as_ref().ok());
+        declared.is_some_and(|it| it.schedule.is_none() && it.ports.iter().any(|own| own.clashes(port)))
+    }
+
+    /// The ports that a generation has now, and is to go on having until others take them, with its own; and of those which
+    /// others have for good.
+    pub(super) fn ports_of(&self, name: &ServiceName, spec: &Spec) -> Vec<PortMapping> {
+        let others =
+            |port: &PortMapping| self.repo.declared.keys().any(|it| it != name && self.is_to_have(it, port));
+        let taken = |port: &PortMapping| {
+            let has = |(other, route): (&ServiceName, &Route)| {
+                other != name && self.is_to_have(other, port) && route.ports.iter().any(|it| it.clashes(port))
+            };
+            !self.repo.declared.contains_key(name) && self.routes.iter().any(has)
+        };
+        let mut ports: Vec<_> = spec.ports.iter().filter(|port| !taken(port)).cloned().collect();
+        for port in self.routes.get(name).into_iter().flat_map(|route| &route.ports) {
+            if !spec.ports.iter().any(|own| own.clashes(port)) && others(port) {
+                ports.push(port.clone());
+            }
+        }
+        ports.sort();
+        ports
+    }
+
+    /// The other service that has one of these ports and does not leave it.
+    fn owner_of_port(
+        &self,
+        name: &ServiceName,
+        ports: &[PortMapping],
+        givers: &BTreeSet<ServiceName>,
+    ) -> Option<&ServiceName> {
         let clashes = |theirs: &PortMapping| ports.iter().any(|port| port.clashes(theirs));
-        let mut others = self.routes.iter().filter(|(other, _)| *other != name);
+        let mut others = self.routes.iter().filter(|(other, _)| *other != name && !givers.contains(*other));
         others.find(|(_, route)| route.ports.iter().any(clashes)).map(|(other, _)| other)
     }
 
@@ -463,12 +506,20 @@ impl Host {
         if self.ports_taken && to.is_some() && from != to {
             return Outcome::Retry(Refusal::new(Reason::PortInUse, "port 80/tcp belongs to service other"));
         }
-        if let Some(other) = to.and_then(|to| self.owner_of_port(name, to, spec)) {
+        let deployed = to.and_then(|to| self.records.get(name)?.live(to));
+        let ports =
+            spec.or(deployed.map(|it| &it.spec)).map(|spec| self.ports_of(name, spec)).unwrap_or_default();
+        let givers = match to {
+            Some(_) => self.givers(name, &ports),
+            None => BTreeSet::new(),
+        };
+        if let Some(other) = to.and_then(|_| self.owner_of_port(name, &ports, &givers)) {
             return Outcome::Retry(Refusal::new(
                 Reason::PortInUse,
                 format!("its port belongs to service {other}"),
             ));
         }
+        let led: Vec<_> = self.routes.values().flat_map(|route| route.ports.clone()).collect();
         let old_lanes = self.lanes_of(name);
         let (before, mut part) = (self.routes.get(name).and_then(|route| route.canary.clone()), None);
         let spread = |host: &Self| host.routes.get(name).map(|route| route.lanes().collect::<Vec<_>>());
@@ -493,8 +544,8 @@ impl Host {
                     generation,
                     address,
                     also,
-                    ports: deployed.spec.ports.clone(),
                     canary: branch(record, deployed, new, beside),
+                    ports,
                 };
                 self.audit_switch(name, generation, &route);
                 if let Some(branch) = &route.canary {
@@ -502,6 +553,12 @@ impl Host {
                     self.audit.branches.entry(InstanceId::new(name, branch.generation)).or_insert(self.now);
                 }
                 part = route.canary.clone();
+                for giver in &givers {
+                    self.audit_given(name, giver, &route);
+                    let theirs = self.routes.get_mut(giver).expect("it has a port");
+                    theirs.ports.retain(|port| !route.ports.iter().any(|taken| taken.clashes(port)));
+                    self.say(name, &format!("takes its port from {giver}"));
+                }
                 self.routes.insert(name.clone(), route);
             }
         }
@@ -511,6 +568,7 @@ impl Host {
         }
         let after = spread(self);
         self.note_lost(name, &old_lanes);
+        self.audit_led(name, &led);
         let several = |lanes: &Option<Vec<Ipv4Addr>>| lanes.as_ref().is_some_and(|lanes| lanes.len() > 1);
         if spread_before != after && (several(&spread_before) || several(&after)) {
             let lanes = after.map_or(0, |lanes| lanes.len());

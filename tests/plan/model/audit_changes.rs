@@ -3,10 +3,12 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use gitopsd::reconcile::record::{Cause, Phase, Spec};
+use gitopsd::reconcile::record::{Cause, Deployed, Phase, Spec};
 use gitopsd::reconcile::step::Amendment;
 use gitopsd::reconcile::world::DesiredService;
-use gitopsd::types::{ContainerState, Generation, InstanceId, ServiceName, Strategy, VolumeSource};
+use gitopsd::types::{
+    ContainerState, Generation, InstanceId, PortMapping, Route, ServiceName, Strategy, VolumeSource,
+};
 
 use super::Host;
 
@@ -109,9 +111,50 @@ impl Host {
             self.demand(right, "a container has the limits that its record says", name);
         }
         if let Some(route) = self.routes.get(name).filter(|route| route.generation == id.generation) {
+            let mut ports = incumbent.spec.ports.clone();
+            ports.sort();
             self.demand(
-                route.ports == incumbent.spec.ports,
+                self.ports_of(name, &incumbent.spec) == route.ports,
                 "the ports are those that the record says",
+                name,
+            );
+            let kept = route.ports.iter().filter(|port| !ports.contains(port));
+            for port in kept {
+                let wanted =
+                    self.repo.declared.keys().any(|other| other != name && self.is_to_have(other, port));
+                self.demand(wanted, "a port is kept only for who is to have it", name);
+            }
+        }
+    }
+
+    /// A port of `giver` is about to go to another service by a route.
+    pub(super) fn audit_given(&self, name: &ServiceName, giver: &ServiceName, route: &Route) {
+        let goes = !self.repo.declared.contains_key(giver);
+        let record = self.records.get(giver);
+        let theirs =
+            self.routes[giver].ports.iter().filter(|port| route.ports.iter().any(|it| it.clashes(port)));
+        for port in theirs {
+            let has = |live: &Deployed| live.spec.ports.iter().any(|own| own.clashes(port));
+            let candidate = record.and_then(|record| record.rollout.as_ref()).map(|rollout| &rollout.to);
+            let claimed = record.and_then(|it| it.incumbent.as_ref()).into_iter().chain(candidate).any(has);
+            let free = !claimed || (goes && candidate.is_none());
+            self.demand(free, "no port is taken from a service that may need it", name);
+            self.demand(self.is_to_have(name, port) || !goes, "a port goes to who is to have it", name);
+        }
+    }
+
+    /// What a change of a route did to the ports that led somewhere.
+    pub(super) fn audit_led(&self, name: &ServiceName, before: &[PortMapping]) {
+        let leads = |port: &PortMapping| {
+            self.routes.values().any(|route| route.ports.iter().any(|other| other.clashes(port)))
+        };
+        for port in before.iter().filter(|port| !leads(port)) {
+            let next = self.repo.declared.keys().find(|other| *other != name && self.is_to_have(other, port));
+            let up = self.incumbent(name).is_some_and(|it| self.any_runs(name, it.generation));
+            let excused = !up;
+            self.demand(
+                excused || next.is_none(),
+                "a port that another service is to have is not given up before",
                 name,
             );
         }

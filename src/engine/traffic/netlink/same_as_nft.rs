@@ -8,11 +8,11 @@ use std::process::{Command, Stdio};
 
 use super::super::listing::Table;
 use super::super::skeleton::Frame;
-use super::super::{nft, owner, ruleset};
+use super::super::{handover, nft, owner, ruleset};
 use super::ask::Asker;
 use crate::engine::Route;
 use crate::engine::native::net::names::{Names, Subnet, Subnet6};
-use crate::types::{Branch, Generation, Membership, PortMapping, Protocol, ShareBy};
+use crate::types::{Branch, Generation, Membership, PortMapping, Protocol, ServiceName, ShareBy};
 
 /// What is not in any of our scripts today, but may be asked for.
 const MORE: &str = r#"
@@ -113,6 +113,10 @@ fn route(service: &str, generation: u64, last: u8, by: Option<ShareBy>) -> Route
     }
 }
 
+fn name(service: &str) -> ServiceName {
+    service.parse().unwrap()
+}
+
 pub fn whole(frame: &Frame) -> Vec<String> {
     let mut members = Membership::default();
     let of = |last: &[u8]| last.iter().map(|last| Ipv4Addr::new(10, 98, 1, *last)).collect();
@@ -145,8 +149,21 @@ pub fn whole(frame: &Frame) -> Vec<String> {
         let own = led_to.flat_map(|address| ruleset::hairpins(address, frame.subnet6));
         table.hairpins = own.map(|(_, own)| own).collect();
     }
+    // The one takes all ports of the other.
+    let taker = Route { ports: table.routes[&name("db")].ports.clone(), ..route("shop", 3, 90, None) };
+    let given = handover::given(&table, &taker, &[name("db")].into());
+    scripts.push(handover::cover("gitopsd", frame.subnet6, &taker, &taker.ports));
+    let (text, left) = handover::give("gitopsd", frame.subnet6, &table, &given);
+    scripts.push(text + &ruleset::switch("gitopsd", frame.subnet6, &left, &taker));
+    let chain = ruleset::chain(&taker.service);
+    table.entries.retain(|entry, into| *into != chain && left.entries.contains_key(entry));
+    table.entries.extend(ruleset::entries(&taker).into_iter().map(|entry| (entry, chain.clone())));
+    table
+        .hairpins
+        .extend(taker.addresses().flat_map(|it| ruleset::hairpins(it, frame.subnet6)).map(|(_, own)| own));
+    table.routes.insert(taker.service.clone(), taker);
     scripts.push(MORE.to_owned());
-    scripts.push(ruleset::withdraw("gitopsd", frame.subnet6, &table, &"shop".parse().unwrap()));
+    scripts.push(ruleset::withdraw("gitopsd", frame.subnet6, &table, &name("shop")));
     scripts
 }
 

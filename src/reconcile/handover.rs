@@ -1,0 +1,153 @@
+//! A port of the host that goes from one service to another: it stays where it is until the other one is proved, and takes it
+//! in the transaction of its own switch. So nobody is refused in between, however long that takes and whatever comes of it.
+//!
+//! Nothing of it is remembered: what a service has beside what its record says is on its way to somebody else.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::exchange::{all_from, waits_for};
+use super::next::held;
+use super::ports::{elsewhere, shown};
+use super::record::{Deployed, Phase, Rollout, ServiceRecord};
+use super::step::Next;
+use super::view::View;
+use super::world::{Desired, Observed};
+use super::{later, order, preflight, removals};
+use crate::types::{Policy, PortMapping, Reason, Refusal, Route, ServiceName};
+
+/// The ports that are to lead to a service which publishes `own`: with those that another service is to have and has not
+/// taken yet; of a service that is to go without those that were taken.
+pub(super) fn published(
+    name: &ServiceName,
+    own: &[PortMapping],
+    desired: Option<&Desired>,
+    observed: &Observed,
+) -> Vec<PortMapping> {
+    let Some(desired) = desired else { return own.to_vec() };
+    let there = observed.routes.get(name).map_or(&[][..], |route| &route.ports);
+    let goes = !desired.services.contains_key(name);
+    let has = |other: &ServiceName, port: &PortMapping| {
+        observed.routes.get(other).is_some_and(|route| is_among(port, &route.ports))
+    };
+    let is_taken = |port: &&PortMapping| goes && wants(desired, name, port).any(|other| has(other, port));
+    let is_kept = |port: &&PortMapping| !is_among(port, own) && wants(desired, name, port).next().is_some();
+    let still = own.iter().filter(|port| !is_taken(port));
+    still.chain(there.iter().filter(is_kept)).cloned().collect()
+}
+
+/// The other services that are to publish `port`.
+fn wants<'a>(
+    desired: &'a Desired,
+    name: &ServiceName,
+    port: &PortMapping,
+) -> impl Iterator<Item = &'a ServiceName> {
+    let others = desired.ports.iter().filter(move |(other, ports)| *other != name && is_among(port, ports));
+    others.map(|(other, _)| other)
+}
+
+fn is_among(port: &PortMapping, ports: &[PortMapping]) -> bool {
+    ports.iter().any(|other| other.clashes(port))
+}
+
+/// Whether a port leads to `other` only until somebody takes it: nothing that it is, or is to be, publishes it.
+pub(super) fn is_kept(view: &View<'_>, other: &ServiceName, port: &PortMapping) -> bool {
+    let claims = |deployed: &Deployed| is_among(port, &deployed.spec.ports);
+    let Some(record) = view.records.get(other) else { return false };
+    let rollout = record.rollout.as_ref().map(|rollout| &rollout.to);
+    let frozen = view.observed.frozen.contains_key(other);
+    !frozen && !record.incumbent.iter().chain(rollout).any(claims)
+}
+
+/// Whether `other` gives up a port once somebody else takes it: it only keeps it, or it is to go itself.
+pub(super) fn is_free(view: &View<'_>, other: &ServiceName, port: &PortMapping) -> bool {
+    let goes = || {
+        let still = view.records.get(other).is_some_and(|record| record.rollout.is_none());
+        still && is_to_go(view, other) && !view.observed.frozen.contains_key(other)
+    };
+    is_kept(view, other, port) || goes()
+}
+
+fn is_to_go(view: &View<'_>, name: &ServiceName) -> bool {
+    let unwanted = view.desired.is_some_and(|desired| !desired.services.contains_key(name));
+    unwanted && view.removal_refusal.is_none()
+}
+
+/// The services that lose a port to `route`: all that have one of its ports, and give it up.
+///
+/// Of one that has another of them for good none is taken: the rules are not changed, and whoever carries that out is told.
+pub fn givers(
+    desired: Option<&Desired>,
+    observed: &Observed,
+    records: &BTreeMap<ServiceName, ServiceRecord>,
+    policy: &Policy,
+    route: &Route,
+) -> BTreeSet<ServiceName> {
+    let refusal = removals(desired, observed, records, policy);
+    let view = View {
+        name: &route.service,
+        desired,
+        record: records.get(&route.service),
+        records,
+        observed,
+        removal_refusal: refusal.as_ref(),
+        now: crate::types::Timestamp::MIN,
+    };
+    let others = observed.routes.iter().filter(|(other, _)| **other != route.service);
+    let gives = |(other, theirs): &(&ServiceName, &Route)| {
+        let mut taken = theirs.ports.iter().filter(|port| is_among(port, &route.ports)).peekable();
+        taken.peek().is_some() && taken.all(|port| is_free(&view, other, port))
+    };
+    others.filter(gives).map(|(other, _)| other.clone()).collect()
+}
+
+/// Who is to have a port of a service that is to go, and which one: until then it serves. Not one that waits for this service
+/// itself, or for what it gives back.
+pub(super) fn taker<'a>(view: &View<'a>) -> Option<(&'a ServiceName, String)> {
+    let (desired, route) = (view.desired?, view.route()?);
+    let has_ended = |other: &ServiceName, port: &PortMapping| {
+        let incumbent = view.records.get(other).and_then(|record| record.incumbent.as_ref());
+        incumbent.is_some_and(|it| is_among(port, &it.spec.ports) && !view.of(other).any_runs(it))
+    };
+    let comes = |other: &&ServiceName, port: &PortMapping| {
+        let mut first = all_from(other, |name| comes_after(view, name)).into_iter();
+        let is_short = |name: &ServiceName| view.known(name).is_some_and(|there| preflight::is_short(&there));
+        !has_ended(other, port) && !first.any(|name| name == *view.name || is_short(&name))
+    };
+    route.ports.iter().find_map(|port| {
+        let other = wants(desired, view.name, port).find(|other| comes(other, port))?;
+        Some((other, shown(port)))
+    })
+}
+
+/// The services for whose change the one of `name` waits.
+fn comes_after(view: &View<'_>, name: &ServiceName) -> Vec<ServiceName> {
+    let needed = order::needs(view, name).into_iter().map(|needed| needed.service);
+    let ports = view.desired.and_then(|desired| desired.ports.get(name)).into_iter().flatten();
+    let holders = ports.flat_map(|port| {
+        let mut routes = view.observed.routes.iter().filter(|(other, _)| *other != name);
+        routes.find(|(other, route)| is_among(port, &route.ports) && !is_free(view, other, port))
+    });
+    waits_for(view, name).into_iter().chain(needed).chain(holders.map(|(other, _)| other.clone())).collect()
+}
+
+/// It is no longer wanted, and what it has is another one's next.
+pub(super) fn after_taker(view: &View<'_>) -> Next {
+    let (other, port) = taker(view).unzip();
+    let (other, port) = (other.map(ToString::to_string).unwrap_or_default(), port.unwrap_or_default());
+    let message = format!("it goes once {other} serves {port}, which leads to this service until then");
+    held(Refusal::new(Reason::Dependency, message))
+}
+
+/// Why a candidate that was proved is given up for a port: another service still has it, for longer than a deploy may take,
+/// and is not about to leave it.
+pub(super) fn refusal(view: &View<'_>, rollout: &Rollout) -> Option<Refusal> {
+    let over = view.now >= later(rollout.phase_since, rollout.to.spec.deploy.timeout);
+    let taken = rollout.trouble.as_ref().filter(|trouble| trouble.reason == Reason::PortInUse);
+    let is_coming = || {
+        let holder = elsewhere(view, &rollout.to.spec.ports).and_then(|(other, _)| view.records.get(other));
+        let theirs = holder.and_then(|record| record.rollout.as_ref());
+        let leaves = |to: &Deployed| !to.spec.ports.iter().any(|port| is_among(port, &rollout.to.spec.ports));
+        theirs.is_some_and(|theirs| theirs.phase != Phase::Abandoning && leaves(&theirs.to))
+    };
+    taken.filter(|_| rollout.phase == Phase::Switching && over && !is_coming()).cloned()
+}
