@@ -10,6 +10,8 @@
     reason = "a test says what is wrong by panicking"
 )]
 
+#[path = "config/broken.rs"]
+mod broken;
 #[path = "config/files.rs"]
 mod files;
 #[path = "config/health.rs"]

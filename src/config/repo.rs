@@ -51,28 +51,28 @@ pub struct CheckReport {
     pub diagnostics: Vec<Diagnostic>,
 }
 
-/// Texts of the files; what is not UTF-8 is a finding.
+/// Texts of the files; what cannot be read is a finding.
 pub(super) struct Texts<'a> {
     files: BTreeMap<&'a str, &'a str>,
+    /// Why files are not read: of these there is no text.
+    broken: BTreeMap<&'a str, &'a str>,
     diagnostics: Vec<Diagnostic>,
 }
 
 impl<'a> Texts<'a> {
     pub(super) fn of(files: &'a RepoFiles) -> Self {
-        let mut texts = Self { files: BTreeMap::new(), diagnostics: Vec::new() };
+        let mut texts = Self { files: BTreeMap::new(), broken: BTreeMap::new(), diagnostics: Vec::new() };
+        let utf8 = |bytes| std::str::from_utf8(bytes).map_err(|_| "is not UTF-8");
+        let read = files.iter().map(|(name, bytes)| (name.as_str(), utf8(bytes)));
+        let unread = files.refused().map(|(name, why)| (name, Err(why)));
         // The others are taken as they are.
-        for (name, bytes) in files.iter().filter(|(name, _)| is_toml(name)) {
-            match std::str::from_utf8(bytes) {
-                Ok(text) => {
-                    texts.files.insert(name, text);
-                }
-                Err(_) => {
-                    let findings = Findings::new(name, "");
-                    findings.error(0..0, "the file is not UTF-8", None);
-                    texts.diagnostics.extend(findings.into_sorted());
-                    texts.files.insert(name, "");
-                }
-            }
+        for (name, text) in read.chain(unread).filter(|(name, _)| is_toml(name)) {
+            texts.files.insert(name, text.unwrap_or_default());
+            let Err(why) = text else { continue };
+            let findings = Findings::new(name, "");
+            findings.error(0..0, format!("the file {why}"), None);
+            texts.diagnostics.extend(findings.into_sorted());
+            texts.broken.insert(name, why);
         }
         texts
     }
@@ -280,7 +280,9 @@ pub fn read_for(
     let mut diagnostics = texts.diagnostics.clone();
     let fatal =
         first_error(&top.diagnostics).map(|error| Refusal::new(Reason::ConfigInvalid, error.one_line()));
-    let host_error = first_error(&own.diagnostics).cloned();
+    let of_host = format!("hosts/{}.toml", host.name);
+    let unread = texts.diagnostics.iter().find(|found| found.file == of_host);
+    let host_error = unread.or_else(|| first_error(&own.diagnostics)).cloned();
     let mut services: BTreeMap<ServiceName, Result<Declared, Refusal>> = BTreeMap::new();
     let sources = Sources::new(files, &top.configs);
     let mut layers: BTreeMap<ServiceName, (Layer, &str, &str)> = BTreeMap::new();
@@ -294,14 +296,16 @@ pub fn read_for(
                 continue;
             }
         };
-        let broken_bytes = texts.diagnostics.iter().any(|found| found.file == file);
+        let broken = texts.broken.get(file);
         let table = parse(&findings);
         let section = Section::new(&findings, "", table.get_ref(), 0..0);
         let own_layer = service::read(&section);
         drop(section);
         check_hosts(&findings, &own_layer);
-        // A broken file may concern this host: its `hosts` may be what is broken.
+        // A broken file may concern this host: its `hosts` may be what is broken, or what labels the host has.
+        let by_label = || own_layer.hosts.iter().flatten().any(|(entry, _)| entry.contains('='));
         let concerns = selects(&own_layer, &identity)
+            || (host_error.is_some() && by_label())
             || also.contains(&name)
             || (findings.has_errors() && own_layer.hosts.is_none());
         if !concerns {
@@ -317,20 +321,20 @@ pub fn read_for(
             network::settle(spec, &layer, &top.networks, &findings);
         }
         let mut found = findings.into_sorted();
-        if broken_bytes {
+        if broken.is_some() {
             // Of what is not read nothing else is known.
             found.clear();
         }
         found.append(&mut sources.found.borrow_mut());
         let error = first_error(&found).or(host_error.as_ref()).map(Diagnostic::one_line);
-        let result = match (error, broken_bytes, spec) {
-            (_, true, _) => Err(Refusal::new(Reason::ConfigInvalid, format!("{file} is not UTF-8"))),
-            (Some(error), false, _) => Err(Refusal::new(Reason::ConfigInvalid, error)),
-            (None, false, Some(spec)) => match violation(&spec, policy) {
+        let result = match (error, broken, spec) {
+            (_, Some(why), _) => Err(Refusal::new(Reason::ConfigInvalid, format!("{file} {why}"))),
+            (Some(error), None, _) => Err(Refusal::new(Reason::ConfigInvalid, error)),
+            (None, None, Some(spec)) => match violation(&spec, policy) {
                 Some(refusal) => Err(refusal),
                 None => Ok(spec),
             },
-            (None, false, None) => Err(Refusal::new(Reason::ConfigInvalid, format!("{file} has no image"))),
+            (None, None, None) => Err(Refusal::new(Reason::ConfigInvalid, format!("{file} has no image"))),
         };
         diagnostics.extend(found);
         layers.insert(name.clone(), (layer, file, text));

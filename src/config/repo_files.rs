@@ -40,7 +40,7 @@ impl RepoFiles {
         named(self)
     }
 
-    /// Notes that a named file is there and cannot be used: it costs the services that name it.
+    /// Notes that a file is there and cannot be used: it costs its service, or those that name it.
     pub fn refuse(&mut self, path: &str, why: impl Into<String>) {
         self.refused.insert(path.to_owned(), why.into());
     }
@@ -48,6 +48,11 @@ impl RepoFiles {
     /// Why a file cannot be used.
     pub fn refusal(&self, path: &str) -> Option<&str> {
         self.refused.get(path).map(String::as_str)
+    }
+
+    /// The files that cannot be used, and why.
+    pub fn refused(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.refused.iter().map(|(path, why)| (path.as_str(), why.as_str()))
     }
 
     /// The paths alone.
@@ -120,17 +125,18 @@ pub fn read_dir(dir: &Path) -> io::Result<RepoFiles> {
     }
     let root = File::open(dir)?;
     let mut files = RepoFiles::new();
-    let mut take = |name: String| -> io::Result<()> {
-        match read_below(&root, &name)? {
-            Found::Bytes(bytes) => {
-                files.insert(name, bytes);
-                Ok(())
-            }
-            Found::Nothing => Ok(()),
-            Found::Refused(why) => Err(io::Error::other(format!("{name} {why}"))),
+    let take = |files: &mut RepoFiles, path: String| -> io::Result<()> {
+        match read_below(&root, &path)? {
+            Found::Bytes(bytes) => drop(files.insert(path, bytes)),
+            Found::Nothing => {}
+            Found::Refused(why) => files.refuse(&path, why),
         }
+        Ok(())
     };
-    take(TOP.to_owned())?;
+    take(&mut files, TOP.to_owned())?;
+    if let Some(why) = files.refusal(TOP) {
+        return Err(io::Error::other(format!("{TOP} {why}")));
+    }
     for folder in ["services", "hosts"] {
         let entries = match std::fs::read_dir(dir.join(folder)) {
             Ok(entries) => entries,
@@ -140,21 +146,15 @@ pub fn read_dir(dir: &Path) -> io::Result<RepoFiles> {
         for entry in entries {
             let name = entry?.file_name().to_string_lossy().into_owned();
             if name.ends_with(".toml") {
-                take(format!("{folder}/{name}"))?;
+                take(&mut files, format!("{folder}/{name}"))?;
             }
         }
     }
     for path in files.named() {
-        if files.contains_key(&path) {
+        if files.contains_key(&path) || files.refusal(&path).is_some() {
             continue;
         }
-        match read_below(&root, &path)? {
-            Found::Bytes(bytes) => {
-                files.insert(path, bytes);
-            }
-            Found::Nothing => {}
-            Found::Refused(why) => files.refuse(&path, why),
-        }
+        take(&mut files, path)?;
     }
     Ok(files)
 }

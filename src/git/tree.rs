@@ -64,12 +64,12 @@ impl Repository {
     }
 
     /// `gitopsd.toml`, `services/*.toml` and `hosts/*.toml` below `repo.path`, and the files that these name, by their
-    /// paths relative to it. What is not among these is not looked at. A named file that cannot be used (a symlink, too
-    /// large) is noted as refused; one that is not there is left out.
+    /// paths relative to it. What is not among these is not looked at. One that cannot be used (a symlink, too
+    /// large) is noted as refused, but for `gitopsd.toml`; a named one that is not there is left out.
     ///
     /// # Errors
-    /// `config-empty`: the commit has no directory `repo.path`. `config-invalid`: a symlink, a submodule, a name
-    /// that is no file name, or more and larger files than a config repo has; the message names the path.
+    /// `config-empty`: the commit has no directory `repo.path`. `config-invalid`: a symlink or a submodule on the way, a name
+    /// that is no file name, or more files than a config repo has; the message names the path.
     /// `storage-io`: the cache is damaged.
     pub fn files(&self, commit: &TrustedCommit) -> Result<RepoFiles, GitError> {
         let cache = self.cache.repository()?;
@@ -97,10 +97,8 @@ impl Repository {
             let path = join(&at, name);
             let directory = reader.directory(entry, &path)?;
             for (file, entry) in reader.entries(&directory, &path)? {
-                let path = join(&path, &file);
-                reader.refuse_links(&entry, &path)?;
                 if file.ends_with(".toml") {
-                    reader.file(&entry, &join(name, &file), &path)?;
+                    reader.or_refuse(&entry, &join(name, &file), &join(&path, &file))?;
                 }
             }
         }
@@ -114,7 +112,7 @@ impl Repository {
                 continue;
             }
             match listings.find(self, &cache, path)? {
-                Found::Entry(entry) => reader.named(&entry, path)?,
+                Found::Entry(entry) => reader.or_refuse(&entry, path, path)?,
                 Found::Twice => reader.files.refuse(path, "is there twice"),
                 Found::Nothing => {}
             }
@@ -237,8 +235,8 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// A file that another one names: what is wrong with it is its own affair.
-    fn named(&mut self, entry: &Entry, path: &str) -> Result<(), GitError> {
+    /// A file of a service or a host, or one that another one names: what is wrong with it is its own affair.
+    fn or_refuse(&mut self, entry: &Entry, key: &str, path: &str) -> Result<(), GitError> {
         let why = match entry.mode & 0o170_000 {
             SYMLINK => Some("is, or lies behind, a symbolic link: put the file itself there"),
             SUBMODULE => Some("is, or lies in, a submodule: put the file itself there"),
@@ -247,10 +245,10 @@ impl<'a> Reader<'a> {
         };
         match why {
             Some(why) => {
-                self.files.refuse(path, why);
+                self.files.refuse(key, why);
                 Ok(())
             }
-            None => self.take(entry, path, path),
+            None => self.take(entry, key, path),
         }
     }
 

@@ -44,9 +44,6 @@ fn links_and_odd_names_are_refused_by_path() {
         |entries: &[(&str, &[u8], &str)]| vec![("40000", b"services".to_vec(), raw_tree(&lab, entries))];
     let top = |mode: &'static str, name: &[u8], id: &str| vec![(mode, name.to_vec(), id.to_owned())];
     let cases = [
-        ("services/x.toml\" is a symbolic link", services(&[("120000", b"x.toml", &link)])),
-        ("services/x\" is a symbolic link", services(&[("120000", b"x", &link)])),
-        ("services/x.toml\" is a submodule", services(&[("160000", b"x.toml", &commit)])),
         ("services\" is a symbolic link", top("120000", b"services", &link)),
         ("services\" is a submodule", top("160000", b"services", &commit)),
         ("hosts\" is not a directory", top("100644", b"hosts", &file)),
@@ -57,7 +54,6 @@ fn links_and_odd_names_are_refused_by_path() {
         ("\\u{1b}[31m.toml\" is not a file name", services(&[("100644", b"\x1b[31m.toml", &file)])),
         (".toml\" is not a file name", services(&[("100644", b"\xff.toml", &file)])),
         ("x.toml\" is there twice", services(&[("100644", b"x.toml", &file), ("120000", b"x.toml", &link)])),
-        ("x.toml\" is a directory", services(&[("40000", b"x.toml", &raw_tree(&lab, &[]))])),
     ];
     for (expected, entries) in cases {
         let entries: Vec<(&str, &[u8], &str)> =
@@ -68,8 +64,24 @@ fn links_and_odd_names_are_refused_by_path() {
         assert_eq!(error.reason, Reason::ConfigInvalid, "{error}");
         assert!(error.to_string().contains(expected), "{expected}: {error}");
     }
+    // One that is no file costs its own service, and hides no other.
+    for (why, mode, id) in [
+        ("symbolic link", "120000", &link),
+        ("submodule", "160000", &commit),
+        ("not a plain file", "40000", &raw_tree(&lab, &[])),
+    ] {
+        let both = raw_tree(&lab, &[("100644", b"w.toml", &file), (mode, b"x.toml", id)]);
+        commit_tree(&lab, &[("40000", b"services", &both)]);
+        let files = repository.files(&follow(&repository, None).unwrap()).unwrap();
+        let refusal = files.refusal("services/x.toml").unwrap_or_default();
+        assert!(refusal.contains(why), "{why}: {refusal}");
+        assert!(files.keys().eq(["services/w.toml"]), "{files:?}");
+    }
     // What is not read may be anything.
-    let fine = raw_tree(&lab, &[("100644", b"README", &file), ("100755", b"x.toml", &file)]);
+    let fine = raw_tree(
+        &lab,
+        &[("120000", b"LINK", &link), ("100644", b"README", &file), ("100755", b"x.toml", &file)],
+    );
     commit_tree(
         &lab,
         &[("120000", b"current", &link), ("160000", b"lib", &commit), ("40000", b"services", &fine)],
@@ -86,8 +98,8 @@ fn sizes_are_limited() {
     let big = blob(&lab, &vec![b'#'; (1 << 20) + 1]);
     let services = raw_tree(&lab, &[("100644", b"x.toml", &big)]);
     commit_tree(&lab, &[("40000", b"services", &services)]);
-    let error = repository.files(&follow(&repository, None).unwrap()).unwrap_err();
-    assert!(error.to_string().contains("services/x.toml\" is larger than 1 MiB"), "{error}");
+    let files = repository.files(&follow(&repository, None).unwrap()).unwrap();
+    assert_eq!(files.refusal("services/x.toml"), Some("is larger than 1 MiB"));
 
     let file = blob(&lab, b"");
     let names: Vec<Vec<u8>> = (0..10_001).map(|n| format!("{n:05}.toml").into_bytes()).collect();
