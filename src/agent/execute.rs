@@ -12,18 +12,16 @@ use super::effects::{Change, Effect};
 use super::{Agent, clock};
 use crate::engine::{ContainerRequest, EngineError};
 use crate::reconcile::drain::Drain;
-use crate::reconcile::handover;
 use crate::reconcile::record::{Deployed, Phase, ServiceRecord, Spec};
 use crate::reconcile::replicas;
 use crate::reconcile::step::{Amendment, Step};
 use crate::reconcile::transition::{self, Addresses, Outcome};
-use crate::reconcile::view::route_for;
 use crate::report::Message;
 use crate::report::message::Kind;
 use crate::state::StateError;
 use crate::types::{
-    ContainerState, Generation, InstanceId, Job, NetworkMode, Reason, Refusal, ReplicaIndex, Route,
-    ServiceName, plural,
+    ContainerState, Generation, InstanceId, Job, NetworkMode, Reason, Refusal, ReplicaIndex, ServiceName,
+    plural,
 };
 
 /// How an effect is carried out.
@@ -207,11 +205,15 @@ impl Agent {
                     return Err(Refusal::new(Reason::Internal, message));
                 };
                 let route = self.route(service, record, incumbent);
+                self.quieten(service, *generation);
                 return at_once(self.lead(&route));
             }
             Step::Switch(generation) | Step::Route(generation) => {
                 let (record, deployed) = self.live(service, *generation)?;
                 let route = self.route(service, record, deployed);
+                if matches!(step, Step::Switch(_)) {
+                    self.quieten(service, *generation);
+                }
                 return at_once(self.lead(&route));
             }
             Step::Return { to: Some(to), from } => {
@@ -313,21 +315,6 @@ impl Agent {
         self.instances(service, generation).iter().filter(ran).any(|id| !self.hands.engine.runs(id))
     }
 
-    /// Ends the connections of a candidate that is given up for what ails it: their clients come back at once, and reach the
-    /// generation that works. What is well, and goes for another reason, may end what it has begun before it is removed.
-    fn end_of_sick(&self, service: &ServiceName, generation: Generation) {
-        let Ok((record, deployed)) = self.live(service, generation) else { return };
-        // Of a network that it shares the connections are not its own.
-        if deployed.spec.network_mode().is_shared() || Drain::given_up(record).is_some() {
-            return;
-        }
-        for id in self.instances(service, generation) {
-            if let Err(error) = self.hands.traffic.reset_connections(&id) {
-                tracing::warn!("{service}: {}", error.to_refusal());
-            }
-        }
-    }
-
     /// A change in place, with the ports that have to be free on the host first.
     fn amend(&self, service: &ServiceName, amendment: &Amendment) -> Result<Effect, Refusal> {
         let (record, deployed) = self.live(service, amendment.generation)?;
@@ -344,31 +331,8 @@ impl Agent {
         })))
     }
 
-    /// Leads new connections along a route, and ports with it that others keep for it.
-    fn lead(&mut self, route: &Route) -> Result<(), EngineError> {
-        let givers = self.givers(route);
-        self.hands.traffic.take_over(route, &givers)?;
-        for giver in &givers {
-            if let Some(theirs) = self.seen.routes.get_mut(giver) {
-                theirs.ports.retain(|port| !route.ports.iter().any(|taken| taken.clashes(port)));
-            }
-        }
-        Ok(())
-    }
-
-    /// The services that lose a port to a route.
-    fn givers(&self, route: &Route) -> BTreeSet<ServiceName> {
-        let records = &self.journal.records;
-        handover::givers(self.desired.as_ref(), &self.seen, records, &self.config.policy, route)
-    }
-
-    /// The route of a generation, over those of its containers that are well as they were last seen.
-    fn route(&self, service: &ServiceName, record: &ServiceRecord, deployed: &Deployed) -> Route {
-        route_for(service, record, deployed, self.desired.as_ref(), &self.seen, clock::now())
-    }
-
     /// The containers of a generation: those that its record names, and those that are there. The first one in any case.
-    fn instances(&self, service: &ServiceName, generation: Generation) -> Vec<InstanceId> {
+    pub(super) fn instances(&self, service: &ServiceName, generation: Generation) -> Vec<InstanceId> {
         let mut all = BTreeSet::from([InstanceId::new(service, generation)]);
         all.extend(self.seen.instances_of(service).filter(|id| id.generation == generation).cloned());
         if let Ok((_, deployed)) = self.live(service, generation) {

@@ -21,6 +21,7 @@ mod garbage;
 mod gate;
 pub mod images;
 mod jobs;
+mod lead;
 mod memory;
 mod names;
 pub mod native;

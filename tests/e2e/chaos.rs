@@ -38,6 +38,7 @@ fn swaps_in_chaos_lose_no_request() {
     let limit = if std::env::var_os("GITOPSD_CHAOS_SWAPS").is_some() { Duration::MAX } else { LIMIT };
     let (mut dice, born) = (Dice::new(seed), Instant::now());
     let mut host = Host::new();
+    host.spares = std::env::var_os("GITOPSD_CHAOS_SPARE").is_some();
     let clients = clients::Clients::begin(&host);
     for swap in 1..=swaps {
         if born.elapsed() > limit {

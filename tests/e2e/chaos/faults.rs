@@ -24,7 +24,7 @@ pub enum Fault {
     Agent(Duration),
     /// `kill -9` of one of the shims.
     Shim,
-    /// `kill -9` of the candidate's program, or of whatever was begun last.
+    /// `kill -9` of the candidate's program, or of whatever was begun last; where what has traffic is spared, not of that.
     Green,
     /// `nft flush ruleset`.
     Flush,
@@ -104,11 +104,15 @@ impl Host {
                 let green = self.generations().into_iter().filter(|generation| *generation > before).max();
                 let Some(green) = green else { return Hit::Missed };
                 let had = self.leads_to(green);
+                if had && self.spares {
+                    return Hit::Missed;
+                }
+                let is_watched = self.is_under_rollout(green);
                 let since = Instant::now();
                 let hit = self.kill_recorded(green, "run.json", "/init/pid");
                 // Or it got it just now: its end is not seen that quickly. Nobody asks one without traffic.
                 if hit != Hit::Missed && (had || self.leads_to(green)) {
-                    self.watch_gap("green", since);
+                    self.watch_gap(if is_watched { "green" } else { "what serves" }, since);
                 }
                 hit
             }

@@ -41,6 +41,8 @@ pub struct Host {
     /// Faults that last, and when they end.
     pub under_way: Vec<(Instant, Undo)>,
     program: PathBuf,
+    /// Whether nothing is killed that has traffic: what it has begun to answer, nobody else can.
+    pub spares: bool,
     windows: Arc<Mutex<Vec<Window>>>,
     watches: Vec<JoinHandle<()>>,
 }
@@ -59,6 +61,7 @@ impl Host {
             more: 0,
             under_way: Vec::new(),
             program,
+            spares: false,
             windows: Arc::default(),
             watches: Vec::new(),
         };
@@ -176,6 +179,13 @@ timeout = "20s"
     /// Whether new connections, or some of them, go to a generation.
     pub fn leads_to(&self, generation: u64) -> bool {
         self.rules().contains(&format!("comment \"generation {generation}\""))
+    }
+
+    /// Whether a generation is a candidate, as its service's record says: the version before is there.
+    pub fn is_under_rollout(&self, generation: u64) -> bool {
+        let journal = gitopsd::state::journal::read_journal(&self.lab.path("state/services")).unwrap();
+        let rollout = journal.records.values().find_map(|record| record.rollout.as_ref());
+        rollout.is_some_and(|rollout| rollout.to.generation.0 == generation)
     }
 
     /// Whether an agent has the table for itself, so that a flush leaves it where it is.
