@@ -14,9 +14,9 @@ use crate::types::{Generation, Route, ServiceName};
 impl Agent {
     /// Has a candidate that is about to get new connections refuse nobody for as long as it is watched, where the incumbent is
     /// there to stand in for it. Only a courtesy: nothing waits for what cannot be done.
-    pub(super) fn quieten(&self, service: &ServiceName, generation: Generation) {
+    pub(super) fn quieten(&self, service: &ServiceName, generation: Generation, part: bool) {
         let Some(record) = self.journal.records.get(service) else { return };
-        let Some(watched) = watched::time(record) else { return };
+        let Some(watched) = watched::time(record, part) else { return };
         for id in self.instances(service, generation) {
             if let Err(error) = self.hands.traffic.refuse_nobody(&id, watched) {
                 tracing::warn!("{service}: {}", error.to_refusal());
@@ -28,6 +28,8 @@ impl Agent {
     pub(super) fn lead(&mut self, route: &Route) -> Result<(), EngineError> {
         let givers = self.givers(route);
         self.hands.traffic.take_over(route, &givers)?;
+        // The other steps of this round know of it.
+        self.seen.routes.insert(route.service.clone(), route.clone());
         for giver in &givers {
             if let Some(theirs) = self.seen.routes.get_mut(giver) {
                 theirs.ports.retain(|port| !route.ports.iter().any(|taken| taken.clashes(port)));

@@ -224,7 +224,12 @@ impl Source {
         let (mut services, mut ports) = (BTreeMap::new(), BTreeMap::new());
         for (name, wanted) in revision.view.services {
             let service = match wanted {
-                Err(refusal) => DesiredService::Refused { refusal, retry_at: None },
+                Err(refusal) => {
+                    // What it is to have is what it was to have, as far as anybody knows.
+                    let before = former.and_then(|former| former.ports.get(&name));
+                    ports.extend(before.map(|before| (name.clone(), before.clone())));
+                    DesiredService::Refused { refusal, retry_at: None }
+                }
                 Ok(spec) => {
                     let known =
                         known_digest(&spec, former.and_then(|f| f.services.get(&name)), records.get(&name));

@@ -163,6 +163,8 @@ fn removed(section: &Section<'_, '_>, texts: &Texts<'_>) -> BTreeSet<ServiceName
 #[derive(Default)]
 pub(super) struct HostFile {
     labels: Vec<String>,
+    /// Whether it may have others, which could not be read.
+    lacks_labels: bool,
     pub(super) overrides: BTreeMap<String, Layer>,
     diagnostics: Vec<Diagnostic>,
 }
@@ -182,6 +184,7 @@ pub(super) fn read_host(file: &str, stem: &str, text: &str, known: &BTreeSet<&st
             findings.error(span, format!("`labels`: `{label}` is not key=value"), None);
         }
     }
+    let lacks_labels = findings.has_errors();
     let mut overrides = BTreeMap::new();
     if let Some(services) = section.table("services") {
         for (name, span, value) in services.entries() {
@@ -201,7 +204,7 @@ pub(super) fn read_host(file: &str, stem: &str, text: &str, known: &BTreeSet<&st
     }
     section.finish(|_| None);
     drop(section);
-    HostFile { labels, overrides, diagnostics: findings.into_sorted() }
+    HostFile { labels, lacks_labels, overrides, diagnostics: findings.into_sorted() }
 }
 
 /// Whether a service is for a host: no `hosts` = every one; an entry with `=` is a label, another a glob of names.
@@ -226,8 +229,8 @@ fn check_hosts(findings: &Findings<'_>, layer: &Layer) {
 
 /// The hosts that have a file of their own in the repo.
 pub fn hosts(files: &RepoFiles) -> BTreeSet<HostName> {
-    let stem = |path: &String| path.strip_prefix("hosts/")?.strip_suffix(".toml")?.parse().ok();
-    files.keys().filter_map(stem).collect()
+    let stem = |path: &str| path.strip_prefix("hosts/")?.strip_suffix(".toml")?.parse().ok();
+    files.keys().map(String::as_str).chain(files.refused().map(|(path, _)| path)).filter_map(stem).collect()
 }
 
 /// The labels that the repo gives a host.
@@ -282,6 +285,7 @@ pub fn read_for(
         first_error(&top.diagnostics).map(|error| Refusal::new(Reason::ConfigInvalid, error.one_line()));
     let of_host = format!("hosts/{}.toml", host.name);
     let unread = texts.diagnostics.iter().find(|found| found.file == of_host);
+    let some_labels = unread.is_some() || own.lacks_labels;
     let host_error = unread.or_else(|| first_error(&own.diagnostics)).cloned();
     let mut services: BTreeMap<ServiceName, Result<Declared, Refusal>> = BTreeMap::new();
     let sources = Sources::new(files, &top.configs);
@@ -305,7 +309,7 @@ pub fn read_for(
         // A broken file may concern this host: its `hosts` may be what is broken, or what labels the host has.
         let by_label = || own_layer.hosts.iter().flatten().any(|(entry, _)| entry.contains('='));
         let concerns = selects(&own_layer, &identity)
-            || (host_error.is_some() && by_label())
+            || (some_labels && by_label())
             || also.contains(&name)
             || (findings.has_errors() && own_layer.hosts.is_none());
         if !concerns {

@@ -15,24 +15,32 @@ use super::world::{Desired, Observed};
 use super::{later, order, preflight, removals};
 use crate::types::{Policy, PortMapping, Reason, Refusal, Route, ServiceName};
 
-/// The ports that are to lead to a service which publishes `own`: with those that another service is to have and has not
-/// taken yet; of a service that is to go without those that were taken.
+/// The ports that are to lead to `deployed`: with those that nobody has taken yet who is to have them; of a service that is to
+/// go without those that were taken.
+///
+/// What its spec does not name any more is kept where the same port of the container goes on being published, or nothing but
+/// the spec has changed: behind another one could be anything. What a newer file gives back to the service itself stays, too.
 pub(super) fn published(
     name: &ServiceName,
-    own: &[PortMapping],
+    deployed: &Deployed,
     desired: Option<&Desired>,
     observed: &Observed,
 ) -> Vec<PortMapping> {
-    let Some(desired) = desired else { return own.to_vec() };
-    let there = observed.routes.get(name).map_or(&[][..], |route| &route.ports);
+    let own = &deployed.spec.ports;
+    let Some(desired) = desired else { return own.clone() };
     let goes = !desired.services.contains_key(name);
-    let has = |other: &ServiceName, port: &PortMapping| {
-        observed.routes.get(other).is_some_and(|route| is_among(port, &route.ports))
-    };
-    let is_taken = |port: &&PortMapping| goes && wants(desired, name, port).any(|other| has(other, port));
-    let is_kept = |port: &&PortMapping| !is_among(port, own) && wants(desired, name, port).next().is_some();
-    let still = own.iter().filter(|port| !is_taken(port));
-    still.chain(there.iter().filter(is_kept)).cloned().collect()
+    let others = || observed.routes.iter().filter(|(other, _)| *other != name);
+    let is_taken = |port: &PortMapping| goes && others().any(|(_, route)| is_among(port, &route.ports));
+    let there = observed.routes.get(name);
+    let same = there.is_some_and(|route| route.generation == deployed.generation);
+    let inside = |port: &PortMapping| (port.container_port, port.protocol);
+    let leads = |port: &PortMapping| same || own.iter().any(|it| inside(it) == inside(port));
+    let back = |port: &PortMapping| desired.ports.get(name).is_some_and(|ports| is_among(port, ports));
+    let is_whole = same && deployed.amending.is_none();
+    let wanted = |port: &PortMapping| wants(desired, name, port).next().is_some() || is_whole && back(port);
+    let is_kept = |port: &&PortMapping| !is_among(port, own) && leads(port) && wanted(port);
+    let kept = there.into_iter().flat_map(|route| &route.ports).filter(is_kept);
+    own.iter().filter(|port| !is_taken(port)).chain(kept).cloned().collect()
 }
 
 /// The other services that are to publish `port`.
@@ -49,13 +57,17 @@ fn is_among(port: &PortMapping, ports: &[PortMapping]) -> bool {
     ports.iter().any(|other| other.clashes(port))
 }
 
-/// Whether a port leads to `other` only until somebody takes it: nothing that it is, or is to be, publishes it.
+/// Whether a port leads to `other` only until somebody takes it: nothing that it is, or is to be, publishes it, nor does its
+/// file.
 pub(super) fn is_kept(view: &View<'_>, other: &ServiceName, port: &PortMapping) -> bool {
     let claims = |deployed: &Deployed| is_among(port, &deployed.spec.ports);
     let Some(record) = view.records.get(other) else { return false };
     let rollout = record.rollout.as_ref().map(|rollout| &rollout.to);
     let frozen = view.observed.frozen.contains_key(other);
-    !frozen && !record.incumbent.iter().chain(rollout).any(claims)
+    let declared = view.desired.and_then(|desired| desired.ports.get(other));
+    !frozen
+        && !declared.is_some_and(|ports| is_among(port, ports))
+        && !record.incumbent.iter().chain(rollout).any(claims)
 }
 
 /// Whether `other` gives up a port once somebody else takes it: it only keeps it, or it is to go itself.
@@ -108,15 +120,19 @@ pub(super) fn taker<'a>(view: &View<'a>) -> Option<(&'a ServiceName, String)> {
         let incumbent = view.records.get(other).and_then(|record| record.incumbent.as_ref());
         incumbent.is_some_and(|it| is_among(port, &it.spec.ports) && !view.of(other).any_runs(it))
     };
-    let comes = |other: &&ServiceName, port: &PortMapping| {
-        let mut first = all_from(other, |name| comes_after(view, name)).into_iter();
-        let is_short = |name: &ServiceName| view.known(name).is_some_and(|there| preflight::is_short(&there));
-        !has_ended(other, port) && !first.any(|name| name == *view.name || is_short(&name))
-    };
+    let comes =
+        |other: &&ServiceName, port: &PortMapping| !has_ended(other, port) && !waits_for_us(view, other);
     route.ports.iter().find_map(|port| {
         let other = wants(desired, view.name, port).find(|other| comes(other, port))?;
         Some((other, shown(port)))
     })
+}
+
+/// Whether the change of `other` waits for this service, by however many others, or for what this one would give back.
+fn waits_for_us(view: &View<'_>, other: &ServiceName) -> bool {
+    let is_short = |name: &ServiceName| view.known(name).is_some_and(|there| preflight::is_short(&there));
+    let first = all_from(other, |name| comes_after(view, name));
+    first.iter().any(|name| name == view.name || is_short(name))
 }
 
 /// The services for whose change the one of `name` waits.
@@ -144,10 +160,10 @@ pub(super) fn refusal(view: &View<'_>, rollout: &Rollout) -> Option<Refusal> {
     let over = view.now >= later(rollout.phase_since, rollout.to.spec.deploy.timeout);
     let taken = rollout.trouble.as_ref().filter(|trouble| trouble.reason == Reason::PortInUse);
     let is_coming = || {
-        let holder = elsewhere(view, &rollout.to.spec.ports).and_then(|(other, _)| view.records.get(other));
-        let theirs = holder.and_then(|record| record.rollout.as_ref());
-        let leaves = |to: &Deployed| !to.spec.ports.iter().any(|port| is_among(port, &rollout.to.spec.ports));
-        theirs.is_some_and(|theirs| theirs.phase != Phase::Abandoning && leaves(&theirs.to))
+        let (holder, _) = elsewhere(view, &rollout.to.spec.ports)?;
+        let theirs = view.records.get(holder)?.rollout.as_ref()?;
+        let leaves = !theirs.to.spec.ports.iter().any(|port| is_among(port, &rollout.to.spec.ports));
+        Some(leaves && theirs.phase != Phase::Abandoning && !waits_for_us(view, holder))
     };
-    taken.filter(|_| rollout.phase == Phase::Switching && over && !is_coming()).cloned()
+    taken.filter(|_| rollout.phase == Phase::Switching && over && is_coming() != Some(true)).cloned()
 }

@@ -158,7 +158,7 @@ fn is_changing(view: &View<'_>, name: &ServiceName, record: &ServiceRecord) -> b
     }
 }
 
-fn is_to_begin(view: &View<'_>, name: &ServiceName, record: Option<&ServiceRecord>) -> bool {
+pub(super) fn is_to_begin(view: &View<'_>, name: &ServiceName, record: Option<&ServiceRecord>) -> bool {
     let stays = record.is_some_and(|record| record.hold.is_some() || record.removing.is_some());
     let Some(desired) = view.desired.filter(|_| !stays && !view.observed.frozen.contains_key(name)) else {
         return false;

@@ -10,7 +10,7 @@ use super::record::{Cause, Deployed, Phase, Rollout, ServiceRecord, Spec};
 use super::step::{Next, Step};
 use super::view::View;
 use super::world::DesiredService;
-use super::{batches, joined, later, ports as claims, replicas};
+use super::{batches, joined, later, order, ports as claims, replicas};
 use crate::types::{ByteSize, Reason, Refusal, ServiceName, Strategy};
 
 /// After this, what the host lacks is looked at again.
@@ -41,24 +41,21 @@ pub(super) fn before_begin(view: &View<'_>, record: Option<&ServiceRecord>, spec
         .map(|refusal| held_for_now(view, advised(refusal, incumbent, spec)))
 }
 
-/// Whether a service waits for memory or an address: what another one that goes gives back.
+/// Whether a service that is about to change waits for memory or an address: what another one that goes gives back.
 pub(super) fn is_short(view: &View<'_>) -> bool {
-    let short = |record: Option<&ServiceRecord>, spec: &Spec, copies| {
-        memory(view, record.and_then(|record| record.incumbent.as_ref()), spec, copies, |_, _| true).is_some()
-    };
-    let rollout = view.record.and_then(|record| record.rollout.as_ref());
-    view.observed.room.no_address.contains_key(view.name)
-        || match (view.record.zip(rollout), view.wanted()) {
-            (Some((record, rollout)), _) => {
-                let waits = rollout.phase <= Phase::Starting && rollout.cause != Cause::Rollback;
-                waits && short(Some(record), &rollout.to.spec, batches::left(record, rollout))
-            }
-            (None, Some(DesiredService::Run(spec))) => {
-                let incumbent = view.record.and_then(|record| record.incumbent.as_ref());
-                short(view.record, spec, incumbent.map_or(1, |it| batches::further(it, spec)))
-            }
-            _ => false,
+    let rollout = view.record.and_then(|record| Some((record, record.rollout.as_ref()?)));
+    let waits = match (rollout, view.wanted()) {
+        (Some((record, rollout)), _) => {
+            rollout.phase == Phase::Starting && before_start(view, record, rollout).is_some()
         }
+        (None, Some(DesiredService::Run(spec))) if order::is_to_begin(view, view.name, view.record) => {
+            let incumbent = view.record.and_then(|record| record.incumbent.as_ref());
+            let copies = incumbent.map_or(1, |incumbent| batches::further(incumbent, spec));
+            memory(view, incumbent, spec, copies, |_, _| true).is_some()
+        }
+        _ => false,
+    };
+    waits || view.observed.room.no_address.contains_key(view.name)
 }
 
 /// With what may help where a new generation has no room.

@@ -167,7 +167,7 @@ pub(crate) fn route_for(
     observed: &Observed,
     now: Timestamp,
 ) -> Route {
-    let mut ports = handover::published(name, &deployed.spec.ports, desired, observed);
+    let mut ports = handover::published(name, deployed, desired, observed);
     ports.sort();
     let (address, also) = replicas::lanes(name, deployed, observed, now);
     let part = canary::branch(record, deployed);

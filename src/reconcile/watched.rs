@@ -6,14 +6,15 @@ use super::canary;
 use super::record::{Cause, ServiceRecord};
 use crate::types::Strategy;
 
-/// How long a candidate is watched from its first new connection on; `None`: it is not, or nothing stands in for it by itself.
-pub fn time(record: &ServiceRecord) -> Option<Duration> {
+/// How long a candidate that gets all new connections, or a `part` of them, is watched with these; `None`: it is not, or nothing
+/// stands in for it by itself.
+pub fn time(record: &ServiceRecord, part: bool) -> Option<Duration> {
     let rollout = record.rollout.as_ref()?;
     record.incumbent.as_ref().filter(|incumbent| incumbent.down.is_none())?;
     let spec = &rollout.to.spec;
     let goes_back = spec.deploy.reversible || rollout.cause == Cause::Rollback;
     let two = spec.strategy() == Strategy::BlueGreen && !spec.network_mode().is_shared();
-    let first = canary::declared(spec).map_or(Duration::ZERO, |canary| canary.time);
-    let time = first.saturating_add(spec.deploy.bake);
+    let first = canary::declared(spec).map(|canary| canary.time).filter(|_| part);
+    let time = first.unwrap_or(spec.deploy.bake);
     (goes_back && two && !time.is_zero()).then_some(time)
 }

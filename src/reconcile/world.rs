@@ -20,8 +20,8 @@ pub struct Desired {
     pub declared_in_repo: usize,
     /// What it says of each service of this host. A service that is not here is not wanted here.
     pub services: BTreeMap<ServiceName, DesiredService>,
-    /// The ports of the host that each of them is to publish by its file, its tag looked up or not: nothing of what cannot be
-    /// read, or only runs at times.
+    /// The ports of the host that each of them is to publish by its file, its tag looked up or not; of a file that cannot be
+    /// read by the one before. Nothing of what only runs at times.
     pub ports: BTreeMap<ServiceName, Vec<PortMapping>>,
     /// Services that it says are meant to go: no brake holds these.
     pub removed: BTreeSet<ServiceName>,

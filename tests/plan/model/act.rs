@@ -453,26 +453,37 @@ impl Host {
         self.point_traffic_of(name, to, None)
     }
 
-    /// Whether a service's file says that it is to have a port.
+    /// Whether a service's file, or the last one that could be read, says that it is to have a port.
     pub(super) fn is_to_have(&self, name: &ServiceName, port: &PortMapping) -> bool {
-        let declared = self.repo.declared.get(name).and_then(|declared| declared.as_ref().ok());
-        declared.is_some_and(|it| it.schedule.is_none() && it.ports.iter().any(|own| own.clashes(port)))
+        let ports = self.desired.as_ref().and_then(|desired| desired.ports.get(name));
+        ports.is_some_and(|ports| ports.iter().any(|own| own.clashes(port)))
     }
 
-    /// The ports that a generation has now, and is to go on having until others take them, with its own; and of those which
-    /// others have for good.
-    pub(super) fn ports_of(&self, name: &ServiceName, spec: &Spec) -> Vec<PortMapping> {
-        let others =
-            |port: &PortMapping| self.repo.declared.keys().any(|it| it != name && self.is_to_have(it, port));
+    /// The ports that `deployed`, with this spec, has now, and is to go on having until others take them, with its own; without those
+    /// that others have already where it is to go.
+    pub(super) fn ports_of(
+        &self,
+        name: &ServiceName,
+        generation: Generation,
+        spec: &Spec,
+    ) -> Vec<PortMapping> {
+        let amending = self.deployed(name, generation).is_some_and(|it| it.amending.is_some());
+        let led = self.routes.get(name).is_some_and(|route| route.generation == generation);
+        let of = |it: &ServiceName| it != name || (led && !amending);
+        let anybodys =
+            |port: &PortMapping| self.repo.declared.keys().any(|it| of(it) && self.is_to_have(it, port));
         let taken = |port: &PortMapping| {
-            let has = |(other, route): (&ServiceName, &Route)| {
-                other != name && self.is_to_have(other, port) && route.ports.iter().any(|it| it.clashes(port))
-            };
-            !self.repo.declared.contains_key(name) && self.routes.iter().any(has)
+            let mut others = self.routes.iter().filter(|(other, _)| *other != name);
+            let has = others.any(|(_, route)| route.ports.iter().any(|it| it.clashes(port)));
+            has && !self.repo.declared.contains_key(name)
         };
         let mut ports: Vec<_> = spec.ports.iter().filter(|port| !taken(port)).cloned().collect();
-        for port in self.routes.get(name).into_iter().flat_map(|route| &route.ports) {
-            if !spec.ports.iter().any(|own| own.clashes(port)) && others(port) {
+        for (route, port) in
+            self.routes.get(name).into_iter().flat_map(|it| it.ports.iter().map(move |port| (it, port)))
+        {
+            let inside = spec.ports.iter().any(|own| own.container_port == port.container_port);
+            let leads = inside || route.generation == generation;
+            if leads && !spec.ports.iter().any(|own| own.clashes(port)) && anybodys(port) {
                 ports.push(port.clone());
             }
         }
@@ -507,8 +518,8 @@ impl Host {
             return Outcome::Retry(Refusal::new(Reason::PortInUse, "port 80/tcp belongs to service other"));
         }
         let deployed = to.and_then(|to| self.records.get(name)?.live(to));
-        let ports =
-            spec.or(deployed.map(|it| &it.spec)).map(|spec| self.ports_of(name, spec)).unwrap_or_default();
+        let spec_of = spec.or(deployed.map(|it| &it.spec)).zip(to);
+        let ports = spec_of.map(|(spec, to)| self.ports_of(name, to, spec)).unwrap_or_default();
         let givers = match to {
             Some(_) => self.givers(name, &ports),
             None => BTreeSet::new(),

@@ -114,14 +114,13 @@ impl Host {
             let mut ports = incumbent.spec.ports.clone();
             ports.sort();
             self.demand(
-                self.ports_of(name, &incumbent.spec) == route.ports,
+                self.ports_of(name, incumbent.generation, &incumbent.spec) == route.ports,
                 "the ports are those that the record says",
                 name,
             );
             let kept = route.ports.iter().filter(|port| !ports.contains(port));
             for port in kept {
-                let wanted =
-                    self.repo.declared.keys().any(|other| other != name && self.is_to_have(other, port));
+                let wanted = self.repo.declared.keys().any(|other| self.is_to_have(other, port));
                 self.demand(wanted, "a port is kept only for who is to have it", name);
             }
         }

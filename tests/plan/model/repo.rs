@@ -56,9 +56,11 @@ impl Host {
             committed_at: self.began,
         };
         let declared_in_repo = services.len();
-        let readable = self.repo.declared.iter().filter_map(|(name, spec)| Some((name, spec.as_ref().ok()?)));
-        let published = readable.filter(|(_, spec)| spec.schedule.is_none());
-        let ports = published.map(|(name, spec)| (name.clone(), spec.ports.clone())).collect();
+        let published = self.repo.declared.iter().filter_map(|(name, spec)| match spec {
+            Ok(spec) => Some((name.clone(), spec.ports.clone())).filter(|_| spec.schedule.is_none()),
+            Err(_) => Some((name.clone(), former.as_ref()?.ports.get(name)?.clone())),
+        });
+        let ports = published.collect();
         let (removed, window_waived) = (self.repo.removed.clone(), self.repo.now);
         self.desired = Some(Desired { commit, declared_in_repo, services, ports, removed, window_waived });
         self.audit_tags();
