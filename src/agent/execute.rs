@@ -205,15 +205,11 @@ impl Agent {
                     return Err(Refusal::new(Reason::Internal, message));
                 };
                 let route = self.route(service, record, incumbent);
-                self.quieten(service, *generation, matches!(step, Step::Canary(_)));
                 return at_once(self.lead(&route));
             }
             Step::Switch(generation) | Step::Route(generation) => {
                 let (record, deployed) = self.live(service, *generation)?;
                 let route = self.route(service, record, deployed);
-                if matches!(step, Step::Switch(_)) {
-                    self.quieten(service, *generation, false);
-                }
                 return at_once(self.lead(&route));
             }
             Step::Return { to: Some(to), from } => {

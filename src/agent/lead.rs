@@ -6,24 +6,12 @@ use std::collections::BTreeSet;
 use super::{Agent, clock};
 use crate::engine::EngineError;
 use crate::reconcile::drain::Drain;
+use crate::reconcile::handover;
 use crate::reconcile::record::{Deployed, ServiceRecord};
 use crate::reconcile::view::route_for;
-use crate::reconcile::{handover, watched};
 use crate::types::{Generation, Route, ServiceName};
 
 impl Agent {
-    /// Has a candidate that is about to get new connections refuse nobody for as long as it is watched, where the incumbent is
-    /// there to stand in for it. Only a courtesy: nothing waits for what cannot be done.
-    pub(super) fn quieten(&self, service: &ServiceName, generation: Generation, part: bool) {
-        let Some(record) = self.journal.records.get(service) else { return };
-        let Some(watched) = watched::time(record, part) else { return };
-        for id in self.instances(service, generation) {
-            if let Err(error) = self.hands.traffic.refuse_nobody(&id, watched) {
-                tracing::warn!("{service}: {}", error.to_refusal());
-            }
-        }
-    }
-
     /// Leads new connections along a route, and ports with it that others keep for it.
     pub(super) fn lead(&mut self, route: &Route) -> Result<(), EngineError> {
         let givers = self.givers(route);

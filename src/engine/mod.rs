@@ -204,10 +204,6 @@ pub trait Traffic: Send + Sync {
     /// Ends the container's established connections, so that clients come back and reach the current route.
     fn reset_connections(&self, id: &InstanceId) -> Result<(), EngineError>;
 
-    /// Of a container that is about to get new connections, and that another one can stand in for: for so long its ports answer
-    /// nobody rather than refuse, should its program end. Clients ask again, and are led to what serves by then.
-    fn refuse_nobody(&self, id: &InstanceId, time: Duration) -> Result<(), EngineError>;
-
     /// Of a container that nothing leads to any more, and that is about to be told to end: what would begin a connection is not
     /// answered from now on, so that its client asks again, and is led to what serves.
     fn turn_away(&self, id: &InstanceId) -> Result<(), EngineError>;

@@ -46,7 +46,6 @@ pub mod tagged;
 pub mod transition;
 pub mod uses;
 pub(crate) mod view;
-pub mod watched;
 pub mod waves;
 mod window;
 pub mod world;

@@ -15,7 +15,6 @@ mod load;
 mod networks;
 mod owned;
 mod pressure;
-mod quiet;
 mod reach;
 mod reloads;
 mod six;

@@ -16,7 +16,6 @@ mod nft;
 mod others;
 mod owner;
 mod ports;
-mod quiet;
 mod ruleset;
 mod skeleton;
 mod sockets;
@@ -405,13 +404,6 @@ impl Traffic for NftTraffic {
         let own = self.addresses_of(id)?;
         farewell::forget(&mut self.follower.flows(), id, &own, false);
         Ok(())
-    }
-
-    fn refuse_nobody(&self, id: &InstanceId, time: Duration) -> Result<(), EngineError> {
-        match self.has_own_network(id) {
-            true => self.inside(id, || quiet::refuse_nobody(time)).map(|_| ()),
-            false => Ok(()),
-        }
     }
 
     fn turn_away(&self, id: &InstanceId) -> Result<(), EngineError> {

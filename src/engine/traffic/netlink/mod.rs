@@ -37,9 +37,8 @@ const APPEND: u16 = 0x800;
 /// when that socket is closed, and waits for the next owner.
 pub const OWNER: u32 = 1 << 1;
 pub const PERSIST: u32 = 1 << 2;
-/// `NFT_SET_MAP`, `NFT_SET_TIMEOUT`.
+/// `NFT_SET_MAP`.
 const MAP: u32 = 1 << 3;
-const TIMEOUT: u32 = 1 << 4;
 /// `NFT_DATA_VERDICT`.
 const VERDICT_TYPE: u32 = 0xffff_ff00;
 /// So many elements fit into one attribute, which is 64 KiB at the most.
@@ -188,7 +187,7 @@ fn chain(named: Attributes, words: &mut Words<'_>) -> Option<Attributes> {
     Some(named.nest(4, hook).number(5, 1).text(7, kind))
 }
 
-/// `{ type ipv4_addr . inet_proto : verdict ; }`, of a set `flags timeout ;` too.
+/// `{ type ipv4_addr . inet_proto : verdict ; }`
 fn set(named: Attributes, words: &mut Words<'_>, is_map: bool) -> Option<Attributes> {
     words.expect("{")?;
     words.expect("type")?;
@@ -208,23 +207,21 @@ fn set(named: Attributes, words: &mut Words<'_>, is_map: bool) -> Option<Attribu
         }
         words.next();
     }
-    if is_map {
-        words.expect(":")?;
-        words.expect("verdict")?;
-    }
+    let set = named.number(3, if is_map { MAP } else { 0 }).number(4, kind).number(5, length);
+    let set = match is_map {
+        true => {
+            words.expect(":")?;
+            words.expect("verdict")?;
+            set.number(6, VERDICT_TYPE).number(7, 0)
+        }
+        false => set,
+    };
     words.expect(";")?;
-    let ends = words.peek() == Some("flags") && !is_map;
-    if ends {
-        ["flags", "timeout", ";"].into_iter().try_for_each(|word| words.expect(word))?;
-    }
-    let flags = if is_map { MAP } else { 0 } | if ends { TIMEOUT } else { 0 };
-    let set = named.number(3, flags).number(4, kind).number(5, length);
-    let set = if is_map { set.number(6, VERDICT_TYPE).number(7, 0) } else { set };
     words.expect("}")?;
     Some(set)
 }
 
-/// `{ tcp . 80 : goto svc-web, 10.0.0.1 . 10.0.0.1 }`, of a set whose elements end `tcp . 80 timeout 60s`.
+/// `{ tcp . 80 : goto svc-web, 10.0.0.1 . 10.0.0.1 }`
 fn elements(words: &mut Words<'_>) -> Option<Vec<Attributes>> {
     words.expect("{")?;
     let mut elements = Vec::new();
@@ -246,19 +243,7 @@ fn elements(words: &mut Words<'_>) -> Option<Vec<Attributes>> {
             more = word.ends_with(',');
             chain = Some(word.trim_end_matches(','));
         }
-        let mut milliseconds = None;
-        if !more && words.peek() == Some("timeout") {
-            words.next();
-            let word = words.next()?;
-            more = word.ends_with(',');
-            let seconds: u64 = word.trim_end_matches(',').strip_suffix('s')?.parse().ok()?;
-            milliseconds = Some(seconds.checked_mul(1000)?.to_be_bytes());
-        }
         let element = Attributes::default().nest(1, value(&key));
-        let element = match milliseconds {
-            Some(milliseconds) => element.bytes(4, &milliseconds),
-            None => element,
-        };
         elements.push(match chain {
             Some(chain) => element.nest(2, Verdict::Goto(chain).data()),
             None => element,

@@ -55,20 +55,13 @@ impl Rule {
                 _ => return None,
             },
             "tcp" if words.peek() == Some("flags") => {
-                words.expect("flags")?;
-                let set = flags(words.next()?)?;
-                words.expect("/")?;
-                let mask = flags(words.next()?)?;
+                ["flags", "syn", "/", "fin,syn,rst,ack"]
+                    .into_iter()
+                    .try_for_each(|word| words.expect(word))?;
                 self.of_protocol(TCP);
                 self.made.payload(2, 13, 1, FIRST);
-                self.made.mask(&[mask]);
-                self.made.compare(Compare::Equal, &[set]);
-            }
-            "tcp" if words.peek() == Some("sequence") => {
-                words.expect("sequence")?;
-                self.of_protocol(TCP);
-                self.made.payload(2, 4, 4, FIRST);
-                self.made.compare(Compare::Equal, &words.next()?.parse::<u32>().ok()?.to_be_bytes());
+                self.made.mask(&[0x17]);
+                self.made.compare(Compare::Equal, &[0x02]);
             }
             "tcp" | "udp" => {
                 words.expect("dport")?;
@@ -192,8 +185,7 @@ impl Rule {
             words.next();
             fields.push(match (words.next()?, words.next()?) {
                 ("meta", "l4proto") => Field::Protocol,
-                ("th", "dport") => Field::Port { source: false },
-                ("th", "sport") => Field::Port { source: true },
+                ("th", "dport") => Field::Port,
                 (family, which) => Field::address(family, which)?,
             });
         }
@@ -211,7 +203,7 @@ impl Rule {
 
     fn load(&mut self, field: Field, to: u32) {
         let length = match field {
-            Field::Port { .. } => 2,
+            Field::Port => 2,
             field => field.units() * 4,
         };
         self.load_part(field, to, length);
@@ -221,7 +213,7 @@ impl Rule {
         match field {
             Field::Address { offset, .. } => self.made.payload(1, offset, length, to),
             Field::Protocol => self.made.meta(Meta::Protocol, to),
-            Field::Port { source } => self.made.payload(2, if source { 0 } else { 2 }, length, to),
+            Field::Port => self.made.payload(2, 2, length, to),
         }
     }
 
@@ -304,7 +296,7 @@ impl Rule {
 enum Field {
     Address { offset: u32, six: bool },
     Protocol,
-    Port { source: bool },
+    Port,
 }
 
 impl Field {
@@ -322,25 +314,13 @@ impl Field {
     fn family(self) -> Option<u8> {
         match self {
             Self::Address { six, .. } => Some(if six { IPV6 } else { IPV4 }),
-            Self::Protocol | Self::Port { .. } => None,
+            Self::Protocol | Self::Port => None,
         }
     }
 
     fn units(self) -> u32 {
         if matches!(self, Self::Address { six: true, .. }) { 4 } else { 1 }
     }
-}
-
-/// Flags of TCP (RFC 9293, 3.1), as `rst,ack`.
-fn flags(words: &str) -> Option<u8> {
-    let flag = |word| match word {
-        "fin" => Some(0x01),
-        "syn" => Some(0x02),
-        "rst" => Some(0x04),
-        "ack" => Some(0x10),
-        _ => None,
-    };
-    words.split(',').map(flag).try_fold(0, |all, flag| Some(all | flag?))
 }
 
 /// The number of a protocol.
