@@ -19,7 +19,11 @@ mod support;
 #[allow(dead_code, reason = "the tests of the whole program use the rest")]
 #[path = "../e2e/image.rs"]
 mod image;
-#[allow(dead_code, reason = "the tests of the whole program use the rest")]
+#[allow(
+    dead_code,
+    clippy::duplicate_mod,
+    reason = "the tests of the whole program use the rest; both have their ports from one place"
+)]
 #[path = "../e2e/lab.rs"]
 mod lab;
 #[allow(dead_code, reason = "the tests of the whole program use the rest")]

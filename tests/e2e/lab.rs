@@ -1,7 +1,6 @@
 //! A lab: a registry, a config repo, a host.
 
 use std::fs;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -9,8 +8,11 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+pub use self::free_port::free_port;
 use super::image::{self, Kind};
 
+#[path = "../support/free_port.rs"]
+mod free_port;
 #[path = "lab/hosts.rs"]
 pub mod hosts;
 #[path = "lab/manager.rs"]
@@ -34,11 +36,6 @@ pub struct Lab {
     pub program: PathBuf,
     /// What keeps the agent's descriptors while there is none.
     pub manager: Option<manager::Manager>,
-}
-
-/// A port that is free now.
-pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 /// Waits for something; fails the test when it does not come.

@@ -6,6 +6,9 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use gitopsd::reconcile::record::Phase;
+
+use super::super::lab::wait_for;
 use super::dice::Dice;
 use super::host::Host;
 
@@ -24,7 +27,7 @@ pub enum Fault {
     Agent(Duration),
     /// `kill -9` of one of the shims.
     Shim,
-    /// `kill -9` of the candidate's program, or of whatever was begun last; where what has traffic is spared, not of that.
+    /// `kill -9` of the candidate's program, or of whatever was begun last; with `--spare`, only before the switch to it begins.
     Green,
     /// `nft flush ruleset`.
     Flush,
@@ -103,11 +106,11 @@ impl Host {
             Fault::Green => {
                 let green = self.generations().into_iter().filter(|generation| *generation > before).max();
                 let Some(green) = green else { return Hit::Missed };
-                let had = self.leads_to(green);
-                if had && self.spares {
-                    return Hit::Missed;
+                if self.spares {
+                    return self.kill_without_traffic(green);
                 }
-                let is_watched = self.is_under_rollout(green);
+                let had = self.leads_to(green);
+                let is_watched = self.phase(green).is_some();
                 let since = Instant::now();
                 let hit = self.kill_recorded(green, "run.json", "/init/pid");
                 // Or it got it just now: its end is not seen that quickly. Nobody asks one without traffic.
@@ -162,7 +165,24 @@ impl Host {
         }
     }
 
-    /// `kill -9` of a process that a container's record names.
+    /// `kill -9` of a generation, unless the switch to it has begun. The agent stands still meanwhile, so that it does not
+    /// begin it between the question and the kill.
+    fn kill_without_traffic(&self, generation: u64) -> Hit {
+        let runs = !self.is_under_way(Undo::Agent);
+        if runs {
+            self.lab.signal_agent(Signal::SIGSTOP);
+        }
+        let hit = match self.phase(generation) {
+            Some(phase) if phase < Phase::Canary => self.kill_recorded(generation, "run.json", "/init/pid"),
+            _ => Hit::Missed,
+        };
+        if runs {
+            self.lab.signal_agent(Signal::SIGCONT);
+        }
+        hit
+    }
+
+    /// `kill -9` of a process that a container's record names; back once it has ended.
     fn kill_recorded(&self, generation: u64, file: &str, pointer: &str) -> Hit {
         let path = self.lab.path(&format!("run/containers/web.{generation}/{file}"));
         let Ok(text) = std::fs::read_to_string(path) else { return Hit::Missed };
@@ -171,8 +191,19 @@ impl Host {
             return Hit::Missed;
         };
         match kill(Pid::from_raw(i32::try_from(pid).unwrap()), Signal::SIGKILL) {
-            Ok(()) => Hit::Done(format!("web.{generation}")),
+            Ok(()) => {
+                wait_for("the end of what was killed", || is_over(pid).then_some(()));
+                Hit::Done(format!("web.{generation}"))
+            }
             Err(_) => Hit::Missed,
         }
+    }
+}
+
+/// Whether a process has ended, be it that nobody has asked for its exit code yet.
+fn is_over(pid: i64) -> bool {
+    match std::fs::read_to_string(format!("/proc/{pid}/stat")) {
+        Ok(stat) => stat.rsplit(") ").next().unwrap().starts_with(['Z', 'X']),
+        Err(_) => true,
     }
 }

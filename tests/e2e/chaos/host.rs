@@ -6,6 +6,8 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use gitopsd::reconcile::record::Phase;
+
 use super::super::firewall::host::knows_owners;
 use super::super::image;
 use super::super::lab::manager::Manager;
@@ -41,7 +43,7 @@ pub struct Host {
     /// Faults that last, and when they end.
     pub under_way: Vec<(Instant, Undo)>,
     program: PathBuf,
-    /// Whether nothing is killed that has traffic: what it has begun to answer, nobody else can.
+    /// Whether the new version is killed only before the switch to it begins: what it has begun to answer, nobody else can.
     pub spares: bool,
     windows: Arc<Mutex<Vec<Window>>>,
     watches: Vec<JoinHandle<()>>,
@@ -181,11 +183,11 @@ timeout = "20s"
         self.rules().contains(&format!("comment \"generation {generation}\""))
     }
 
-    /// Whether a generation is a candidate, as its service's record says: the version before is there.
-    pub fn is_under_rollout(&self, generation: u64) -> bool {
+    /// How far a candidate has come, as its service's record says: as long as there is a phase, the version before is there.
+    pub fn phase(&self, generation: u64) -> Option<Phase> {
         let journal = gitopsd::state::journal::read_journal(&self.lab.path("state/services")).unwrap();
-        let rollout = journal.records.values().find_map(|record| record.rollout.as_ref());
-        rollout.is_some_and(|rollout| rollout.to.generation.0 == generation)
+        let rollout = journal.records.values().find_map(|record| record.rollout.as_ref())?;
+        (rollout.to.generation.0 == generation).then_some(rollout.phase)
     }
 
     /// Whether an agent has the table for itself, so that a flush leaves it where it is.
