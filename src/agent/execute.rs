@@ -205,11 +205,13 @@ impl Agent {
                     return Err(Refusal::new(Reason::Internal, message));
                 };
                 let route = self.route(service, record, incumbent);
+                self.delay_refusals(service, *generation);
                 return at_once(self.lead(&route));
             }
             Step::Switch(generation) | Step::Route(generation) => {
                 let (record, deployed) = self.live(service, *generation)?;
                 let route = self.route(service, record, deployed);
+                self.delay_refusals(service, *generation);
                 return at_once(self.lead(&route));
             }
             Step::Return { to: Some(to), from } => {

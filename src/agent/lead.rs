@@ -12,6 +12,17 @@ use crate::reconcile::view::route_for;
 use crate::types::{Generation, Route, ServiceName};
 
 impl Agent {
+    /// Has the containers of a generation that is about to get new connections refuse nobody at once, should their programs end:
+    /// another generation, or the same one started again, may be there a moment later. Only a courtesy: nothing waits for what
+    /// cannot be done.
+    pub(super) fn delay_refusals(&self, service: &ServiceName, generation: Generation) {
+        for id in self.instances(service, generation) {
+            if let Err(error) = self.hands.traffic.delay_refusals(&id) {
+                tracing::warn!("{service}: {}", error.to_refusal());
+            }
+        }
+    }
+
     /// Leads new connections along a route, and ports with it that others keep for it.
     pub(super) fn lead(&mut self, route: &Route) -> Result<(), EngineError> {
         let givers = self.givers(route);

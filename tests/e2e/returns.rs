@@ -12,7 +12,7 @@ use gitopsd::types::Timestamp;
 use super::drains::{held, told};
 use super::image::Kind;
 use super::lab::{Lab, wait_for, web};
-use super::load::get;
+use super::load::{Load, get};
 use super::replicas::{containers, kill};
 
 /// How long the sick one goes on after its stop signal: until it is killed.
@@ -142,4 +142,37 @@ fn nobody_is_led_to_a_version_that_ends_just_before_the_switch() {
     assert_eq!(last["reason"], "exited", "{last}");
     let others: Vec<_> = answers.iter().filter(|answer| *answer != &Ok("version 1\n".to_owned())).collect();
     assert!(others.is_empty() && answers.len() > 50, "{others:?} of {}", answers.len());
+}
+
+/// Whoever asks between its end and the way back waits for a second, and is not refused.
+#[test]
+fn a_version_that_dies_while_it_is_watched_refuses_nobody() {
+    let (lab, port) = Lab::serving();
+    drop(taken_over(&lab, port));
+    let load = Load::begin(port, 400);
+    std::thread::sleep(Duration::from_millis(200));
+    kill(&lab, "web.2");
+    let last = lab.wait_receipt("rolled-back");
+    assert_eq!(last["reason"], "exited", "{last}");
+    assert_eq!(get(port, "/").unwrap(), "version 1\n");
+    nobody_is_refused(load);
+}
+
+/// The same of one that is alone, and is started again.
+#[test]
+fn a_service_that_is_started_again_refuses_nobody() {
+    let (lab, port) = Lab::serving();
+    let load = Load::begin(port, 400);
+    std::thread::sleep(Duration::from_millis(200));
+    kill(&lab, "web.1");
+    let last = lab.wait_receipt("restarted");
+    assert_eq!(last["reason"], "exited", "{last}");
+    nobody_is_refused(load);
+}
+
+fn nobody_is_refused(load: Load) {
+    let tally = load.end();
+    println!("{} requests, {} failed: {:?}", tally.requests, tally.failures.len(), tally.failures);
+    let refused: Vec<_> = tally.failures.iter().filter(|failure| failure.contains("refused")).collect();
+    assert!(refused.is_empty(), "{refused:?} of {}", tally.requests);
 }

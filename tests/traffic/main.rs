@@ -15,6 +15,7 @@ mod load;
 mod networks;
 mod owned;
 mod pressure;
+mod quiet;
 mod reach;
 mod reloads;
 mod six;

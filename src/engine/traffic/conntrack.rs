@@ -22,9 +22,9 @@ const FILTER_PROTO_NUM: u32 = 1 << 3;
 const NETLINK_NETFILTER: u16 = 12;
 const UDP: u8 = libc::IPPROTO_UDP as u8;
 const TCP: u8 = libc::IPPROTO_TCP as u8;
-/// `TCP_CONNTRACK_TIME_WAIT` and `TCP_CONNTRACK_CLOSE` of linux/netfilter/nf_conntrack_tcp.h: only what begins another
-/// connection comes of those.
-const OVER: [u8; 2] = [7, 8];
+/// `TCP_CONNTRACK_SYN_SENT`, `TCP_CONNTRACK_TIME_WAIT` and `TCP_CONNTRACK_CLOSE` of linux/netfilter/nf_conntrack_tcp.h: nobody
+/// has answered yet, and the client asks again; or only what begins another connection comes of those.
+const OVER: [u8; 3] = [1, 7, 8];
 const INET: u8 = libc::AF_INET as u8;
 const INET6: u8 = libc::AF_INET6 as u8;
 
@@ -50,8 +50,8 @@ impl Flows {
         self.forget(UDP, &from, |flow, _| is_stale(flow, lost, &leads))
     }
 
-    /// Deletes the TCP connections that were redirected to one of `addresses`: those that are over, or `all`. Returns how many
-    /// there were.
+    /// Deletes the TCP connections that were redirected to one of `addresses`: those that are over or not answered, or `all`. Returns
+    /// how many there were.
     pub fn forget_connections(&mut self, addresses: &[IpAddr], all: bool) -> io::Result<usize> {
         self.forget(TCP, &answered_by(addresses), |flow, attributes| {
             let state = || attributes.get_protoinfo().ok()?.get_protoinfo_tcp().ok()?.get_tcp_state().ok();

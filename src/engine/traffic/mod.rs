@@ -16,6 +16,7 @@ mod nft;
 mod others;
 mod owner;
 mod ports;
+mod quiet;
 mod ruleset;
 mod skeleton;
 mod sockets;
@@ -404,6 +405,13 @@ impl Traffic for NftTraffic {
         let own = self.addresses_of(id)?;
         farewell::forget(&mut self.follower.flows(), id, &own, false);
         Ok(())
+    }
+
+    fn delay_refusals(&self, id: &InstanceId) -> Result<(), EngineError> {
+        match self.has_own_network(id) {
+            true => self.inside(id, quiet::delay_refusals).map(|_| ()),
+            false => Ok(()),
+        }
     }
 
     fn turn_away(&self, id: &InstanceId) -> Result<(), EngineError> {

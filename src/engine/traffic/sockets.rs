@@ -76,8 +76,7 @@ impl Socket {
 /// Connections that came in from outside: their port is one that somebody listens on here. Connections of the
 /// container to others (a database) never end by themselves and are no business of a drain.
 pub fn incoming() -> io::Result<Vec<Socket>> {
-    let listening: BTreeSet<u16> =
-        dump(Protocol::Tcp, only(TcpState::Listen))?.iter().map(Socket::local_port).collect();
+    let listening: BTreeSet<u16> = listening(Protocol::Tcp)?.iter().map(Socket::local_port).collect();
     let mut sockets = dump(Protocol::Tcp, CONNECTED.iter().copied().map(only).sum())?;
     // One that has stopped listening is being stopped: then every connection may be a client's.
     sockets.retain(|socket| {

@@ -104,10 +104,21 @@ impl Expressions {
         self.push("bitwise", data.nest(4, value(mask)).nest(5, value(&vec![0; mask.len()])));
     }
 
-    /// Whether what was loaded is in a set, or where a map leads with it.
-    pub fn lookup(&mut self, set: &str, is_map: bool) {
+    /// Whether what was loaded is in a set.
+    pub fn lookup(&mut self, set: &str, how: Compare) {
         let data = Attributes::default().text(1, set).number(2, FIRST);
-        self.push("lookup", if is_map { data.number(3, VERDICT) } else { data });
+        // NFT_LOOKUP_F_INV
+        self.push("lookup", if how == Compare::NotEqual { data.number(5, 1) } else { data });
+    }
+
+    /// Where a map leads with what was loaded.
+    pub fn lead(&mut self, map: &str) {
+        self.push("lookup", Attributes::default().text(1, map).number(2, FIRST).number(3, VERDICT));
+    }
+
+    /// Adds what was loaded to a set: `NFT_DYNSET_OP_ADD`.
+    pub fn add(&mut self, set: &str) {
+        self.push("dynset", Attributes::default().text(1, set).number(3, 0).number(4, FIRST));
     }
 
     /// What conntrack knows. `direction`: 0 = original.

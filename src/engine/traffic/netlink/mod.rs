@@ -37,8 +37,10 @@ const APPEND: u16 = 0x800;
 /// when that socket is closed, and waits for the next owner.
 pub const OWNER: u32 = 1 << 1;
 pub const PERSIST: u32 = 1 << 2;
-/// `NFT_SET_MAP`.
+/// `NFT_SET_MAP`, `NFT_SET_TIMEOUT`, `NFT_SET_EVAL`.
 const MAP: u32 = 1 << 3;
+const TIMEOUT: u32 = 1 << 4;
+const DYNAMIC: u32 = 1 << 5;
 /// `NFT_DATA_VERDICT`.
 const VERDICT_TYPE: u32 = 0xffff_ff00;
 /// So many elements fit into one attribute, which is 64 KiB at the most.
@@ -187,7 +189,7 @@ fn chain(named: Attributes, words: &mut Words<'_>) -> Option<Attributes> {
     Some(named.nest(4, hook).number(5, 1).text(7, kind))
 }
 
-/// `{ type ipv4_addr . inet_proto : verdict ; }`
+/// `{ type ipv4_addr . inet_proto : verdict ; }`; of a set that rules add to, `size 16 ; flags dynamic,timeout ; timeout 60s ;` too.
 fn set(named: Attributes, words: &mut Words<'_>, is_map: bool) -> Option<Attributes> {
     words.expect("{")?;
     words.expect("type")?;
@@ -207,16 +209,28 @@ fn set(named: Attributes, words: &mut Words<'_>, is_map: bool) -> Option<Attribu
         }
         words.next();
     }
-    let set = named.number(3, if is_map { MAP } else { 0 }).number(4, kind).number(5, length);
-    let set = match is_map {
-        true => {
-            words.expect(":")?;
-            words.expect("verdict")?;
-            set.number(6, VERDICT_TYPE).number(7, 0)
-        }
-        false => set,
-    };
+    if is_map {
+        words.expect(":")?;
+        words.expect("verdict")?;
+    }
     words.expect(";")?;
+    let (mut flags, mut size, mut timeout) = (if is_map { MAP } else { 0 }, None, None);
+    while words.peek() != Some("}") {
+        match words.next()? {
+            "flags" if !is_map => {
+                words.expect("dynamic,timeout")?;
+                flags |= DYNAMIC | TIMEOUT;
+            }
+            "size" => size = Some(words.next()?.parse().ok()?),
+            "timeout" => timeout = Some(milliseconds(words.next()?)?),
+            _ => return None,
+        }
+        words.expect(";")?;
+    }
+    let set = named.number(3, flags).number(4, kind).number(5, length);
+    let set = if is_map { set.number(6, VERDICT_TYPE).number(7, 0) } else { set };
+    let set = size.map_or(set.clone(), |size| set.nest(9, Attributes::default().number(1, size)));
+    let set = timeout.map_or(set.clone(), |timeout| set.bytes(11, &timeout));
     words.expect("}")?;
     Some(set)
 }
@@ -253,6 +267,12 @@ fn elements(words: &mut Words<'_>) -> Option<Vec<Attributes>> {
             return Some(elements);
         }
     }
+}
+
+/// `60s`, in the order of the network.
+fn milliseconds(word: &str) -> Option<[u8; 8]> {
+    let seconds: u64 = word.strip_suffix('s')?.parse().ok()?;
+    Some(seconds.checked_mul(1000)?.to_be_bytes())
 }
 
 /// A part of a key, filled up to four bytes.

@@ -55,13 +55,20 @@ impl Rule {
                 _ => return None,
             },
             "tcp" if words.peek() == Some("flags") => {
-                ["flags", "syn", "/", "fin,syn,rst,ack"]
-                    .into_iter()
-                    .try_for_each(|word| words.expect(word))?;
+                words.expect("flags")?;
+                let set = flags(words.next()?)?;
+                words.expect("/")?;
+                let mask = flags(words.next()?)?;
                 self.of_protocol(TCP);
                 self.made.payload(2, 13, 1, FIRST);
-                self.made.mask(&[0x17]);
-                self.made.compare(Compare::Equal, &[0x02]);
+                self.made.mask(&[mask]);
+                self.made.compare(Compare::Equal, &[set]);
+            }
+            "tcp" if words.peek() == Some("sequence") => {
+                words.expect("sequence")?;
+                self.of_protocol(TCP);
+                self.made.payload(2, 4, 4, FIRST);
+                self.made.compare(Compare::Equal, &words.next()?.parse::<u32>().ok()?.to_be_bytes());
             }
             "tcp" | "udp" => {
                 words.expect("dport")?;
@@ -116,6 +123,13 @@ impl Rule {
                 Some(_) => self.made.reject(0, 4),
                 None => self.made.reject(2, 1),
             },
+            "add" => {
+                let set = words.next()?.strip_prefix('@')?;
+                ["{", "meta", "l4proto"].into_iter().try_for_each(|word| words.expect(word))?;
+                self.load_all(vec![Field::Protocol], words)?;
+                words.expect("}")?;
+                self.made.add(set);
+            }
             "drop" => self.made.verdict(Verdict::Drop),
             "accept" => self.made.verdict(Verdict::Accept),
             "jump" => self.made.verdict(Verdict::Jump(words.next()?)),
@@ -180,12 +194,26 @@ impl Rule {
         Some(())
     }
 
-    fn concat(&mut self, mut fields: Vec<Field>, words: &mut Words<'_>) -> Option<()> {
+    fn concat(&mut self, fields: Vec<Field>, words: &mut Words<'_>) -> Option<()> {
+        self.load_all(fields, words)?;
+        if words.peek() == Some("vmap") {
+            words.next();
+            self.made.lead(words.next()?.strip_prefix('@')?);
+        } else {
+            let how = words.comparison();
+            self.made.lookup(words.next()?.strip_prefix('@')?, how);
+        }
+        Some(())
+    }
+
+    /// Loads one field and those that stand behind it.
+    fn load_all(&mut self, mut fields: Vec<Field>, words: &mut Words<'_>) -> Option<()> {
         while words.peek() == Some(".") {
             words.next();
             fields.push(match (words.next()?, words.next()?) {
                 ("meta", "l4proto") => Field::Protocol,
-                ("th", "dport") => Field::Port,
+                ("th", "dport") => Field::Port { source: false },
+                ("th", "sport") => Field::Port { source: true },
                 (family, which) => Field::address(family, which)?,
             });
         }
@@ -194,16 +222,12 @@ impl Rule {
             self.load(field, register(unit));
             unit += field.units();
         }
-        match words.next()? {
-            "vmap" => self.made.lookup(words.next()?.strip_prefix('@')?, true),
-            set => self.made.lookup(set.strip_prefix('@')?, false),
-        }
         Some(())
     }
 
     fn load(&mut self, field: Field, to: u32) {
         let length = match field {
-            Field::Port => 2,
+            Field::Port { .. } => 2,
             field => field.units() * 4,
         };
         self.load_part(field, to, length);
@@ -213,7 +237,7 @@ impl Rule {
         match field {
             Field::Address { offset, .. } => self.made.payload(1, offset, length, to),
             Field::Protocol => self.made.meta(Meta::Protocol, to),
-            Field::Port => self.made.payload(2, 2, length, to),
+            Field::Port { source } => self.made.payload(2, if source { 0 } else { 2 }, length, to),
         }
     }
 
@@ -296,7 +320,7 @@ impl Rule {
 enum Field {
     Address { offset: u32, six: bool },
     Protocol,
-    Port,
+    Port { source: bool },
 }
 
 impl Field {
@@ -314,13 +338,25 @@ impl Field {
     fn family(self) -> Option<u8> {
         match self {
             Self::Address { six, .. } => Some(if six { IPV6 } else { IPV4 }),
-            Self::Protocol | Self::Port => None,
+            Self::Protocol | Self::Port { .. } => None,
         }
     }
 
     fn units(self) -> u32 {
         if matches!(self, Self::Address { six: true, .. }) { 4 } else { 1 }
     }
+}
+
+/// Flags of TCP (RFC 9293, 3.1), as `rst,ack`.
+fn flags(words: &str) -> Option<u8> {
+    let flag = |word| match word {
+        "fin" => Some(0x01),
+        "syn" => Some(0x02),
+        "rst" => Some(0x04),
+        "ack" => Some(0x10),
+        _ => None,
+    };
+    words.split(',').map(flag).try_fold(0, |all, flag| Some(all | flag?))
 }
 
 /// The number of a protocol.

@@ -22,6 +22,10 @@ add rule inet gitopsd svc-shop tcp dport 80 jhash ip saddr mod 100 seed 0xdeadbe
 add rule inet gitopsd svc-shop tcp dport 80 jhash ip6 saddr mod 3 seed 0x0 < 1 dnat ip6 to [fd00::7]:8080
 insert rule inet gitopsd svc-shop ip saddr 10.0.0.0/8 ip daddr != 10.64.0.0/11 goto spare
 add rule inet gitopsd spare iifname != "lo" tcp flags syn / fin,syn,rst,ack drop
+add set inet gitopsd quiet { type inet_proto . inet_service ; }
+add rule inet gitopsd spare oifname != "lo" meta l4proto . th sport @quiet tcp flags rst,ack / syn,rst,ack tcp sequence 0 drop
+add set inet gitopsd asked { type inet_proto . inet_service ; size 512 ; flags dynamic,timeout ; timeout 60s ; }
+add rule inet gitopsd spare meta l4proto . th sport != @asked add @asked { meta l4proto . th sport } drop
 insert rule inet gitopsd svc-shop ct original ip daddr 10.98.0.0/17 udp dport 53 accept
 "#;
 
