@@ -205,14 +205,16 @@ impl Agent {
                     return Err(Refusal::new(Reason::Internal, message));
                 };
                 let route = self.route(service, record, incumbent);
-                self.delay_refusals(service, *generation);
                 return at_once(self.lead(&route));
             }
             Step::Switch(generation) | Step::Route(generation) => {
                 let (record, deployed) = self.live(service, *generation)?;
                 let route = self.route(service, record, deployed);
-                self.delay_refusals(service, *generation);
-                return at_once(self.lead(&route));
+                let result = self.lead(&route);
+                if result.is_ok() && matches!(step, Step::Route(_)) {
+                    self.end_of_dead(service, *generation);
+                }
+                return at_once(result);
             }
             Step::Return { to: Some(to), from } => {
                 let (record, deployed) = self.live(service, *to)?;

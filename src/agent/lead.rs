@@ -9,20 +9,9 @@ use crate::reconcile::drain::Drain;
 use crate::reconcile::handover;
 use crate::reconcile::record::{Deployed, ServiceRecord};
 use crate::reconcile::view::route_for;
-use crate::types::{Generation, Route, ServiceName};
+use crate::types::{Generation, InstanceId, Route, ServiceName};
 
 impl Agent {
-    /// Has the containers of a generation that is about to get new connections refuse nobody at once, should their programs end:
-    /// another generation, or the same one started again, may be there a moment later. Only a courtesy: nothing waits for what
-    /// cannot be done.
-    pub(super) fn delay_refusals(&self, service: &ServiceName, generation: Generation) {
-        for id in self.instances(service, generation) {
-            if let Err(error) = self.hands.traffic.delay_refusals(&id) {
-                tracing::warn!("{service}: {}", error.to_refusal());
-            }
-        }
-    }
-
     /// Leads new connections along a route, and ports with it that others keep for it.
     pub(super) fn lead(&mut self, route: &Route) -> Result<(), EngineError> {
         let givers = self.givers(route);
@@ -57,9 +46,22 @@ impl Agent {
             return;
         }
         for id in self.instances(service, generation) {
-            if let Err(error) = self.hands.traffic.reset_connections(&id) {
-                tracing::warn!("{service}: {}", error.to_refusal());
-            }
+            self.end_of_its_connections(&id);
+        }
+    }
+
+    /// The same of containers of a generation that have ended: who has asked one of them, and got no answer, asks again, and is to
+    /// reach another one.
+    pub(super) fn end_of_dead(&self, service: &ServiceName, generation: Generation) {
+        let instances = self.instances(service, generation);
+        for id in instances.iter().filter(|id| !self.hands.engine.runs(id)) {
+            self.end_of_its_connections(id);
+        }
+    }
+
+    fn end_of_its_connections(&self, id: &InstanceId) {
+        if let Err(error) = self.hands.traffic.reset_connections(id) {
+            tracing::warn!("{}: {}", id.service, error.to_refusal());
         }
     }
 }

@@ -286,7 +286,7 @@ impl Agent {
             pool: Pool::new(config.engine.subnet),
             effects: Effects::new(hands.clone(), waker.clone()),
             shims: Shims::new(handle.clone(), hands.engine.clone(), waker.clone()),
-            probes: Probes::new(handle, hands.engine.clone(), waker.clone()),
+            probes: Probes::new(handle, hands.engine.clone(), hands.traffic.clone(), waker.clone()),
             drains: drains::Drains::new(),
             starts: clock::Starts::new(),
             errors: errors::Errors::new(),

@@ -1,6 +1,7 @@
 //! Beside the loop: one prober and one watch a running container.
 //!
-//! The loop is woken when a verdict can have changed, not at every probe: a settled host is probed in silence.
+//! The loop is woken when a verdict can have changed, not at every probe: a settled host is probed in silence. Whatever is well
+//! refuses nobody at once from then on, should it end ([`Traffic::delay_refusals`]).
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -15,8 +16,8 @@ use tokio::task::JoinHandle;
 
 use super::clock;
 use super::wake::{Wake, Waker};
-use crate::engine::{Engine, EngineError, ExecOutput, probe};
-use crate::reconcile::health::{EffectiveCheck, ProbeHistory, judge};
+use crate::engine::{Engine, EngineError, ExecOutput, Traffic, probe};
+use crate::reconcile::health::{EffectiveCheck, ProbeHistory, Verdict, judge};
 use crate::types::{InstanceId, Notified, Reason, Timestamp};
 
 type Histories = Arc<Mutex<BTreeMap<InstanceId, ProbeHistory>>>;
@@ -45,6 +46,7 @@ struct Running {
 pub struct Probes {
     runtime: Handle,
     engine: Arc<dyn Engine>,
+    traffic: Arc<dyn Traffic>,
     waker: Waker,
     histories: Histories,
     running: BTreeMap<InstanceId, Running>,
@@ -52,8 +54,8 @@ pub struct Probes {
 
 impl Probes {
     /// None yet.
-    pub fn new(runtime: Handle, engine: Arc<dyn Engine>, waker: Waker) -> Self {
-        Self { runtime, engine, waker, histories: Histories::default(), running: BTreeMap::new() }
+    pub fn new(runtime: Handle, engine: Arc<dyn Engine>, traffic: Arc<dyn Traffic>, waker: Waker) -> Self {
+        Self { runtime, engine, traffic, waker, histories: Histories::default(), running: BTreeMap::new() }
     }
 
     /// Probes exactly these from now on.
@@ -94,10 +96,13 @@ impl Probes {
 
     fn spawn_prober(&self, subject: Subject) -> JoinHandle<()> {
         let (engine, waker, histories) = (self.engine.clone(), self.waker.clone(), self.histories.clone());
+        let traffic = self.traffic.clone();
         let mut history = ProbeHistory::new(subject.started_at);
         lock(&histories).insert(subject.id.clone(), history.clone());
         self.runtime.spawn(async move {
             if subject.check.probes.is_empty() {
+                tokio::time::sleep(subject.check.steady).await;
+                delay_refusals(traffic, subject.id);
                 return;
             }
             loop {
@@ -111,6 +116,9 @@ impl Probes {
                 history.record(&subject.check, now, result);
                 let after = judge(&subject.check, Some(&history), subject.started_at, now);
                 lock(&histories).insert(subject.id.clone(), history.clone());
+                if before != Verdict::Healthy && after == Verdict::Healthy {
+                    delay_refusals(traffic.clone(), subject.id.clone());
+                }
                 if std::mem::discriminant(&before) != std::mem::discriminant(&after)
                     && waker.send(Wake::Look("a health verdict changed")).is_err()
                 {
@@ -119,6 +127,15 @@ impl Probes {
             }
         })
     }
+}
+
+/// Beside the probes: the kernel takes its time for it. Only a courtesy, and nothing waits for what cannot be done.
+fn delay_refusals(traffic: Arc<dyn Traffic>, id: InstanceId) {
+    tokio::task::spawn_blocking(move || {
+        if let Err(error) = traffic.delay_refusals(&id) {
+            tracing::warn!("{}: {}", id.service, error.to_refusal());
+        }
+    });
 }
 
 async fn attempt(subject: &Subject, engine: &Arc<dyn Engine>) -> Result<(), String> {

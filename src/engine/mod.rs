@@ -204,9 +204,9 @@ pub trait Traffic: Send + Sync {
     /// Ends the container's established connections, so that clients come back and reach the current route.
     fn reset_connections(&self, id: &InstanceId) -> Result<(), EngineError>;
 
-    /// Of a container that is about to get new connections: should nobody listen any more on a port that has a listener now, it
-    /// answers nobody for a second, and refuses then. Clients ask again after that second, and are led to what serves by then.
-    /// Where it refuses on and on, so it is once a minute.
+    /// Of a container that is well: should nobody listen any more on a port that has a listener now, it answers nobody for a
+    /// second, and refuses then. Clients ask again after that second, and are led to what serves by then. Where it refuses on
+    /// and on, so it is once a minute.
     fn delay_refusals(&self, id: &InstanceId) -> Result<(), EngineError>;
 
     /// Of a container that nothing leads to any more, and that is about to be told to end: what would begin a connection is not

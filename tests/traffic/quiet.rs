@@ -48,6 +48,29 @@ fn what_listened_is_quiet_for_a_second_and_then_refuses() {
     agent.teardown();
 }
 
+/// Clients of this namespace that have asked, and got no answer.
+fn asking() -> std::io::Result<usize> {
+    let text = std::fs::read_to_string("/proc/thread-self/net/tcp")?;
+    // TCP_SYN_SENT
+    Ok(text.lines().filter(|line| line.split_whitespace().nth(3) == Some("02")).count())
+}
+
+/// Two clients ask a container that has ended, one from this host and one from outside; then `change`. What they are told.
+fn told_after(host: &Host, change: impl FnOnce()) -> Vec<String> {
+    let begun = Instant::now();
+    let ends = std::thread::scope(|scope| {
+        let local = scope.spawn(|| ask((Ipv4Addr::LOCALHOST, 80)));
+        let outside = scope.spawn(|| ask_from(&host.outside, (HOST, 80)));
+        wait_for("both to ask in vain", || {
+            asking().unwrap() == 1 && inside(&host.outside, asking).unwrap() == 1
+        });
+        change();
+        [local, outside].map(|client| client.join().unwrap().unwrap())
+    });
+    assert!(begun.elapsed() >= Duration::from_millis(900), "nobody had to wait: {:?}", begun.elapsed());
+    ends.to_vec()
+}
+
 #[test]
 fn whoever_asks_a_dead_version_reaches_the_one_before() {
     let host = Host::new();
@@ -57,18 +80,23 @@ fn whoever_asks_a_dead_version_reaches_the_one_before() {
     agent.point(&agent.route("shop.2", 12, PORTS));
     agent.traffic.delay_refusals(&id("shop.2")).unwrap();
     drop(green);
-    std::thread::scope(|scope| {
-        let local = scope.spawn(|| ask((Ipv4Addr::LOCALHOST, 80)));
-        let outside = scope.spawn(|| ask_from(&host.outside, (HOST, 80)));
-        std::thread::sleep(Duration::from_millis(200));
-        // As the agent does it once it has seen the end.
+    let answers = told_after(&host, || {
         agent.point(&agent.route("shop.1", 11, PORTS));
         agent.traffic.reset_connections(&id("shop.2")).unwrap();
-        agent.traffic.end_connections(&id("shop.2"), Duration::ZERO).unwrap();
-        for client in [local, outside] {
-            let answer = client.join().unwrap().unwrap();
-            assert!(answer.starts_with("shop.1 "), "{answer}");
-        }
     });
+    assert!(answers.iter().all(|answer| answer.starts_with("shop.1 ")), "{answers:?}");
+    agent.teardown();
+}
+
+#[test]
+fn whoever_asks_a_dead_container_reaches_it_once_it_is_started_again() {
+    let host = Host::new();
+    let agent = host.agent("gitopsd", 1);
+    let first = listening(&agent, "shop.1", 11);
+    agent.point(&agent.route("shop.1", 11, PORTS));
+    agent.traffic.delay_refusals(&id("shop.1")).unwrap();
+    drop(first);
+    let answers = told_after(&host, || drop(agent.container("shop.1", 11, 8080)));
+    assert!(answers.iter().all(|answer| answer.starts_with("shop.1 ")), "{answers:?}");
     agent.teardown();
 }

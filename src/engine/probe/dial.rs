@@ -3,6 +3,7 @@
 use std::io;
 use std::net::SocketAddrV4;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
@@ -43,13 +44,26 @@ impl Target<'_> {
 pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
+/// A container that was started again is quiet for a moment where nobody listens yet (`traffic::quiet`), and the kernel asks
+/// again only after a second. It is on this host: an answer takes no time.
+const ASK_AGAIN: Duration = Duration::from_millis(200);
+
+/// Whoever calls sets the limit.
+async fn dial(address: SocketAddrV4) -> io::Result<TcpStream> {
+    loop {
+        if let Ok(result) = tokio::time::timeout(ASK_AGAIN, TcpStream::connect(address)).await {
+            return result;
+        }
+    }
+}
+
 /// Connects, and agrees on TLS where that is asked for. `protocol`: its name in ALPN.
 pub async fn connect(
     target: &Target<'_>,
     tls: Option<&ProbeTls>,
     protocol: &[u8],
 ) -> Result<Box<dyn Stream>, String> {
-    let stream = TcpStream::connect(target.address).await.map_err(|error| plain(&error))?;
+    let stream = dial(target.address).await.map_err(|error| plain(&error))?;
     let Some(tls) = tls else { return Ok(Box::new(stream)) };
     let mut config = config(tls)?;
     config.alpn_protocols = vec![protocol.to_vec()];

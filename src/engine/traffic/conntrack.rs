@@ -1,7 +1,8 @@
 //! Forgets UDP flows that go another way than the rules say, as without a connection's end they would go on as they began for as
 //! long as a client does; and TCP connections to a container that goes.
 //!
-//! Of TCP only those that are over: to delete entries of connections that are still open makes clients wait a second and more.
+//! Of TCP only those that are over, or that nobody has answered and nobody will: to delete entries of connections that are still
+//! open makes clients wait a second and more.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -22,15 +23,28 @@ const FILTER_PROTO_NUM: u32 = 1 << 3;
 const NETLINK_NETFILTER: u16 = 12;
 const UDP: u8 = libc::IPPROTO_UDP as u8;
 const TCP: u8 = libc::IPPROTO_TCP as u8;
-/// `TCP_CONNTRACK_SYN_SENT`, `TCP_CONNTRACK_TIME_WAIT` and `TCP_CONNTRACK_CLOSE` of linux/netfilter/nf_conntrack_tcp.h: nobody
-/// has answered yet, and the client asks again; or only what begins another connection comes of those.
-const OVER: [u8; 3] = [1, 7, 8];
+/// `TCP_CONNTRACK_SYN_SENT` of linux/netfilter/nf_conntrack_tcp.h: nobody has answered yet, and the client asks again.
+const UNANSWERED: u8 = 1;
+/// `TCP_CONNTRACK_TIME_WAIT` and `TCP_CONNTRACK_CLOSE`: only what begins another connection comes of those.
+const OVER: [u8; 2] = [7, 8];
 const INET: u8 = libc::AF_INET as u8;
 const INET6: u8 = libc::AF_INET6 as u8;
 
 /// What the kernel knows of flows. Its socket is kept: see `ask::Asker`.
 #[derive(Default)]
 pub struct Flows(NetlinkSocket);
+
+/// TCP connections that are to be forgotten.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Which {
+    /// Those that are over.
+    Over,
+    /// Those too that nobody has answered: of a container that answers nobody any more. One that does may do so between the
+    /// list and the deletion, and its client would be led elsewhere in the middle of it.
+    Unanswered,
+    /// All of them.
+    All,
+}
 
 impl Flows {
     /// Deletes the UDP flows that `leads` would lead elsewhere than they go, or that were redirected to one of `lost` and
@@ -50,13 +64,18 @@ impl Flows {
         self.forget(UDP, &from, |flow, _| is_stale(flow, lost, &leads))
     }
 
-    /// Deletes the TCP connections that were redirected to one of `addresses`: those that are over or not answered, or `all`. Returns
-    /// how many there were.
-    pub fn forget_connections(&mut self, addresses: &[IpAddr], all: bool) -> io::Result<usize> {
+    /// Deletes `which` of the TCP connections that were redirected to one of `addresses`. Returns how many there were.
+    pub fn forget_connections(&mut self, addresses: &[IpAddr], which: Which) -> io::Result<usize> {
         self.forget(TCP, &answered_by(addresses), |flow, attributes| {
             let state = || attributes.get_protoinfo().ok()?.get_protoinfo_tcp().ok()?.get_tcp_state().ok();
             let ours = flow.from != flow.to && addresses.contains(&flow.from.ip());
-            ours && (all || state().is_some_and(|state| OVER.contains(&state)))
+            ours && match which {
+                Which::Over => state().is_some_and(|state| OVER.contains(&state)),
+                Which::Unanswered => {
+                    state().is_some_and(|state| state == UNANSWERED || OVER.contains(&state))
+                }
+                Which::All => true,
+            }
         })
     }
 

@@ -9,7 +9,7 @@
 use std::io;
 use std::net::IpAddr;
 
-use super::conntrack::Flows;
+use super::conntrack::{Flows, Which};
 use super::owner;
 use crate::types::InstanceId;
 
@@ -27,13 +27,13 @@ pub fn drop_new() -> io::Result<()> {
     owner::apply_once(DEAF)
 }
 
-/// Deletes what conntrack knows of TCP connections that were led to a container at these addresses: of those that are over,
-/// or `all`. Only a courtesy: nothing waits for what cannot be done.
-pub fn forget(flows: &mut Flows, id: &InstanceId, addresses: &[IpAddr], all: bool) {
+/// Deletes what conntrack knows of `which` TCP connections that were led to a container at these addresses. Only a courtesy:
+/// nothing waits for what cannot be done.
+pub fn forget(flows: &mut Flows, id: &InstanceId, addresses: &[IpAddr], which: Which) {
     if addresses.is_empty() {
         return;
     }
-    match flows.forget_connections(addresses, all) {
+    match flows.forget_connections(addresses, which) {
         Ok(0) => {}
         Ok(count) => tracing::debug!("{id}: {count} connections are forgotten"),
         Err(error) => tracing::warn!("cannot forget connections of {id}: {error}"),

@@ -36,6 +36,7 @@ use super::native::net::names::{Names, Subnet, Subnet6};
 use super::native::net::{namespace, namespace_path};
 use super::{EngineError, Route, Traffic};
 use crate::types::{Branch, InstanceId, Membership, PortMapping, Reason, ServiceName};
+use conntrack::Which;
 use forward::Look;
 use listing::Table;
 use netlink::ask::Asker;
@@ -262,7 +263,7 @@ impl NftTraffic {
             return Ok(None);
         }
         namespace::inside(&path, work).map(Some).map_err(|error| {
-            EngineError::new(Reason::Network, format!("cannot see the sockets of {id}"), error)
+            EngineError::new(Reason::Network, format!("cannot work in the network of {id}"), error)
         })
     }
 }
@@ -403,13 +404,14 @@ impl Traffic for NftTraffic {
         let reset = || sockets::reset(&sockets::incoming()?, id);
         self.inside(id, reset)?;
         let own = self.addresses_of(id)?;
-        farewell::forget(&mut self.follower.flows(), id, &own, false);
+        farewell::forget(&mut self.follower.flows(), id, &own, Which::Unanswered);
         Ok(())
     }
 
     fn delay_refusals(&self, id: &InstanceId) -> Result<(), EngineError> {
         match self.has_own_network(id) {
             true => self.inside(id, quiet::delay_refusals).map(|_| ()),
+            // Whose network it is has asked for it.
             false => Ok(()),
         }
     }
@@ -418,7 +420,7 @@ impl Traffic for NftTraffic {
         if self.has_own_network(id) {
             self.inside(id, farewell::drop_new)?;
             let own = self.addresses_of(id)?;
-            farewell::forget(&mut self.follower.flows(), id, &own, false);
+            farewell::forget(&mut self.follower.flows(), id, &own, Which::Unanswered);
         }
         Ok(())
     }
@@ -428,7 +430,7 @@ impl Traffic for NftTraffic {
             return Ok(0);
         }
         let own = self.addresses_of(id)?;
-        farewell::forget(&mut self.follower.flows(), id, &own, false);
+        farewell::forget(&mut self.follower.flows(), id, &own, Which::Unanswered);
         let end = || {
             let end = Instant::now() + patience;
             loop {
@@ -440,7 +442,7 @@ impl Traffic for NftTraffic {
             }
         };
         let ended = self.inside(id, end);
-        farewell::forget(&mut self.follower.flows(), id, &own, true);
+        farewell::forget(&mut self.follower.flows(), id, &own, Which::All);
         // UDP has no end to tell of: whoever goes on sending is led where the rules lead by now.
         self.follower.forget(id, &own);
         Ok(ended?.unwrap_or(0))

@@ -17,16 +17,16 @@ use crate::types::Protocol;
 /// processor that finds it in `refused` finds it in `quiet` too. What goes on refusing is quiet again after a minute.
 const RULES: &str = r#"
 add table inet gitopsd-quiet
+delete table inet gitopsd-quiet
+add table inet gitopsd-quiet
 add set inet gitopsd-quiet listened { type inet_proto . inet_service ; }
 add set inet gitopsd-quiet refused { type inet_proto . inet_service ; size 65535 ; flags dynamic,timeout ; timeout 60s ; }
 add set inet gitopsd-quiet quiet { type inet_proto . inet_service ; size 65535 ; flags dynamic,timeout ; timeout 1s ; }
-add chain inet gitopsd-quiet first
-flush chain inet gitopsd-quiet first
-add rule inet gitopsd-quiet first meta l4proto . th sport != @refused add @quiet { meta l4proto . th sport } add @refused { meta l4proto . th sport } drop
-add rule inet gitopsd-quiet first meta l4proto . th sport @quiet drop
+add chain inet gitopsd-quiet refuse
+add rule inet gitopsd-quiet refuse meta l4proto . th sport != @refused add @quiet { meta l4proto . th sport } add @refused { meta l4proto . th sport } drop
+add rule inet gitopsd-quiet refuse meta l4proto . th sport @quiet drop
 add chain inet gitopsd-quiet output { type filter hook output priority -300 ; policy accept ; }
-flush chain inet gitopsd-quiet output
-add rule inet gitopsd-quiet output oifname != "lo" meta l4proto . th sport @listened tcp flags rst,ack / syn,rst,ack tcp sequence 0 goto first
+add rule inet gitopsd-quiet output oifname != "lo" meta l4proto . th sport @listened tcp flags rst,ack / syn,rst,ack tcp sequence 0 goto refuse
 "#;
 
 /// The script for these ports.
@@ -40,10 +40,11 @@ fn rules(ports: &BTreeSet<u16>) -> String {
 }
 
 /// Has the calling thread's network namespace answer nobody in the first second, where the ports on which somebody listens there
-/// now are to be refused.
+/// for others now are to be refused.
 pub fn delay_refusals() -> io::Result<()> {
-    let ports: BTreeSet<u16> =
-        sockets::listening(Protocol::Tcp)?.iter().map(sockets::Socket::local_port).collect();
+    let listening = sockets::listening(Protocol::Tcp)?;
+    let for_others = listening.iter().filter(|socket| !socket.local().is_loopback());
+    let ports: BTreeSet<u16> = for_others.map(sockets::Socket::local_port).collect();
     if ports.is_empty() { Ok(()) } else { owner::apply_once(&rules(&ports)) }
 }
 

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use nix::ifaddrs::getifaddrs;
 use nix::sys::socket::SockaddrStorage;
 
-use super::conntrack::Flows;
+use super::conntrack::{Flows, Which};
 use super::ruleset::hairpins;
 use crate::engine::Route;
 use crate::engine::native::net::names::Subnet6;
@@ -160,7 +160,7 @@ fn walk(flows: &mut Flows, changes: &BTreeMap<ServiceName, Change>) {
         tracing::warn!("cannot move UDP flows of {}: {error}", services());
     }
     // A TCP client that uses a port again is to be led by the rules, and not where its former connection went (`farewell`).
-    if let Err(error) = flows.forget_connections(&lost, false) {
+    if let Err(error) = flows.forget_connections(&lost, Which::Over) {
         tracing::warn!("cannot forget connections of {} that are over: {error}", services());
     }
 }
