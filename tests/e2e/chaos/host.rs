@@ -95,6 +95,7 @@ timeout = "1s"
 start_period = "2s"
 retries = 3
 [deploy]
+min_healthy_time = "300ms"
 drain = "1s"
 bake = "700ms"
 timeout = "20s"
