@@ -120,7 +120,17 @@ impl Host {
                 }
                 _ => transition::intend(record, step, end.as_ref(), self.now),
             };
-            self.write(name, Some(intended))?;
+            if let Step::Batch { generation, .. } = step {
+                self.audit_canary(name, *generation);
+            }
+            let written = self.write(name, Some(intended.clone()));
+            // From then on it has been well with its part, whatever becomes of the host before the rules say so.
+            if let Step::Batch { generation, .. } = step
+                && self.records.get(name) == Some(&intended)
+            {
+                self.audit.in_batches.insert(InstanceId::new(name, *generation));
+            }
+            written?;
         }
         if let Step::Pull(generation) = step {
             self.demand(!self.is_local(name, *generation), "what is local is not pulled", name);
@@ -295,20 +305,21 @@ impl Host {
                     }
                 }
             }
-            Step::Canary(_) => {
+            Step::Canary(generation) => {
+                self.note_judged(name, *generation);
                 let incumbent = self.incumbent(name).map(|incumbent| incumbent.generation);
                 return self.point_traffic(name, incumbent);
             }
             Step::Batch { generation, stay } => {
-                self.audit_canary(name, *generation);
+                self.note_judged(name, *generation);
                 self.audit_batch(name, *generation, *stay);
-                self.audit.in_batches.insert(InstanceId::new(name, *generation));
                 let incumbent = self.incumbent(name).map(|incumbent| incumbent.generation);
                 return self.point_traffic(name, incumbent);
             }
             Step::Switch(generation) | Step::Route(generation) => {
                 match step {
                     Step::Switch(_) => {
+                        self.note_judged(name, *generation);
                         self.audit_canary(name, *generation);
                         self.audit_all_judged(name, *generation);
                     }

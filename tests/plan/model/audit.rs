@@ -220,7 +220,9 @@ impl Host {
         self.demand(!served, "what is one too many has lost its traffic before it goes", name);
     }
 
-    pub(super) fn audit_switch(&mut self, name: &ServiceName, generation: Generation, route: &Route) {
+    /// Traffic is about to be led to a generation: what is not probed was judged by the clock, now. It counts also where the rules
+    /// cannot be changed, and the clock is set back before they can.
+    pub(super) fn note_judged(&mut self, name: &ServiceName, generation: Generation) {
         let id = InstanceId::new(name, generation);
         let deployed = self.records[name].live(generation).unwrap();
         let check = self.check(&deployed.spec);
@@ -230,14 +232,23 @@ impl Host {
         {
             self.audit.passed.insert(id.clone());
         }
-        let state = self.containers.get(&id).map(|container| &container.state);
-        let over = matches!(state, Some(ContainerState::Exited(exit)) if exit.code == Some(0))
-            && check.probes.is_empty()
-            && deployed.spec.restart.may_end();
-        if over {
-            // It has done what it is for.
-            self.audit.passed.insert(id.clone());
+        if self.has_done_its_work(name, generation) {
+            self.audit.passed.insert(id);
         }
+    }
+
+    /// Whether it has ended, and that is what it is for.
+    fn has_done_its_work(&self, name: &ServiceName, generation: Generation) -> bool {
+        let deployed = self.records[name].live(generation).unwrap();
+        let state = self.containers.get(&InstanceId::new(name, generation)).map(|container| &container.state);
+        matches!(state, Some(ContainerState::Exited(exit)) if exit.code == Some(0))
+            && self.check(&deployed.spec).probes.is_empty()
+            && deployed.spec.restart.may_end()
+    }
+
+    pub(super) fn audit_switch(&mut self, name: &ServiceName, generation: Generation, route: &Route) {
+        self.note_judged(name, generation);
+        let over = self.has_done_its_work(name, generation);
         let deployed = self.records[name].live(generation).unwrap();
         let runs = |id: InstanceId| self.containers.get(&id).is_some_and(|it| running(&it.state));
         // Of a part the branch alone: further containers that have an address by now are started later.
@@ -285,7 +296,7 @@ impl Host {
         let excused = rollout.to.spec.strategy() != Strategy::BlueGreen
             || rollout.cause == Cause::Rollback
             || rollout.switched_at.is_some()
-            // It was asked when the batches began, and the clock may have been set back since.
+            // It was asked when the batches began; the host may have been rebooted, or its clock set back, since.
             || self.audit.in_batches.contains(&InstanceId::new(name, generation))
             || !runs(generation)
             || !beside;

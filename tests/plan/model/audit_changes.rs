@@ -150,7 +150,15 @@ impl Host {
         for port in before.iter().filter(|port| !leads(port)) {
             let next = self.repo.declared.keys().find(|other| *other != name && self.is_to_have(other, port));
             let up = self.incumbent(name).is_some_and(|it| self.any_runs(name, it.generation));
-            let excused = !up;
+            // Behind the same port of a new version may be anything, unless it is published still.
+            let record = self.records.get(name);
+            let candidate = record.and_then(|record| record.rollout.as_ref()).map(|rollout| &rollout.to);
+            let new = candidate
+                .filter(|new| self.routes.get(name).is_some_and(|route| route.generation == new.generation));
+            let inside = |port: &PortMapping| (port.container_port, port.protocol);
+            let unknown =
+                new.is_some_and(|new| !new.spec.ports.iter().any(|own| inside(own) == inside(port)));
+            let excused = !up || unknown;
             self.demand(
                 excused || next.is_none(),
                 "a port that another service is to have is not given up before",
