@@ -205,15 +205,15 @@ impl Agent {
                     return Err(Refusal::new(Reason::Internal, message));
                 };
                 let route = self.route(service, record, incumbent);
-                return at_once(self.lead(&route));
+                let result = self.lead(&route);
+                self.forget_dead(service);
+                return at_once(result);
             }
             Step::Switch(generation) | Step::Route(generation) => {
                 let (record, deployed) = self.live(service, *generation)?;
                 let route = self.route(service, record, deployed);
                 let result = self.lead(&route);
-                if result.is_ok() && matches!(step, Step::Route(_)) {
-                    self.end_of_dead(service, *generation);
-                }
+                self.forget_dead(service);
                 return at_once(result);
             }
             Step::Return { to: Some(to), from } => {

@@ -9,7 +9,7 @@ use crate::reconcile::drain::Drain;
 use crate::reconcile::handover;
 use crate::reconcile::record::{Deployed, ServiceRecord};
 use crate::reconcile::view::route_for;
-use crate::types::{Generation, InstanceId, Route, ServiceName};
+use crate::types::{Generation, Route, ServiceName};
 
 impl Agent {
     /// Leads new connections along a route, and ports with it that others keep for it.
@@ -46,22 +46,17 @@ impl Agent {
             return;
         }
         for id in self.instances(service, generation) {
-            self.end_of_its_connections(&id);
+            if let Err(error) = self.hands.traffic.reset_connections(&id) {
+                tracing::warn!("{service}: {}", error.to_refusal());
+            }
         }
     }
 
-    /// The same of containers of a generation that have ended: who has asked one of them, and got no answer, asks again, and is to
-    /// reach another one.
-    pub(super) fn end_of_dead(&self, service: &ServiceName, generation: Generation) {
-        let instances = self.instances(service, generation);
-        for id in instances.iter().filter(|id| !self.hands.engine.runs(id)) {
-            self.end_of_its_connections(id);
-        }
-    }
-
-    fn end_of_its_connections(&self, id: &InstanceId) {
-        if let Err(error) = self.hands.traffic.reset_connections(id) {
-            tracing::warn!("{}: {}", id.service, error.to_refusal());
+    /// Of a service's containers that have ended: who has asked one of them, and got no answer, asks again, and is to be led by
+    /// the rules as they are now.
+    pub(super) fn forget_dead(&self, service: &ServiceName) {
+        for id in self.seen.instances_of(service).filter(|id| !self.hands.engine.runs(id)) {
+            self.hands.traffic.forget_unanswered(id);
         }
     }
 }

@@ -105,6 +105,8 @@ impl Probes {
                 delay_refusals(traffic, subject.id);
                 return;
             }
+            // Once a start: what falls sick again and again has no such second each time.
+            let mut was_well = false;
             loop {
                 let due = history.next_probe_at(&subject.check);
                 let pause = Duration::try_from(due.duration_since(clock::now())).unwrap_or_default();
@@ -116,7 +118,7 @@ impl Probes {
                 history.record(&subject.check, now, result);
                 let after = judge(&subject.check, Some(&history), subject.started_at, now);
                 lock(&histories).insert(subject.id.clone(), history.clone());
-                if before != Verdict::Healthy && after == Verdict::Healthy {
+                if after == Verdict::Healthy && !std::mem::replace(&mut was_well, true) {
                     delay_refusals(traffic.clone(), subject.id.clone());
                 }
                 if std::mem::discriminant(&before) != std::mem::discriminant(&after)

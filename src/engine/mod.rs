@@ -209,6 +209,9 @@ pub trait Traffic: Send + Sync {
     /// and on, so it is once a minute.
     fn delay_refusals(&self, id: &InstanceId) -> Result<(), EngineError>;
 
+    /// Of a container that has ended: whoever asked it, and got no answer, is led by the rules when he asks again. Only a courtesy.
+    fn forget_unanswered(&self, id: &InstanceId);
+
     /// Of a container that nothing leads to any more, and that is about to be told to end: what would begin a connection is not
     /// answered from now on, so that its client asks again, and is led to what serves.
     fn turn_away(&self, id: &InstanceId) -> Result<(), EngineError>;

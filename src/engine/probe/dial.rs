@@ -48,8 +48,8 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 /// again only after a second. It is on this host: an answer takes no time.
 const ASK_AGAIN: Duration = Duration::from_millis(200);
 
-/// Whoever calls sets the limit.
-async fn dial(address: SocketAddrV4) -> io::Result<TcpStream> {
+/// Connects by TCP alone. Whoever calls sets the limit.
+pub async fn dial(address: SocketAddrV4) -> io::Result<TcpStream> {
     loop {
         if let Ok(result) = tokio::time::timeout(ASK_AGAIN, TcpStream::connect(address)).await {
             return result;

@@ -9,7 +9,6 @@ mod http;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
-use tokio::net::TcpStream;
 use tokio::time::timeout_at;
 
 use self::dial::{Target, plain};
@@ -52,9 +51,8 @@ pub async fn attempt(
         }
         Probe::Tcp { port } => {
             let what = format!("connecting to port {port}");
-            let connect = async {
-                TcpStream::connect(at(*port).address).await.map(drop).map_err(|error| plain(&error))
-            };
+            let connect =
+                async { dial::dial(at(*port).address).await.map(drop).map_err(|error| plain(&error)) };
             within(timeout, &what, connect).await
         }
         Probe::Test { command } => test(command, timeout, inside.exec(command.clone(), timeout)).await,

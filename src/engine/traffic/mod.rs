@@ -411,8 +411,16 @@ impl Traffic for NftTraffic {
     fn delay_refusals(&self, id: &InstanceId) -> Result<(), EngineError> {
         match self.has_own_network(id) {
             true => self.inside(id, quiet::delay_refusals).map(|_| ()),
-            // Whose network it is has asked for it.
+            // Of a network that it shares nobody knows whose port is whose.
             false => Ok(()),
+        }
+    }
+
+    fn forget_unanswered(&self, id: &InstanceId) {
+        if self.has_own_network(id)
+            && let Ok(own) = self.addresses_of(id)
+        {
+            farewell::forget(&mut self.follower.flows(), id, &own, Which::Unanswered);
         }
     }
 
