@@ -56,7 +56,7 @@ fn asking() -> std::io::Result<usize> {
 }
 
 /// Two clients ask a container that has ended, one from this host and one from outside; then `change`. What they are told.
-fn told_after(host: &Host, change: impl FnOnce()) -> Vec<String> {
+fn told_after(host: &Host, change: impl FnOnce()) -> [String; 2] {
     let begun = Instant::now();
     let ends = std::thread::scope(|scope| {
         let local = scope.spawn(|| ask((Ipv4Addr::LOCALHOST, 80)));
@@ -68,7 +68,7 @@ fn told_after(host: &Host, change: impl FnOnce()) -> Vec<String> {
         [local, outside].map(|client| client.join().unwrap().unwrap())
     });
     assert!(begun.elapsed() >= Duration::from_millis(900), "nobody had to wait: {:?}", begun.elapsed());
-    ends.to_vec()
+    ends
 }
 
 #[test]

@@ -229,8 +229,14 @@ fn set(named: Attributes, words: &mut Words<'_>, is_map: bool) -> Option<Attribu
     }
     let set = named.number(3, flags).number(4, kind).number(5, length);
     let set = if is_map { set.number(6, VERDICT_TYPE).number(7, 0) } else { set };
-    let set = size.map_or(set.clone(), |size| set.nest(9, Attributes::default().number(1, size)));
-    let set = timeout.map_or(set.clone(), |timeout| set.bytes(11, &timeout));
+    let set = match size {
+        Some(size) => set.nest(9, Attributes::default().number(1, size)),
+        None => set,
+    };
+    let set = match timeout {
+        Some(timeout) => set.bytes(11, &timeout),
+        None => set,
+    };
     words.expect("}")?;
     Some(set)
 }
