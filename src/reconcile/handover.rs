@@ -8,11 +8,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::exchange::{all_from, waits_for};
 use super::next::held;
 use super::ports::{elsewhere, shown};
-use super::record::{Deployed, Phase, Rollout, ServiceRecord};
-use super::step::Next;
+use super::record::{Cause, Deployed, Phase, Rollout, ServiceRecord, Spec};
+use super::step::{Amendment, Next, Step};
 use super::view::View;
-use super::world::{Desired, Observed};
-use super::{later, order, preflight, removals};
+use super::world::{Desired, DesiredService, Observed};
+use super::{changes, later, order, preflight, removals};
 use crate::types::{Policy, PortMapping, Reason, Refusal, Route, ServiceName};
 
 /// The ports that are to lead to `deployed`: with those that nobody has taken yet who is to have them; of a service that is to
@@ -33,8 +33,7 @@ pub(super) fn published(
     let is_taken = |port: &PortMapping| goes && others().any(|(_, route)| is_among(port, &route.ports));
     let there = observed.routes.get(name);
     let same = there.is_some_and(|route| route.generation == deployed.generation);
-    let inside = |port: &PortMapping| (port.container_port, port.protocol);
-    let leads = |port: &PortMapping| same || own.iter().any(|it| inside(it) == inside(port));
+    let leads = |port: &PortMapping| same || !loses(&deployed.spec, port);
     let back = |port: &PortMapping| desired.ports.get(name).is_some_and(|ports| is_among(port, ports));
     let is_whole = same && deployed.amending.is_none();
     let wanted = |port: &PortMapping| wants(desired, name, port).next().is_some() || is_whole && back(port);
@@ -115,35 +114,104 @@ pub fn givers(
 /// Who is to have a port of a service that is to go, and which one: until then it serves. Not one that waits for this service
 /// itself, or for what it gives back.
 pub(super) fn taker<'a>(view: &View<'a>) -> Option<(&'a ServiceName, String)> {
-    let (desired, route) = (view.desired?, view.route()?);
-    let has_ended = |other: &ServiceName, port: &PortMapping| {
-        let incumbent = view.records.get(other).and_then(|record| record.incumbent.as_ref());
-        incumbent.is_some_and(|it| is_among(port, &it.spec.ports) && !view.of(other).any_runs(it))
+    let route = view.route()?;
+    let comes = |other: &ServiceName, port: &PortMapping| {
+        !has_ended(view, other, port) && !waits_for_us(view, other, Waits::ForAll)
     };
-    let comes =
-        |other: &&ServiceName, port: &PortMapping| !has_ended(other, port) && !waits_for_us(view, other);
     route.ports.iter().find_map(|port| {
-        let other = wants(desired, view.name, port).find(|other| comes(other, port))?;
+        let other = wants(view.desired?, view.name, port).find(|other| comes(other, port))?;
         Some((other, shown(port)))
     })
 }
 
+/// Whether a service that has this port by its record has ended: nothing of it will take the port.
+fn has_ended(view: &View<'_>, name: &ServiceName, port: &PortMapping) -> bool {
+    let Some(there) = view.known(name) else { return false };
+    let incumbent = there.record.and_then(|record| record.incumbent.as_ref());
+    incumbent.is_some_and(|it| is_among(port, &it.spec.ports) && !there.any_runs(it))
+}
+
+/// Which waits count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Waits {
+    ForAll,
+    /// All but those for a port of this service, which is about to give it up.
+    ButForOurPorts,
+}
+
 /// Whether the change of `other` waits for this service, by however many others, or for what this one would give back.
-fn waits_for_us(view: &View<'_>, other: &ServiceName) -> bool {
+fn waits_for_us(view: &View<'_>, other: &ServiceName, waits: Waits) -> bool {
     let is_short = |name: &ServiceName| view.known(name).is_some_and(|there| preflight::is_short(&there));
-    let first = all_from(other, |name| comes_after(view, name));
+    let first = all_from(other, |name| comes_after(view, name, waits));
     first.iter().any(|name| name == view.name || is_short(name))
 }
 
 /// The services for whose change the one of `name` waits.
-fn comes_after(view: &View<'_>, name: &ServiceName) -> Vec<ServiceName> {
+fn comes_after(view: &View<'_>, name: &ServiceName, waits: Waits) -> Vec<ServiceName> {
     let needed = order::needs(view, name).into_iter().map(|needed| needed.service);
     let ports = view.desired.and_then(|desired| desired.ports.get(name)).into_iter().flatten();
+    let gives = |other: &ServiceName| waits == Waits::ButForOurPorts && other == view.name;
     let holders = ports.flat_map(|port| {
-        let mut routes = view.observed.routes.iter().filter(|(other, _)| *other != name);
+        let mut routes = view.observed.routes.iter().filter(|(other, _)| *other != name && !gives(other));
         routes.find(|(other, route)| is_among(port, &route.ports) && !is_free(view, other, port))
     });
-    waits_for(view, name).into_iter().chain(needed).chain(holders.map(|(other, _)| other.clone())).collect()
+    let all = waits_for(view, name).into_iter().chain(needed).chain(holders.map(|(other, _)| other.clone()));
+    all.chain(view.known(name).iter().flat_map(takers).cloned()).collect()
+}
+
+/// Those that are to have a port of this service before it goes, or its next version has the traffic.
+fn takers<'a>(view: &View<'a>) -> Vec<&'a ServiceName> {
+    let (Some(desired), Some(route)) = (view.desired, view.route()) else { return Vec::new() };
+    let rollout = view.record.and_then(|record| record.rollout.as_ref());
+    let next = match (rollout, view.wanted()) {
+        (Some(rollout), _) => Some(&rollout.to.spec),
+        (None, Some(DesiredService::Run(spec))) if order::is_to_begin(view, view.name, view.record) => {
+            Some(&**spec)
+        }
+        (None, None) => None,
+        _ => return Vec::new(),
+    };
+    let lost = route.ports.iter().filter(|port| next.is_none_or(|spec| loses(spec, port)));
+    lost.flat_map(|port| wants(desired, view.name, port)).collect()
+}
+
+/// Whether nothing would lead to `port` any more by `spec`: neither it, nor the same port of the container under another number.
+fn loses(spec: &Spec, port: &PortMapping) -> bool {
+    let inside = |port: &PortMapping| (port.container_port, port.protocol);
+    !is_among(port, &spec.ports) && !spec.ports.iter().any(|own| inside(own) == inside(port))
+}
+
+/// What comes before a proved candidate gets traffic that leads nowhere by it and another service is to have: that the port is what
+/// the incumbent only keeps, and then that it is taken.
+pub(super) fn before_switch(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Option<Next> {
+    let incumbent = record.incumbent.as_ref().filter(|it| view.any_runs(it))?;
+    let (desired, route) = (view.desired?, view.route()?);
+    if rollout.cause == Cause::Rollback || route.generation != incumbent.generation {
+        return None;
+    }
+    let next_of = |port: &PortMapping| {
+        let mut others = wants(desired, view.name, port);
+        others
+            .find(|it| !has_ended(view, it, port) && !waits_for_us(view, it, Waits::ButForOurPorts))
+            .filter(|_| loses(&rollout.to.spec, port))
+    };
+    let own = &incumbent.spec.ports;
+    let (given, rest): (Vec<_>, Vec<_>) = own.iter().cloned().partition(|port| next_of(port).is_some());
+    if !given.is_empty() {
+        let spec = Spec { ports: rest, ..incumbent.spec.clone() };
+        return Some(Next::Do(Step::Amend(Box::new(Amendment {
+            generation: incumbent.generation,
+            differences: changes::between(&incumbent.spec, &spec),
+            spec,
+            commit: desired.commit.clone(),
+            // Its rules stay as they are: they lead to it until they are taken.
+            touches: false,
+        }))));
+    }
+    let (other, port) = route.ports.iter().find_map(|port| Some((next_of(port)?, shown(port))))?;
+    let message =
+        format!("it gets traffic once {other} serves {port}, which leads to the version before until then");
+    Some(held(Refusal::new(Reason::Dependency, message)))
 }
 
 /// It is no longer wanted, and what it has is another one's next.
@@ -163,7 +231,7 @@ pub(super) fn refusal(view: &View<'_>, rollout: &Rollout) -> Option<Refusal> {
         let (holder, _) = elsewhere(view, &rollout.to.spec.ports)?;
         let theirs = view.records.get(holder)?.rollout.as_ref()?;
         let leaves = !theirs.to.spec.ports.iter().any(|port| is_among(port, &rollout.to.spec.ports));
-        Some(leaves && theirs.phase != Phase::Abandoning && !waits_for_us(view, holder))
+        Some(leaves && theirs.phase != Phase::Abandoning && !waits_for_us(view, holder, Waits::ForAll))
     };
     taken.filter(|_| rollout.phase == Phase::Switching && over && is_coming() != Some(true)).cloned()
 }

@@ -344,7 +344,8 @@ fn switch(view: &View<'_>, record: &ServiceRecord, rollout: &Rollout) -> Next {
             _ => wait(why),
         };
     }
-    let wait = order.or_else(|| paused(view, rollout));
+    let port = || handover::before_switch(view, record, rollout).filter(|_| apart);
+    let wait = order.or_else(port).or_else(|| paused(view, rollout));
     let generation = rollout.to.generation;
     wait.unwrap_or_else(|| {
         let step = match canary::is_due(view, record, rollout) {

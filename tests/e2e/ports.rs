@@ -181,6 +181,43 @@ fn a_port_goes_to_another_service_without_a_lost_request() {
 }
 
 #[test]
+fn a_next_version_without_the_port_waits_until_another_service_has_it() {
+    let (lab, [port, other, free]) = two();
+    let (v1, v2) = (lab.reference("1"), lab.image("2", Kind::Good));
+    let load = Load::begin(port, 200);
+    // Nothing listens on that port of the container.
+    let without = |image: &str, port: u16| {
+        web(image, port, "").replace(":8080\"", ":9\"").replace("retries", "port = 8080\nretries")
+    };
+    lab.write("services/web.toml", &without(&v2, free));
+    let slow = web(&v2, port, "").replace("bake", "min_healthy_time = \"2s\"\nbake");
+    lab.write("services/api.toml", &slow);
+    lab.commit("the port of web is api's, and web has another one");
+    lab.sync();
+    assert_eq!(get(port, "/").unwrap(), "version 2\n");
+    assert!(get(other, "/").is_err(), "nobody is to have it");
+    // Both ways at once: what had it leaves it for good, and it is an old service's again.
+    lab.write("services/web.toml", &web(&v1, port, ""));
+    lab.write("services/api.toml", &without(&v1, other));
+    lab.commit("it is web's again");
+    lab.sync();
+    assert_eq!(get(port, "/").unwrap(), "version 1\n");
+    // Who is to have it is no good: the next version waits, and what runs serves on.
+    let bad = lab.image("3", Kind::Sick);
+    lab.write("services/web.toml", &without(&v2, free));
+    lab.write("services/api.toml", &web(&bad, port, ""));
+    lab.commit("the port is to be a sick one's");
+    assert_eq!(lab.run(&["sync", "--wait"]).status.code(), Some(1));
+    let waits = lab.service("web");
+    assert_eq!((&waits["reason"], &waits["image"]), (&"dependency".into(), &v1.as_str().into()), "{waits}");
+    assert_eq!(get(port, "/").unwrap(), "version 1\n");
+    lab.deploy("api", &web(&v2, port, ""), "a good one");
+    lab.sync();
+    assert_eq!(get(port, "/").unwrap(), "version 2\n");
+    load.end_without_failure();
+}
+
+#[test]
 fn what_is_to_have_a_port_and_is_sick_does_not_get_it() {
     let (lab, [port, other, _]) = two();
     let bad = lab.image("2", Kind::Sick);

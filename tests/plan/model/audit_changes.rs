@@ -142,6 +142,23 @@ impl Host {
         }
     }
 
+    /// Whether the next version of a service that gives a port up may get traffic before another one has it: an operator wants it, it is
+    /// what an earlier commit wanted, or some service may wait for another one.
+    fn cannot_wait(&self, name: &ServiceName) -> bool {
+        let rollout = self.records.get(name).and_then(|record| record.rollout.as_ref());
+        let head = self.desired.as_ref().map(|desired| &desired.commit.id);
+        let asked = rollout.is_some_and(|it| it.cause == Cause::Rollback || Some(&it.to.commit.id) != head);
+        let live = self.records.values().flat_map(|record| record.live_generations());
+        let wanted = self.desired.iter().flat_map(|desired| desired.services.values());
+        let wanted = wanted.filter_map(|wanted| match wanted {
+            DesiredService::Run(spec) => Some(&**spec),
+            _ => None,
+        });
+        let mut specs = live.map(|live| &live.spec).chain(wanted);
+        let waits = specs.any(|spec| spec.needs().next().is_some() || !written(spec).is_empty());
+        asked || waits || self.memory_left().is_some()
+    }
+
     /// What a change of a route did to the ports that led somewhere.
     pub(super) fn audit_led(&self, name: &ServiceName, before: &[PortMapping]) {
         let leads = |port: &PortMapping| {
@@ -158,7 +175,7 @@ impl Host {
             let inside = |port: &PortMapping| (port.container_port, port.protocol);
             let unknown =
                 new.is_some_and(|new| !new.spec.ports.iter().any(|own| inside(own) == inside(port)));
-            let excused = !up || unknown;
+            let excused = !up || unknown && self.cannot_wait(name);
             self.demand(
                 excused || next.is_none(),
                 "a port that another service is to have is not given up before",
