@@ -9,6 +9,7 @@ use super::exchange::{all_from, waits_for};
 use super::next::held;
 use super::ports::{elsewhere, shown};
 use super::record::{Cause, Deployed, Phase, Rollout, ServiceRecord, Spec};
+use super::sharing::under_way;
 use super::step::{Amendment, Next, Step};
 use super::view::View;
 use super::world::{Desired, DesiredService, Observed};
@@ -156,21 +157,30 @@ fn comes_after(view: &View<'_>, name: &ServiceName, waits: Waits) -> Vec<Service
         routes.find(|(other, route)| is_among(port, &route.ports) && !is_free(view, other, port))
     });
     let all = waits_for(view, name).into_iter().chain(needed).chain(holders.map(|(other, _)| other.clone()));
-    all.chain(view.known(name).iter().flat_map(takers).cloned()).collect()
+    let there = view.known(name);
+    let behind = there.and_then(|there| Some(under_way(&there, next_of(&there)?))).into_iter().flatten();
+    all.chain(there.iter().flat_map(takers).chain(behind).cloned()).collect()
+}
+
+/// What a service is to be next, where that is another generation.
+fn next_of<'a>(view: &View<'a>) -> Option<&'a Spec> {
+    let rollout = view.record.and_then(|record| record.rollout.as_ref());
+    match (rollout, view.wanted()) {
+        (Some(rollout), _) => Some(&rollout.to.spec),
+        (None, Some(DesiredService::Run(spec))) if order::is_to_begin(view, view.name, view.record) => {
+            Some(spec)
+        }
+        _ => None,
+    }
 }
 
 /// Those that are to have a port of this service before it goes, or its next version has the traffic.
 fn takers<'a>(view: &View<'a>) -> Vec<&'a ServiceName> {
+    let next = next_of(view);
     let (Some(desired), Some(route)) = (view.desired, view.route()) else { return Vec::new() };
-    let rollout = view.record.and_then(|record| record.rollout.as_ref());
-    let next = match (rollout, view.wanted()) {
-        (Some(rollout), _) => Some(&rollout.to.spec),
-        (None, Some(DesiredService::Run(spec))) if order::is_to_begin(view, view.name, view.record) => {
-            Some(&**spec)
-        }
-        (None, None) => None,
-        _ => return Vec::new(),
-    };
+    if next.is_none() && view.wanted().is_some() {
+        return Vec::new();
+    }
     let lost = route.ports.iter().filter(|port| next.is_none_or(|spec| loses(spec, port)));
     lost.flat_map(|port| wants(desired, view.name, port)).collect()
 }

@@ -54,6 +54,18 @@ fn sharers<'a>(
     })
 }
 
+/// The other services whose change has begun and writes where `spec` does: this one's comes after it.
+pub(super) fn under_way<'a>(view: &View<'a>, spec: &Spec) -> Vec<&'a ServiceName> {
+    let writes = written(spec);
+    let comes_first = |(name, record): &(&'a ServiceName, &'a ServiceRecord)| {
+        let rollout = record.rollout.as_ref().filter(|_| *name != view.name);
+        rollout.is_some_and(|it| {
+            common(&writes, &written(&it.to.spec)).is_some() && has_begun(&view.of(name), record, it)
+        })
+    };
+    view.records.iter().filter(comes_first).map(|(name, _)| name).collect()
+}
+
 /// The volumes and directories that it writes to.
 pub(super) fn written<I>(spec: &ServiceSpec<I>) -> BTreeSet<Place<'_>> {
     let writes = spec.volumes.iter().filter(|volume| !volume.read_only);

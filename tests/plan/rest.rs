@@ -16,7 +16,13 @@ pub fn waits_for(next: &Next) -> Option<ServiceName> {
         Next::Wait { why, .. } if why.ends_with(" too, is being changed") => why,
         _ => return None,
     };
-    let text = text.strip_prefix("it goes once ").unwrap_or(text);
+    let text = ["it goes once ", "it gets traffic once "]
+        .iter()
+        .find_map(|it| text.strip_prefix(it))
+        .unwrap_or(text);
+    if let Some((other, _)) = text.split_once(" serves ") {
+        return other.parse().ok();
+    }
     let text = text.split_once(" is still written to by ").map_or(text, |(_, other)| other);
     text.split_once(", ")?.0.parse().ok()
 }
