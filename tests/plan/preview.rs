@@ -140,8 +140,9 @@ proptest! {
                 Next::Do(Step::Begin { .. }) => prop_assert_eq!(why, None, "{} is begun\n{}", name, host.tail()),
                 Next::Held { refusal, .. } => {
                     let by_word = matches!(refusal.reason, Reason::Held | Reason::OperatorRollback | Reason::Window | Reason::TooManyRemovals | Reason::ConfigEmpty);
-                    let kept = by_word || failure.is_some_and(|failure| failure.refusal == *refusal);
-                    let replaced = moved && refusal.reason == Reason::Window;
+                    let failed = failure.is_some_and(|failure| failure.refusal == *refusal);
+                    let kept = by_word || failed;
+                    let replaced = moved && (failed || refusal.reason == Reason::Window);
                     prop_assert!(!kept || replaced || why.is_some(), "{}: {}, and {}\n{}", name, change, refusal, host.tail());
                 }
                 _ => {}

@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use gitopsd::reconcile::later;
 use gitopsd::reconcile::receipt::Side;
-use gitopsd::reconcile::record::{Cause, Deployed, Down, Phase, ServiceRecord, Spec};
+use gitopsd::reconcile::record::{Cause, Deployed, Down, Phase, Rollout, ServiceRecord, Spec};
 use gitopsd::reconcile::step::{Next, Plan, Step};
 use gitopsd::types::{
-    CommitId, ContainerState, Declared, Digest, Generation, InstanceId, Job, Route, ServiceName, Strategy,
-    Timestamp, VolumeMount,
+    CommitId, ContainerState, Declared, Digest, Generation, InstanceId, Job, Reason, Route, ServiceName,
+    Strategy, Timestamp, VolumeMount,
 };
 
 use super::Host;
@@ -418,7 +418,13 @@ impl Host {
     /// Nothing of a service is left over: what exists is its incumbent, and nothing is under way.
     pub fn audit_rest_of(&self, name: &ServiceName) {
         if let Some(record) = self.records.get(name) {
-            self.demand(record.rollout.is_none(), "after any crash the host converges (rollout)", name);
+            // Who goes back to where another service has the port by now waits for it, for an hour.
+            let port = |next: &Next| matches!(next, Next::Held { refusal, .. } if refusal.reason == Reason::PortInUse);
+            let waits = |rollout: &Rollout| {
+                rollout.cause == Cause::Rollback && port(&self.plan().services[name].next)
+            };
+            let done = record.rollout.as_ref().is_none_or(waits);
+            self.demand(done, "after any crash the host converges (rollout)", name);
             self.demand(record.retiring.is_none(), "after any crash the host converges (retiring)", name);
             self.demand(record.removing.is_none(), "after any crash the host converges (removing)", name);
             self.demand(record.leaving_since.is_none(), "what stays does not leave", name);
