@@ -120,13 +120,20 @@ proptest! {
             let failure = record.and_then(|record| record.failure.as_ref());
             // Tags are looked up by the agent alone: `plan` does not know that one has moved.
             let incumbent = record.and_then(|record| record.incumbent.as_ref());
-            let moved = match (desired.services.get(name), incumbent) {
-                (Some(DesiredService::Run(spec)), Some(incumbent)) => {
-                    let (new, old) = (&spec.image, &incumbent.spec.image);
+            let before = incumbent.into_iter().chain(record.and_then(|record| record.previous.as_ref()));
+            let moved = match desired.services.get(name) {
+                Some(DesiredService::Run(spec)) => before.into_iter().any(|old| {
+                    let (new, old) = (&spec.image, &old.spec.image);
                     new.reference == old.reference && new.digest != old.digest
-                }
+                }),
                 _ => false,
             };
+            // No window keeps what follows its network, once that has moved.
+            let joined = match desired.services.get(name) {
+                Some(DesiredService::Run(spec)) => spec.joins(),
+                _ => None,
+            };
+            let follows = joined.is_some_and(|it| matches!(changes.get(it), Some(Change::Replace { .. })));
             let why = postponed.get(name);
             let rollout = host.records.get(name).and_then(|record| record.rollout.as_ref());
             let under_way = rollout.is_some_and(|it| it.to.commit.id == desired.commit.id);
@@ -142,7 +149,8 @@ proptest! {
                     let by_word = matches!(refusal.reason, Reason::Held | Reason::OperatorRollback | Reason::Window | Reason::TooManyRemovals | Reason::ConfigEmpty);
                     let failed = failure.is_some_and(|failure| failure.refusal == *refusal);
                     let kept = by_word || failed;
-                    let replaced = moved && (failed || refusal.reason == Reason::Window);
+                    let by_window = refusal.reason == Reason::Window;
+                    let replaced = moved && (failed || by_window) || follows && by_window;
                     prop_assert!(!kept || replaced || why.is_some(), "{}: {}, and {}\n{}", name, change, refusal, host.tail());
                 }
                 _ => {}
